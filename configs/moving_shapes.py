@@ -1,0 +1,44 @@
+"""Joint training on the embedded data: shapes in images, moving shapes in videos.
+
+    python -m sparse_tube_vit.train --config configs/moving_shapes.py --workdir DIR
+
+Four tubes like the paper's, for clips of 64x64 pixels. The image tube reads one frame
+of a clip, so that motion can only be seen through the other three. Arguments, after a
+colon and separated by commas:
+
+    tubes=image     the image tube alone
+    streams=video   the video stream alone (or images)
+"""
+
+from sparse_tube_vit.config import arguments, default_config, evaluation, stream
+
+TUBES = (
+    {"kernel": (8, 8, 8), "stride": (8, 16, 16)},
+    {"kernel": (16, 4, 4), "stride": (16, 16, 16), "offset": (0, 4, 4)},
+    {"kernel": (4, 12, 12), "stride": (8, 16, 16), "offset": (0, 2, 2)},
+    {"kernel": (1, 16, 16), "stride": (16, 16, 16)},
+)
+
+
+def get_config(argument: str = ""):
+    args = arguments(argument, tubes="all", streams="joint")
+    config = default_config()
+    config.total_steps = 700
+    config.clip.update(frames=16, fps=8.0, size=64)
+    config.model.update(depth=4, width=128, mlp_dim=512, heads=2)
+    config.model.tubes = TUBES if args.tubes == "all" else TUBES[3:]
+    config.optimizer.update(
+        learning_rate=1e-3, warmup_steps=100, weight_decay=0.01, ema_decay=0.99
+    )
+    videos = {"kind": "video", "dataset": "moving_shapes/videos", "head": "motions"}
+    images = {"kind": "image", "dataset": "moving_shapes/images", "head": "shapes"}
+    look = {"flip": False, "crop_area": (0.8, 1.0)}  # motions are left and right
+    views = {"temporal_views": 2, "spatial_views": 3}
+    if args.streams in ("joint", "video"):
+        config.streams.video = stream(**videos, batch_size=32, **look)
+        config.evaluations.video = evaluation(**videos, batch_size=32, **views)
+    if args.streams in ("joint", "images"):
+        config.streams.image = stream(**images, batch_size=64, **look)
+        config.evaluations.image = evaluation(**images, batch_size=64)
+    config.checkpoint.every_steps = 350
+    return config

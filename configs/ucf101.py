@@ -1,0 +1,48 @@
+"""UCF101 jointly with images, from scratch, small enough for a laptop.
+
+    python -m sparse_tube_vit.prepare ucf101 --videos DIR --annotations DIR --data_dir data
+    python -m sparse_tube_vit.prepare image_folder --name tiny_imagenet --images DIR \
+        --data_dir data
+    python -m sparse_tube_vit.train --config configs/ucf101.py --workdir DIR
+
+Clips of 32 frames at 12.5 frames per second and 96x96 pixels. Arguments, after a colon
+and separated by commas:
+
+    split=1         the official split, 1 to 3
+    streams=video   the video stream alone
+"""
+
+from sparse_tube_vit.config import arguments, default_config, evaluation, stream
+
+
+def get_config(argument: str = ""):
+    args = arguments(argument, split="1", streams="joint")
+    config = default_config()
+    config.total_steps = 3300
+    config.clip.update(frames=32, fps=12.5, size=96)
+    config.model.update(depth=4, width=192, mlp_dim=768, heads=3, dropout=0.1)
+    config.model.tubes = (
+        {"kernel": (8, 8, 8), "stride": (8, 24, 24), "offset": (0, 8, 8)},
+        {"kernel": (16, 4, 4), "stride": (8, 24, 24), "offset": (0, 10, 10)},
+        {"kernel": (4, 12, 12), "stride": (8, 24, 24), "offset": (0, 6, 6)},
+        {"kernel": (1, 16, 16), "stride": (32, 16, 16)},
+    )
+    config.optimizer.update(
+        learning_rate=1e-3, warmup_steps=200, weight_decay=0.05, ema_decay=0.998
+    )
+    videos = {"kind": "video", "dataset": f"ucf101/split{args.split}", "head": "ucf101"}
+    images = {
+        "kind": "image",
+        "dataset": "image_folder/tiny_imagenet",
+        "head": "tiny_imagenet",
+    }
+    augment = {"color_jitter": 0.4, "label_smoothing": 0.1, "mixup": 0.3}
+    config.streams.video = stream(**videos, batch_size=16, **augment)
+    config.evaluations.video = evaluation(
+        **videos, batch_size=4, temporal_views=2, spatial_views=3
+    )
+    if args.streams == "joint":
+        config.streams.image = stream(**images, batch_size=32, **augment)
+        config.evaluations.image = evaluation(**images, split="val", batch_size=50)
+    config.evaluate_every_steps = 1100
+    return config

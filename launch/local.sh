@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# The main job on the embedded data, on this machine's CPU: sets up, prepares
+# moving_shapes, trains jointly on images and videos, evaluates, and draws figures.
+#
+#   ./launch/local.sh [--config.key=value ...]      WORKDIR=runs/moving_shapes
+set -euo pipefail
+source "$(dirname "$0")/setup.sh"
+workdir="${WORKDIR:-runs/moving_shapes}"
+
+python -m sparse_tube_vit.prepare moving_shapes --data_dir data
+python -m sparse_tube_vit.train --config configs/moving_shapes.py \
+    --workdir "$workdir" "$@"
+python -m sparse_tube_vit.figures --workdir "$workdir"
+echo "Accuracies and confusion matrices: $workdir/evaluations"

@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Sets up and passes all tests. Arguments go to pytest: --slow runs the long ones too.
+set -euo pipefail
+source "$(dirname "$0")/setup.sh"
+ruff check .
+ruff format --check .
+python -m pytest tests "$@"

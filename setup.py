@@ -1,0 +1,39 @@
+from setuptools import find_packages, setup
+
+# Loading a checkpoint needs the core alone; each extra adds one use.
+CORE = [
+    "jax>=0.9",
+    "flax>=0.12",
+    "orbax-checkpoint>=0.11",
+    "ml-collections>=1.1",
+    "numpy>=2.0",
+    "etils[epath]>=1.13",
+    "absl-py>=2.3",
+    "av>=17",
+]
+TRAIN = [
+    "optax>=0.2.6",
+    "clu>=0.0.12",
+    "grain>=0.2.15",
+    "array-record>=0.8",
+    "tensorflow-datasets>=4.9.9",
+    "tensorflow-cpu>=2.20",  # clu's TensorBoard writer
+    "tensorboard>=2.20",
+    "matplotlib>=3.10",
+]
+
+setup(
+    name="sparse_tube_vit",
+    version="0.1.0",
+    description="TubeViT (sparse video tubes) for joint image and video training in JAX",
+    license="Apache-2.0",
+    packages=find_packages(include=["sparse_tube_vit", "sparse_tube_vit.*"]),
+    python_requires=">=3.11",
+    install_requires=CORE,
+    extras_require={
+        "train": TRAIN,
+        "tpu": ["jax[tpu]>=0.9"],
+        "cuda": ["jax[cuda13]>=0.9"],
+        "dev": ["pytest>=9", "ruff>=0.14"],
+    },
+)

@@ -1,0 +1,187 @@
+"""All of orbax: save, resume, and read for inference.
+
+`WORKDIR/checkpoints/<step>` holds the items `params`, `ema` (where one is kept) and
+`optimizer`, unstacked trees of arrays, and `run`: JSON with the whole config, the class
+names of every head, and the versions of the packages.
+"""
+
+import importlib.metadata
+import json
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from sparse_tube_vit.config import ConfigDict
+from sparse_tube_vit.errors import TubeViTError
+from sparse_tube_vit.log import log
+from sparse_tube_vit.training.step import TrainState
+
+_PACKAGES = ("sparse_tube_vit", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
+
+#: What a resumed run may set otherwise: none of it changes what is learnt.
+FREE_KEYS = (
+    "checkpoint",
+    "data_dir",
+    "evaluate_every_steps",
+    "evaluations",
+    "loader",
+    "log_every_steps",
+    "mesh",
+)
+
+
+class NoCheckpoint(TubeViTError, FileNotFoundError):
+    """There is no finished checkpoint where one is needed."""
+
+
+class OtherRun(TubeViTError, ValueError):
+    """The work directory belongs to a run with another config or other classes."""
+
+
+def describe_run(config: ConfigDict, class_names: dict[str, tuple[str, ...]]) -> dict:
+    """What a checkpoint says of its run, as plain JSON types."""
+    versions = {}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:  # run from a source tree
+            versions[package] = "not installed"
+    return {
+        "config": json.loads(config.to_json()),
+        "class_names": {head: list(names) for head, names in class_names.items()},
+        "versions": versions,
+    }
+
+
+class Checkpoints:
+    """The checkpoints of a run in training, written in the background."""
+
+    def __init__(self, workdir, keep: int, run: dict):
+        self.directory = epath.Path(workdir).resolve() / "checkpoints"
+        self.run = run
+        self.manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep),
+        )
+
+    def resume(self, state: TrainState) -> TrainState:
+        """The state of the latest checkpoint, sharded as `state`; `state` if none is there.
+
+        Raises:
+          OtherRun: it was written with another config or for other classes.
+        """
+        step = self.manager.latest_step()
+        if step is None:
+            return state
+        self._check_run(read_run(self.directory, step))
+        items = _items(state)
+        targets = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), items
+        )
+        restored = self.manager.restore(
+            step,
+            args=ocp.args.Composite(
+                **{k: ocp.args.StandardRestore(v) for k, v in targets.items()}
+            ),
+        )
+        log.info("Resumed from step %d in %s", step, self.directory)
+        return TrainState(
+            step=jax.device_put(np.int32(step), state.step.sharding),
+            params=restored["params"],
+            optimizer=restored["optimizer"],
+            ema=restored["ema"] if state.ema is not None else None,
+        )
+
+    def save(self, state: TrainState) -> None:
+        """Writes the state in the background; the arrays may be donated at once."""
+        step = int(state.step)
+        if step in self.manager.all_steps():
+            return
+        self.manager.save(
+            step,
+            args=ocp.args.Composite(
+                run=ocp.args.JsonSave(self.run),
+                **{k: ocp.args.StandardSave(v) for k, v in _items(state).items()},
+            ),
+        )
+
+    def close(self) -> None:
+        """Waits until all is written."""
+        self.manager.wait_until_finished()
+        self.manager.close()
+
+    def _check_run(self, saved):
+        differences = [
+            f"  {key}: {before!r} then, {now!r} now"
+            for section in ("config", "class_names")
+            for key, before, now in _differences(saved[section], self.run[section])
+            if section == "class_names" or key.split(".")[0] not in FREE_KEYS
+        ]
+        if differences:
+            raise OtherRun(
+                f"{self.directory.parent} holds a run with other settings:\n"
+                + "\n".join(differences)
+                + "\nChoose another --workdir, or set them as they were to resume."
+            )
+
+
+def _items(state):
+    items = {"params": state.params, "optimizer": state.optimizer}
+    return items | ({"ema": state.ema} if state.ema is not None else {})
+
+
+def _differences(before, now, prefix=""):
+    """(key, before, now) for every leaf in which two nested dicts differ."""
+    for key in sorted(before.keys() | now.keys()):
+        a, b = before.get(key), now.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from _differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            yield f"{prefix}{key}", a, b
+
+
+def latest_step(workdir) -> int:
+    """Step of the latest finished checkpoint of a work directory.
+
+    Raises:
+      NoCheckpoint: there is none.
+    """
+    directory = epath.Path(workdir) / "checkpoints"
+    steps = [
+        int(path.name)
+        for path in (directory.iterdir() if directory.exists() else [])
+        if path.name.isdigit()
+    ]
+    if not steps:
+        raise NoCheckpoint(
+            f"{workdir} has no checkpoint below {directory}. Train first: "
+            "python -m sparse_tube_vit.train --config FILE --workdir DIR"
+        )
+    return max(steps)
+
+
+def read_run(directory, step: int) -> dict:
+    """What the checkpoint `directory/<step>` says of its run, see `describe_run`."""
+    path = epath.Path(directory).resolve() / str(step) / "run"
+    if not path.exists():
+        raise NoCheckpoint(
+            f"{path.parent} is not a finished checkpoint of this package."
+        )
+    return ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(path)
+
+
+def read_params(directory, step: int) -> dict:
+    """Parameters of `directory/<step>` as numpy arrays, the averaged ones if there are.
+
+    Needs no mesh: works on any number of devices.
+    """
+    root = epath.Path(directory).resolve() / str(step)
+    path = root / ("ema" if (root / "ema").exists() else "params")
+    if not path.exists():
+        raise NoCheckpoint(f"{root} holds no parameters.")
+    checkpointer = ocp.StandardCheckpointer()
+    metadata = checkpointer.metadata(path).item_metadata
+    target = jax.tree.map(lambda m: np.empty(m.shape, m.dtype), metadata.tree)
+    return checkpointer.restore(path, target)

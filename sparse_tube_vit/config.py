@@ -1,0 +1,189 @@
+"""What a run is made of: every key of a configuration, with its default.
+
+A file in `configs/` starts from `default_config()` and states what differs. The config is
+locked, so that a key which does not exist is an error wherever it is set.
+"""
+
+import ml_collections
+from ml_collections import config_dict
+
+from sparse_tube_vit.errors import TubeViTError
+
+ConfigDict = ml_collections.ConfigDict
+
+
+class InvalidConfig(TubeViTError, ValueError):
+    """A configuration whose values make no sense together."""
+
+
+def default_config() -> ConfigDict:
+    """All keys of a run but its streams, with defaults. Sizes are those of B."""
+    config = ConfigDict()
+    config.seed = 0
+    config.total_steps = config_dict.placeholder(int)
+    config.data_dir = "data"
+
+    # What the model reads: clips of `frames` frames at `fps` frames per second, pictures
+    # of size x size pixels. An image is one frame.
+    config.clip = ConfigDict({"frames": 32, "fps": 15.0, "size": 224})
+
+    # `tubes` is a name in variants.TUBE_SETS or a tuple of dicts with kernel, stride and
+    # offset. `dtype` is that of the computation; parameters are float32.
+    config.model = ConfigDict(
+        {
+            "tubes": config_dict.placeholder(object),
+            "depth": 12,
+            "width": 768,
+            "mlp_dim": 3072,
+            "heads": 12,
+            "dropout": 0.0,
+            "dtype": "float32",
+        }
+    )
+    config.model.tubes = "main"
+
+    config.streams = ConfigDict()  # name -> stream(...)
+    config.evaluations = ConfigDict()  # name -> evaluation(...)
+
+    # Adam with decoupled weight decay on kernels, linear warm-up, cosine decay to 0.
+    config.optimizer = ConfigDict(
+        {
+            "learning_rate": 5e-5,
+            "warmup_steps": 10_000,
+            "weight_decay": 0.001,
+            "beta1": 0.9,
+            "beta2": 0.999,
+            "clip_norm": 1.0,  # of the global gradient; 0: not clipped
+            "ema_decay": 0.0,  # of an average of the parameters; 0: none is kept
+        }
+    )
+
+    # Mesh axes, -1: whatever devices are left.
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+
+    # `workers` processes a stream decode, or `threads` threads where there are none.
+    # A run stops when more than `max_undecodable` of a stream's examples do not decode.
+    config.loader = ConfigDict(
+        {"workers": 0, "threads": 2, "prefetch": 4, "max_undecodable": 0.01}
+    )
+
+    config.log_every_steps = 50
+    config.evaluate_every_steps = 0  # 0: at the end only
+    config.checkpoint = ConfigDict({"every_steps": 1000, "keep": 3})
+    config.lock()
+    config.streams.unlock()
+    config.evaluations.unlock()
+    return config
+
+
+def stream(
+    *,
+    kind: str,
+    dataset: str,
+    head: str,
+    batch_size: int,
+    split: str = "train",
+    loss_weight: float = 1.0,
+    label_smoothing: float = 0.0,
+    mixup: float = 0.0,
+    crop_area: tuple[float, float] = (0.3, 1.0),
+    flip: bool = True,
+    color_jitter: float = 0.0,
+) -> ConfigDict:
+    """One source of training examples: a batch of it takes part in every step.
+
+    Args:
+      kind: "image" or "video".
+      dataset: as prepared below `data_dir`, for example "ucf101/split1".
+      head: the classifier that its examples go through.
+      batch_size: examples a step, over all hosts.
+      split: of the data set.
+      loss_weight: of its mean loss in the sum that is minimized.
+      label_smoothing: share of a label's weight spread over all classes.
+      mixup: alpha of the Beta distribution that pairs are mixed with; 0: none.
+      crop_area: least and greatest share of the picture that a random crop takes.
+      flip: whether to mirror left to right; never where classes tell the two apart.
+      color_jitter: strength of `augment.jitter_color`.
+    """
+    return ConfigDict(locals())
+
+
+def evaluation(
+    *,
+    kind: str,
+    dataset: str,
+    head: str,
+    batch_size: int,
+    split: str = "test",
+    temporal_views: int = 1,
+    spatial_views: int = 1,
+) -> ConfigDict:
+    """A measurement of accuracy: scores averaged over temporal x spatial views.
+
+    Args:
+      kind, dataset, head, split: as for `stream`.
+      batch_size: videos or images at a time, each with all its views.
+      temporal_views: clips, spread evenly from a video's beginning to its end.
+      spatial_views: square crops, spread evenly along the longer side.
+    """
+    return ConfigDict(locals())
+
+
+def validate(config: ConfigDict) -> None:
+    """Finds, before anything is compiled, what cannot work.
+
+    Raises:
+      InvalidConfig: lists everything that is wrong.
+    """
+    wrong = []
+    if not config.total_steps:
+        wrong.append("total_steps is not set.")
+    if not config.streams:
+        wrong.append("streams is empty: there is nothing to train on.")
+    for section, make in (("streams", stream), ("evaluations", evaluation)):
+        known = make.__kwdefaults__.keys() | set(make.__annotations__) - {"return"}
+        for name, source in config[section].items():
+            where = f"{section}.{name}"
+            if extra := set(source) - known:
+                wrong.append(f"{where} has unknown keys: {', '.join(sorted(extra))}.")
+            if source.kind not in ("image", "video"):
+                wrong.append(
+                    f"{where}.kind is {source.kind!r}, not 'image' or 'video'."
+                )
+            if source.batch_size < 1:
+                wrong.append(f"{where}.batch_size is {source.batch_size}.")
+    heads = {s.head for s in config.streams.values()}
+    for name, e in config.evaluations.items():
+        if e.head not in heads:
+            wrong.append(
+                f"evaluations.{name}.head is {e.head!r}, but the streams train "
+                f"{', '.join(sorted(heads)) or 'none'}."
+            )
+    if config.model.width % config.model.heads:
+        wrong.append(
+            f"model.width {config.model.width} is not a multiple of model.heads "
+            f"{config.model.heads}."
+        )
+    if config.optimizer.warmup_steps >= (config.total_steps or 0) > 0:
+        wrong.append(
+            f"optimizer.warmup_steps {config.optimizer.warmup_steps} is not below "
+            f"total_steps {config.total_steps}."
+        )
+    if wrong:
+        raise InvalidConfig("\n".join(["The configuration cannot work:", *wrong]))
+
+
+def arguments(given: str, **defaults: str) -> ConfigDict:
+    """Arguments of a config file, "key=value,key=value", over their defaults.
+
+    Raises:
+      InvalidConfig: a key that is not among the defaults.
+    """
+    pairs = [part.partition("=")[::2] for part in given.split(",") if part]
+    unknown = [key for key, _ in pairs if key not in defaults]
+    if unknown:
+        raise InvalidConfig(
+            f"The config takes no argument {', '.join(unknown)}; it takes "
+            f"{', '.join(defaults)}."
+        )
+    return ConfigDict({**defaults, **dict(pairs)})

@@ -1,0 +1,228 @@
+"""Data sets on disk: encoded clips and images with a label and an id, read by index.
+
+`open_split` is the reading side. Worker processes of the input pipeline import it, so
+it imports neither jax nor tensorflow, and TFDS only once a data set is opened.
+"""
+
+import dataclasses
+import functools
+import importlib
+import operator
+import re
+import shlex
+
+from etils import epath
+
+from sparse_tube_vit.errors import TubeViTError
+from sparse_tube_vit.log import log
+
+# Builder classes by name, as "module:class": importing one imports TFDS.
+BUILDERS = {
+    "image_folder": "sparse_tube_vit.datasets.folders:ImageFolder",
+    "moving_shapes": "sparse_tube_vit.datasets.moving_shapes:MovingShapes",
+    "ucf101": "sparse_tube_vit.datasets.ucf101:Ucf101",
+    "video_folder": "sparse_tube_vit.datasets.folders:VideoFolder",
+}
+
+
+class DatasetError(TubeViTError):
+    """A data set that cannot be made or read; the message says what to do."""
+
+
+class DatasetNotPrepared(DatasetError):
+    """The data set is not where it was looked for."""
+
+
+class UnknownSplit(DatasetError):
+    """The data set has no split of this name."""
+
+
+class UnsupportedDataset(DatasetError):
+    """A TFDS data set that is not labelled images or videos in ArrayRecord."""
+
+
+def builder_class(name: str) -> type:
+    """Returns the TFDS builder class called `name`, one of `BUILDERS`."""
+    module, cls = BUILDERS[name].split(":")
+    return getattr(importlib.import_module(module), cls)
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """One split of a prepared data set, a random-access source for grain.
+
+    `split[i]` is `{"id": str, "label": int, kind: bytes}` where the bytes are the
+    encoded file and `kind` is "video" or "image". Pickles to its few fields; every
+    process opens the files itself, on its first read.
+
+    Attributes:
+        name: The data set, for example "ucf101/split1".
+        split: The split, for example "train".
+        directory: The prepared directory.
+        kind: "video" or "image".
+        class_names: The name of every label, in the order of the labels.
+        length: Number of examples.
+    """
+
+    name: str
+    split: str
+    directory: str
+    kind: str
+    class_names: tuple[str, ...]
+    length: int
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, index) -> dict:
+        index = operator.index(index)
+        if not 0 <= index < self.length:
+            raise IndexError(
+                f"example {index} of {self.name} {self.split}, which has {self.length}"
+            )
+        record = self._source[index]
+        # TFDS's own image data sets carry a file name, or no name at all.
+        name = record.get("id", record.get("file_name", f"{self.split}-{index}"))
+        return {
+            "id": name.decode() if isinstance(name, bytes) else str(name),
+            "label": int(record["label"]),
+            self.kind: record[self.kind],
+        }
+
+    @functools.cached_property
+    def _source(self):
+        import tensorflow_datasets as tfds
+
+        builder = tfds.builder_from_directory(self.directory)
+        # tfds.features.Image would decode; the input pipeline wants the file.
+        decoders = {}
+        if isinstance(builder.info.features[self.kind], tfds.features.Image):
+            decoders = {self.kind: tfds.decode.SkipDecoding()}
+        return builder.as_data_source(self.split, decoders=decoders or None)
+
+    def __getstate__(self) -> dict:
+        return {k: v for k, v in self.__dict__.items() if k != "_source"}
+
+
+def open_split(dataset: str, split: str, data_dir) -> Split:
+    """Opens a split of a data set that TFDS has prepared in ArrayRecord.
+
+    The embedded data set, `moving_shapes/images` and `moving_shapes/videos`, is made
+    on first use.
+
+    Args:
+        dataset: Name below `data_dir`, with the TFDS config where there is one and
+            the version where the highest is not wanted: "ucf101/split1",
+            "video_folder/mine", "imagenet2012/5.1.0".
+        split: Split name, or a TFDS slice such as "train[:10%]".
+        data_dir: Directory that holds prepared data sets.
+
+    Raises:
+        DatasetNotPrepared: Nothing prepared there; says how to prepare it.
+        UnknownSplit: No such split; says which there are.
+        UnsupportedDataset: It holds no labelled images or videos in ArrayRecord.
+    """
+    if dataset.split("/")[0] == "moving_shapes":
+        _make_moving_shapes(dataset, data_dir)
+    directory = prepared_directory(dataset, data_dir)
+    if directory is None:
+        raise DatasetNotPrepared(
+            f"{dataset} is not prepared: no dataset_info.json in"
+            f" {epath.Path(data_dir) / dataset} or a version directory below it."
+            f" {_how_to_prepare(dataset, data_dir)}"
+        )
+    import tensorflow_datasets as tfds
+
+    info = tfds.builder_from_directory(directory).info
+    kind = _kind(dataset, directory, info)
+    if split.split("[")[0] not in info.splits:
+        raise UnknownSplit(
+            f"{dataset} in {directory} has no split {split!r};"
+            f" it has {', '.join(info.splits)}"
+        )
+    return Split(
+        name=dataset,
+        split=split,
+        directory=str(directory),
+        kind=kind,
+        class_names=tuple(info.features["label"].names),
+        length=info.splits[split].num_examples,
+    )
+
+
+def prepared_directory(dataset: str, data_dir) -> epath.Path | None:
+    """Returns the directory of `dataset`'s highest version, None if not prepared."""
+    root = epath.Path(data_dir) / dataset
+    if (root / "dataset_info.json").exists():
+        return root
+    if not root.is_dir():
+        return None
+    versions = [
+        d
+        for d in root.iterdir()
+        if re.fullmatch(r"\d+\.\d+\.\d+", d.name) and (d / "dataset_info.json").exists()
+    ]
+    return max(
+        versions, key=lambda d: [int(n) for n in d.name.split(".")], default=None
+    )
+
+
+def _make_moving_shapes(dataset: str, data_dir):
+    """Prepares moving_shapes unless this code's version of it is there."""
+    from sparse_tube_vit.datasets import encoded
+
+    cls = builder_class("moving_shapes")
+    if dataset.partition("/")[2] not in cls.KINDS:
+        raise DatasetNotPrepared(
+            f"there is no data set {dataset!r}; the embedded ones are"
+            f" {', '.join(f'moving_shapes/{kind}' for kind in cls.KINDS)}"
+        )
+    builder = cls(config=dataset.partition("/")[2], data_dir=data_dir)
+    if not builder.data_path.exists():
+        log.info("Making %s in %s (once)", dataset, builder.data_dir)
+        encoded.write(builder)
+
+
+def _kind(dataset: str, directory: epath.Path, info) -> str:
+    """Returns "video" or "image", or raises UnsupportedDataset."""
+    import tensorflow_datasets as tfds
+
+    kinds = [kind for kind in ("video", "image") if kind in info.features]
+    label = info.features["label"] if "label" in info.features else None
+    if not kinds or not isinstance(label, tfds.features.ClassLabel):
+        raise UnsupportedDataset(
+            f"{dataset} in {directory} has the features {', '.join(info.features)};"
+            " a `label` (ClassLabel) and a `video` or an `image` are needed"
+        )
+    feature = info.features[kinds[0]]
+    if not isinstance(feature, tfds.features.Image) and feature.shape != ():
+        raise UnsupportedDataset(
+            f"{dataset} in {directory} stores `{kinds[0]}` as {feature}, not as the"
+            " encoded file; prepare it with python -m sparse_tube_vit.prepare"
+        )
+    if info.file_format.value != "array_record":
+        raise UnsupportedDataset(
+            f"{dataset} in {directory} is stored as {info.file_format.value}; prepare"
+            ' it again with TFDS\'s file_format="array_record"'
+        )
+    return kinds[0]
+
+
+def _how_to_prepare(dataset: str, data_dir) -> str:
+    name, _, config = dataset.partition("/")
+    if name not in BUILDERS:
+        return (
+            f"Prepare {name} with TFDS (file_format='array_record') or use one of"
+            f" {', '.join(BUILDERS)}."
+        )
+    options = {
+        "image_folder": f"--name {config or 'NAME'} --images DIR",
+        "moving_shapes": "",
+        "video_folder": f"--name {config or 'NAME'} --videos DIR",
+        "ucf101": f"--split {config.removeprefix('split') or 1} --videos DIR"
+        " --annotations DIR",
+    }[name]
+    return (
+        f"Prepare it with: python -m sparse_tube_vit.prepare {name} {options}".rstrip()
+        + f" --data_dir {shlex.quote(str(data_dir))}"
+    )

@@ -1,0 +1,40 @@
+"""Which class an output of a head stands for, and that all its data sets agree."""
+
+from collections.abc import Iterable
+
+from sparse_tube_vit.datasets import Split
+from sparse_tube_vit.errors import TubeViTError
+
+
+class ClassNamesDiffer(TubeViTError, ValueError):
+    """A data set has other classes, or another order, than the head it is used with."""
+
+
+def classes_by_head(sources: Iterable[tuple[str, Split]]) -> dict[str, tuple[str, ...]]:
+    """Class names of every head from (head, split) pairs, splits of a head agreeing.
+
+    Raises:
+      ClassNamesDiffer: two splits with the same head have different classes.
+    """
+    classes = {}
+    for head, split in sources:
+        check_classes(head, classes.setdefault(head, split.class_names), split)
+    return classes
+
+
+def check_classes(head: str, class_names: Iterable[str], split: Split) -> None:
+    """Raises ClassNamesDiffer unless the split's classes are those, in that order."""
+    ours, theirs = list(class_names), list(split.class_names)
+    if ours == theirs:
+        return
+    if len(ours) != len(theirs):
+        what = f"{len(ours)} classes, but {split.name} has {len(theirs)}"
+    else:
+        label = next(i for i, (a, b) in enumerate(zip(ours, theirs)) if a != b)
+        what = (
+            f"{ours[label]!r} as class {label}, but {split.name} has {theirs[label]!r}"
+        )
+    raise ClassNamesDiffer(
+        f"Head {head!r} has {what}. Give the data set a head of its own, or prepare it "
+        "with the same classes in the same order."
+    )

@@ -1,0 +1,176 @@
+"""Folders of clips or images: `video_folder/NAME` and `image_folder/NAME`.
+
+Three layouts are read:
+
+* `DIR/<class>/<file>`: one split, `train`.
+* `DIR/<split>/<class>/<file>`.
+* A list of `relative/path,split` lines beside either; the class of a file is the
+  folder that holds it.
+
+Labels count the sorted class names; the classes are the union over the splits.
+"""
+
+import pathlib
+import re
+
+from sparse_tube_vit.datasets import DatasetError, encoded
+
+SUFFIXES = {
+    "image": {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"},
+    "video": {
+        *(".3gp", ".avi", ".flv", ".gif", ".m4v", ".mkv", ".mov", ".mp4"),
+        *(".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv"),
+    },
+}
+
+
+class NoClassFolders(DatasetError):
+    """The directory is not laid out in class folders."""
+
+
+class EmptyClassFolder(DatasetError):
+    """A class folder holds no file that can be taken."""
+
+
+class BadSplitList(DatasetError):
+    """A line of the split list is malformed or names a file that is not there."""
+
+
+class ImageFolder(encoded.ListedFiles, skip_registration=True):
+    """Images in class folders, given `read_folder`'s listing."""
+
+    name = "image_folder"
+    kind = "image"
+
+
+class VideoFolder(encoded.ListedFiles, skip_registration=True):
+    """Clips in class folders, given `read_folder`'s listing."""
+
+    name = "video_folder"
+    kind = "video"
+
+
+def read_folder(directory, kind: str, split_list=None) -> encoded.Listing:
+    """Lists the files of a directory in one of the layouts above.
+
+    An example's id is its path below `directory`. Files that do not have a suffix of
+    their kind are in the listing's `left_out`.
+
+    Args:
+        directory: Directory of class folders, or of split folders with class folders.
+        kind: "image" or "video".
+        split_list: File of `relative/path,split` lines; empty lines and lines that
+            begin with # do not count. Only listed files are taken.
+
+    Raises:
+        NoClassFolders: There are no class folders, or files where folders belong.
+        EmptyClassFolder: A class folder without a file of this kind.
+        BadSplitList: A malformed line, a file listed twice or that does not exist.
+    """
+    directory = pathlib.Path(directory)
+    if not directory.is_dir():
+        raise NoClassFolders(f"{directory} is not a directory")
+    if split_list is None:
+        listed, left_out = _find(directory, kind)
+    else:
+        listed, left_out = _read_split_list(directory, kind, pathlib.Path(split_list))
+    splits = {}
+    for split, path in listed:
+        if not re.fullmatch(r"[\w-]+", split) or split.lower() == "all":
+            raise NoClassFolders(
+                f"{split!r} cannot name a split: letters, digits, - and _ can, `all`"
+                " cannot"
+            )
+        name = path.relative_to(directory).as_posix()
+        splits.setdefault(split, []).append((name, path.parent.name, path))
+    return encoded.Listing(
+        class_names=tuple(sorted({path.parent.name for _, path in listed})),
+        splits=splits,
+        left_out=tuple(left_out),
+    )
+
+
+def _find(directory: pathlib.Path, kind: str):
+    """Returns [(split, file)], [(name, reason it was left out)]."""
+    folders = _folders(directory)
+    if any(_folders(folder) for folder in folders):
+        splits = {folder.name: folder for folder in folders}
+    else:
+        splits = {"train": directory}
+    listed, left_out = [], []
+    for split, folder in splits.items():
+        classes = _folders(folder)
+        if not classes:
+            raise NoClassFolders(
+                f"{folder} holds no class folders; expected"
+                f" {directory}/<class>/<file> or {directory}/<split>/<class>/<file>"
+            )
+        # Files beside class folders have no class.
+        left_out += [
+            (str(path.relative_to(directory)), "not in a class folder")
+            for path in {*_files(directory), *_files(folder)}
+        ]
+        for class_folder in classes:
+            if nested := _folders(class_folder):
+                raise NoClassFolders(
+                    f"{nested[0]} is a folder in what should be a class folder;"
+                    f" expected files in {class_folder}"
+                )
+            files = _files(class_folder)
+            taken = [f for f in files if f.suffix.lower() in SUFFIXES[kind]]
+            if not taken:
+                raise EmptyClassFolder(
+                    f"{class_folder} holds no {kind} (of {len(files)} files, none ends"
+                    f" in {', '.join(sorted(SUFFIXES[kind]))}); fill it or remove it"
+                )
+            listed += [(split, path) for path in taken]
+            left_out += [
+                _unknown_suffix(path.relative_to(directory), kind)
+                for path in files
+                if path not in taken
+            ]
+    return listed, sorted(set(left_out))
+
+
+def _read_split_list(directory: pathlib.Path, kind: str, split_list: pathlib.Path):
+    """Returns [(split, file)], [(name, reason it was left out)]."""
+    if not split_list.is_file():
+        raise BadSplitList(f"{split_list} does not exist")
+    listed, left_out, seen = [], [], set()
+    for i, line in enumerate(split_list.read_text().splitlines(), start=1):
+        where = f"{split_list}:{i}"
+        if not line.strip() or line.startswith("#"):
+            continue
+        # The last comma, so that a path may hold one.
+        name, comma, split = (field.strip() for field in line.rpartition(","))
+        relative = pathlib.PurePosixPath(name)
+        if not comma or not name or not split or not relative.parent.name:
+            raise BadSplitList(
+                f"{where}: expected `class/file,split`, got {line.strip()!r}"
+            )
+        if not (directory / relative).is_file():
+            raise BadSplitList(f"{where}: {directory / relative} does not exist")
+        if relative in seen:
+            raise BadSplitList(f"{where}: {relative} is listed twice")
+        seen.add(relative)
+        if relative.suffix.lower() in SUFFIXES[kind]:
+            listed.append((split, directory / relative))
+        else:
+            left_out.append(_unknown_suffix(relative, kind))
+    if not listed:
+        raise BadSplitList(f"{split_list} lists no {kind}")
+    return listed, left_out
+
+
+def _unknown_suffix(path, kind: str) -> tuple[str, str]:
+    return str(path), f"{path.suffix or 'no suffix'} is not a known {kind} suffix"
+
+
+def _folders(directory: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(
+        p for p in directory.iterdir() if p.is_dir() and not p.name.startswith(".")
+    )
+
+
+def _files(directory: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(p for p in directory.iterdir() if p.is_file())

@@ -1,0 +1,123 @@
+"""UCF101 from its official lists: `ucf101/split1`, `split2`, `split3`.
+
+The annotations directory holds classInd.txt, trainlist0N.txt and testlist0N.txt, the
+videos directory the clips, in class folders or not. The lists say .avi; a clip is
+found by its stem, so re-encoded clips in another container are found too.
+"""
+
+import collections
+import pathlib
+
+from sparse_tube_vit.datasets import DatasetError, encoded, folders
+
+SPLITS = (1, 2, 3)
+
+
+class BadAnnotations(DatasetError):
+    """The lists are missing or contradict themselves."""
+
+
+class MissingVideos(DatasetError):
+    """None of the listed clips is there, or several files have a clip's name."""
+
+
+class Ucf101(encoded.ListedFiles, skip_registration=True):
+    """UCF101 by one of its three official splits, given `read_lists`' listing."""
+
+    name = "ucf101"
+    kind = "video"
+
+
+def read_lists(videos, annotations, split: int = 1) -> encoded.Listing:
+    """Reads official split `split` (1, 2 or 3).
+
+    classInd.txt may hold a subset of the classes. Clips of other classes, and listed
+    clips that are not among the videos, are in the listing's `left_out`.
+
+    Raises:
+        BadAnnotations: A list is missing or malformed, or a label is not
+            classInd.txt's.
+        MissingVideos: None of the clips is there, or two files have the same stem.
+    """
+    annotations = pathlib.Path(annotations)
+    numbers = _read_classes(annotations / "classInd.txt")
+    files = collections.defaultdict(list)
+    for path in sorted(pathlib.Path(videos).rglob("*")):
+        if path.suffix.lower() in folders.SUFFIXES["video"]:
+            files[path.stem].append(path)
+    splits, left_out, seen = {}, [], set()
+    for part in ("train", "test"):
+        splits[part] = []
+        for where, clip, number in _read_list(annotations / f"{part}list0{split}.txt"):
+            label, stem = clip.parent.name, clip.stem
+            if stem in seen:
+                raise BadAnnotations(f"{where}: {stem} is listed twice; list it once")
+            seen.add(stem)
+            if label not in numbers:
+                left_out.append((stem, f"class {label} is not in classInd.txt"))
+                continue
+            if number not in (None, numbers[label]):
+                raise BadAnnotations(
+                    f"{where} gives {label} the label {number}, classInd.txt gives it"
+                    f" {numbers[label]}; use the lists of one release"
+                )
+            if len(files[stem]) > 1:
+                raise MissingVideos(
+                    f"{stem} could be {' or '.join(map(str, files[stem]))};"
+                    " keep one of them"
+                )
+            if files[stem]:
+                splits[part].append((stem, label, files[stem][0]))
+            else:
+                left_out.append((stem, f"listed in {where}, but no such video"))
+    for part, examples in splits.items():
+        if not examples:
+            raise MissingVideos(
+                f"none of the {part} clips of split {split} is in {videos};"
+                f" left out: {left_out[:3]} ... Give the directory that holds the"
+                " clips, in class folders or not"
+            )
+    return encoded.Listing(
+        class_names=tuple(sorted(numbers, key=numbers.get)),
+        splits=splits,
+        left_out=tuple(left_out),
+    )
+
+
+def _read_lines(path: pathlib.Path):
+    """Yields ("file:line", the line's fields) for the lines that are not empty."""
+    if not path.is_file():
+        raise BadAnnotations(
+            f"{path} is missing; give the directory of UCF101's official lists"
+        )
+    for i, line in enumerate(path.read_text().splitlines(), start=1):
+        if line.strip():
+            yield f"{path}:{i}", line.split()
+
+
+def _read_classes(path: pathlib.Path) -> dict[str, int]:
+    """Returns the number of each class, which counts from 1 upwards."""
+    numbers = {}
+    for where, fields in _read_lines(path):
+        if len(fields) != 2 or not fields[0].isdigit():
+            raise BadAnnotations(f"{where}: expected `number class`, got {fields}")
+        number, label = int(fields[0]), fields[1]
+        if label in numbers or number in numbers.values():
+            raise BadAnnotations(f"{where}: class {number} {label} is there twice")
+        numbers[label] = number
+    if not numbers:
+        raise BadAnnotations(f"{path} names no class")
+    return numbers
+
+
+def _read_list(path: pathlib.Path):
+    """Yields ("file:line", clip, number or None); test lists give no number."""
+    for where, fields in _read_lines(path):
+        clip = pathlib.PurePosixPath(fields[0])
+        if len(fields) > 2 or not clip.parent.name:
+            raise BadAnnotations(
+                f"{where}: expected `Class/clip.avi` and perhaps a number, got {fields}"
+            )
+        if len(fields) == 2 and not fields[1].isdigit():
+            raise BadAnnotations(f"{where}: {fields[1]!r} is no label number")
+        yield where, clip, int(fields[1]) if len(fields) == 2 else None

@@ -1,0 +1,18 @@
+"""Errors that are messages to the user: what was wrong, where, and what to do."""
+
+import contextlib
+import sys
+
+
+class TubeViTError(Exception):
+    """Base of the named errors; the message says all that a user needs."""
+
+
+@contextlib.contextmanager
+def reported():
+    """Ends a command on a named error with its message instead of a stack trace."""
+    try:
+        yield
+    except TubeViTError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,262 @@
+"""Measures accuracy over temporal x spatial views.
+
+python -m sparse_tube_vit.evaluate --workdir DIR [--step N] [--views 4x3] [...]
+"""
+
+import argparse
+import dataclasses
+import json
+
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from sparse_tube_vit import checkpoints, datasets, figures
+from sparse_tube_vit.config import ConfigDict
+from sparse_tube_vit.datasets.classes import check_classes
+from sparse_tube_vit.errors import TubeViTError, reported
+from sparse_tube_vit.input import pipeline
+from sparse_tube_vit.log import log, to_stderr
+from sparse_tube_vit.model import TubeViT
+from sparse_tube_vit.training import sharding
+from sparse_tube_vit.training.step import make_scores
+from sparse_tube_vit.variants import make_model
+
+
+class UnknownEvaluation(TubeViTError, KeyError):
+    """The run's config has no evaluation of that name."""
+
+    __str__ = Exception.__str__  # KeyError's puts the message in quotes
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """An accuracy and the protocol that it was measured by.
+
+    Attributes:
+      protocol: data set, split, views, frames, rate, size and checkpoint step.
+      class_names: of the head.
+      labels: (N,) of every video or image of the split.
+      scores: (N, C) probabilities, averaged over views; all zero where undecodable.
+      undecodable: ids of those that could not be decoded; they count as wrong.
+    """
+
+    protocol: dict
+    class_names: tuple[str, ...]
+    labels: np.ndarray
+    scores: np.ndarray
+    undecodable: tuple[str, ...]
+
+    def top(self, k: int) -> float:
+        """Share of all examples whose label is among the k highest scores."""
+        best = np.argsort(-self.scores, axis=1, kind="stable")[:, :k]
+        right = (best == self.labels[:, None]).any(axis=1) & self._decoded
+        return float(right.mean())
+
+    @property
+    def _decoded(self):
+        return self.scores.sum(axis=1) > 0
+
+    def confusion(self) -> np.ndarray:
+        """(C, C) counts: row the label, column the prediction; decodable ones alone."""
+        c = len(self.class_names)
+        counts = np.zeros((c, c), np.int64)
+        decoded = self._decoded
+        np.add.at(counts, (self.labels[decoded], self.scores[decoded].argmax(1)), 1)
+        return counts
+
+    def per_class(self) -> dict[str, dict]:
+        """Accuracy and number of examples of every class, undecodable ones as wrong."""
+        right = np.diag(self.confusion())
+        total = np.bincount(self.labels, minlength=len(self.class_names))
+        return {
+            name: {"top1": float(r / n) if n else None, "count": int(n)}
+            for name, r, n in zip(self.class_names, right, total, strict=True)
+        }
+
+    def scalars(self) -> dict[str, float]:
+        """Top-1, and Top-5 where there are more than five classes, for the run's log."""
+        name = self.protocol["evaluation"]
+        accuracies = {"top1": self.top(1)}
+        if len(self.class_names) > 5:
+            accuracies["top5"] = self.top(5)
+        return {f"evaluation/{name}/{key}": value for key, value in accuracies.items()}
+
+    def to_json(self) -> dict:
+        """Protocol, accuracies, per-class accuracy and confusion, as JSON types."""
+        return self.protocol | {
+            "top1": self.top(1),
+            "top5": self.top(5),
+            "distinct": len(self.labels),
+            "undecodable": list(self.undecodable),
+            "per_class": self.per_class(),
+            "confusion": self.confusion().tolist(),
+        }
+
+    def save(self, directory) -> epath.Path:
+        """Writes NAME.json and NAME_confusion.png; returns the JSON's path."""
+        directory = epath.Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        path = directory / f"{self.protocol['evaluation']}.json"
+        path.write_text(json.dumps(self.to_json(), indent=1) + "\n")
+        figure = figures.confusion(self.confusion(), self.class_names, str(self))
+        figures.save(figure, path.with_name(f"{path.stem}_confusion.png"))
+        return path
+
+    def __str__(self):
+        p = self.protocol
+        clip = f"{p['size']}x{p['size']}"
+        if p["kind"] == "video":
+            clip = (
+                f"{p['temporal_views']}x{p['spatial_views']} views of {p['frames']} frames"
+                f" at {p['fps']:g} fps, {clip}"
+            )
+        return (
+            f"{p['evaluation']}: Top-1 {self.top(1):.1%}, Top-5 {self.top(5):.1%} of "
+            f"{len(self.labels)} {p['kind']}s of {p['dataset']} {p['split']} "
+            f"({len(self.undecodable)} undecodable); {clip}; step {p['step']}"
+        )
+
+
+@dataclasses.dataclass
+class Evaluation:
+    """One evaluation of a config, with its data opened and checked.
+
+    Raises:
+      ClassNamesDiffer: the data set's classes are not those of the head.
+    """
+
+    name: str
+    config: ConfigDict
+    class_names: tuple[str, ...]
+
+    def __post_init__(self):
+        self.source = self.config.evaluations[self.name]
+        self.split = datasets.open_split(
+            self.source.dataset, self.source.split, self.config.data_dir
+        )
+        check_classes(self.source.head, self.class_names, self.split)
+        self._scores = None
+
+    def run(self, model: TubeViT, params, mesh, step: int) -> Result:
+        """Scores every example once; every host gets the whole result."""
+        source, clip = self.source, self.config.clip
+        sharding.check_batch(source.batch_size, mesh, f"evaluations.{self.name}")
+        if self._scores is None:
+            self._scores = jax.jit(
+                make_scores(model, source.head), out_shardings=NamedSharding(mesh, P())
+            )
+            self._gather = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, P()))
+
+        n = len(self.split)
+        labels = np.zeros(n, np.int64)
+        scores = np.zeros((n, len(self.class_names)), np.float32)
+        seen = np.zeros(n, bool)
+        undecodable = []
+        batches = pipeline.evaluation_batches(
+            self.split,
+            source,
+            clip,
+            self.config.loader,
+            jax.process_index(),
+            jax.process_count(),
+        )
+        for batch in batches:
+            for name, problem in zip(batch["id"], batch["problem"], strict=True):
+                if problem:
+                    log.warning("%s: %s does not decode: %s", self.name, name, problem)
+            arrays = {k: batch[k] for k in ("video", "label", "weight", "index")}
+            arrays = sharding.to_devices(arrays, mesh)
+            probabilities = self._scores(params, arrays.pop("video"))
+            rest = {k: np.asarray(v) for k, v in self._gather(arrays).items()}
+            real = rest["index"] >= 0
+            index = rest["index"][real]
+            labels[index], seen[index] = rest["label"][real], True
+            weight = rest["weight"][real]
+            scores[index] = np.asarray(probabilities)[real] * weight[:, None]
+            undecodable += [self.split[i]["id"] for i in index[weight == 0]]
+        assert seen.all(), "the pipeline left examples out"
+
+        frames = clip.frames if source.kind == "video" else 1
+        protocol = {
+            "evaluation": self.name,
+            **source.to_dict(),
+            "frames": frames,
+            "fps": clip.fps,
+            "size": clip.size,
+            "step": step,
+        }
+        if source.kind == "image":
+            del protocol["temporal_views"], protocol["spatial_views"], protocol["fps"]
+        return Result(protocol, self.class_names, labels, scores, tuple(undecodable))
+
+
+def prepare(config: ConfigDict, class_names: dict) -> list[Evaluation]:
+    """All evaluations of a config, their data sets opened and their classes checked."""
+    return [
+        Evaluation(name, config, tuple(class_names[source.head]))
+        for name, source in config.evaluations.items()
+    ]
+
+
+def evaluate(config: ConfigDict, workdir, step: int, names=None) -> list[Result]:
+    """Evaluates the checkpoint of a step, as the config's evaluations say.
+
+    Raises:
+      NoCheckpoint, UnknownEvaluation, and the errors of data sets and input.
+    """
+    directory = epath.Path(workdir) / "checkpoints"
+    class_names = checkpoints.read_run(directory, step)["class_names"]
+    unknown = set(names or ()) - set(config.evaluations)
+    if unknown:
+        raise UnknownEvaluation(
+            f"The run has no evaluation {', '.join(sorted(unknown))}; it has "
+            f"{', '.join(config.evaluations) or 'none'}."
+        )
+    model = make_model(config, {h: len(c) for h, c in class_names.items()})
+    params = checkpoints.read_params(directory, step)
+    mesh = sharding.make_mesh(config)
+    params = jax.device_put(params, NamedSharding(mesh, P()))
+    return [
+        evaluation.run(model, params, mesh, step)
+        for evaluation in prepare(config, class_names)
+        if not names or evaluation.name in names
+    ]
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        prog="python -m sparse_tube_vit.evaluate",
+        description="Evaluates a checkpoint; config and classes are read from it.",
+    )
+    parser.add_argument("--workdir", required=True, help="of the training run")
+    parser.add_argument(
+        "--step", type=int, help="of the checkpoint; default: the latest"
+    )
+    parser.add_argument("--only", nargs="+", help="names of evaluations; default: all")
+    parser.add_argument("--views", help="temporal x spatial views of videos, as 4x3")
+    parser.add_argument("--data_dir", help="of the prepared data sets")
+    parser.add_argument("--out", help="default: WORKDIR/evaluations")
+    args = parser.parse_args()
+    to_stderr()
+    with reported():
+        step = args.step or checkpoints.latest_step(args.workdir)
+        run = checkpoints.read_run(epath.Path(args.workdir) / "checkpoints", step)
+        config = ConfigDict(run["config"])
+        if args.data_dir:
+            config.data_dir = args.data_dir
+        if args.views:
+            temporal, spatial = map(int, args.views.split("x"))
+            for source in config.evaluations.values():
+                if source.kind == "video":
+                    source.update(temporal_views=temporal, spatial_views=spatial)
+        for result in evaluate(config, args.workdir, step, args.only):
+            print(result)
+            out = epath.Path(args.out or epath.Path(args.workdir) / "evaluations")
+            print(f"  written to {result.save(out)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,218 @@
+"""Pictures of a run: training curves, tubes over a clip, learned kernels, confusion.
+
+python -m sparse_tube_vit.figures --workdir DIR [--out DIR]
+"""
+
+import argparse
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from etils import epath
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from sparse_tube_vit import checkpoints, datasets
+from sparse_tube_vit.config import ConfigDict
+from sparse_tube_vit.errors import TubeViTError, reported
+from sparse_tube_vit.input.pipeline import EvaluationExample
+from sparse_tube_vit.training.reporting import read_metrics
+from sparse_tube_vit.tubes import Tube
+from sparse_tube_vit.variants import make_tubes
+
+_COLORS = ("#d62728", "#1f77b4", "#2ca02c", "#ff7f0e", "#9467bd", "#8c564b", "#e377c2")
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained", dpi=120)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save(figure: Figure, path) -> None:
+    """Writes a figure as PNG, to local or remote files."""
+    with epath.Path(path).open("wb") as file:
+        figure.savefig(file, format="png")
+
+
+def training_curves(metrics: Sequence[dict]) -> Figure:
+    """Loss and accuracy of every stream against steps, with the evaluations as points.
+
+    Args:
+      metrics: lines of metrics.jsonl, from `training.reporting.read_metrics`.
+    """
+    figure = _figure(9, 3.5)
+    axes = dict(zip(("loss", "accuracy"), figure.subplots(1, 2), strict=True))
+    for quantity, ax in axes.items():
+        names = {n for line in metrics for n in line if n.endswith(f"/{quantity}")}
+        for name in sorted(names):
+            points = [(line["step"], line[name]) for line in metrics if name in line]
+            label = name.removeprefix("train/").removesuffix(f"/{quantity}")
+            ax.plot(*zip(*points, strict=True), label=f"{label}, training")
+        ax.set(xlabel="step", ylabel=quantity)
+        ax.grid(alpha=0.3)
+    ax = axes["accuracy"]
+    for name in sorted({n for line in metrics for n in line if n.endswith("/top1")}):
+        points = [(line["step"], line[name]) for line in metrics if name in line]
+        ax.plot(
+            *zip(*points, strict=True), "o--", label=f"{name.split('/')[1]}, evaluation"
+        )
+    ax.set_ylim(0, 1)
+    for ax in axes.values():
+        if ax.lines:
+            ax.legend(fontsize="small")
+    return figure
+
+
+def tube_layout(clip: np.ndarray, tubes: Sequence[Tube], columns: int = 8) -> Figure:
+    """Where every tube reads a clip: one row a tube, its windows drawn on frames.
+
+    Args:
+      clip: (T, H, W, 3) uint8.
+      tubes: at most seven.
+      columns: frames shown, spread evenly over the clip.
+    """
+    t, h, w, _ = clip.shape
+    shown = np.unique(np.linspace(0, t - 1, min(columns, t)).round().astype(int))
+    figure = _figure(1.4 * len(shown), 1.4 * len(tubes) * h / w + 0.5)
+    axes = figure.subplots(len(tubes), len(shown), squeeze=False)
+    for row, tube, color in zip(axes, tubes, _COLORS, strict=False):
+        starts = tube.centres(clip.shape[:3]) - np.array(tube.kernel) / 2
+        for ax, frame in zip(row, shown, strict=True):
+            open_now = (starts[:, 0] <= frame) & (frame < starts[:, 0] + tube.kernel[0])
+            # Frames that the tube does not read are pale.
+            ax.imshow(clip[frame], alpha=1.0 if open_now.any() else 0.35)
+            for _, y, x in starts[open_now]:
+                size = (tube.kernel[2], tube.kernel[1])
+                box = Rectangle((x - 0.5, y - 0.5), *size, fill=False, ec=color, lw=0.9)
+                ax.add_patch(box)
+            ax.set(xticks=[], yticks=[])
+        row[0].set_ylabel(
+            "x".join(map(str, tube.kernel)), color=color, fontsize="small"
+        )
+    for ax, frame in zip(axes[0], shown, strict=True):
+        ax.set_title(f"frame {frame}", fontsize="small")
+    return figure
+
+
+def kernels(kernel: np.ndarray, filters: int = 16) -> Figure:
+    """Learned filters of a tube as the paper's figure 5: RGB tiles, time to the right.
+
+    Filters are taken by the size of their weights, the largest first, and each is scaled
+    to its own range.
+
+    Args:
+      kernel: (t, h, w, 3, D) weights.
+      filters: how many to show.
+    """
+    t, h, w, _, d = kernel.shape
+    norms = np.sqrt((kernel**2).sum(axis=(0, 1, 2, 3)))
+    chosen = np.argsort(-norms)[: min(filters, d)]
+    blocks = max(1, min(len(chosen), round(8 / t)))  # filters side by side
+    rows = math.ceil(len(chosen) / blocks)
+    pad = 1
+    canvas = np.ones((rows * (h + pad) + pad, blocks * (t * (w + pad) + 3 * pad), 3))
+    for i, f in enumerate(chosen):
+        weights = kernel[..., f]
+        scale = np.abs(weights).max() or 1.0
+        top = pad + (i // blocks) * (h + pad)
+        for k in range(t):
+            left = pad + (i % blocks) * (t * (w + pad) + 3 * pad) + k * (w + pad)
+            tile = 0.5 + weights[k] / (2 * scale)
+            canvas[top : top + h, left : left + w] = tile
+    height, width, _ = canvas.shape
+    figure = _figure(6, max(1.2, 6 * height / width))
+    ax = figure.subplots()
+    ax.imshow(canvas, interpolation="nearest")
+    ax.set_axis_off()
+    ax.set_title(f"{t}x{h}x{w}: {len(chosen)} of {d} filters", fontsize="small")
+    return figure
+
+
+def confusion(counts: np.ndarray, class_names: Sequence[str], title: str) -> Figure:
+    """A confusion matrix: rows are labels, columns predictions, shares of the row.
+
+    Args:
+      counts: (C, C).
+      class_names: C names; drawn up to 60 classes.
+      title: wrapped above it.
+    """
+    c = len(counts)
+    side = min(12.0, 3.5 + 0.22 * c)
+    figure = _figure(side + 0.8, side)
+    ax = figure.subplots()
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    image = ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=ax, label="share of the class", shrink=0.8)
+    if c <= 60:
+        ax.set_xticks(range(c), class_names, rotation=90, fontsize="x-small")
+        ax.set_yticks(range(c), class_names, fontsize="x-small")
+    if c <= 12:
+        for (i, j), n in np.ndenumerate(counts):
+            if n:
+                dark = "white" if shares[i, j] > 0.5 else "black"
+                ax.text(j, i, n, ha="center", va="center", fontsize=7, color=dark)
+    ax.set(xlabel="prediction", ylabel="label")
+    ax.set_title(title, fontsize="x-small", wrap=True)
+    return figure
+
+
+class NoVideoStream(TubeViTError, ValueError):
+    """There is no clip to draw the tubes on."""
+
+
+def example_clip(config: ConfigDict) -> np.ndarray:
+    """The first clip of the config's video evaluation or stream, (T, H, W, 3) uint8.
+
+    Raises:
+      NoVideoStream: the config has images alone.
+    """
+    sources = [*config.evaluations.values(), *config.streams.values()]
+    videos = [source for source in sources if source.kind == "video"]
+    if not videos:
+        raise NoVideoStream("The config has no stream of videos to draw tubes on.")
+    source = videos[0]
+    split = datasets.open_split(source.dataset, source.split, config.data_dir)
+    example = EvaluationExample.of(config.clip, source)(split[0], None)
+    return example["video"][0]
+
+
+def write_all(workdir, out=None) -> list[epath.Path]:
+    """Writes every picture of a run as PNG; returns their paths."""
+    out = epath.Path(out or epath.Path(workdir) / "figures")
+    out.mkdir(parents=True, exist_ok=True)
+    step = checkpoints.latest_step(workdir)
+    directory = epath.Path(workdir) / "checkpoints"
+    config = ConfigDict(checkpoints.read_run(directory, step)["config"])
+    params = checkpoints.read_params(directory, step)
+    tubes = make_tubes(config.model.tubes)
+
+    pictures = {"training_curves": training_curves(read_metrics(workdir))}
+    if any(source.kind == "video" for source in config.streams.values()):
+        pictures["tubes"] = tube_layout(example_clip(config), tubes)
+    for i, tube in enumerate(tubes):
+        name = f"kernels_{i}_" + "x".join(map(str, tube.kernel))
+        pictures[name] = kernels(params["stem"][f"tube_{i}"]["kernel"])
+    paths = []
+    for name, figure in pictures.items():
+        paths.append(out / f"{name}.png")
+        save(figure, paths[-1])
+    return paths
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        prog="python -m sparse_tube_vit.figures",
+        description="Draws a run's curves, its tubes over a clip, and its kernels.",
+    )
+    parser.add_argument("--workdir", required=True, help="of the training run")
+    parser.add_argument("--out", help="default: WORKDIR/figures")
+    args = parser.parse_args()
+    with reported():
+        for path in write_all(args.workdir, args.out):
+            print(path)
+
+
+if __name__ == "__main__":
+    main()

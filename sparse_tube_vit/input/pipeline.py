@@ -1,0 +1,257 @@
+"""grain pipelines: the batches of a step, and the views of an evaluation.
+
+The step number is the data position. Example i of a stream, which record and which random
+numbers, is a pure function of (seed, stream, i); step k takes examples kB .. kB + B - 1,
+and host h of n takes the h-th of n equal shares of them.
+"""
+
+import dataclasses
+import zlib
+from collections.abc import Iterator
+
+import grain
+import numpy as np
+from absl import flags
+
+from sparse_tube_vit.config import ConfigDict
+from sparse_tube_vit.datasets import Split
+from sparse_tube_vit.errors import TubeViTError
+from sparse_tube_vit.input import augment, sampling
+from sparse_tube_vit.input.decode import UndecodableClip, decode
+
+
+class TooManyUndecodable(TubeViTError, RuntimeError):
+    """More of a data set than allowed does not decode."""
+
+
+class IndivisibleBatch(TubeViTError, ValueError):
+    """A batch cannot be shared out evenly among hosts or devices."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+    """Turns a record into a training or evaluation example; grain's random map.
+
+    An example is {"video": uint8 (T, H, W, 3) or in evaluation (V, T, H, W, 3),
+    "label": int32, "weight": float32, "index": int32, "id": str, "problem": str}. One
+    that cannot be decoded is black, has weight 0, and says why in `problem`.
+    """
+
+    kind: str
+    frames: int
+    fps: float
+    size: int
+
+    @classmethod
+    def of(cls, clip: ConfigDict, source: ConfigDict, **options):
+        """With the clip of the config and its frames 1 where the source is of images."""
+        frames = clip.frames if source.kind == "video" else 1
+        return cls(source.kind, frames, clip.fps, clip.size, **options)
+
+    def __call__(self, record, rng):
+        problem = ""
+        try:
+            video = self.read(record[self.kind], rng)
+        except UndecodableClip as error:
+            video = np.zeros(self.shape, np.uint8)
+            problem = str(error)
+        return {
+            "video": video,
+            "label": np.int32(record["label"]),
+            "weight": np.float32(not problem),
+            "id": record["id"],
+            "problem": problem,
+        }
+
+    @property
+    def shape(self):
+        return (self.frames, self.size, self.size, 3)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingExample(Example):
+    """A random clip, randomly cropped, perhaps flipped and recoloured."""
+
+    crop_area: tuple[float, float] = (0.3, 1.0)
+    flip: bool = True
+    color_jitter: float = 0.0
+
+    def read(self, encoded, rng):
+        def times(duration):
+            start = sampling.random_start(rng, self.frames, self.fps, duration)
+            return sampling.clip_times(start, self.frames, self.fps, duration)
+
+        def crop(height, width):
+            return sampling.random_crop(rng, height, width, self.size, self.crop_area)
+
+        clip = decode(encoded, times, crop)
+        if self.flip:
+            clip = augment.flip(rng, clip)
+        if self.color_jitter:
+            clip = augment.jitter_color(rng, clip, self.color_jitter)
+        return np.ascontiguousarray(clip)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationExample(Example):
+    """All views of a video: clips spread over its time, crops along its longer side."""
+
+    temporal_views: int = 1
+    spatial_views: int = 1
+
+    def read(self, encoded, rng):
+        del rng
+
+        def times(duration):
+            clip = (self.frames, self.fps, duration)
+            starts = sampling.spread_starts(self.temporal_views, *clip)
+            return np.concatenate([sampling.clip_times(s, *clip) for s in starts])
+
+        def crop(height, width):
+            return sampling.whole_picture(height, width, self.size)
+
+        clip = decode(encoded, times, crop)
+        crops = sampling.spread_crops(clip, self.spatial_views, self.size)
+        return crops.reshape(self.shape)
+
+    @property
+    def shape(self):
+        return (self.temporal_views * self.spatial_views, *super().shape)
+
+
+def training_batches(
+    split: Split,
+    name: str,
+    stream: ConfigDict,
+    clip: ConfigDict,
+    loader: ConfigDict,
+    seed: int,
+    start_step: int = 0,
+    host: int = 0,
+    hosts: int = 1,
+) -> Iterator[dict]:
+    """This host's share of a stream's batches, from step `start_step` on, without end.
+
+    Raises:
+      IndivisibleBatch: the hosts do not divide the batch.
+    """
+    share = _share(stream.batch_size, hosts, f"streams.{name}")
+    example = TrainingExample.of(
+        clip,
+        stream,
+        crop_area=tuple(stream.crop_area),
+        flip=stream.flip,
+        color_jitter=stream.color_jitter,
+    )
+    state = np.random.SeedSequence([seed, zlib.crc32(name.encode())])
+    examples = (
+        grain.MapDataset.source(split)
+        .seed(int(state.generate_state(1)[0]))
+        .shuffle()
+        .repeat()
+        .random_map(example)
+    )
+    shares = examples.batch(share)[start_step * hosts + host :: hosts]
+    yield from _read(shares, loader)
+
+
+def evaluation_batches(
+    split: Split,
+    evaluation: ConfigDict,
+    clip: ConfigDict,
+    loader: ConfigDict,
+    host: int = 0,
+    hosts: int = 1,
+) -> Iterator[dict]:
+    """This host's share of an evaluation's batches, every example once, in order.
+
+    Batches are those of training with videos of V views each, and an "index" of every
+    example. The last is padded with black examples of index -1, so that all hosts see
+    equally many.
+
+    Raises:
+      IndivisibleBatch: the hosts do not divide the batch.
+    """
+    share = _share(evaluation.batch_size, hosts, "the evaluation")
+    example = EvaluationExample.of(
+        clip,
+        evaluation,
+        temporal_views=evaluation.temporal_views,
+        spatial_views=evaluation.spatial_views if evaluation.kind == "video" else 1,
+    )
+    padded = -(-len(split) // evaluation.batch_size) * evaluation.batch_size
+
+    def indexed(i, record_index):
+        if record_index >= len(split):
+            return {
+                "video": np.zeros(example.shape, np.uint8),
+                "label": np.int32(0),
+                "weight": np.float32(0),
+                "id": "",
+                "problem": "",
+                "index": np.int32(-1),
+            }
+        return example(split[record_index], None) | {"index": np.int32(record_index)}
+
+    examples = grain.MapDataset.range(padded).map_with_index(indexed)
+    yield from _read(examples.batch(share)[host::hosts], loader)
+
+
+def _share(batch_size, hosts, where):
+    if batch_size % hosts:
+        raise IndivisibleBatch(
+            f"{where}.batch_size {batch_size} is not a multiple of the {hosts} hosts."
+        )
+    return batch_size // hosts
+
+
+def _read(batches, loader):
+    """Iterates in worker processes, or in threads of this one where workers is 0."""
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()  # grain's workers insist, outside absl.app too
+    reading = grain.ReadOptions(
+        num_threads=1 if loader.workers else loader.threads,
+        prefetch_buffer_size=loader.prefetch,
+    )
+    batches = batches.to_iter_dataset(reading)
+    if loader.workers:
+        batches = batches.mp_prefetch(
+            grain.MultiprocessingOptions(
+                num_workers=loader.workers, per_worker_buffer_size=loader.prefetch
+            )
+        )
+    iterator = iter(batches)
+    try:
+        yield from iterator
+    finally:
+        iterator.close()
+
+
+class Undecodable:
+    """Counts and names what does not decode in one data set, and stops past a share."""
+
+    def __init__(self, split: Split, max_share: float):
+        self.split, self.max_share = split, max_share
+        self.problems = {}  # id -> what is wrong
+
+    def check(self, batch: dict) -> list[str]:
+        """Takes note of a batch; returns a line for every example that is new.
+
+        Raises:
+          TooManyUndecodable: more than `max_share` of the data set; lists them.
+        """
+        new = {
+            str(i): str(problem)
+            for i, problem in zip(batch["id"], batch["problem"], strict=True)
+            if problem and str(i) not in self.problems
+        }
+        self.problems |= new
+        if len(self.problems) > self.max_share * len(self.split):
+            listed = "\n".join(f"  {i}: {p}" for i, p in self.problems.items())
+            raise TooManyUndecodable(
+                f"{len(self.problems)} of the {len(self.split)} examples of "
+                f"{self.split.name} {self.split.split} do not decode, more than the "
+                f"{self.max_share:.1%} that loader.max_undecodable allows:\n{listed}\n"
+                "Mend or remove them and prepare the data set again, or allow more."
+            )
+        return [f"{self.split.name}: {i} does not decode: {p}" for i, p in new.items()]

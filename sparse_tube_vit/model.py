@@ -1,0 +1,100 @@
+"""TubeViT: one ViT for images and videos (Piergiovanni et al., CVPR 2023)."""
+
+from collections.abc import Mapping
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from sparse_tube_vit.encoder import AttentionPooling, Encoder
+from sparse_tube_vit.errors import TubeViTError
+from sparse_tube_vit.positions import sincos
+from sparse_tube_vit.tubes import SparseTubes, Tube, token_centres
+
+
+class UnknownHead(TubeViTError, KeyError):
+    """The model has no classifier of that name."""
+
+    __str__ = Exception.__str__  # KeyError's puts the message in quotes
+
+
+class TubeViT(nn.Module):
+    """Tubes, encoder, attention pooling, and one linear classifier per data set.
+
+    One parameter tree serves images and videos: an image is a clip of one frame and goes
+    through the tubes of one frame, a video through all of them.
+
+    Attributes:
+      tubes: the tubes that make the tokens.
+      classes: number of outputs of every head, by the head's name.
+      depth, width, mlp_dim, heads: of the encoder, as in `variants.VARIANTS`.
+      dropout: rate in the encoder, in training.
+      dtype: of the computation; parameters and logits are float32.
+    """
+
+    tubes: tuple[Tube, ...]
+    classes: Mapping[str, int]
+    depth: int
+    width: int
+    mlp_dim: int
+    heads: int
+    dropout: float = 0.0
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        self.stem = SparseTubes(self.tubes, self.width, self.dtype)
+        self.encoder = Encoder(
+            self.depth, self.heads, self.mlp_dim, self.dropout, self.dtype
+        )
+        self.pooling = AttentionPooling(self.heads, self.dtype)
+        self.head = {
+            name: nn.Dense(outputs, kernel_init=nn.initializers.zeros)
+            for name, outputs in self.classes.items()
+        }
+
+    def features(self, x, train=False):
+        """Describes clips or images.
+
+        Args:
+          x: videos (B, T, H, W, 3), images (B, H, W, 3) or (B, 1, H, W, 3), uint8 in
+            0..255 or floats in [-1, 1].
+          train: whether dropout acts.
+
+        Returns:
+          {"tokens": (B, N, D), "pooled": (B, D)}, in the model's dtype.
+
+        Raises:
+          ClipTooSmall, NoImageTube: the tubes cannot read such an input.
+        """
+        if x.ndim == 4:
+            x = x[:, None]
+        if x.ndim != 5 or x.shape[-1] != 3:
+            raise ValueError(
+                "Expected images (B, H, W, 3) or videos (B, T, H, W, 3), got an array of "
+                f"shape {x.shape}."
+            )
+        positions = sincos(token_centres(self.tubes, x.shape[1:4]), self.width)
+        z = self.stem(x) + positions.astype(self.dtype)  # (B, N, D)
+        tokens = self.encoder(z, train)
+        return {"tokens": tokens, "pooled": self.pooling(tokens)}
+
+    def __call__(self, x, head, train=False):
+        """Logits (B, classes[head]), float32, of `x` as in `features`.
+
+        Raises:
+          UnknownHead: the model has no such head.
+        """
+        if head not in self.classes:
+            raise UnknownHead(
+                f"The model has no head {head!r}; it has {', '.join(self.classes)}."
+            )
+        pooled = self.features(x, train)["pooled"].astype(jnp.float32)
+        if self.is_initializing():  # parameters of every head, whichever is asked for
+            return {name: dense(pooled) for name, dense in self.head.items()}[head]
+        return self.head[head](pooled)
+
+
+def init_params(model: TubeViT, key: jax.Array, clip: tuple[int, int, int]):
+    """Fresh parameters, a nested dict of float32, for clips of (T, H, W)."""
+    x = jnp.zeros((1, *clip, 3), jnp.float32)
+    return model.init(key, x, next(iter(model.classes)))["params"]

@@ -1,0 +1,134 @@
+"""Prepares a data set for training: `python -m sparse_tube_vit.prepare NAME ...`.
+
+    python -m sparse_tube_vit.prepare moving_shapes --data_dir data
+    python -m sparse_tube_vit.prepare ucf101 --split 1 \
+        --videos UCF-101 --annotations ucfTrainTestlist --data_dir data
+    python -m sparse_tube_vit.prepare video_folder --name dances \
+        --videos DIR --data_dir data
+    python -m sparse_tube_vit.prepare image_folder --name tiny_imagenet \
+        --images DIR [--split_list FILE] --data_dir data
+
+Encoded files are copied into ArrayRecord files as they are. Prints what was written,
+and what was left out and why.
+"""
+
+import argparse
+import re
+import sys
+import time
+
+from sparse_tube_vit.datasets import BUILDERS, DatasetError, builder_class
+
+LEFT_OUT_SHOWN = 20
+
+
+class BadArguments(DatasetError):
+    """The command line does not say what this data set needs."""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        for builder in _builders(arguments):
+            _prepare(builder)
+    except DatasetError as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m sparse_tube_vit.prepare",
+        description="Prepares a data set for training, as TFDS ArrayRecord files.",
+    )
+    add = parser.add_argument
+    add("dataset", choices=sorted(BUILDERS))
+    add("--data_dir", required=True, help="where prepared data sets are kept")
+    add("--videos", help="directory of clips (ucf101, video_folder)")
+    add("--images", help="directory of images (image_folder)")
+    add("--annotations", help="directory of the official lists (ucf101)")
+    add("--split", type=int, choices=(1, 2, 3), help="official split (ucf101), else 1")
+    add("--split_list", help="file of `relative/path,split` lines (folders)")
+    add("--name", help="what to call the data set (folders)")
+    return parser
+
+
+# For each data set, the options it needs and those it may have.
+OPTIONS = {
+    "image_folder": (("images", "name"), ("split_list",)),
+    "moving_shapes": ((), ()),
+    "ucf101": (("videos", "annotations"), ("split",)),
+    "video_folder": (("videos", "name"), ("split_list",)),
+}
+
+
+def _builders(arguments) -> list:
+    """Returns the builders to run, with what they are to write listed."""
+    needed, optional = OPTIONS[arguments.dataset]
+    given = {
+        option
+        for option in vars(arguments)
+        if option not in ("dataset", "data_dir") and getattr(arguments, option)
+    }
+    if missing := [option for option in needed if option not in given]:
+        raise BadArguments(
+            f"{arguments.dataset} needs {', '.join(f'--{m}' for m in missing)}"
+        )
+    if excess := sorted(given - {*needed, *optional}):
+        raise BadArguments(
+            f"{arguments.dataset} has no use for"
+            f" {', '.join(f'--{e}' for e in excess)}; leave it out"
+        )
+    cls, data_dir = builder_class(arguments.dataset), arguments.data_dir
+    if arguments.dataset == "moving_shapes":
+        return [cls(config=kind, data_dir=data_dir) for kind in cls.KINDS]
+    if arguments.dataset == "ucf101":
+        from sparse_tube_vit.datasets import ucf101
+
+        split = arguments.split or 1
+        listing = ucf101.read_lists(arguments.videos, arguments.annotations, split)
+        return [cls(config=f"split{split}", listing=listing, data_dir=data_dir)]
+    from sparse_tube_vit.datasets import folders
+
+    if not re.fullmatch(r"[\w+-]+", arguments.name):
+        raise BadArguments(
+            f"--name {arguments.name!r}: letters, digits, _, + and - can name a data"
+            " set"
+        )
+    directory = arguments.images or arguments.videos
+    listing = folders.read_folder(directory, cls.kind, arguments.split_list)
+    return [cls(config=arguments.name, listing=listing, data_dir=data_dir)]
+
+
+def _prepare(builder):
+    from sparse_tube_vit.datasets import encoded
+
+    start = time.monotonic()
+    name = f"{builder.name}/{builder.builder_config.name}"
+    if not encoded.write(builder):
+        print(
+            f"{name}: already in {builder.data_dir}, left as it is"
+            " (to prepare it again, delete that directory)"
+        )
+        return
+    seconds = time.monotonic() - start
+    print(f"{name}: written to {builder.data_dir} in {seconds:.1f} s")
+    for split in builder.split_names:
+        per_class = [builder.counts[split][label] for label in builder.class_names]
+        print(
+            f"  {split}: {sum(per_class)} examples of {len(per_class)} classes,"
+            f" {min(per_class)} to {max(per_class)} a class"
+        )
+    left_out = builder.listing.left_out if hasattr(builder, "listing") else ()
+    if left_out:
+        print(f"  left out: {len(left_out)}")
+        for item, reason in left_out[:LEFT_OUT_SHOWN]:
+            print(f"    {item}: {reason}")
+        if len(left_out) > LEFT_OUT_SHOWN:
+            print(f"    and {len(left_out) - LEFT_OUT_SHOWN} more")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,226 @@
+"""Trains TubeViT on streams of images and videos.
+
+    python -m sparse_tube_vit.train --config configs/X.py --workdir DIR [--config.key=value]
+
+The same command again resumes an interrupted run from its latest checkpoint.
+"""
+
+import contextlib
+import signal
+import sys
+import time
+
+import jax
+import numpy as np
+from absl import app, flags
+from clu import parameter_overview
+from etils import epath
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+from ml_collections import config_flags
+
+from sparse_tube_vit import datasets, evaluate
+from sparse_tube_vit.checkpoints import Checkpoints, describe_run
+from sparse_tube_vit.config import ConfigDict, validate
+from sparse_tube_vit.datasets.classes import classes_by_head
+from sparse_tube_vit.errors import TubeViTError, reported
+from sparse_tube_vit.input import pipeline
+from sparse_tube_vit.log import log, to_stderr
+from sparse_tube_vit.model import init_params
+from sparse_tube_vit.training import sharding
+from sparse_tube_vit.training.optimizer import make_optimizer
+from sparse_tube_vit.training.reporting import Reporter
+from sparse_tube_vit.training.step import TrainState, make_train_step
+from sparse_tube_vit.variants import make_model
+
+
+def train(config: ConfigDict, workdir) -> TrainState:
+    """Trains, or resumes, the run of `config` in `workdir`; returns the last state.
+
+    Raises: the named errors of config, datasets, input, training and checkpoints.
+    """
+    validate(config)
+    workdir = epath.Path(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+    first_host = jax.process_index() == 0
+
+    # ---- data sets and their classes
+    splits = {
+        name: datasets.open_split(stream.dataset, stream.split, config.data_dir)
+        for name, stream in config.streams.items()
+    }
+    class_names = classes_by_head(
+        (stream.head, splits[name]) for name, stream in config.streams.items()
+    )
+    evaluations = evaluate.prepare(config, class_names)
+
+    # ---- model, optimizer and state, made in their shards
+    mesh = sharding.make_mesh(config)
+    for name, stream in config.streams.items():
+        sharding.check_batch(stream.batch_size, mesh, f"streams.{name}")
+    model = make_model(config, {h: len(names) for h, names in class_names.items()})
+    optimizer = make_optimizer(config)
+    clip = (config.clip.frames, config.clip.size, config.clip.size)
+
+    def init(key):
+        params = init_params(model, key, clip)
+        return TrainState.create(params, optimizer, ema=config.optimizer.ema_decay > 0)
+
+    key = jax.random.key(config.seed)
+    shardings = sharding.state_shardings(jax.eval_shape(init, key), mesh)
+    state = jax.jit(init, out_shardings=shardings)(key)
+    overview = parameter_overview.get_parameter_overview(
+        state.params, include_stats=False
+    )
+    if first_host:
+        (workdir / "parameters.txt").write_text(overview + "\n")
+    log.info(
+        "Parameters, listed in %s/parameters.txt: %s", workdir, overview.split("\n")[-1]
+    )
+
+    checkpoints = Checkpoints(
+        workdir, config.checkpoint.keep, describe_run(config, class_names)
+    )
+    state = checkpoints.resume(state)
+    first_step = int(state.step)
+
+    # ---- one compiled program for all streams
+    batched = NamedSharding(mesh, sharding.BATCH)
+    train_step = jax.jit(
+        make_train_step(model, optimizer, config),
+        in_shardings=(shardings, batched),
+        out_shardings=(shardings, NamedSharding(mesh, P())),
+        donate_argnums=0,
+    )
+
+    # ---- the streams, each from the first step that is still to be taken
+    streams = {
+        name: pipeline.training_batches(
+            splits[name],
+            name,
+            stream,
+            config.clip,
+            config.loader,
+            config.seed,
+            first_step,
+            jax.process_index(),
+            jax.process_count(),
+        )
+        for name, stream in config.streams.items()
+    }
+    undecodable = {
+        name: pipeline.Undecodable(split, config.loader.max_undecodable)
+        for name, split in splits.items()
+    }
+
+    def next_batches():
+        batches = {name: next(stream) for name, stream in streams.items()}
+        for name, batch in batches.items():
+            for line in undecodable[name].check(batch):
+                log.warning(line)
+        return sharding.to_devices(
+            {
+                name: {key: batch[key] for key in ("video", "label", "weight")}
+                for name, batch in batches.items()
+            },
+            mesh,
+        )
+
+    reporter = Reporter(workdir, first_step, config.total_steps, first_host)
+    clips_per_step = sum(stream.batch_size for stream in config.streams.values())
+
+    with contextlib.ExitStack() as stack, StopOnSignal() as stop:
+        stack.callback(checkpoints.close)
+        stack.callback(reporter.close)
+        for stream in streams.values():
+            stack.callback(stream.close)
+
+        metrics = None
+        for step in range(first_step + 1, config.total_steps + 1):
+            started = time.perf_counter()
+            batches = next_batches()
+            reporter.waiting(time.perf_counter() - started)
+            previous, (state, metrics) = metrics, train_step(state, batches)
+            if step == first_step + 1:
+                jax.block_until_ready(metrics)
+                reporter.compiled()
+            # The loss of the step before is there by now: looking at it costs no time.
+            check_finite(previous, step - 1)
+
+            last = step == config.total_steps
+            stopping = stop.requested
+            if last or stopping or step % config.log_every_steps == 0:
+                values = {k: float(v) for k, v in jax.device_get(metrics).items()}
+                check_finite(values, step)
+                counts = {
+                    f"{name}/undecodable": len(u.problems)
+                    for name, u in undecodable.items()
+                }
+                reporter.training(step, values | counts, clips_per_step)
+            if last or stopping or step % config.checkpoint.every_steps == 0:
+                check_finite(metrics, step)
+                with reporter.pause():
+                    checkpoints.save(state)
+            if stopping and not last:
+                raise Interrupted(
+                    f"Stopped by a signal; step {step} is saved in {workdir}."
+                )
+            every = config.evaluate_every_steps
+            if last or (every and step % every == 0):
+                with reporter.pause():
+                    for evaluation in evaluations:
+                        result = evaluation.run(model, state.eval_params, mesh, step)
+                        reporter.write(step, result.scalars())
+                        log.info("%s", result)
+                        if first_host:
+                            result.save(workdir / "evaluations")
+    return state
+
+
+class NonFiniteLoss(TubeViTError, FloatingPointError):
+    """The loss became infinite or not a number."""
+
+
+class Interrupted(TubeViTError, RuntimeError):
+    """A signal asked the run to stop; its state is saved."""
+
+
+def check_finite(metrics, step: int) -> None:
+    """Raises NonFiniteLoss if the loss of `step` is infinite or not a number."""
+    if metrics is not None and not np.isfinite(loss := float(metrics["loss"])):
+        raise NonFiniteLoss(
+            f"The loss is {loss} at step {step}. Lower optimizer.learning_rate, raise "
+            "warmup_steps, or set optimizer.clip_norm; nothing was saved since the last "
+            "checkpoint."
+        )
+
+
+class StopOnSignal:
+    """Takes SIGTERM, which clouds send before they take a machine, as a wish to stop."""
+
+    requested = False
+
+    def __enter__(self):
+        def request(*_):
+            self.requested = True
+
+        self.before = signal.signal(signal.SIGTERM, request)
+        return self
+
+    def __exit__(self, *_):
+        signal.signal(signal.SIGTERM, self.before)
+
+
+def main(argv):
+    del argv
+    to_stderr()
+    with reported():
+        train(_CONFIG.value, _WORKDIR.value)
+    return 0
+
+
+if __name__ == "__main__":
+    _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+    _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run's files go.")
+    flags.mark_flags_as_required(["config", "workdir"])
+    sys.exit(app.run(main))

@@ -1,0 +1,1 @@
+"""The joint training step: optimizer, sharding, step, and what it reports."""

@@ -1,0 +1,147 @@
+"""One optimizer step on a batch of every stream, and the scoring of views."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from sparse_tube_vit.config import ConfigDict
+from sparse_tube_vit.model import TubeViT
+from sparse_tube_vit.training.optimizer import learning_rate
+from sparse_tube_vit.tubes import normalize
+
+
+@flax.struct.dataclass
+class TrainState:
+    """All that a checkpoint holds of a run; random numbers follow from seed and step."""
+
+    step: jax.Array
+    params: Any
+    optimizer: Any
+    ema: Any  # averaged parameters, or None
+
+    @classmethod
+    def create(cls, params, optimizer, ema: bool):
+        average = jax.tree.map(jnp.copy, params) if ema else None
+        return cls(jnp.zeros((), jnp.int32), params, optimizer.init(params), average)
+
+    @property
+    def eval_params(self):
+        """The averaged parameters where there are any."""
+        return self.params if self.ema is None else self.ema
+
+
+def cross_entropy(logits, targets, weights):
+    """Mean over examples of weight > 0, in float32.
+
+    Args:
+      logits: (B, C).
+      targets: (B, C), a distribution over classes for every example.
+      weights: (B,), 0 for examples to leave out.
+    """
+    losses = optax.softmax_cross_entropy(logits.astype(jnp.float32), targets)
+    return jnp.sum(losses * weights) / jnp.maximum(jnp.sum(weights), 1.0)
+
+
+def mix_pairs(key, alpha, videos, targets, weights):
+    """Mixup: every example with its neighbour, by a share drawn from Beta(alpha, alpha).
+
+    A pair counts where both of it could be decoded.
+    """
+    share = jax.random.beta(key, alpha, alpha)
+    videos, targets = (
+        share * x + (1 - share) * jnp.roll(x, 1, axis=0) for x in (videos, targets)
+    )
+    return videos, targets, weights * jnp.roll(weights, 1)
+
+
+def make_train_step(
+    model: TubeViT, optimizer: optax.GradientTransformation, config: ConfigDict
+) -> Callable:
+    """Returns train_step(state, batches) -> (state, metrics).
+
+    `batches` maps a stream's name to {"video": uint8 (B, T, H, W, 3), "label": (B,),
+    "weight": (B,)}. The loss is the weighted sum of the streams' mean losses; the
+    gradient of all of them is taken at once.
+    """
+    rates = learning_rate(config)
+    streams = {name: stream.to_dict() for name, stream in config.streams.items()}
+
+    def stream_loss(params, key, stream, batch):
+        key_mixup, key_dropout = jax.random.split(key)
+        videos, weights = batch["video"], batch["weight"]
+        labels = jax.nn.one_hot(batch["label"], model.classes[stream["head"]])
+        targets = optax.smooth_labels(labels, stream["label_smoothing"])
+        if stream["mixup"]:
+            videos, targets, weights = mix_pairs(
+                key_mixup, stream["mixup"], normalize(videos), targets, weights
+            )
+        logits = model.apply(
+            {"params": params},
+            videos,
+            stream["head"],
+            train=True,
+            rngs={"dropout": key_dropout},
+        )
+        loss = cross_entropy(logits, targets, weights)
+        right = (jnp.argmax(logits, -1) == batch["label"]) * weights
+        accuracy = jnp.sum(right) / jnp.maximum(jnp.sum(weights), 1.0)
+        return loss, {"loss": loss, "accuracy": accuracy}
+
+    def train_step(state: TrainState, batches):
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        keys = dict(zip(streams, jax.random.split(key, len(streams)), strict=True))
+
+        def loss_fn(params):
+            total, metrics = 0.0, {}
+            for name, stream in streams.items():
+                loss, seen = stream_loss(params, keys[name], stream, batches[name])
+                total += stream["loss_weight"] * loss
+                metrics |= {f"{name}/{key}": value for key, value in seen.items()}
+            return total, metrics
+
+        (loss, metrics), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
+            state.params
+        )
+        updates, optimizer_state = optimizer.update(
+            gradients, state.optimizer, state.params
+        )
+        params = optax.apply_updates(state.params, updates)
+        ema = state.ema
+        if ema is not None:
+            # The average of few steps is that of few parameters: grow into the decay.
+            decay = jnp.minimum(
+                config.optimizer.ema_decay, (1.0 + state.step) / (10.0 + state.step)
+            )
+            ema = optax.incremental_update(params, ema, 1 - decay)
+        metrics |= {
+            "loss": loss,
+            "gradient_norm": optax.global_norm(gradients),
+            "learning_rate": rates(state.step),
+        }
+        return TrainState(state.step + 1, params, optimizer_state, ema), metrics
+
+    return train_step
+
+
+def make_scores(model: TubeViT, head: str) -> Callable:
+    """Returns scores(params, views) -> probabilities (B, C), averaged over views.
+
+    `views` is uint8 (B, V, T, H, W, 3). One view at a time goes through the model: more
+    views take no more memory.
+    """
+
+    def scores(params, views):
+        def add(total, view):
+            logits = model.apply({"params": params}, view, head)
+            return total + jax.nn.softmax(logits), None
+
+        b, v = views.shape[:2]
+        total = jnp.zeros((b, model.classes[head]))
+        total, _ = jax.lax.scan(add, total, views.swapaxes(0, 1))
+        return total / v
+
+    return scores

@@ -1,0 +1,106 @@
+"""Class folders and split lists: what is taken, what is left out, what is refused."""
+
+import pytest
+
+from sparse_tube_vit.datasets import folders
+
+
+def fill(root, *names):
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    return root
+
+
+def ids(listing):
+    return {
+        split: [(name, label) for name, label, _ in examples]
+        for split, examples in listing.splits.items()
+    }
+
+
+def test_class_folders_are_one_split_in_sorted_order(tmp_path):
+    fill(tmp_path, "dog/b.mp4", "dog/a.AVI", "cat/c.webm")
+    listing = folders.read_folder(tmp_path, "video")
+    assert listing.class_names == ("cat", "dog")
+    assert ids(listing) == {
+        "train": [("cat/c.webm", "cat"), ("dog/a.AVI", "dog"), ("dog/b.mp4", "dog")]
+    }
+    assert listing.left_out == ()
+
+
+def test_classes_are_the_union_over_split_folders(tmp_path):
+    fill(tmp_path, "train/dog/1.jpg", "val/cat/2.png", "val/dog/3.jpeg")
+    listing = folders.read_folder(tmp_path, "image")
+    assert listing.class_names == ("cat", "dog")
+    assert ids(listing) == {
+        "train": [("train/dog/1.jpg", "dog")],
+        "val": [("val/cat/2.png", "cat"), ("val/dog/3.jpeg", "dog")],
+    }
+
+
+def test_what_is_not_taken_is_reported(tmp_path):
+    fill(tmp_path, "cat/1.jpg", "cat/1.txt", "cat/README", "words.txt")
+    listing = folders.read_folder(tmp_path, "image")
+    assert ids(listing) == {"train": [("cat/1.jpg", "cat")]}
+    assert dict(listing.left_out) == {
+        "cat/1.txt": ".txt is not a known image suffix",
+        "cat/README": "no suffix is not a known image suffix",
+        "words.txt": "not in a class folder",
+    }
+
+
+@pytest.mark.parametrize("names", [(), ("1.jpg",), ("train/1.jpg", "val/cat/2.jpg")])
+def test_no_class_folders(tmp_path, names):
+    with pytest.raises(folders.NoClassFolders, match="<class>/<file>"):
+        folders.read_folder(fill(tmp_path, *names), "image")
+
+
+def test_folders_in_class_folders_are_refused(tmp_path):
+    with pytest.raises(folders.NoClassFolders, match="deep is a folder"):
+        folders.read_folder(fill(tmp_path, "train/cat/deep/1.jpg"), "image")
+
+
+@pytest.mark.parametrize("layout", ["", "train/"])
+def test_a_class_folder_without_images(tmp_path, layout):
+    fill(tmp_path, f"{layout}cat/1.jpg", f"{layout}dog/1.txt")
+    with pytest.raises(folders.EmptyClassFolder, match="dog holds no image"):
+        folders.read_folder(tmp_path, "image")
+
+
+def test_split_list(tmp_path):
+    fill(tmp_path, "cat/1.mp4", "cat/2,5.mp4", "dog/3.mp4", "dog/4.txt", "dog/5.mp4")
+    split_list = tmp_path / "splits.csv"
+    split_list.write_text(
+        "# path,split\ndog/3.mp4,val\ncat/1.mp4, train\n\n"
+        "cat/2,5.mp4,val\ndog/4.txt,val"
+    )
+    listing = folders.read_folder(tmp_path, "video", split_list)
+    assert listing.class_names == ("cat", "dog")
+    assert ids(listing) == {
+        "val": [("dog/3.mp4", "dog"), ("cat/2,5.mp4", "cat")],
+        "train": [("cat/1.mp4", "cat")],
+    }
+    assert [name for name, _ in listing.left_out] == ["dog/4.txt"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("cat/2.mp4,train", "splits.csv:2: .*cat/2.mp4 does not exist"),
+        ("cat/1.mp4,val", "splits.csv:2: cat/1.mp4 is listed twice"),
+        ("cat/1.mp4", "splits.csv:2: expected"),
+        ("1.mp4,train", "splits.csv:2: expected"),
+    ],
+)
+def test_bad_split_lists(tmp_path, line, message):
+    fill(tmp_path, "cat/1.mp4", "1.mp4")
+    (tmp_path / "splits.csv").write_text(f"cat/1.mp4,train\n{line}\n")
+    with pytest.raises(folders.BadSplitList, match=message):
+        folders.read_folder(tmp_path, "video", tmp_path / "splits.csv")
+
+
+def test_split_names_that_tfds_cannot_read(tmp_path):
+    with pytest.raises(folders.NoClassFolders, match="'my train' cannot name a split"):
+        folders.read_folder(fill(tmp_path, "my train/cat/1.jpg"), "image")

@@ -1,0 +1,264 @@
+"""Writing with TFDS and reading back: bytes, processes, errors, no tensorflow."""
+
+import collections
+import multiprocessing
+import os
+import pickle
+import random
+import subprocess
+import sys
+
+import grain
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from absl import flags, logging
+
+from sparse_tube_vit import datasets, prepare
+from sparse_tube_vit.datasets import moving_shapes
+
+SMALL = {kind: {"train": 48, "test": 24} for kind in ("images", "videos")}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A data_dir with image_folder/tiny and video_folder/tiny, and their files."""
+    root = tmp_path_factory.mktemp("folders")
+    rng = np.random.default_rng(0)
+    files = {}
+    for kind, suffix in (("image", "jpg"), ("video", "mp4")):
+        for split, count in (("train", 6), ("val", 2)):
+            for label in ("wolf", "ant"):
+                for i in range(count):
+                    name = f"{split}/{label}/{i}.{suffix}"
+                    path = root / kind / name
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    # Any bytes will do: nothing on this side decodes them.
+                    files[kind, name] = rng.bytes(int(rng.integers(1, 5000)))
+                    path.write_bytes(files[kind, name])
+        arguments = [f"{kind}_folder", "--name", "tiny", f"--{kind}s"]
+        arguments += [str(root / kind), "--data_dir", str(root / "data")]
+        assert prepare.main(arguments) == 0
+    return root / "data", files
+
+
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_the_bytes_are_the_files_bytes(prepared, kind):
+    data_dir, files = prepared
+    for name, count in (("train", 12), ("val", 4)):
+        split = datasets.open_split(f"{kind}_folder/tiny", name, data_dir)
+        assert (split.kind, split.class_names) == (kind, ("ant", "wolf"))
+        examples = [split[i] for i in range(len(split))]
+        assert len({example["id"] for example in examples}) == len(split) == count
+        for example in examples:
+            assert set(example) == {"id", "label", kind}
+            assert type(example["id"]) is str and type(example["label"]) is int
+            assert split.class_names[example["label"]] in example["id"].split("/")
+            assert example[kind] == files[kind, example["id"]]
+
+
+def test_indices(prepared):
+    split = datasets.open_split("image_folder/tiny", "val", prepared[0])
+    assert split[np.int64(1)] == split[1]
+    for index in (4, -1):
+        with pytest.raises(IndexError, match="image_folder/tiny val, which has 4"):
+            split[index]
+    assert len(list(split)) == 4
+
+
+def test_slices_of_a_split(prepared):
+    split = datasets.open_split("image_folder/tiny", "train[:25%]", prepared[0])
+    assert len(split) == 3 == len(list(split))
+
+
+def test_pickles_small_and_opens_again(prepared):
+    split = datasets.open_split("video_folder/tiny", "train", prepared[0])
+    first = split[0]  # has opened its files by now
+    pickled = pickle.dumps(split)
+    assert len(pickled) < 1000
+    assert pickle.loads(pickled) == split
+    assert pickle.loads(pickled)[0] == first
+
+
+def test_in_grains_worker_processes(prepared):
+    split = datasets.open_split("video_folder/tiny", "train", prepared[0])
+    flags.FLAGS.mark_as_parsed()  # grain's workers read absl's flags
+    source = grain.MapDataset.source(split).to_iter_dataset()
+    options = grain.MultiprocessingOptions(num_workers=2)
+    read = list(source.mp_prefetch(options))
+    assert sorted(e["id"] for e in read) == sorted(e["id"] for e in split)
+
+
+def test_a_version_directory_and_the_highest_version(prepared, tmp_path):
+    data_dir = prepared[0]
+    split = datasets.open_split("image_folder/tiny/1.0.0", "val", data_dir)
+    assert len(split) == 4
+    for version in ("9.0.0", "10.0.0", "incomplete.ABC_11.0.0"):
+        (tmp_path / "x" / version).mkdir(parents=True)
+        (tmp_path / "x" / version / "dataset_info.json").touch()
+    assert datasets.prepared_directory("x", tmp_path).name == "10.0.0"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "command"),
+    [
+        (
+            "ucf101/split2",
+            "python -m sparse_tube_vit.prepare ucf101 --split 2 --videos DIR"
+            " --annotations DIR --data_dir ",
+        ),
+        (
+            "image_folder/mine",
+            "python -m sparse_tube_vit.prepare image_folder --name mine --images DIR"
+            " --data_dir ",
+        ),
+        ("imagenet2012", "Prepare imagenet2012 with TFDS"),
+        # A directory without its dataset_info.json, as a broken copy leaves.
+        (
+            "moving_shapes/images",
+            "python -m sparse_tube_vit.prepare moving_shapes --data_dir ",
+        ),
+    ],
+)
+def test_not_prepared_says_where_and_how(tmp_path, dataset, command):
+    (tmp_path / "moving_shapes" / "images" / "1.0.0").mkdir(parents=True)
+    with pytest.raises(datasets.DatasetNotPrepared) as error:
+        datasets.open_split(dataset, "train", tmp_path)
+    assert str(tmp_path / dataset) in str(error.value)
+    assert command in str(error.value)
+
+
+def test_unknown_split_says_which_there_are(prepared):
+    with pytest.raises(datasets.UnknownSplit, match=r"no split 'test'.*train, val"):
+        datasets.open_split("image_folder/tiny", "test", prepared[0])
+
+
+class Other(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """As TFDS's own builders are: an Image feature, a file name, no id."""
+
+    VERSION = tfds.core.Version("2.0.0")
+    url_infos = None
+    features = {
+        "image": tfds.features.Image(shape=(None, None, 3)),
+        "label": tfds.features.ClassLabel(names=["a", "b"]),
+        "file_name": tfds.features.Text(),
+    }
+
+    def _info(self):
+        features = tfds.features.FeaturesDict(self.features)
+        return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        values = {"label": "b", "file_name": "n01.jpg", "frames": b""}
+        values["image"] = values["video"] = self.picture
+        yield 0, {name: values[name] for name in self.features}
+
+
+def picture(path):
+    path.write_bytes(moving_shapes.encode_jpeg(np.zeros((1, 8, 8, 3), np.uint8)))
+    return path
+
+
+def test_data_sets_of_tfds_give_the_encoded_image(tmp_path):
+    builder = Other(data_dir=tmp_path)
+    builder.picture = picture(tmp_path / "n01.jpg")
+    builder.download_and_prepare(file_format="array_record")
+    split = datasets.open_split("other", "train", tmp_path)
+    encoded = builder.picture.read_bytes()
+    assert split[0] == {"id": "n01.jpg", "label": 1, "image": encoded}
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        ({"image": Other.features["image"]}, "a `label`"),
+        ({"label": Other.features["label"]}, "an `image` are needed"),
+    ],
+)
+def test_data_sets_without_label_or_image_are_refused(tmp_path, features, message):
+    builder = type("Other", (Other,), {"features": features}, skip_registration=True)(
+        data_dir=tmp_path
+    )
+    builder.picture = picture(tmp_path / "n01.jpg")
+    builder.download_and_prepare(file_format="array_record")
+    with pytest.raises(datasets.UnsupportedDataset, match=message):
+        datasets.open_split("other", "train", tmp_path)
+
+
+def test_moving_shapes_is_made_on_first_use(tmp_path, monkeypatch):
+    monkeypatch.setattr(moving_shapes, "COUNTS", SMALL)
+    said = []
+    monkeypatch.setattr(logging, "info", lambda text, *args: said.append(text % args))
+    monkeypatch.setattr(logging, "warning", lambda *args: pytest.fail(str(args)))
+    for kind, feature in (("images", "image"), ("videos", "video")):
+        train = datasets.open_split(f"moving_shapes/{kind}", "train", tmp_path)
+        test = datasets.open_split(f"moving_shapes/{kind}", "test", tmp_path)
+        assert (len(train), len(test)) == (48, 24)
+        classes = moving_shapes.CLASS_NAMES[kind]
+        assert train.class_names == test.class_names == classes
+        labels = collections.Counter(example["label"] for example in train)
+        assert set(labels.values()) == {48 // len(classes)}
+        example = train[5]
+        index = int(example["id"].rpartition("-")[2])
+        label, frames = moving_shapes.render(kind, "train", index)
+        assert classes[example["label"]] == label
+        encode = {"image": moving_shapes.encode_jpeg, "video": moving_shapes.encode_mp4}
+        assert example[feature] == encode[feature](frames)
+        (line,) = [line for line in said if line.startswith("Making")]
+        assert line.startswith(f"Making moving_shapes/{kind} in {tmp_path}")
+        said.clear()
+
+
+def test_an_embedded_data_set_that_does_not_exist(tmp_path):
+    with pytest.raises(datasets.DatasetNotPrepared, match="moving_shapes/images, mov"):
+        datasets.open_split("moving_shapes/sounds", "train", tmp_path)
+
+
+def open_at_once(barrier, data_dir, lengths):
+    # Processes that share `random`'s state would write into one directory of TFDS.
+    random.seed(0)
+    moving_shapes.COUNTS = SMALL
+    barrier.wait()
+    lengths.put(len(datasets.open_split("moving_shapes/images", "train", data_dir)))
+
+
+def test_two_processes_may_make_it_at_once(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    barrier, lengths = context.Barrier(2), context.Queue()
+    processes = [
+        context.Process(target=open_at_once, args=(barrier, tmp_path, lengths))
+        for _ in range(2)
+    ]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert [process.exitcode for process in processes] == [0, 0]
+    assert [lengths.get(timeout=5) for _ in processes] == [48, 48]
+    made = sorted(os.listdir(tmp_path / "moving_shapes" / "images"))
+    assert made == [".lock", "1.0.0"]
+
+
+WITHOUT_TENSORFLOW = """
+import sys
+from sparse_tube_vit import datasets
+assert not {"tensorflow", "jax", "tensorflow_datasets"} & set(sys.modules), "import"
+from sparse_tube_vit import prepare
+from sparse_tube_vit.datasets import moving_shapes
+moving_shapes.COUNTS = {"images": {"train": 6}, "videos": {"train": 2}}
+assert prepare.main(["moving_shapes", "--data_dir", sys.argv[1]]) == 0
+for kind in ("image", "video"):
+    split = datasets.open_split(f"moving_shapes/{kind}s", "train", sys.argv[1])
+    assert isinstance(split[0][kind], bytes)
+assert "tensorflow" not in sys.modules, "tensorflow"
+assert "jax" not in sys.modules, "jax"
+"""
+
+
+def test_neither_tensorflow_nor_jax_is_imported(tmp_path):
+    script = [sys.executable, "-c", WITHOUT_TENSORFLOW, str(tmp_path)]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,126 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sparse_tube_vit import Tube, TubeViT
+from sparse_tube_vit.model import UnknownHead, init_params
+from sparse_tube_vit.tubes import ClipTooSmall
+from sparse_tube_vit.variants import TUBE_SETS, VARIANTS
+
+CLIP = (8, 16, 16)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return TubeViT(
+        tubes=(
+            Tube((4, 4, 4), (4, 8, 8)),
+            Tube((2, 6, 6), (4, 8, 8), (1, 2, 2)),
+            Tube((1, 8, 8), (8, 8, 8)),
+        ),
+        classes={"motions": 5, "shapes": 3},
+        depth=2,
+        width=24,
+        mlp_dim=48,
+        heads=2,
+    )
+
+
+@pytest.fixture(scope="module")
+def params(model):
+    params = init_params(model, jax.random.key(0), CLIP)
+    # Heads start at zero; random ones tell inputs apart.
+    for name in ("head_motions", "head_shapes"):
+        kernel = params[name]["kernel"]
+        params[name]["kernel"] = jax.random.normal(jax.random.key(1), kernel.shape)
+    return params
+
+
+@pytest.fixture(scope="module")
+def videos():
+    return np.random.default_rng(0).integers(0, 256, (2, *CLIP, 3), np.uint8)
+
+
+# Paper table 11 gives the encoder's parameters in millions: 86, 307 and 632. They count
+# a 16x16 patch embedding (14x14 for H) and the last LayerNorm along.
+@pytest.mark.parametrize("variant, millions", [("B", 86), ("L", 307), ("H", 632)])
+def test_parameter_counts_of_the_paper(variant, millions):
+    v = VARIANTS[variant]
+    model = TubeViT(tubes=TUBE_SETS["main"], classes={"k400": 400, "inet": 1000}, **v)
+    shapes = jax.eval_shape(
+        lambda key: init_params(model, key, (32, 224, 224)), jax.random.key(0)
+    )
+    counts = {
+        name: sum(x.size for x in jax.tree.leaves(part))
+        for name, part in shapes.items()
+    }
+    d = v["width"]
+    patch = 16 * 16 * 3 * d + d
+    assert counts["encoder"] + patch == pytest.approx(millions * 1e6, rel=0.01)
+    tubes = sum(np.prod(t.kernel) * 3 * d + d for t in TUBE_SETS["main"])
+    assert counts["stem"] == tubes
+    assert counts["pooling"] == 4 * (d * d + d) + d
+    assert counts["head_k400"] == 400 * (d + 1)
+    assert counts["head_inet"] == 1000 * (d + 1)
+
+
+def test_one_parameter_tree_serves_images_and_videos(model, params, videos):
+    shapes = model.apply({"params": params}, videos[:, 0], "shapes")
+    motions = model.apply({"params": params}, videos, "motions")
+    assert shapes.shape == (2, 3) and motions.shape == (2, 5)
+    assert shapes.dtype == motions.dtype == jnp.float32
+    # What `init` makes of an image is what it makes of a clip.
+    from_image = jax.eval_shape(
+        lambda key: init_params(model, key, (1, 16, 16)), jax.random.key(0)
+    )
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, from_image)
+
+
+def test_an_image_is_a_clip_of_one_frame(model, params, videos):
+    images = videos[:, 0]
+    a = model.apply({"params": params}, images, "shapes")
+    b = model.apply({"params": params}, images[:, None], "shapes")
+    np.testing.assert_array_equal(a, b)
+
+
+def test_images_go_through_the_image_tube_alone(model, params, videos):
+    def loss(params):
+        return jnp.sum(model.apply({"params": params}, videos[:, 0], "shapes") ** 2)
+
+    gradient = jax.grad(loss)(params)
+    reached = {n: bool(np.any(t["kernel"])) for n, t in gradient["stem"].items()}
+    assert reached == {"tube_0": False, "tube_1": False, "tube_2": True}
+    assert not np.any(gradient["head_motions"]["kernel"])
+    assert np.any(gradient["head_shapes"]["kernel"])
+
+
+def test_uint8_and_normalized_floats_give_the_same(model, params, videos):
+    floats = videos.astype(np.float32) / 127.5 - 1
+    a = model.apply({"params": params}, videos, "motions")
+    b = model.apply({"params": params}, floats, "motions")
+    np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_the_order_of_frames_matters(model, params, videos):
+    a = model.apply({"params": params}, videos, "motions")
+    b = model.apply({"params": params}, videos[:, ::-1], "motions")
+    assert np.abs(a - b).max() > 1e-3
+
+
+def test_features(model, params, videos):
+    out = model.apply({"params": params}, videos, method="features")
+    tokens = 2 * 2 * 2 + 2 * 2 * 2 + 4
+    assert out["tokens"].shape == (2, tokens, 24)
+    logits = out["pooled"] @ params["head_motions"]["kernel"]
+    expected = model.apply({"params": params}, videos, "motions")
+    np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+def test_named_errors(model, params, videos):
+    with pytest.raises(UnknownHead, match="no head 'dogs'; it has motions, shapes"):
+        model.apply({"params": params}, videos, "dogs")
+    with pytest.raises(ClipTooSmall, match="4x4x4"):
+        model.apply({"params": params}, videos[:, :3], "motions")
+    with pytest.raises(ValueError, match=r"\(2, 8, 16, 16, 1\)"):
+        model.apply({"params": params}, videos[..., :1], "motions")
