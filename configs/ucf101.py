@@ -18,13 +18,13 @@ from sparse_tube_vit.config import arguments, default_config, evaluation, stream
 def get_config(argument: str = ""):
     args = arguments(argument, split="1", streams="joint")
     config = default_config()
-    config.total_steps = 3300
+    config.total_steps = 2000
     config.clip.update(frames=32, fps=12.5, size=96)
-    config.model.update(depth=4, width=192, mlp_dim=768, heads=3, dropout=0.1)
+    config.model.update(depth=4, width=192, mlp_dim=768, heads=3)
     config.model.tubes = (
         {"kernel": (8, 8, 8), "stride": (8, 24, 24), "offset": (0, 8, 8)},
-        {"kernel": (16, 4, 4), "stride": (8, 24, 24), "offset": (0, 10, 10)},
-        {"kernel": (4, 12, 12), "stride": (8, 24, 24), "offset": (0, 6, 6)},
+        {"kernel": (16, 4, 4), "stride": (16, 24, 24), "offset": (0, 10, 10)},
+        {"kernel": (4, 12, 12), "stride": (16, 24, 24), "offset": (0, 6, 6)},
         {"kernel": (1, 16, 16), "stride": (32, 16, 16)},
     )
     config.optimizer.update(
@@ -36,7 +36,7 @@ def get_config(argument: str = ""):
         "dataset": "image_folder/tiny_imagenet",
         "head": "tiny_imagenet",
     }
-    augment = {"color_jitter": 0.4, "label_smoothing": 0.1, "mixup": 0.3}
+    augment = {"crop_area": (0.6, 1.0), "color_jitter": 0.2}
     config.streams.video = stream(**videos, batch_size=16, **augment)
     config.evaluations.video = evaluation(
         **videos, batch_size=4, temporal_views=2, spatial_views=3
@@ -44,5 +44,5 @@ def get_config(argument: str = ""):
     if args.streams == "joint":
         config.streams.image = stream(**images, batch_size=32, **augment)
         config.evaluations.image = evaluation(**images, split="val", batch_size=50)
-    config.evaluate_every_steps = 1100
+    config.evaluate_every_steps = 1000
     return config

@@ -1,6 +1,7 @@
 """Random changes of a clip's looks: the same for all its frames, on the host, in uint8."""
 
 import numpy as np
+from PIL import Image
 
 
 def flip(rng: np.random.Generator, clip: np.ndarray) -> np.ndarray:
@@ -24,7 +25,7 @@ def jitter_color(
     balance = rng.uniform(1 - strength / 2, 1 + strength / 2, 3)
     levels = np.arange(256)[:, None] * brightness * balance  # (256, 3)
     middle = clip[0].mean(axis=(0, 1)) * brightness * balance
-    table = (
-        ((levels - middle) * contrast + middle).round().clip(0, 255).astype(np.uint8)
-    )
-    return np.stack([table[clip[..., c], c] for c in range(3)], axis=-1)
+    table = ((levels - middle) * contrast + middle).round().clip(0, 255)
+    table = table.T.ravel().astype(int).tolist()
+    tall = Image.fromarray(clip.reshape(-1, *clip.shape[2:]))  # frame below frame
+    return np.asarray(tall.point(table)).reshape(clip.shape)

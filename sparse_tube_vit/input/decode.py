@@ -167,6 +167,7 @@ class _ToRgb:
             ("buffersink", None),
         )
         self.graph = Graph()
+        self.graph.threads = 1
         source = self.graph.add(
             "buffer",
             video_size=f"{frame.width}x{frame.height}",

@@ -1,0 +1,197 @@
+import dataclasses
+import itertools
+
+import numpy as np
+import pytest
+
+from sparse_tube_vit.config import default_config, evaluation, stream
+from sparse_tube_vit.datasets import moving_shapes
+from sparse_tube_vit.input import pipeline
+
+CLIP = default_config().clip.copy_and_resolve_references()
+CLIP.update(frames=4, fps=8.0, size=16)
+LOADER = default_config().loader
+SIZE = 11  # examples: no batch divides it
+
+
+@dataclasses.dataclass(frozen=True)
+class Clips:
+    """A split in memory: a few real clips; `damaged` names those that do not decode."""
+
+    clips: tuple[bytes, ...]
+    damaged: tuple[int, ...] = ()
+    name: str = "clips"
+    split: str = "train"
+
+    def __len__(self):
+        return len(self.clips)
+
+    def __getitem__(self, i):
+        data = b"damaged" if i in self.damaged else self.clips[i]
+        return {"id": f"clip {i}", "label": i, "video": data}
+
+
+@pytest.fixture(scope="module")
+def clips():
+    rendered = [moving_shapes.render("videos", "test", i)[1] for i in range(SIZE)]
+    return Clips(tuple(moving_shapes.encode_mp4(frames) for frames in rendered))
+
+
+def video_stream(batch_size=6, **options):
+    options = {"color_jitter": 0.4} | options
+    return stream(
+        kind="video", dataset="clips", head="h", batch_size=batch_size, **options
+    )
+
+
+def take(n, split, source=None, workers=0, **options):
+    loader = LOADER.copy_and_resolve_references()
+    loader.workers = workers
+    source = source or video_stream()
+    batches = pipeline.training_batches(
+        split, "video", source, CLIP, loader, **{"seed": 3} | options
+    )
+    try:
+        return list(itertools.islice(batches, n))
+    finally:
+        batches.close()
+
+
+def assert_same(a, b):
+    assert a.keys() == b.keys()
+    for key in a:
+        np.testing.assert_array_equal(a[key], b[key], err_msg=key)
+
+
+@pytest.fixture(scope="module")
+def reference(clips):
+    return take(5, clips)
+
+
+def test_a_batch(reference):
+    batch = reference[0]
+    assert batch["video"].shape == (6, 4, 16, 16, 3)
+    assert batch["video"].dtype == np.uint8
+    assert batch["label"].dtype == np.int32
+    assert batch["weight"].dtype == np.float32 and batch["weight"].all()
+    assert [f"clip {i}" for i in batch["label"]] == batch["id"].tolist()
+
+
+def test_an_epoch_shows_every_example_once(reference):
+    labels = np.concatenate([batch["label"] for batch in reference])
+    first, second = labels[:SIZE], labels[SIZE : 2 * SIZE]
+    assert sorted(first) == sorted(second) == list(range(SIZE))
+    assert first.tolist() != second.tolist()
+
+
+def test_an_example_looks_otherwise_in_the_next_epoch(reference):
+    label = reference[0]["label"][0]
+    seen = [
+        video
+        for batch in reference
+        for video, other in zip(batch["video"], batch["label"], strict=True)
+        if other == label
+    ]
+    assert len(seen) >= 2 and not np.array_equal(seen[0], seen[1])
+
+
+@pytest.mark.parametrize("start", [1, 3])
+def test_the_step_number_is_the_data_position(clips, reference, start):
+    resumed = take(5 - start, clips, start_step=start)
+    for a, b in zip(resumed, reference[start:], strict=True):
+        assert_same(a, b)
+
+
+def test_worker_processes_change_nothing(clips, reference):
+    for a, b in zip(take(5, clips, workers=2), reference, strict=True):
+        assert_same(a, b)
+    (resumed,) = take(1, clips, workers=2, start_step=3)
+    assert_same(resumed, reference[3])
+
+
+@pytest.mark.parametrize("hosts", [2, 3])
+def test_hosts_share_the_batches_out(clips, reference, hosts):
+    shares = [take(5, clips, host=h, hosts=hosts) for h in range(hosts)]
+    for k, whole in enumerate(reference):
+        joined = {
+            key: np.concatenate([share[k][key] for share in shares]) for key in whole
+        }
+        assert_same(joined, whole)
+    (resumed,) = take(1, clips, host=1, hosts=hosts, start_step=2)
+    assert_same(resumed, shares[1][2])
+
+
+def test_seed_and_name_of_the_stream_count(clips, reference):
+    assert not np.array_equal(take(1, clips, seed=4)[0]["id"], reference[0]["id"])
+    other = pipeline.training_batches(
+        clips, "other", video_stream(), CLIP, LOADER, seed=3
+    )
+    assert not np.array_equal(next(other)["id"], reference[0]["id"])
+
+
+def test_hosts_that_do_not_divide_the_batch(clips):
+    with pytest.raises(pipeline.IndivisibleBatch, match="6 is not a multiple of the 4"):
+        take(1, clips, hosts=4)
+
+
+def test_a_clip_that_does_not_decode_has_weight_zero_and_shifts_nothing(
+    clips, reference
+):
+    damaged = dataclasses.replace(clips, damaged=(4,))
+    hit = 0
+    for batch, whole in zip(take(5, damaged), reference, strict=True):
+        np.testing.assert_array_equal(batch["id"], whole["id"])
+        for i, label in enumerate(batch["label"]):
+            if label == 4:
+                hit += 1
+                assert batch["weight"][i] == 0 and not batch["video"][i].any()
+                assert "decode" in batch["problem"][i]
+            else:
+                np.testing.assert_array_equal(batch["video"][i], whole["video"][i])
+    assert hit >= 2
+
+
+def test_what_does_not_decode_is_counted_once_and_named_and_stops_past_a_share(clips):
+    damaged = dataclasses.replace(clips, damaged=(4, 7))
+    batches = take(4, damaged)
+    enough = pipeline.Undecodable(damaged, max_share=2 / SIZE)
+    lines = [line for batch in batches for line in enough.check(batch)]
+    assert sorted(enough.problems) == ["clip 4", "clip 7"]
+    assert len(lines) == 2 and all("does not decode" in line for line in lines)
+
+    strict = pipeline.Undecodable(damaged, max_share=1 / SIZE)
+    with pytest.raises(pipeline.TooManyUndecodable) as error:
+        for batch in batches:
+            strict.check(batch)
+    assert "2 of the 11 examples of clips train" in str(error.value)
+    assert "clip 4: " in str(error.value) and "clip 7: " in str(error.value)
+
+
+def evaluate(clips, hosts=1, host=0, **views):
+    source = evaluation(kind="video", dataset="clips", head="h", batch_size=6, **views)
+    return list(
+        pipeline.evaluation_batches(clips, source, CLIP, LOADER, host, hosts)
+    )
+
+
+def test_evaluation_shows_every_example_once_in_order_and_pads(clips):
+    batches = evaluate(clips, temporal_views=2, spatial_views=3)
+    assert [b["video"].shape for b in batches] == [(6, 6, 4, 16, 16, 3)] * 2
+    index = np.concatenate([b["index"] for b in batches])
+    assert index.tolist() == [*range(SIZE), -1]
+    assert np.concatenate([b["weight"] for b in batches]).tolist() == [1] * SIZE + [0]
+    again = evaluate(clips, temporal_views=2, spatial_views=3)
+    assert_same(batches[0], again[0])
+
+
+def test_evaluation_is_shared_out_among_hosts(clips):
+    whole = evaluate(clips)
+    shares = [evaluate(clips, hosts=3, host=h) for h in range(3)]
+    for k, batch in enumerate(whole):
+        joined = {key: np.concatenate([s[k][key] for s in shares]) for key in batch}
+        assert_same(joined, batch)
+
+
+def test_temporal_views_show_other_times(clips):
+    (first, *_), _ = (batch["video"] for batch in evaluate(clips, temporal_views=2))
+    assert not np.array_equal(first[0], first[1])

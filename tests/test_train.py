@@ -1,0 +1,266 @@
+"""The whole: train, stop, resume, evaluate, draw."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from sparse_tube_vit import checkpoints, evaluate, figures, train
+from sparse_tube_vit.checkpoints import Checkpoints, NoCheckpoint, OtherRun
+from sparse_tube_vit.config import ConfigDict
+from sparse_tube_vit.datasets.classes import ClassNamesDiffer
+from sparse_tube_vit.training.reporting import read_metrics
+from tests.tiny import COUNTS, shrink_moving_shapes, tiny_config
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        shrink_moving_shapes(monkeypatch)
+        directory = tmp_path_factory.mktemp("data")
+        # The first run prepares the data: the counts must still be small then.
+        from sparse_tube_vit.datasets import open_split
+
+        for kind in COUNTS:
+            open_split(f"moving_shapes/{kind}", "train", directory)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def finished(data_dir, tmp_path_factory):
+    """(workdir, last state) of a run that nothing interrupted."""
+    workdir = tmp_path_factory.mktemp("finished")
+    return workdir, train.train(tiny_config(data_dir), workdir)
+
+
+class PowerCut(Exception):
+    pass
+
+
+def cut_power_after(step, monkeypatch):
+    """The run dies right after the checkpoint of this step is written."""
+    save = Checkpoints.save
+
+    def save_and_die(self, state):
+        save(self, state)
+        if int(state.step) == step:
+            raise PowerCut
+
+    monkeypatch.setattr(Checkpoints, "save", save_and_die)
+
+
+def assert_bit_identical(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def without_times(lines):
+    timed = ("step_seconds", "clips_per_second", "waiting_share")
+    return [{k: v for k, v in x.items() if not k.endswith(timed)} for x in lines]
+
+
+def test_interrupted_and_resumed_ends_bit_identical(
+    finished, data_dir, tmp_path, monkeypatch
+):
+    workdir, expected = finished
+    with monkeypatch.context() as patch:
+        cut_power_after(4, patch)
+        with pytest.raises(PowerCut):
+            train.train(tiny_config(data_dir), tmp_path)
+    assert checkpoints.latest_step(tmp_path) == 4
+    # Other workers and another mesh than before: neither is part of the run.
+    config = tiny_config(data_dir)
+    config.loader.workers = 1
+    resumed = train.train(config, tmp_path)
+    assert_bit_identical(resumed, expected)
+    # The metrics of both are those of one run, each step once.
+    ours, theirs = (without_times(read_metrics(d)) for d in (tmp_path, workdir))
+    assert [x["step"] for x in ours] == [2, 4, 6, 6, 6]
+    assert ours == theirs
+
+
+def test_another_seed_is_another_run(finished, data_dir, tmp_path):
+    config = tiny_config(data_dir)
+    config.seed = 1
+    config.total_steps = 3
+    state = train.train(config, tmp_path)
+    kernel = state.params["stem"]["tube_0"]["kernel"]
+    assert not np.array_equal(kernel, finished[1].params["stem"]["tube_0"]["kernel"])
+
+
+def test_a_finished_run_is_evaluated_again_and_not_trained(finished, data_dir):
+    workdir, expected = finished
+    before = (workdir / "checkpoints" / "6").stat().st_mtime_ns
+    assert_bit_identical(train.train(tiny_config(data_dir), workdir), expected)
+    assert (workdir / "checkpoints" / "6").stat().st_mtime_ns == before
+
+
+def test_the_last_checkpoints_are_kept_with_config_classes_and_versions(finished):
+    workdir, state = finished
+    directory = workdir / "checkpoints"
+    assert sorted(p.name for p in directory.iterdir()) == ["4", "6"]
+    run = checkpoints.read_run(directory, 6)
+    assert run["config"]["streams"]["video"]["dataset"] == "moving_shapes/videos"
+    assert run["class_names"]["shapes"][:2] == ["circle", "square"]
+    assert len(run["class_names"]["motions"]) == 24
+    assert run["versions"]["jax"] == jax.__version__
+    assert_bit_identical(checkpoints.read_params(directory, 6), state.ema)
+
+
+def test_a_work_directory_of_another_config_is_refused(finished, data_dir):
+    config = tiny_config(data_dir)
+    config.optimizer.learning_rate = 0.5
+    config.streams.video.mixup = 0.0
+    with pytest.raises(OtherRun) as error:
+        train.train(config, finished[0])
+    assert "optimizer.learning_rate: 0.001 then, 0.5 now" in str(error.value)
+    assert "streams.video.mixup: 0.2 then, 0.0 now" in str(error.value)
+
+
+def test_metrics_tell_of_both_streams_and_of_speed(finished):
+    workdir, _ = finished
+    lines = read_metrics(workdir)
+    training = [line for line in lines if "train/loss" in line]
+    assert [line["step"] for line in training] == [2, 4, 6]
+    for name in ("video/loss", "image/loss", "video/accuracy", "gradient_norm"):
+        assert all(np.isfinite(line[f"train/{name}"]) for line in training)
+    parts = training[-1]
+    total = parts["train/video/loss"] + parts["train/image/loss"]
+    np.testing.assert_allclose(parts["train/loss"], total, rtol=1e-5)
+    assert 0 < parts["train/waiting_share"] < 1
+    assert list(workdir.glob("events.out.tfevents.*"))
+    assert "encoder/block_0/mlp/up/kernel" in (workdir / "parameters.txt").read_text()
+
+
+def test_evaluation_result(finished, data_dir):
+    workdir, _ = finished
+    config = ConfigDict(checkpoints.read_run(workdir / "checkpoints", 6)["config"])
+    (video,) = evaluate.evaluate(config, workdir, 6, ["video"])
+    saved = json.loads((workdir / "evaluations" / "video.json").read_text())
+    # What training wrote at its end is what evaluating the checkpoint gives.
+    assert video.to_json() == saved
+    assert saved["distinct"] == COUNTS["videos"]["test"]
+    expected = {"split": "test", "temporal_views": 2, "spatial_views": 3, "frames": 4}
+    expected |= {"fps": 8.0, "size": 16, "step": 6, "dataset": "moving_shapes/videos"}
+    assert {key: saved[key] for key in expected} == expected
+    assert np.sum(saved["confusion"]) == COUNTS["videos"]["test"]
+    assert (workdir / "evaluations" / "video_confusion.png").exists()
+    assert saved["top1"] == np.trace(saved["confusion"]) / COUNTS["videos"]["test"]
+    with pytest.raises(evaluate.UnknownEvaluation, match="no evaluation dogs"):
+        evaluate.evaluate(config, workdir, 6, ["dogs"])
+
+
+def test_undecodable_videos_count_as_wrong_and_are_named(
+    finished, data_dir, monkeypatch
+):
+    workdir, _ = finished
+    run = checkpoints.read_run(workdir / "checkpoints", 6)
+    read = evaluate.pipeline.EvaluationExample.read
+    calls = []
+
+    def damaged(self, encoded, rng):
+        calls.append(1)
+        if len(calls) % 4 == 0:
+            raise evaluate.pipeline.UndecodableClip("damaged")
+        return read(self, encoded, rng)
+
+    monkeypatch.setattr(evaluate.pipeline.EvaluationExample, "read", damaged)
+    config = ConfigDict(run["config"])
+    config.loader.threads = 1
+    (result,) = evaluate.evaluate(config, workdir, 6, ["image"])
+    bad = COUNTS["images"]["test"] // 4
+    assert len(set(result.undecodable)) == bad
+    assert f"({bad} undecodable)" in str(result)
+    assert result.to_json()["confusion"] == result.confusion().tolist()
+    assert result.confusion().sum() == COUNTS["images"]["test"] - bad
+    # Were every decodable one right, the others would still be wrong.
+    scores = np.eye(6)[result.labels] * (result.scores.sum(1, keepdims=True) > 0)
+    perfect = dataclasses.replace(result, scores=scores)
+    assert perfect.top(1) == 1 - bad / COUNTS["images"]["test"]
+    assert perfect.top(6) == perfect.top(1)
+
+
+def test_top_k_per_class_and_confusion():
+    scores = np.array([[0.5, 0.3, 0.2], [0.1, 0.3, 0.6], [0.2, 0.5, 0.3], [0, 0, 0]])
+    result = evaluate.Result({}, ("a", "b", "c"), np.array([0, 1, 2, 1]), scores, ("x",))
+    assert result.top(1) == 1 / 4 and result.top(2) == 3 / 4
+    assert result.confusion().tolist() == [[1, 0, 0], [0, 0, 1], [0, 1, 0]]
+    assert result.per_class() == {
+        "a": {"top1": 1.0, "count": 1},
+        "b": {"top1": 0.0, "count": 2},
+        "c": {"top1": 0.0, "count": 1},
+    }
+
+
+def test_classes_that_differ_from_the_head_are_refused(finished, data_dir):
+    workdir, _ = finished
+    run = checkpoints.read_run(workdir / "checkpoints", 6)
+    config = ConfigDict(run["config"])
+    names = run["class_names"]
+    names["shapes"] = [*names["shapes"][1:], names["shapes"][0]]
+    with pytest.raises(ClassNamesDiffer, match="'square' as class 0.* has 'circle'"):
+        evaluate.prepare(config, names)
+
+
+def test_figures(finished):
+    workdir, _ = finished
+    paths = figures.write_all(workdir)
+    assert [p.name for p in paths] == [
+        "training_curves.png",
+        "tubes.png",
+        "kernels_0_4x4x4.png",
+        "kernels_1_1x8x8.png",
+    ]
+    for path in paths:
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(data_dir, tmp_path):
+    config = tiny_config(data_dir)
+    config.optimizer.update(learning_rate=1e30, clip_norm=0.0)
+    with pytest.raises(train.NonFiniteLoss, match="at step [34]"):
+        train.train(config, tmp_path)
+    # Nothing of it is saved: the last checkpoint is a good one.
+    step = checkpoints.latest_step(tmp_path)
+    params = checkpoints.read_params(tmp_path / "checkpoints", step)
+    assert step <= 2 and all(np.isfinite(x).all() for x in jax.tree.leaves(params))
+
+
+def test_no_checkpoint_is_a_named_error(tmp_path):
+    with pytest.raises(NoCheckpoint, match="sparse_tube_vit.train"):
+        checkpoints.latest_step(tmp_path)
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_the_same_command_resumes(data_dir, tmp_path):
+    (tmp_path / "tiny.py").write_text(
+        "from tests.tiny import tiny_config\n"
+        "def get_config():\n"
+        f"    config = tiny_config({str(data_dir)!r})\n"
+        "    config.total_steps = 3000\n"
+        "    config.checkpoint.every_steps = 100000\n"
+        "    return config\n"
+    )
+    command = [sys.executable, "-m", "sparse_tube_vit.train", "--config"]
+    command += [str(tmp_path / "tiny.py"), "--workdir", str(tmp_path / "run")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        for line in process.stderr:
+            if "step 4 of" in line:
+                process.terminate()
+                break
+        rest = process.stderr.read()
+        assert process.wait(120) == 1
+    assert "Interrupted: Stopped by a signal" in rest and "Traceback" not in rest
+    step = checkpoints.latest_step(tmp_path / "run")
+    assert step >= 4
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        started = time.monotonic()
+        for line in process.stderr:
+            if f"Resumed from step {step}" in line:
+                break
+            assert time.monotonic() - started < 120
+        process.kill()

@@ -1,0 +1,217 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from sparse_tube_vit.config import default_config, stream
+from sparse_tube_vit.model import TubeViT, init_params
+from sparse_tube_vit.training import step as steps
+from sparse_tube_vit.training.optimizer import learning_rate, make_optimizer
+from sparse_tube_vit.tubes import Tube
+
+CLIP = (4, 16, 16)
+
+
+def make_config(**streams):
+    config = default_config()
+    config.total_steps = 10
+    config.optimizer.update(learning_rate=0.01, warmup_steps=2, ema_decay=0.9)
+    for name, options in streams.items():
+        kind = "video" if name.startswith("video") else "image"
+        options = {"head": kind, "batch_size": 4} | options
+        config.streams[name] = stream(kind=kind, dataset="d", **options)
+    return config
+
+
+@pytest.fixture(scope="module")
+def model():
+    return TubeViT(
+        tubes=(Tube((4, 8, 8), (4, 8, 8)), Tube((1, 8, 8), (4, 8, 8))),
+        classes={"video": 5, "image": 3},
+        depth=1,
+        width=12,
+        mlp_dim=16,
+        heads=2,
+    )
+
+
+@pytest.fixture(scope="module")
+def batches():
+    rng = np.random.default_rng(0)
+
+    def batch(frames, classes):
+        return {
+            "video": rng.integers(0, 256, (4, frames, 16, 16, 3), np.uint8),
+            "label": rng.integers(0, classes, 4).astype(np.int32),
+            "weight": np.ones(4, np.float32),
+        }
+
+    return {"video": batch(4, 5), "image": batch(1, 3)}
+
+
+def run(model, config, batches, n=1):
+    optimizer = make_optimizer(config)
+    params = init_params(model, jax.random.key(1), CLIP)
+    state = steps.TrainState.create(params, optimizer, ema=True)
+    train_step = jax.jit(steps.make_train_step(model, optimizer, config))
+    for _ in range(n):
+        state, metrics = train_step(state, batches)
+    return state, metrics
+
+
+def test_one_step_is_adam_on_the_weighted_sum_of_both_losses(model, batches):
+    """Two steps written out with optax's adamw, plain cross entropy, both heads."""
+    config = make_config(video={"loss_weight": 0.5}, image={"label_smoothing": 0.1})
+    config.optimizer.update(clip_norm=0.0, weight_decay=0.1, beta2=0.99)
+    state, metrics = run(model, config, batches, n=2)
+
+    params = init_params(model, jax.random.key(1), CLIP)
+    mask = jax.tree_util.tree_map_with_path(lambda p, _: p[-1].key == "kernel", params)
+    adamw = optax.adamw(
+        learning_rate(config), b1=0.9, b2=0.99, weight_decay=0.1, mask=mask
+    )
+    adam = adamw.init(params)
+    average = params
+
+    def loss(params):
+        total = 0.0
+        for name, weight, smooth in (("video", 0.5, 0.0), ("image", 1.0, 0.1)):
+            b = batches[name]
+            logits = model.apply({"params": params}, b["video"], name)
+            classes = logits.shape[1]
+            target = jax.nn.one_hot(b["label"], classes) * (1 - smooth)
+            target += smooth / classes
+            total -= weight * jnp.mean(jnp.sum(target * jax.nn.log_softmax(logits), 1))
+        return total
+
+    for i in range(2):
+        value, gradient = jax.value_and_grad(loss)(params)
+        updates, adam = adamw.update(gradient, adam, params)
+        params = optax.apply_updates(params, updates)
+        decay = min(0.9, (1 + i) / (10 + i))
+        average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, params)
+
+    np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), state.params, params
+    )
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), state.ema, average
+    )
+    assert state.eval_params is state.ema
+
+
+def test_both_streams_teach_the_trunk_and_only_their_own_head(model, batches):
+    before = init_params(model, jax.random.key(1), CLIP)
+    for name, other in (("video", "image"), ("image", "video")):
+        config = make_config(**{name: {}})
+        config.optimizer.weight_decay = 0.0
+        state, _ = run(model, config, {name: batches[name]}, n=2)
+        moved = jax.tree.map(lambda a, b: bool((a != b).any()), state.params, before)
+        assert moved[f"head_{name}"]["kernel"] and not moved[f"head_{other}"]["kernel"]
+        assert moved["encoder"]["block_0"]["mlp"]["up"]["kernel"]
+        assert moved["stem"]["tube_1"]["kernel"]
+        assert moved["stem"]["tube_0"]["kernel"] == (name == "video")
+
+
+def test_examples_of_weight_zero_count_for_nothing(model, batches):
+    config = make_config(video={})
+    video = batches["video"]
+    weight = np.array([1, 0, 1, 0], np.float32)
+    other = video["video"].copy()
+    other[1], other[3] = 0, 255
+    one, seen = run(model, config, {"video": video | {"weight": weight}})
+    two, _ = run(model, config, {"video": video | {"weight": weight, "video": other}})
+    jax.tree.map(np.testing.assert_array_equal, one.params, two.params)
+
+    half = {k: np.concatenate([v[[0, 2]]] * 2) for k, v in video.items()}
+    _, expected = run(model, config, {"video": half})
+    np.testing.assert_allclose(seen["loss"], expected["loss"], rtol=1e-5)
+    np.testing.assert_allclose(seen["video/accuracy"], expected["video/accuracy"])
+
+
+def test_no_example_at_all_is_no_loss(model, batches):
+    nothing = batches["video"] | {"weight": np.zeros(4, np.float32)}
+    _, metrics = run(model, make_config(video={}), {"video": nothing})
+    assert metrics["loss"] == 0 and np.isfinite(metrics["gradient_norm"])
+
+
+def test_mixup_mixes_pictures_and_labels_alike():
+    videos = jnp.arange(4.0).reshape(4, 1, 1, 1, 1)
+    targets = jnp.eye(4)
+    weights = jnp.array([1.0, 1.0, 0.0, 1.0])
+    mixed, labels, counted = steps.mix_pairs(
+        jax.random.key(0), 0.8, videos, targets, weights
+    )
+    share = float(labels[1, 1])
+    assert 0 < share < 1
+    for i, partner in ((0, 3), (1, 0), (2, 1), (3, 2)):
+        np.testing.assert_allclose(
+            mixed[i].item(), share * i + (1 - share) * partner, rtol=1e-6
+        )
+        np.testing.assert_allclose(labels[i, partner], 1 - share, rtol=1e-6)
+    assert counted.tolist() == [1, 1, 0, 0]  # both of a pair must be there
+
+
+def test_mixup_and_dropout_follow_from_the_step(model, batches):
+    config = make_config(video={"mixup": 0.5}, image={})
+    noisy = model.clone(dropout=0.3)
+    one, _ = run(noisy, config, batches, n=3)
+    two, _ = run(noisy, config, batches, n=3)
+    jax.tree.map(np.testing.assert_array_equal, one.params, two.params)
+    plain, _ = run(model, config, batches, n=3)
+    assert not np.array_equal(
+        one.params["head_video"]["kernel"], plain.params["head_video"]["kernel"]
+    )
+
+
+def test_bfloat16_is_near_float32(model, batches):
+    config = make_config(video={}, image={})
+    _, exact = run(model, config, batches)
+    state, rough = run(model.clone(dtype=jnp.bfloat16), config, batches)
+    assert {x.dtype.name for x in jax.tree.leaves(state.params)} == {"float32"}
+    np.testing.assert_allclose(rough["loss"], exact["loss"], rtol=2e-2)
+
+
+def test_learning_rate_warms_up_and_decays_to_zero():
+    config = make_config()
+    config.total_steps = 110
+    config.optimizer.update(learning_rate=2.0, warmup_steps=10)
+    rate = learning_rate(config)
+    np.testing.assert_allclose(
+        [rate(0), rate(5), rate(10), rate(60), rate(110)], [0, 1, 2, 1, 0], atol=1e-6
+    )
+
+
+def test_gradients_are_clipped_by_their_global_norm(model, batches):
+    config = make_config(video={})
+    _, metrics = run(model, config, {"video": batches["video"]})
+    norm = float(metrics["gradient_norm"])
+    params = init_params(model, jax.random.key(1), CLIP)
+    gradient = jax.tree.map(jnp.ones_like, params)
+    scale = float(optax.global_norm(gradient))
+    config.optimizer.update(clip_norm=norm)
+    clipped = make_optimizer(config)
+    state = clipped.init(params)
+    _, (_, adam, *_) = clipped.update(gradient, state, params)
+    np.testing.assert_allclose(
+        adam.mu["stem"]["tube_0"]["bias"], 0.1 * norm / scale, rtol=1e-5
+    )
+
+
+def test_scores_are_probabilities_averaged_over_views(model):
+    params = init_params(model, jax.random.key(1), CLIP)
+    kernel = params["head_video"]["kernel"]
+    params["head_video"]["kernel"] = jax.random.normal(jax.random.key(2), kernel.shape)
+    views = np.random.default_rng(0).integers(0, 256, (2, 3, *CLIP, 3), np.uint8)
+    scores = jax.jit(steps.make_scores(model, "video"))(params, views)
+    expected = np.mean(
+        [
+            jax.nn.softmax(model.apply({"params": params}, views[:, v], "video"))
+            for v in range(3)
+        ],
+        axis=0,
+    )
+    np.testing.assert_allclose(scores, expected, atol=1e-6)
+    np.testing.assert_allclose(scores.sum(1), 1, rtol=1e-6)
