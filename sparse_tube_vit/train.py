@@ -9,6 +9,7 @@ import contextlib
 import signal
 import sys
 import time
+import traceback
 
 import jax
 import numpy as np
@@ -211,16 +212,26 @@ class StopOnSignal:
         signal.signal(signal.SIGTERM, self.before)
 
 
+def parse_flags(argv):
+    """Parses the command line; a config that does not load ends with its message."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        places = [f"{f.filename}:{f.lineno}: " for f in frames if f.name == "get_config"]
+        message = error.args[0] if error.args else type(error).__name__
+        sys.exit(f"InvalidConfig: {places[-1] if places else ''}{message}")
+
+
 def main(argv):
     del argv
     to_stderr()
     with reported():
         train(_CONFIG.value, _WORKDIR.value)
-    return 0
 
 
 if __name__ == "__main__":
     _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
     _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run's files go.")
     flags.mark_flags_as_required(["config", "workdir"])
-    sys.exit(app.run(main))
+    app.run(main, flags_parser=parse_flags)

@@ -41,7 +41,7 @@ def test_a_misspelt_key_in_a_config_file_names_the_nearest(config):
     "change, message",
     [
         (lambda c: c.update(total_steps=None), "total_steps is not set"),
-        (lambda c: c.streams.clear(), "streams is empty"),
+        (lambda c: c.streams.__delattr__("video"), "streams is empty"),
         (lambda c: c.streams.video.update(kind="clip"), "streams.video.kind is 'clip'"),
         (lambda c: c.evaluations.video.update(head="x"), "head is 'x', but .* train h"),
         (lambda c: c.model.update(heads=7), "768 is not a multiple of model.heads 7"),
@@ -65,9 +65,7 @@ def test_arguments_of_config_files():
 @pytest.mark.parametrize(
     "override, message",
     [
-        ("--config.totl_steps=3", "total_steps"),
         ("--config.optimizer.learning_rat=3", "learning_rate"),
-        ("--config.streams.vidoe.batch_size=3", "video"),
         ("--config.total_steps=many", "total_steps"),
     ],
 )
