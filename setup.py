@@ -25,7 +25,7 @@ TRAIN = [
 setup(
     name="sparse_tube_vit",
     version="0.1.0",
-    description="TubeViT (sparse video tubes) for joint image and video training in JAX",
+    description="TubeViT (sparse video tubes): joint image and video training in JAX",
     license="Apache-2.0",
     packages=find_packages(include=["sparse_tube_vit", "sparse_tube_vit.*"]),
     python_requires=">=3.11",

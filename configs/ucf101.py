@@ -1,6 +1,7 @@
 """UCF101 jointly with images, from scratch, small enough for a laptop.
 
-    python -m sparse_tube_vit.prepare ucf101 --videos DIR --annotations DIR --data_dir data
+    python -m sparse_tube_vit.prepare ucf101 --videos DIR --annotations DIR \
+        --data_dir data
     python -m sparse_tube_vit.prepare image_folder --name tiny_imagenet --images DIR \
         --data_dir data
     python -m sparse_tube_vit.train --config configs/ucf101.py --workdir DIR

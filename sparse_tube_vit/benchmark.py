@@ -1,7 +1,7 @@
 """Times the model and the decoding on this machine.
 
-    python -m sparse_tube_vit.benchmark model --variant B --frames 32 --size 224
-    python -m sparse_tube_vit.benchmark decode FILE --frames 32 --stride 2
+python -m sparse_tube_vit.benchmark model --variant B --frames 32 --size 224
+python -m sparse_tube_vit.benchmark decode FILE --frames 32 --stride 2
 """
 
 import argparse
@@ -102,7 +102,9 @@ def time_decode(args) -> None:
 
     # In turns, so that a change of the machine's speed meets both.
     pairs = [(seconds(limit, 1), seconds(ours, 1)) for _ in range(args.runs)]
-    bare, full = (1e3 * statistics.median(column) for column in zip(*pairs, strict=True))
+    bare, full = (
+        1e3 * statistics.median(column) for column in zip(*pairs, strict=True)
+    )
     ratio = statistics.median(b / a for a, b in pairs)
     print(
         f"{args.file}: {args.frames} frames at stride {args.stride}, to {args.size} "

@@ -67,7 +67,7 @@ class Checkpoints:
         )
 
     def resume(self, state: TrainState) -> TrainState:
-        """The state of the latest checkpoint, sharded as `state`; `state` if none is there.
+        """The latest checkpoint's state, sharded as `state`; `state` if there is none.
 
         Raises:
           OtherRun: it was written with another config or for other classes.

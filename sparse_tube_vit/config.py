@@ -1,7 +1,7 @@
 """What a run is made of: every key of a configuration, with its default.
 
-A file in `configs/` starts from `default_config()` and states what differs. The config is
-locked, so that a key which does not exist is an error wherever it is set.
+A file in `configs/` starts from `default_config()` and states what differs. The config
+is locked, so that a key which does not exist is an error wherever it is set.
 """
 
 import ml_collections
@@ -23,12 +23,12 @@ def default_config() -> ConfigDict:
     config.total_steps = config_dict.placeholder(int)
     config.data_dir = "data"
 
-    # What the model reads: clips of `frames` frames at `fps` frames per second, pictures
-    # of size x size pixels. An image is one frame.
+    # What the model reads: clips of `frames` frames at `fps` frames per second,
+    # pictures of size x size pixels. An image is one frame.
     config.clip = ConfigDict({"frames": 32, "fps": 15.0, "size": 224})
 
-    # `tubes` is a name in variants.TUBE_SETS or a tuple of dicts with kernel, stride and
-    # offset. `dtype` is that of the computation; parameters are float32.
+    # `tubes` is a name in variants.TUBE_SETS or a tuple of dicts with kernel, stride
+    # and offset. `dtype` is that of the computation; parameters are float32.
     config.model = ConfigDict(
         {
             "tubes": config_dict.placeholder(object),

@@ -77,7 +77,7 @@ class Result:
         }
 
     def scalars(self) -> dict[str, float]:
-        """Top-1, and Top-5 where there are more than five classes, for the run's log."""
+        """Top-1, and Top-5 if there are more than five classes, for the run's log."""
         name = self.protocol["evaluation"]
         accuracies = {"top1": self.top(1)}
         if len(self.class_names) > 5:
@@ -110,8 +110,8 @@ class Result:
         clip = f"{p['size']}x{p['size']}"
         if p["kind"] == "video":
             clip = (
-                f"{p['temporal_views']}x{p['spatial_views']} views of {p['frames']} frames"
-                f" at {p['fps']:g} fps, {clip}"
+                f"{p['temporal_views']}x{p['spatial_views']} views of {p['frames']} "
+                f"frames at {p['fps']:g} fps, {clip}"
             )
         return (
             f"{p['evaluation']}: Top-1 {self.top(1):.1%}, Top-5 {self.top(5):.1%} of "

@@ -99,8 +99,8 @@ def tube_layout(clip: np.ndarray, tubes: Sequence[Tube], columns: int = 8) -> Fi
 def kernels(kernel: np.ndarray, filters: int = 16) -> Figure:
     """Learned filters of a tube as the paper's figure 5: RGB tiles, time to the right.
 
-    Filters are taken by the size of their weights, the largest first, and each is scaled
-    to its own range.
+    Filters are taken by the size of their weights, the largest first, and each is
+    scaled to its own range.
 
     Args:
       kernel: (t, h, w, 3, D) weights.

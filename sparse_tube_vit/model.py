@@ -21,8 +21,8 @@ class UnknownHead(TubeViTError, KeyError):
 class TubeViT(nn.Module):
     """Tubes, encoder, attention pooling, and one linear classifier per data set.
 
-    One parameter tree serves images and videos: an image is a clip of one frame and goes
-    through the tubes of one frame, a video through all of them.
+    One parameter tree serves images and videos: an image is a clip of one frame and
+    goes through the tubes of one frame, a video through all of them.
 
     Attributes:
       tubes: the tubes that make the tokens.
@@ -70,8 +70,8 @@ class TubeViT(nn.Module):
             x = x[:, None]
         if x.ndim != 5 or x.shape[-1] != 3:
             raise ValueError(
-                "Expected images (B, H, W, 3) or videos (B, T, H, W, 3), got an array of "
-                f"shape {x.shape}."
+                "Expected images (B, H, W, 3) or videos (B, T, H, W, 3), got an array "
+                f"of shape {x.shape}."
             )
         positions = sincos(token_centres(self.tubes, x.shape[1:4]), self.width)
         z = self.stem(x) + positions.astype(self.dtype)  # (B, N, D)

@@ -1,6 +1,6 @@
 """Trains TubeViT on streams of images and videos.
 
-    python -m sparse_tube_vit.train --config configs/X.py --workdir DIR [--config.key=value]
+    python -m sparse_tube_vit.train --config FILE --workdir DIR [--config.key=value]
 
 The same command again resumes an interrupted run from its latest checkpoint.
 """
@@ -191,13 +191,13 @@ def check_finite(metrics, step: int) -> None:
     if metrics is not None and not np.isfinite(loss := float(metrics["loss"])):
         raise NonFiniteLoss(
             f"The loss is {loss} at step {step}. Lower optimizer.learning_rate, raise "
-            "warmup_steps, or set optimizer.clip_norm; nothing was saved since the last "
-            "checkpoint."
+            "warmup_steps, or set optimizer.clip_norm; nothing was saved since the "
+            "last checkpoint."
         )
 
 
 class StopOnSignal:
-    """Takes SIGTERM, which clouds send before they take a machine, as a wish to stop."""
+    """Takes SIGTERM, which clouds send before taking a machine, as a wish to stop."""
 
     requested = False
 
@@ -218,7 +218,9 @@ def parse_flags(argv):
         return app.parse_flags_with_usage(argv)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         frames = traceback.extract_tb(error.__traceback__)
-        places = [f"{f.filename}:{f.lineno}: " for f in frames if f.name == "get_config"]
+        places = [
+            f"{f.filename}:{f.lineno}: " for f in frames if f.name == "get_config"
+        ]
         message = error.args[0] if error.args else type(error).__name__
         sys.exit(f"InvalidConfig: {places[-1] if places else ''}{message}")
 

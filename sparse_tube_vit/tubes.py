@@ -59,7 +59,7 @@ class Tube:
     def grid(self, clip: Sequence[int]) -> tuple[int, int, int]:
         """Number of windows per axis in a clip of (T, H, W) frames and pixels.
 
-        Windows lie wholly inside the clip: floor((size - offset - kernel) / stride) + 1.
+        Windows lie wholly in the clip: floor((size - offset - kernel) / stride) + 1.
 
         Raises:
           ClipTooSmall: not even one window fits.
@@ -68,8 +68,8 @@ class Tube:
         if any(size < least for size, least in zip(clip, need, strict=True)):
             raise ClipTooSmall(
                 f"Tube {self} needs at least {need[0]} frames of {need[1]}x{need[2]} "
-                f"pixels, but the clip has {clip[0]} of {clip[1]}x{clip[2]}. Use longer "
-                "or larger clips, or tubes with a smaller kernel or offset."
+                f"pixels, but the clip has {clip[0]} of {clip[1]}x{clip[2]}. Use "
+                "longer or larger clips, or tubes with a smaller kernel or offset."
             )
         return tuple(
             (size - least) // stride + 1
@@ -105,8 +105,8 @@ def tubes_for(tubes: Sequence[Tube], frames: int) -> list[int]:
     chosen = [i for i, tube in enumerate(tubes) if tube.reads_images]
     if not chosen:
         raise NoImageTube(
-            f"None of the tubes [{', '.join(map(str, tubes))}] reads a single frame. Add "
-            "a tube with a temporal kernel of 1 and a temporal offset of 0."
+            f"None of the tubes [{', '.join(map(str, tubes))}] reads a single frame. "
+            "Add a tube with a temporal kernel of 1 and a temporal offset of 0."
         )
     return chosen
 
@@ -176,9 +176,10 @@ def normalize(x: jax.Array, dtype=jnp.float32) -> jax.Array:
 class SparseTubes(nn.Module):
     """Clips to tokens (paper 3.2): every tube's windows times its kernel.
 
-    Cutting windows out and multiplying equals a strided VALID convolution and is several
-    times as fast on CPUs. Parameters: `tube_<i>/kernel` (t, h, w, 3, D), as for a
-    convolution, and `tube_<i>/bias` (D,). They exist for all tubes whatever the input.
+    Cutting windows out and multiplying equals a strided VALID convolution and is
+    several times as fast on CPUs. Parameters: `tube_<i>/kernel` (t, h, w, 3, D), as for
+    a convolution, and `tube_<i>/bias` (D,). They exist for all tubes whatever the
+    input.
 
     Attributes:
       tubes: the tubes, in the order of their tokens.

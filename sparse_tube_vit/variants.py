@@ -20,8 +20,8 @@ VARIANTS = {
 
 _IMAGE = Tube(kernel=(1, 16, 16), stride=(32, 16, 16))
 
-#: Sets of tubes. 32x224x224 gives 539 tokens with "main", which the paper counts as 559:
-#: no arithmetic of windows that we know gives that number.
+#: Sets of tubes. 32x224x224 gives 539 tokens with "main", which the paper counts as
+#: 559: no arithmetic of windows that we know gives that number.
 TUBE_SETS = {
     "main": (
         Tube(kernel=(8, 8, 8), stride=(16, 32, 32)),

@@ -186,7 +186,9 @@ def test_undecodable_videos_count_as_wrong_and_are_named(
 
 def test_top_k_per_class_and_confusion():
     scores = np.array([[0.5, 0.3, 0.2], [0.1, 0.3, 0.6], [0.2, 0.5, 0.3], [0, 0, 0]])
-    result = evaluate.Result({}, ("a", "b", "c"), np.array([0, 1, 2, 1]), scores, ("x",))
+    result = evaluate.Result(
+        {}, ("a", "b", "c"), np.array([0, 1, 2, 1]), scores, ("x",)
+    )
     assert result.top(1) == 1 / 4 and result.top(2) == 3 / 4
     assert result.confusion().tolist() == [[1, 0, 0], [0, 0, 1], [0, 1, 0]]
     assert result.per_class() == {

@@ -188,8 +188,10 @@ def _kind(dataset: str, directory: epath.Path, info) -> str:
     import tensorflow_datasets as tfds
 
     kinds = [kind for kind in ("video", "image") if kind in info.features]
-    label = info.features["label"] if "label" in info.features else None
-    if not kinds or not isinstance(label, tfds.features.ClassLabel):
+    labelled = "label" in info.features and isinstance(
+        info.features["label"], tfds.features.ClassLabel
+    )
+    if not kinds or not labelled:
         raise UnsupportedDataset(
             f"{dataset} in {directory} has the features {', '.join(info.features)};"
             " a `label` (ClassLabel) and a `video` or an `image` are needed"

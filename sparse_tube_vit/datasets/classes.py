@@ -30,7 +30,8 @@ def check_classes(head: str, class_names: Iterable[str], split: Split) -> None:
     if len(ours) != len(theirs):
         what = f"{len(ours)} classes, but {split.name} has {len(theirs)}"
     else:
-        label = next(i for i, (a, b) in enumerate(zip(ours, theirs)) if a != b)
+        pairs = zip(ours, theirs, strict=True)
+        label = next(i for i, (a, b) in enumerate(pairs) if a != b)
         what = (
             f"{ours[label]!r} as class {label}, but {split.name} has {theirs[label]!r}"
         )

@@ -1,4 +1,4 @@
-"""Random changes of a clip's looks: the same for all its frames, on the host, in uint8."""
+"""Random changes of a clip's looks: the same for all frames, on the host, in uint8."""
 
 import numpy as np
 from PIL import Image
@@ -14,8 +14,8 @@ def jitter_color(
 ) -> np.ndarray:
     """Random brightness, contrast and balance of red, green and blue.
 
-    Each is scaled by a factor between 1 - strength and 1 + strength (the balance by half
-    as much), in one look-up table a channel.
+    Each is scaled by a factor between 1 - strength and 1 + strength (the balance by
+    half as much), in one look-up table a channel.
 
     Args:
       clip: (T, H, W, 3) uint8.

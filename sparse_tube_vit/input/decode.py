@@ -1,4 +1,4 @@
-"""Encoded videos and images to uint8 frames, with PyAV. An image is a one-frame clip."""
+"""Encoded videos and images to uint8 frames with PyAV. An image is a one-frame clip."""
 
 import dataclasses
 import io
@@ -93,7 +93,7 @@ def _decode(container, stream, times, crop):
         (shown[-1] - shown[-2]) if len(shown) > 1 else 1 / tick / 25
     )  # on show as long
     wanted = times(float(shown[-1] - shown[0] + last) * tick) / tick + shown[0]
-    # On show is the last frame presented up to then; a thousandth tick absorbs rounding.
+    # On show is the last frame presented by then; a thousandth tick absorbs rounding.
     wanted = np.searchsorted(shown, wanted + 1e-3, side="right").clip(1) - 1
 
     to_rgb = _ToRgb(stream.time_base, crop)
@@ -107,14 +107,14 @@ def _decode(container, stream, times, crop):
     missing = needed - frames.keys()
     if missing:
         raise UndecodableClip(
-            f"{len(missing)} of the {len(needed)} frames wanted do not decode, the first "
-            f"at {(shown[min(missing)] - shown[0]) * tick:.2f} s."
+            f"{len(missing)} of the {len(needed)} frames wanted do not decode, the "
+            f"first at {(shown[min(missing)] - shown[0]) * tick:.2f} s."
         )
     return np.stack([frames[i] for i in wanted.tolist()])
 
 
 def _frames(container, stream, packets, shown, first):
-    """(index, frame) in order of presentation, from a key frame at or before `first`."""
+    """(index, frame) in presentation order, from a key frame at or before `first`."""
     starts = [
         i for i, p in enumerate(packets) if p.is_keyframe and p.pts <= shown[first]
     ]

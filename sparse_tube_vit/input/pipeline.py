@@ -1,8 +1,8 @@
 """grain pipelines: the batches of a step, and the views of an evaluation.
 
-The step number is the data position. Example i of a stream, which record and which random
-numbers, is a pure function of (seed, stream, i); step k takes examples kB .. kB + B - 1,
-and host h of n takes the h-th of n equal shares of them.
+The step number is the data position. Example i of a stream, which record and which
+random numbers, is a pure function of (seed, stream, i); step k takes examples
+kB .. kB + B - 1, and host h of n takes the h-th of n equal shares of them.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ class Example:
 
     @classmethod
     def of(cls, clip: ConfigDict, source: ConfigDict, **options):
-        """With the clip of the config and its frames 1 where the source is of images."""
+        """With the clip of the config and its frames 1 if the source is of images."""
         frames = clip.frames if source.kind == "video" else 1
         return cls(source.kind, frames, clip.fps, clip.size, **options)
 

@@ -20,7 +20,7 @@ def random_start(
 
 
 def spread_starts(views: int, frames: int, fps: float, duration: float) -> np.ndarray:
-    """Starts (views,) in seconds, from the first possible to the last; one: the middle."""
+    """Starts (views,) in seconds, from the first possible to last; one: the middle."""
     last = max(0.0, duration - frames / fps)
     return np.linspace(0, last, views) if views > 1 else np.array([last / 2])
 

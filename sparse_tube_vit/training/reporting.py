@@ -79,8 +79,8 @@ class Reporter:
             if name.endswith("/accuracy")
         )
         log.info(
-            "step %d of %d: loss %.3f%s; %.3f s a step, %.1f clips/s, %.0f%% waiting for "
-            "data, %s left",
+            "step %d of %d: loss %.3f%s; %.3f s a step, %.1f clips/s, %.0f%% waiting "
+            "for data, %s left",
             step,
             self.total_steps,
             metrics["loss"],

@@ -44,7 +44,7 @@ _SPLIT_INPUTS = ("out", "down")
 
 
 def parameter_spec(path: tuple[str, ...], shape: tuple[int, ...], mesh: Mesh) -> P:
-    """How a parameter is split: over tensor by its layer, over fsdp along its longest axis.
+    """How a parameter is split: over tensor by layer, over fsdp along the longest axis.
 
     An axis that a mesh axis does not divide stays whole.
     """
@@ -79,8 +79,8 @@ def check_batch(batch_size: int, mesh: Mesh, where: str) -> None:
     ways = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size % ways:
         raise IndivisibleBatch(
-            f"{where}.batch_size {batch_size} is not a multiple of {ways} (mesh axes data "
-            f"{mesh.shape['data']} x fsdp {mesh.shape['fsdp']}). Change either."
+            f"{where}.batch_size {batch_size} is not a multiple of {ways} (mesh axes "
+            f"data {mesh.shape['data']} x fsdp {mesh.shape['fsdp']}). Change either."
         )
 
 

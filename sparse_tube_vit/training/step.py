@@ -16,7 +16,7 @@ from sparse_tube_vit.tubes import normalize
 
 @flax.struct.dataclass
 class TrainState:
-    """All that a checkpoint holds of a run; random numbers follow from seed and step."""
+    """All a checkpoint holds of a run; random numbers follow from seed and step."""
 
     step: jax.Array
     params: Any
@@ -47,7 +47,7 @@ def cross_entropy(logits, targets, weights):
 
 
 def mix_pairs(key, alpha, videos, targets, weights):
-    """Mixup: every example with its neighbour, by a share drawn from Beta(alpha, alpha).
+    """Mixup: every example with its neighbour, by a share from Beta(alpha, alpha).
 
     A pair counts where both of it could be decoded.
     """

@@ -28,7 +28,9 @@ def write_video(frames, rate=25, container="mp4", codec="libx264", gop=8):
 
 def numbered(n):
     """Grey frames (n, 48, 64, 3) whose brightness tells their number."""
-    return np.repeat(np.arange(n), 48 * 64 * 3).reshape(n, *SIZE, 3).astype(np.uint8) * 5
+    return (
+        np.repeat(np.arange(n), 48 * 64 * 3).reshape(n, *SIZE, 3).astype(np.uint8) * 5
+    )
 
 
 def numbers(clip):
@@ -108,7 +110,9 @@ def test_a_crop_on_a_turned_picture_is_the_crop_of_the_upright_one(quarters):
     upright = np.rot90(stored, quarters)
     crop = Crop(1, 2, 3, 4, 3, 4)
     c = crop.on_rotated(quarters, *stored.shape)
-    part = np.rot90(stored[c.top : c.top + c.height, c.left : c.left + c.width], quarters)
+    part = np.rot90(
+        stored[c.top : c.top + c.height, c.left : c.left + c.width], quarters
+    )
     np.testing.assert_array_equal(part, upright[1:4, 2:6])
     assert part.shape == (crop.out_height, crop.out_width)
 
@@ -124,7 +128,9 @@ def test_an_image_is_a_clip_of_one_frame():
     np.testing.assert_array_equal(clip[0], picture)
 
 
-@pytest.mark.parametrize("data", [b"", b"not a video at all" * 99], ids=["empty", "text"])
+@pytest.mark.parametrize(
+    "data", [b"", b"not a video at all" * 99], ids=["empty", "text"]
+)
 def test_what_is_no_video_is_a_named_error(data):
     with pytest.raises(UndecodableClip):
         decode(data, at(0.0), whole)

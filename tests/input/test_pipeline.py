@@ -169,9 +169,7 @@ def test_what_does_not_decode_is_counted_once_and_named_and_stops_past_a_share(c
 
 def evaluate(clips, hosts=1, host=0, **views):
     source = evaluation(kind="video", dataset="clips", head="h", batch_size=6, **views)
-    return list(
-        pipeline.evaluation_batches(clips, source, CLIP, LOADER, host, hosts)
-    )
+    return list(pipeline.evaluation_batches(clips, source, CLIP, LOADER, host, hosts))
 
 
 def test_evaluation_shows_every_example_once_in_order_and_pads(clips):

@@ -42,7 +42,9 @@ def test_random_crops_lie_inside_and_have_the_area_asked_for(height, width):
         assert abs(np.mean(areas) - 0.6) < 0.06
 
 
-@pytest.mark.parametrize("height, width, out", [(240, 320, (96, 128)), (9, 5, (173, 96))])
+@pytest.mark.parametrize(
+    "height, width, out", [(240, 320, (96, 128)), (9, 5, (173, 96))]
+)
 def test_the_shorter_side_becomes_the_size(height, width, out):
     c = sampling.whole_picture(height, width, 96)
     assert (c.height, c.width) == (height, width)

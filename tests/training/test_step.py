@@ -90,7 +90,9 @@ def test_one_step_is_adam_on_the_weighted_sum_of_both_losses(model, batches):
         updates, adam = adamw.update(gradient, adam, params)
         params = optax.apply_updates(params, updates)
         decay = min(0.9, (1 + i) / (10 + i))
-        average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, params)
+        average = jax.tree.map(
+            lambda a, p, d=decay: d * a + (1 - d) * p, average, params
+        )
 
     np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
     jax.tree.map(
