@@ -20,6 +20,7 @@ TRAIN = [
     "tensorflow-cpu>=2.20",  # clu's TensorBoard writer
     "tensorboard>=2.20",
     "matplotlib>=3.10",
+    "pillow>=12",
 ]
 
 setup(

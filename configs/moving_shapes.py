@@ -7,7 +7,7 @@ of a clip, so that motion can only be seen through the other three. Arguments, a
 colon and separated by commas:
 
     tubes=image     the image tube alone
-    streams=video   the video stream alone (or images)
+    streams=video   the video stream alone (or image)
 """
 
 from sparse_tube_vit.config import arguments, default_config, evaluation, stream
@@ -21,7 +21,9 @@ TUBES = (
 
 
 def get_config(argument: str = ""):
-    args = arguments(argument, tubes="all", streams="joint")
+    args = arguments(
+        argument, tubes=("all", "image"), streams=("joint", "video", "image")
+    )
     config = default_config()
     config.total_steps = 700
     config.clip.update(frames=16, fps=8.0, size=64)
@@ -37,7 +39,7 @@ def get_config(argument: str = ""):
     if args.streams in ("joint", "video"):
         config.streams.video = stream(**videos, batch_size=32, **look)
         config.evaluations.video = evaluation(**videos, batch_size=32, **views)
-    if args.streams in ("joint", "images"):
+    if args.streams in ("joint", "image"):
         config.streams.image = stream(**images, batch_size=64, **look)
         config.evaluations.image = evaluation(**images, batch_size=64)
     config.checkpoint.every_steps = 350

@@ -17,7 +17,7 @@ from sparse_tube_vit.config import arguments, default_config, evaluation, stream
 
 
 def get_config(argument: str = ""):
-    args = arguments(argument, split="1", streams="joint")
+    args = arguments(argument, split=("1", "2", "3"), streams=("joint", "video"))
     config = default_config()
     config.total_steps = 2000
     config.clip.update(frames=32, fps=12.5, size=96)

@@ -10,7 +10,7 @@ python="${PYTHON:-python3}"
 # Installed again only when what is to be installed changes.
 wanted="$(cat requirements.txt setup.py | cksum)"
 if [ "$(cat .venv/installed 2>/dev/null)" != "$wanted" ]; then
-    [ -x .venv/bin/python ] || "$python" -m venv .venv
+    [ -x .venv/bin/pip ] || "$python" -m venv --clear .venv
     .venv/bin/python -m pip install --quiet --disable-pip-version-check \
         -r requirements.txt
     .venv/bin/python -m pip install --quiet --disable-pip-version-check \

@@ -16,7 +16,7 @@ from etils import epath
 from sparse_tube_vit.config import ConfigDict
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.log import log
-from sparse_tube_vit.training.step import TrainState
+from sparse_tube_vit.training.state import TrainState
 
 _PACKAGES = ("sparse_tube_vit", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 

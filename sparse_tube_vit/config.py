@@ -135,36 +135,42 @@ def validate(config: ConfigDict) -> None:
     Raises:
       InvalidConfig: lists everything that is wrong.
     """
-    wrong = []
-    if not config.total_steps:
-        wrong.append("total_steps is not set.")
+    wrong = [
+        f"{key} is {value!r}: it must be {rule}."
+        for keys, allowed, rule in _RULES
+        for key in keys
+        if (value := _lookup(config, key)) is None or not allowed(value)
+    ]
     if not config.streams:
         wrong.append("streams is empty: there is nothing to train on.")
     for section, make in (("streams", stream), ("evaluations", evaluation)):
-        known = make.__kwdefaults__.keys() | set(make.__annotations__) - {"return"}
+        known = set(make.__annotations__) - {"return"}
         for name, source in config[section].items():
             where = f"{section}.{name}"
             if extra := set(source) - known:
                 wrong.append(f"{where} has unknown keys: {', '.join(sorted(extra))}.")
-            if source.kind not in ("image", "video"):
-                wrong.append(
-                    f"{where}.kind is {source.kind!r}, not 'image' or 'video'."
-                )
-            if source.batch_size < 1:
-                wrong.append(f"{where}.batch_size is {source.batch_size}.")
-    heads = {s.head for s in config.streams.values()}
+            if missing := known - set(source):
+                wrong.append(f"{where} lacks: {', '.join(sorted(missing))}.")
+                continue
+            wrong += [
+                f"{where}.{key} is {source[key]!r}: it must be {rule}."
+                for keys, allowed, rule in _SOURCE_RULES
+                for key in keys
+                if key in source and not allowed(source[key])
+            ]
+    heads = {s.head for s in config.streams.values() if "head" in s}
     for name, e in config.evaluations.items():
-        if e.head not in heads:
+        if "head" in e and e.head not in heads:
             wrong.append(
                 f"evaluations.{name}.head is {e.head!r}, but the streams train "
                 f"{', '.join(sorted(heads)) or 'none'}."
             )
-    if config.model.width % config.model.heads:
+    if not wrong and config.model.width % config.model.heads:
         wrong.append(
             f"model.width {config.model.width} is not a multiple of model.heads "
             f"{config.model.heads}."
         )
-    if config.optimizer.warmup_steps >= (config.total_steps or 0) > 0:
+    if not wrong and config.optimizer.warmup_steps >= config.total_steps:
         wrong.append(
             f"optimizer.warmup_steps {config.optimizer.warmup_steps} is not below "
             f"total_steps {config.total_steps}."
@@ -173,17 +179,95 @@ def validate(config: ConfigDict) -> None:
         raise InvalidConfig("\n".join(["The configuration cannot work:", *wrong]))
 
 
-def arguments(given: str, **defaults: str) -> ConfigDict:
-    """Arguments of a config file, "key=value,key=value", over their defaults.
+def _lookup(config, key):
+    for part in key.split("."):
+        config = config[part]
+    return config
+
+
+def _whole(value):
+    return isinstance(value, int) and value >= 1
+
+
+_RULES = (
+    (
+        (
+            "total_steps",
+            "log_every_steps",
+            "checkpoint.every_steps",
+            "checkpoint.keep",
+            "clip.frames",
+            "clip.size",
+            "model.depth",
+            "model.width",
+            "model.mlp_dim",
+            "model.heads",
+        ),
+        _whole,
+        "a whole number of at least 1",
+    ),
+    (
+        (
+            "seed",
+            "evaluate_every_steps",
+            "optimizer.warmup_steps",
+            "optimizer.weight_decay",
+            "optimizer.clip_norm",
+            "loader.workers",
+        ),
+        lambda x: x >= 0,
+        "at least 0",
+    ),
+    (("clip.fps", "optimizer.learning_rate"), lambda x: x > 0, "above 0"),
+    (
+        ("model.dropout", "optimizer.ema_decay", "loader.max_undecodable"),
+        lambda x: 0 <= x < 1,
+        "at least 0 and below 1",
+    ),
+    (
+        ("model.dtype",),
+        lambda x: x in ("float32", "bfloat16"),
+        "'float32' or 'bfloat16'",
+    ),
+)
+_SOURCE_RULES = (
+    (("kind",), lambda x: x in ("image", "video"), "'image' or 'video'"),
+    (
+        ("batch_size", "temporal_views", "spatial_views"),
+        _whole,
+        "a whole number of at least 1",
+    ),
+    (("mixup", "loss_weight"), lambda x: x >= 0, "at least 0"),
+    (
+        ("label_smoothing", "color_jitter"),
+        lambda x: 0 <= x <= 1,
+        "between 0 and 1",
+    ),
+    (
+        ("crop_area",),
+        lambda x: isinstance(x, tuple) and len(x) == 2 and 0 < x[0] <= x[1] <= 1,
+        "two shares (least, greatest) above 0 and up to 1",
+    ),
+)
+
+
+def arguments(given: str, **allowed: tuple[str, ...]) -> ConfigDict:
+    """Arguments of a config file: "key=value,key=value".
+
+    Args:
+      given: as it stands after the colon in --config=FILE:given.
+      allowed: the values of every key; the first is the default.
 
     Raises:
-      InvalidConfig: a key that is not among the defaults.
+      InvalidConfig: another key, or another value.
     """
-    pairs = [part.partition("=")[::2] for part in given.split(",") if part]
-    unknown = [key for key, _ in pairs if key not in defaults]
-    if unknown:
-        raise InvalidConfig(
-            f"The config takes no argument {', '.join(unknown)}; it takes "
-            f"{', '.join(defaults)}."
-        )
-    return ConfigDict({**defaults, **dict(pairs)})
+    values = {key: choices[0] for key, choices in allowed.items()}
+    for part in filter(None, given.split(",")):
+        key, _, value = part.partition("=")
+        if value not in allowed.get(key, ()):
+            choices = [f"{k}={v}" for k, vs in allowed.items() for v in vs]
+            raise InvalidConfig(
+                f"The config takes no argument {part!r}; it takes {', '.join(choices)}."
+            )
+        values[key] = value
+    return ConfigDict(values)

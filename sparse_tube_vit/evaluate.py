@@ -96,10 +96,14 @@ class Result:
         }
 
     def save(self, directory) -> epath.Path:
-        """Writes NAME.json and NAME_confusion.png; returns the JSON's path."""
+        """Writes NAME_stepN[_TxS].json, whose path it returns, and a confusion PNG."""
         directory = epath.Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
-        path = directory / f"{self.protocol['evaluation']}.json"
+        p = self.protocol
+        name = f"{p['evaluation']}_step{p['step']}"
+        if p["kind"] == "video":
+            name += f"_{p['temporal_views']}x{p['spatial_views']}"
+        path = directory / f"{name}.json"
         path.write_text(json.dumps(self.to_json(), indent=1) + "\n")
         figure = figures.confusion(self.confusion(), self.class_names, str(self))
         figures.save(figure, path.with_name(f"{path.stem}_confusion.png"))
@@ -135,7 +139,10 @@ class Evaluation:
     def __post_init__(self):
         self.source = self.config.evaluations[self.name]
         self.split = datasets.open_split(
-            self.source.dataset, self.source.split, self.config.data_dir
+            self.source.dataset,
+            self.source.split,
+            self.config.data_dir,
+            self.source.kind,
         )
         check_classes(self.source.head, self.class_names, self.split)
         self._scores = None
@@ -226,6 +233,13 @@ def evaluate(config: ConfigDict, workdir, step: int, names=None) -> list[Result]
     ]
 
 
+def _views(text):
+    temporal, spatial = text.split("x")
+    if int(temporal) < 1 or int(spatial) < 1:
+        raise ValueError
+    return int(temporal), int(spatial)
+
+
 def main():
     parser = argparse.ArgumentParser(
         prog="python -m sparse_tube_vit.evaluate",
@@ -236,22 +250,29 @@ def main():
         "--step", type=int, help="of the checkpoint; default: the latest"
     )
     parser.add_argument("--only", nargs="+", help="names of evaluations; default: all")
-    parser.add_argument("--views", help="temporal x spatial views of videos, as 4x3")
+    parser.add_argument(
+        "--views", type=_views, help="temporal x spatial views of videos, as 4x3"
+    )
+    parser.add_argument("--batch_size", type=int, help="videos or images at a time")
     parser.add_argument("--data_dir", help="of the prepared data sets")
     parser.add_argument("--out", help="default: WORKDIR/evaluations")
     args = parser.parse_args()
     to_stderr()
     with reported():
-        step = args.step or checkpoints.latest_step(args.workdir)
+        step = args.step
+        if step is None:
+            step = checkpoints.latest_step(args.workdir)
         run = checkpoints.read_run(epath.Path(args.workdir) / "checkpoints", step)
         config = ConfigDict(run["config"])
+        # Parameters are not split here: any number of devices will do.
+        config.mesh.update(data=-1, fsdp=1, tensor=1)
         if args.data_dir:
             config.data_dir = args.data_dir
-        if args.views:
-            temporal, spatial = map(int, args.views.split("x"))
-            for source in config.evaluations.values():
-                if source.kind == "video":
-                    source.update(temporal_views=temporal, spatial_views=spatial)
+        for source in config.evaluations.values():
+            if args.batch_size:
+                source.batch_size = args.batch_size
+            if args.views and source.kind == "video":
+                source.temporal_views, source.spatial_views = args.views
         for result in evaluate(config, args.workdir, step, args.only):
             print(result)
             out = epath.Path(args.out or epath.Path(args.workdir) / "evaluations")

@@ -4,6 +4,8 @@ python -m sparse_tube_vit.figures --workdir DIR [--out DIR]
 """
 
 import argparse
+import itertools
+import json
 import math
 from collections.abc import Sequence
 
@@ -70,14 +72,14 @@ def tube_layout(clip: np.ndarray, tubes: Sequence[Tube], columns: int = 8) -> Fi
 
     Args:
       clip: (T, H, W, 3) uint8.
-      tubes: at most seven.
+      tubes: a row each.
       columns: frames shown, spread evenly over the clip.
     """
     t, h, w, _ = clip.shape
     shown = np.unique(np.linspace(0, t - 1, min(columns, t)).round().astype(int))
     figure = _figure(1.4 * len(shown), 1.4 * len(tubes) * h / w + 0.5)
     axes = figure.subplots(len(tubes), len(shown), squeeze=False)
-    for row, tube, color in zip(axes, tubes, _COLORS, strict=False):
+    for row, tube, color in zip(axes, tubes, itertools.cycle(_COLORS), strict=False):
         starts = tube.centres(clip.shape[:3]) - np.array(tube.kernel) / 2
         for ax, frame in zip(row, shown, strict=True):
             open_now = (starts[:, 0] <= frame) & (frame < starts[:, 0] + tube.kernel[0])
@@ -194,6 +196,11 @@ def write_all(workdir, out=None) -> list[epath.Path]:
     for i, tube in enumerate(tubes):
         name = f"kernels_{i}_" + "x".join(map(str, tube.kernel))
         pictures[name] = kernels(params["stem"][f"tube_{i}"]["kernel"])
+    for path in sorted((epath.Path(workdir) / "evaluations").glob("*.json")):
+        result = json.loads(path.read_text())
+        pictures[f"confusion_{path.stem}"] = confusion(
+            np.array(result["confusion"]), list(result["per_class"]), path.stem
+        )
     paths = []
     for name, figure in pictures.items():
         paths.append(out / f"{name}.png")

@@ -31,7 +31,8 @@ from sparse_tube_vit.model import init_params
 from sparse_tube_vit.training import sharding
 from sparse_tube_vit.training.optimizer import make_optimizer
 from sparse_tube_vit.training.reporting import Reporter
-from sparse_tube_vit.training.step import TrainState, make_train_step
+from sparse_tube_vit.training.state import TrainState
+from sparse_tube_vit.training.step import make_train_step
 from sparse_tube_vit.variants import make_model
 
 
@@ -42,12 +43,17 @@ def train(config: ConfigDict, workdir) -> TrainState:
     """
     validate(config)
     workdir = epath.Path(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UnusableWorkdir(f"--workdir {workdir} cannot be made: {error}") from error
     first_host = jax.process_index() == 0
 
     # ---- data sets and their classes
     splits = {
-        name: datasets.open_split(stream.dataset, stream.split, config.data_dir)
+        name: datasets.open_split(
+            stream.dataset, stream.split, config.data_dir, stream.kind
+        )
         for name, stream in config.streams.items()
     }
     class_names = classes_by_head(
@@ -59,6 +65,8 @@ def train(config: ConfigDict, workdir) -> TrainState:
     mesh = sharding.make_mesh(config)
     for name, stream in config.streams.items():
         sharding.check_batch(stream.batch_size, mesh, f"streams.{name}")
+    for name, source in config.evaluations.items():
+        sharding.check_batch(source.batch_size, mesh, f"evaluations.{name}")
     model = make_model(config, {h: len(names) for h, names in class_names.items()})
     optimizer = make_optimizer(config)
     clip = (config.clip.frames, config.clip.size, config.clip.size)
@@ -70,6 +78,11 @@ def train(config: ConfigDict, workdir) -> TrainState:
     key = jax.random.key(config.seed)
     shardings = sharding.state_shardings(jax.eval_shape(init, key), mesh)
     state = jax.jit(init, out_shardings=shardings)(key)
+    checkpoints = Checkpoints(
+        workdir, config.checkpoint.keep, describe_run(config, class_names)
+    )
+    state = checkpoints.resume(state)
+    first_step = int(state.step)
     overview = parameter_overview.get_parameter_overview(
         state.params, include_stats=False
     )
@@ -78,12 +91,6 @@ def train(config: ConfigDict, workdir) -> TrainState:
     log.info(
         "Parameters, listed in %s/parameters.txt: %s", workdir, overview.split("\n")[-1]
     )
-
-    checkpoints = Checkpoints(
-        workdir, config.checkpoint.keep, describe_run(config, class_names)
-    )
-    state = checkpoints.resume(state)
-    first_step = int(state.step)
 
     # ---- one compiled program for all streams
     batched = NamedSharding(mesh, sharding.BATCH)
@@ -136,6 +143,21 @@ def train(config: ConfigDict, workdir) -> TrainState:
         for stream in streams.values():
             stack.callback(stream.close)
 
+        def due(step):
+            every = config.evaluate_every_steps
+            return step == config.total_steps or bool(every and step % every == 0)
+
+        def run_evaluations(step):
+            with reporter.pause():
+                for evaluation in evaluations:
+                    result = evaluation.run(model, state.eval_params, mesh, step)
+                    reporter.write(step, result.scalars())
+                    log.info("%s", result)
+                    if first_host:
+                        result.save(workdir / "evaluations")
+
+        if first_step and due(first_step):  # stopped before they were done, perhaps
+            run_evaluations(first_step)
         metrics = None
         for step in range(first_step + 1, config.total_steps + 1):
             started = time.perf_counter()
@@ -148,8 +170,7 @@ def train(config: ConfigDict, workdir) -> TrainState:
             # The loss of the step before is there by now: looking at it costs no time.
             check_finite(previous, step - 1)
 
-            last = step == config.total_steps
-            stopping = stop.requested
+            last, stopping = step == config.total_steps, stop.requested
             if last or stopping or step % config.log_every_steps == 0:
                 values = {k: float(v) for k, v in jax.device_get(metrics).items()}
                 check_finite(values, step)
@@ -158,7 +179,7 @@ def train(config: ConfigDict, workdir) -> TrainState:
                     for name, u in undecodable.items()
                 }
                 reporter.training(step, values | counts, clips_per_step)
-            if last or stopping or step % config.checkpoint.every_steps == 0:
+            if stopping or due(step) or step % config.checkpoint.every_steps == 0:
                 check_finite(metrics, step)
                 with reporter.pause():
                     checkpoints.save(state)
@@ -166,20 +187,17 @@ def train(config: ConfigDict, workdir) -> TrainState:
                 raise Interrupted(
                     f"Stopped by a signal; step {step} is saved in {workdir}."
                 )
-            every = config.evaluate_every_steps
-            if last or (every and step % every == 0):
-                with reporter.pause():
-                    for evaluation in evaluations:
-                        result = evaluation.run(model, state.eval_params, mesh, step)
-                        reporter.write(step, result.scalars())
-                        log.info("%s", result)
-                        if first_host:
-                            result.save(workdir / "evaluations")
+            if due(step):
+                run_evaluations(step)
     return state
 
 
+class UnusableWorkdir(TubeViTError, OSError):
+    """The work directory cannot be made or written to."""
+
+
 class NonFiniteLoss(TubeViTError, FloatingPointError):
-    """The loss became infinite or not a number."""
+    """The loss or its gradient became infinite or not a number."""
 
 
 class Interrupted(TubeViTError, RuntimeError):
@@ -187,41 +205,49 @@ class Interrupted(TubeViTError, RuntimeError):
 
 
 def check_finite(metrics, step: int) -> None:
-    """Raises NonFiniteLoss if the loss of `step` is infinite or not a number."""
-    if metrics is not None and not np.isfinite(loss := float(metrics["loss"])):
-        raise NonFiniteLoss(
-            f"The loss is {loss} at step {step}. Lower optimizer.learning_rate, raise "
-            "warmup_steps, or set optimizer.clip_norm; nothing was saved since the "
-            "last checkpoint."
-        )
+    """Raises NonFiniteLoss unless the loss of `step` and its gradient are finite."""
+    for name in ("loss", "gradient_norm") if metrics is not None else ():
+        if not np.isfinite(value := float(metrics[name])):
+            raise NonFiniteLoss(
+                f"The {name} is {value} at step {step}; nothing was saved since the "
+                "last checkpoint. Lower optimizer.learning_rate, raise "
+                "optimizer.warmup_steps, or set optimizer.clip_norm."
+            )
 
 
 class StopOnSignal:
-    """Takes SIGTERM, which clouds send before taking a machine, as a wish to stop."""
+    """Takes SIGTERM, which clouds send before taking a machine, as a wish to stop.
+
+    So it takes Ctrl-C; a second one interrupts at once.
+    """
 
     requested = False
 
     def __enter__(self):
-        def request(*_):
+        def request(number, frame):
+            if self.requested and number == signal.SIGINT:
+                raise KeyboardInterrupt
             self.requested = True
 
-        self.before = signal.signal(signal.SIGTERM, request)
+        signals = (signal.SIGTERM, signal.SIGINT)
+        self.before = {number: signal.signal(number, request) for number in signals}
         return self
 
     def __exit__(self, *_):
-        signal.signal(signal.SIGTERM, self.before)
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
 
 
 def parse_flags(argv):
     """Parses the command line; a config that does not load ends with its message."""
     try:
         return app.parse_flags_with_usage(argv)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         frames = traceback.extract_tb(error.__traceback__)
         places = [
             f"{f.filename}:{f.lineno}: " for f in frames if f.name == "get_config"
         ]
-        message = error.args[0] if error.args else type(error).__name__
+        message = error.args[0] if isinstance(error, KeyError) else error
         sys.exit(f"InvalidConfig: {places[-1] if places else ''}{message}")
 
 

@@ -1,14 +1,21 @@
 """Options, and what several tests share: tiny models and tiny data sets."""
 
 import os
+import tempfile
 from pathlib import Path
 
-# Eight devices on one CPU, before jax is imported, for the tests of meshes.
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
+# Four devices on one CPU, before jax is imported, for the tests of meshes.
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import jax
 import pytest
+
+# The tiny run is trained many times over: each of its programs is compiled once.
+_COMPILED = tempfile.TemporaryDirectory()
+jax.config.update("jax_compilation_cache_dir", _COMPILED.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 REAL_DATA = Path(__file__).parents[1] / ".." / "shared" / "data"
 

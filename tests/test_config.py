@@ -40,13 +40,21 @@ def test_a_misspelt_key_in_a_config_file_names_the_nearest(config):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (lambda c: c.update(total_steps=None), "total_steps is not set"),
+        (lambda c: c.update(total_steps=None), "total_steps is None"),
         (lambda c: c.streams.__delattr__("video"), "streams is empty"),
         (lambda c: c.streams.video.update(kind="clip"), "streams.video.kind is 'clip'"),
         (lambda c: c.evaluations.video.update(head="x"), "head is 'x', but .* train h"),
         (lambda c: c.model.update(heads=7), "768 is not a multiple of model.heads 7"),
         (lambda c: c.update(total_steps=10), "warmup_steps 10000 is not below"),
         (lambda c: c.streams.update(v={**VIDEO, "fps": 3}), "unknown keys: fps"),
+        (lambda c: c.streams.update(v=VIDEO), "streams.v lacks: color_jitter, crop"),
+        (lambda c: c.checkpoint.update(every_steps=0), "checkpoint.every_steps is 0"),
+        (lambda c: c.checkpoint.update(keep=0), "checkpoint.keep is 0"),
+        (lambda c: c.model.update(heads=0), "model.heads is 0"),
+        (lambda c: c.model.update(dtype="flaot32"), "'float32' or 'bfloat16'"),
+        (lambda c: c.clip.update(fps=0.0), "clip.fps is 0.0: it must be above 0"),
+        (lambda c: c.streams.video.update(crop_area=(0.5, 2.0)), "two shares"),
+        (lambda c: c.evaluations.video.update(temporal_views=0), "temporal_views is 0"),
     ],
 )
 def test_what_cannot_work_is_named(config, change, message):
@@ -57,9 +65,11 @@ def test_what_cannot_work_is_named(config, change, message):
 
 
 def test_arguments_of_config_files():
-    assert arguments("b=2", a="1", b="1").to_dict() == {"a": "1", "b": "2"}
-    with pytest.raises(InvalidConfig, match="no argument c; it takes a, b"):
-        arguments("c=2", a="1", b="1")
+    allowed = {"a": ("1", "2"), "b": ("1", "2")}
+    assert arguments("b=2", **allowed).to_dict() == {"a": "1", "b": "2"}
+    for wrong in ("c=2", "a=3", "a"):
+        with pytest.raises(InvalidConfig, match=f"no argument '{wrong}'.*a=1, a=2"):
+            arguments(wrong, **allowed)
 
 
 @pytest.mark.parametrize(

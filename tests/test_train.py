@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -11,9 +12,11 @@ import numpy as np
 import pytest
 
 from sparse_tube_vit import checkpoints, evaluate, figures, train
-from sparse_tube_vit.checkpoints import Checkpoints, NoCheckpoint, OtherRun
+from sparse_tube_vit.checkpoints import NoCheckpoint, OtherRun
 from sparse_tube_vit.config import ConfigDict
+from sparse_tube_vit.datasets import UnsupportedDataset, open_split
 from sparse_tube_vit.datasets.classes import ClassNamesDiffer
+from sparse_tube_vit.input.pipeline import IndivisibleBatch
 from sparse_tube_vit.training.reporting import read_metrics
 from tests.tiny import COUNTS, shrink_moving_shapes, tiny_config
 
@@ -24,8 +27,6 @@ def data_dir(tmp_path_factory):
         shrink_moving_shapes(monkeypatch)
         directory = tmp_path_factory.mktemp("data")
         # The first run prepares the data: the counts must still be small then.
-        from sparse_tube_vit.datasets import open_split
-
         for kind in COUNTS:
             open_split(f"moving_shapes/{kind}", "train", directory)
     return directory
@@ -42,16 +43,16 @@ class PowerCut(Exception):
     pass
 
 
-def cut_power_after(step, monkeypatch):
-    """The run dies right after the checkpoint of this step is written."""
-    save = Checkpoints.save
+def cut_power_in(step, monkeypatch):
+    """The run dies when it looks at the loss of the step before this one."""
+    check_finite = train.check_finite
 
-    def save_and_die(self, state):
-        save(self, state)
-        if int(state.step) == step:
+    def die(metrics, at):
+        check_finite(metrics, at)
+        if at == step - 1 and metrics is not None:
             raise PowerCut
 
-    monkeypatch.setattr(Checkpoints, "save", save_and_die)
+    monkeypatch.setattr(train, "check_finite", die)
 
 
 def assert_bit_identical(a, b):
@@ -68,11 +69,10 @@ def test_interrupted_and_resumed_ends_bit_identical(
 ):
     workdir, expected = finished
     with monkeypatch.context() as patch:
-        cut_power_after(4, patch)
+        cut_power_in(6, patch)  # steps 5 and 6 are lost, and done again
         with pytest.raises(PowerCut):
             train.train(tiny_config(data_dir), tmp_path)
     assert checkpoints.latest_step(tmp_path) == 4
-    # Other workers and another mesh than before: neither is part of the run.
     config = tiny_config(data_dir)
     config.loader.workers = 1
     resumed = train.train(config, tmp_path)
@@ -95,8 +95,12 @@ def test_another_seed_is_another_run(finished, data_dir, tmp_path):
 def test_a_finished_run_is_evaluated_again_and_not_trained(finished, data_dir):
     workdir, expected = finished
     before = (workdir / "checkpoints" / "6").stat().st_mtime_ns
+    lines = read_metrics(workdir)
+    result = workdir / "evaluations" / "video_step6_2x3.json"
+    result.unlink()  # as if the run had been stopped in its last evaluation
     assert_bit_identical(train.train(tiny_config(data_dir), workdir), expected)
     assert (workdir / "checkpoints" / "6").stat().st_mtime_ns == before
+    assert result.exists() and read_metrics(workdir) == lines
 
 
 def test_the_last_checkpoints_are_kept_with_config_classes_and_versions(finished):
@@ -140,7 +144,7 @@ def test_evaluation_result(finished, data_dir):
     workdir, _ = finished
     config = ConfigDict(checkpoints.read_run(workdir / "checkpoints", 6)["config"])
     (video,) = evaluate.evaluate(config, workdir, 6, ["video"])
-    saved = json.loads((workdir / "evaluations" / "video.json").read_text())
+    saved = json.loads((workdir / "evaluations" / "video_step6_2x3.json").read_text())
     # What training wrote at its end is what evaluating the checkpoint gives.
     assert video.to_json() == saved
     assert saved["distinct"] == COUNTS["videos"]["test"]
@@ -148,7 +152,7 @@ def test_evaluation_result(finished, data_dir):
     expected |= {"fps": 8.0, "size": 16, "step": 6, "dataset": "moving_shapes/videos"}
     assert {key: saved[key] for key in expected} == expected
     assert np.sum(saved["confusion"]) == COUNTS["videos"]["test"]
-    assert (workdir / "evaluations" / "video_confusion.png").exists()
+    assert (workdir / "evaluations" / "video_step6_2x3_confusion.png").exists()
     assert saved["top1"] == np.trace(saved["confusion"]) / COUNTS["videos"]["test"]
     with pytest.raises(evaluate.UnknownEvaluation, match="no evaluation dogs"):
         evaluate.evaluate(config, workdir, 6, ["dogs"])
@@ -216,6 +220,8 @@ def test_figures(finished):
         "tubes.png",
         "kernels_0_4x4x4.png",
         "kernels_1_1x8x8.png",
+        "confusion_image_step6.png",
+        "confusion_video_step6_2x3.png",
     ]
     for path in paths:
         assert path.read_bytes().startswith(b"\x89PNG")
@@ -235,6 +241,47 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(data_dir, tm
 def test_no_checkpoint_is_a_named_error(tmp_path):
     with pytest.raises(NoCheckpoint, match="sparse_tube_vit.train"):
         checkpoints.latest_step(tmp_path)
+
+
+def test_a_gradient_that_is_not_finite_stops_the_run_too():
+    fine = {"loss": 1.0, "gradient_norm": 2.0}
+    train.check_finite(fine, 3)
+    with pytest.raises(train.NonFiniteLoss, match="gradient_norm is nan at step 3"):
+        train.check_finite(fine | {"gradient_norm": np.nan}, 3)
+
+
+def test_a_signal_saves_the_step_and_the_run_goes_on_from_there(
+    finished, data_dir, tmp_path, monkeypatch
+):
+    waiting = train.Reporter.waiting
+
+    def send_signal(self, seconds):
+        waiting(self, seconds)
+        sent.append(seconds)
+        if len(sent) == 3:
+            signal.raise_signal(signal.SIGTERM)
+
+    sent = []
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Reporter, "waiting", send_signal)
+        with pytest.raises(train.Interrupted, match="step 3 is saved"):
+            train.train(tiny_config(data_dir), tmp_path)
+    assert checkpoints.latest_step(tmp_path) == 3
+    assert_bit_identical(train.train(tiny_config(data_dir), tmp_path), finished[1])
+
+
+def test_what_is_found_before_anything_is_compiled(data_dir, tmp_path):
+    config = tiny_config(data_dir)
+    config.evaluations.video.batch_size = 6
+    with pytest.raises(IndivisibleBatch, match="evaluations.video.batch_size 6"):
+        train.train(config, tmp_path)
+    config = tiny_config(data_dir)
+    config.streams.image.kind = "video"
+    with pytest.raises(UnsupportedDataset, match="holds images; .* 'video'"):
+        train.train(config, tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(train.UnusableWorkdir, match="file cannot be made"):
+        train.train(tiny_config(data_dir), tmp_path / "file")
 
 
 @pytest.mark.slow

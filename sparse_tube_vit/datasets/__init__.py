@@ -104,7 +104,7 @@ class Split:
         return {k: v for k, v in self.__dict__.items() if k != "_source"}
 
 
-def open_split(dataset: str, split: str, data_dir) -> Split:
+def open_split(dataset: str, split: str, data_dir, kind: str = "") -> Split:
     """Opens a split of a data set that TFDS has prepared in ArrayRecord.
 
     The embedded data set, `moving_shapes/images` and `moving_shapes/videos`, is made
@@ -116,11 +116,13 @@ def open_split(dataset: str, split: str, data_dir) -> Split:
             "video_folder/mine", "imagenet2012/5.1.0".
         split: Split name, or a TFDS slice such as "train[:10%]".
         data_dir: Directory that holds prepared data sets.
+        kind: "video" or "image" where it must be of that kind.
 
     Raises:
         DatasetNotPrepared: Nothing prepared there; says how to prepare it.
         UnknownSplit: No such split; says which there are.
-        UnsupportedDataset: It holds no labelled images or videos in ArrayRecord.
+        UnsupportedDataset: It holds no labelled images or videos in ArrayRecord, or
+            not those asked for.
     """
     if dataset.split("/")[0] == "moving_shapes":
         _make_moving_shapes(dataset, data_dir)
@@ -134,7 +136,12 @@ def open_split(dataset: str, split: str, data_dir) -> Split:
     import tensorflow_datasets as tfds
 
     info = tfds.builder_from_directory(directory).info
-    kind = _kind(dataset, directory, info)
+    found = _kind(dataset, directory, info)
+    if kind and found != kind:
+        raise UnsupportedDataset(
+            f"{dataset} in {directory} holds {found}s; the config says that its kind is"
+            f" {kind!r}"
+        )
     if split.split("[")[0] not in info.splits:
         raise UnknownSplit(
             f"{dataset} in {directory} has no split {split!r};"
@@ -144,7 +151,7 @@ def open_split(dataset: str, split: str, data_dir) -> Split:
         name=dataset,
         split=split,
         directory=str(directory),
-        kind=kind,
+        kind=found,
         class_names=tuple(info.features["label"].names),
         length=info.splits[split].num_examples,
     )

@@ -69,10 +69,12 @@ def decode(
       UndecodableClip: no video or picture, no frame in it, or damaged data.
     """
     try:
-        with av.open(io.BytesIO(data)) as container:
+        with av.open(io.BytesIO(data), metadata_errors="replace") as container:
             if not container.streams.video:
                 raise UndecodableClip("It has no video stream.")
             stream = container.streams.video[0]
+            if stream.codec_context is None:
+                raise UndecodableClip("FFmpeg has no decoder for it.")
             stream.thread_type = "NONE"  # clips run side by side in worker processes
             return _decode(container, stream, times, crop)
     except (av.error.FFmpegError, EOFError) as error:

@@ -15,14 +15,20 @@ def clip_times(start: float, frames: int, fps: float, duration: float) -> np.nda
 def random_start(
     rng: np.random.Generator, frames: int, fps: float, duration: float
 ) -> float:
-    """A start in seconds such that the clip fits, or 0 where the video is too short."""
-    return rng.uniform(0, max(0.0, duration - frames / fps))
+    """A start in seconds such that the clip fits; anywhere where the video loops."""
+    room = duration - frames / fps
+    return rng.uniform(0, room if room > 0 else duration)
 
 
 def spread_starts(views: int, frames: int, fps: float, duration: float) -> np.ndarray:
-    """Starts (views,) in seconds, from the first possible to last; one: the middle."""
-    last = max(0.0, duration - frames / fps)
-    return np.linspace(0, last, views) if views > 1 else np.array([last / 2])
+    """Starts (views,) in seconds, from the first possible to last; one: the middle.
+
+    In a video shorter than the clip, which loops, they spread over all of it.
+    """
+    room = duration - frames / fps
+    if room <= 0:
+        return np.arange(views) * duration / views
+    return np.linspace(0, room, views) if views > 1 else np.array([room / 2])
 
 
 def random_crop(

@@ -9,10 +9,6 @@ from etils import epath
 
 from sparse_tube_vit.log import log
 
-# clu's writer imports tensorflow, which announces its CPU kernels on stderr.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-from clu import metric_writers  # noqa: E402
-
 
 def read_metrics(workdir) -> list[dict]:
     """The lines of a run's metrics.jsonl: {"step": int, name: float, ...}."""
@@ -28,13 +24,22 @@ class Reporter:
 
     def __init__(self, workdir: epath.Path, start: int, total: int, first_host: bool):
         self.total_steps, self.first_host = total, first_host
+        # Here, because it imports tensorflow, which announces itself on stderr.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        from clu import metric_writers
+
         self.writer = metric_writers.create_default_writer(
             str(workdir), just_logging=not first_host, asynchronous=False
         )
         self.lines = workdir / "metrics.jsonl"
         if first_host and self.lines.exists():
-            # What an interrupted run did after its last checkpoint is done again.
-            kept = [x for x in read_metrics(workdir) if x["step"] <= start]
+            # What came after the last checkpoint, evaluations first, is done again.
+            kept = [
+                line
+                for line in read_metrics(workdir)
+                if line["step"] < start
+                or (line["step"] == start and "train/loss" in line)
+            ]
             self.lines.write_text("".join(json.dumps(x) + "\n" for x in kept))
         self._restart()
 

@@ -35,6 +35,12 @@ def make_mesh(config: ConfigDict) -> Mesh:
             f"config.mesh ({asked}) does not make {devices} devices. Let the axes "
             "multiply to that number, or set one of them to -1."
         )
+    if (sizes[0] * sizes[1]) % jax.process_count():
+        raise MeshDoesNotFit(
+            f"Each of the {jax.process_count()} hosts feeds its own share of a batch, "
+            f"but data {sizes[0]} x fsdp {sizes[1]} is not a multiple of them: tensor "
+            f"{sizes[2]} must not reach across hosts."
+        )
     return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 

@@ -1,9 +1,7 @@
 """One optimizer step on a batch of every stream, and the scoring of views."""
 
 from collections.abc import Callable
-from typing import Any
 
-import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
@@ -11,27 +9,8 @@ import optax
 from sparse_tube_vit.config import ConfigDict
 from sparse_tube_vit.model import TubeViT
 from sparse_tube_vit.training.optimizer import learning_rate
+from sparse_tube_vit.training.state import TrainState
 from sparse_tube_vit.tubes import normalize
-
-
-@flax.struct.dataclass
-class TrainState:
-    """All a checkpoint holds of a run; random numbers follow from seed and step."""
-
-    step: jax.Array
-    params: Any
-    optimizer: Any
-    ema: Any  # averaged parameters, or None
-
-    @classmethod
-    def create(cls, params, optimizer, ema: bool):
-        average = jax.tree.map(jnp.copy, params) if ema else None
-        return cls(jnp.zeros((), jnp.int32), params, optimizer.init(params), average)
-
-    @property
-    def eval_params(self):
-        """The averaged parameters where there are any."""
-        return self.params if self.ema is None else self.ema
 
 
 def cross_entropy(logits, targets, weights):

@@ -5,13 +5,14 @@ import json
 import av
 import numpy as np
 import pytest
+from PIL import Image, ImageOps
 
 from sparse_tube_vit.input.decode import Crop, UndecodableClip, decode
 
 SIZE = (48, 64)
 
 
-def write_video(frames, rate=25, container="mp4", codec="libx264", gop=8):
+def write_video(frames, rate=25, container="mp4", codec="libx264", title=""):
     """An encoded file; near-lossless, so that frames can be told apart."""
     file = io.BytesIO()
     with av.open(file, "w", format=container) as out:
@@ -19,7 +20,8 @@ def write_video(frames, rate=25, container="mp4", codec="libx264", gop=8):
         stream = out.add_stream(codec, rate=fractions.Fraction(rate), options=options)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuvj420p" if codec == "mjpeg" else "yuv420p"
-        stream.gop_size = gop
+        stream.gop_size = 8
+        out.metadata["title"] = title
         for frame in frames:
             out.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         out.mux(stream.encode(None))
@@ -142,6 +144,43 @@ def test_damaged_data_is_a_named_error(video):
     damaged[start : start + 3000] = bytes(3000)
     with pytest.raises(UndecodableClip):
         decode(bytes(damaged), at(*np.arange(0, 1.6, 0.04)), whole)
+
+
+def test_a_tag_that_is_not_utf8_does_no_harm():
+    video = write_video(numbered(4), 25, "avi", "mpeg4", title="Cafe Zoo")
+    tagged = video.replace(b"Cafe Zoo", b"Caf\xe9 Zoo")
+    assert tagged != video
+    assert numbers(decode(tagged, at(0.0), whole)) == [0]
+
+
+def test_damage_anywhere_gives_a_clip_or_a_named_error():
+    video = write_video(numbered(6))
+    rng = np.random.default_rng(0)
+    errors = 0
+    for _ in range(300):
+        damaged = bytearray(video)
+        for place in rng.integers(0, len(video), 4):
+            damaged[place] = rng.integers(256)
+        try:
+            assert decode(bytes(damaged), at(0.0, 0.1), whole).shape[0] == 2
+        except UndecodableClip:
+            errors += 1
+    assert 0 < errors < 300
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_photographs_are_turned_upright(orientation):
+    """As Pillow turns them by their EXIF orientation."""
+    y, x = np.mgrid[:48, :64]
+    picture = np.stack([4 * x, 5 * y, 0 * x], axis=-1).astype(np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "JPEG", quality=95, exif=exif)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(file)))
+    (ours,) = decode(file.getvalue(), at(0.0), whole)
+    assert ours.shape == expected.shape
+    assert np.abs(ours.astype(int) - expected).mean() < 3
 
 
 def test_real_clips_give_the_frames_that_a_full_decode_gives(real_data):
