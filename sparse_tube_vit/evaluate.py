@@ -189,7 +189,7 @@ class Evaluation:
         frames = clip.frames if source.kind == "video" else 1
         protocol = {
             "evaluation": self.name,
-            **source.to_dict(),
+            **{k: v for k, v in source.items() if k != "batch_size"},
             "frames": frames,
             "fps": clip.fps,
             "size": clip.size,
