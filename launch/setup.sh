@@ -19,4 +19,3 @@ if [ "$(cat .venv/installed 2>/dev/null)" != "$wanted" ]; then
 fi
 source .venv/bin/activate
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"
-export TF_CPP_MIN_LOG_LEVEL=2

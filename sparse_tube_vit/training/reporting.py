@@ -26,6 +26,7 @@ class Reporter:
         self.total_steps, self.first_host = total, first_host
         # Here, because it imports tensorflow, which announces itself on stderr.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+        os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
         from clu import metric_writers
 
         self.writer = metric_writers.create_default_writer(
