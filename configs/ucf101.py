@@ -29,7 +29,7 @@ def get_config(argument: str = ""):
         {"kernel": (1, 16, 16), "stride": (32, 16, 16)},
     )
     config.optimizer.update(
-        learning_rate=1e-3, warmup_steps=200, weight_decay=0.1, ema_decay=0.998
+        learning_rate=1e-3, warmup_steps=200, weight_decay=0.05, ema_decay=0.998
     )
     videos = {"kind": "video", "dataset": f"ucf101/split{args.split}", "head": "ucf101"}
     images = {
@@ -37,8 +37,8 @@ def get_config(argument: str = ""):
         "dataset": "image_folder/tiny_imagenet",
         "head": "tiny_imagenet",
     }
-    augment = {"crop_area": (0.4, 1.0), "color_jitter": 0.3}
-    config.streams.video = stream(**videos, batch_size=16, mixup=0.2, **augment)
+    augment = {"crop_area": (0.6, 1.0), "color_jitter": 0.2}
+    config.streams.video = stream(**videos, batch_size=16, **augment)
     config.evaluations.video = evaluation(
         **videos, batch_size=4, temporal_views=2, spatial_views=3
     )

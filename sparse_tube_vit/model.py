@@ -96,5 +96,10 @@ class TubeViT(nn.Module):
 
 def init_params(model: TubeViT, key: jax.Array, clip: tuple[int, int, int]):
     """Fresh parameters, a nested dict of float32, for clips of (T, H, W)."""
-    x = jnp.zeros((1, *clip, 3), jnp.float32)
-    return model.init(key, x, next(iter(model.classes)))["params"]
+
+    @jax.jit  # one program: op by op, as init runs otherwise, takes far longer
+    def init(key):
+        x = jnp.zeros((1, *clip, 3), jnp.float32)
+        return model.init(key, x, next(iter(model.classes)))["params"]
+
+    return init(key)

@@ -16,6 +16,7 @@ from absl import flags, logging
 
 from sparse_tube_vit import datasets, prepare
 from sparse_tube_vit.datasets import moving_shapes
+from sparse_tube_vit.log import log
 
 SMALL = {kind: {"train": 48, "test": 24} for kind in ("images", "videos")}
 
@@ -191,7 +192,7 @@ def test_data_sets_without_label_or_image_are_refused(tmp_path, features, messag
 def test_moving_shapes_is_made_on_first_use(tmp_path, monkeypatch):
     monkeypatch.setattr(moving_shapes, "COUNTS", SMALL)
     said = []
-    monkeypatch.setattr(logging, "info", lambda text, *args: said.append(text % args))
+    monkeypatch.setattr(log, "info", lambda text, *args: said.append(text % args))
     monkeypatch.setattr(logging, "warning", lambda *args: pytest.fail(str(args)))
     for kind, feature in (("images", "image"), ("videos", "video")):
         train = datasets.open_split(f"moving_shapes/{kind}", "train", tmp_path)

@@ -109,7 +109,7 @@ def test_both_streams_teach_the_trunk_and_only_their_own_head(model, batches):
     for name, other in (("video", "image"), ("image", "video")):
         config = make_config(**{name: {}})
         config.optimizer.weight_decay = 0.0
-        state, _ = run(model, config, {name: batches[name]}, n=2)
+        state, _ = run(model, config, {name: batches[name]}, n=3)
         moved = jax.tree.map(lambda a, b: bool((a != b).any()), state.params, before)
         assert moved[f"head_{name}"]["kernel"] and not moved[f"head_{other}"]["kernel"]
         assert moved["encoder"]["block_0"]["mlp"]["up"]["kernel"]
