@@ -45,7 +45,7 @@ def time_model(args) -> None:
         dtype=jnp.dtype(args.dtype),
         **VARIANTS[args.variant],
     )
-    params = jax.jit(lambda key: init_params(model, key, clip))(jax.random.key(0))
+    params = init_params(model, jax.random.key(0), clip)
     rng = np.random.default_rng(0)
     videos = rng.integers(0, 256, (args.batch, *clip, 3), np.uint8)
 

@@ -6,6 +6,7 @@ python -m sparse_tube_vit.evaluate --workdir DIR [--step N] [--views 4x3] [...]
 import argparse
 import dataclasses
 import json
+import re
 
 import jax
 import numpy as np
@@ -234,9 +235,11 @@ def evaluate(config: ConfigDict, workdir, step: int, names=None) -> list[Result]
 
 
 def _views(text):
+    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not of the form TxS, two numbers of at least 1, as 4x3"
+        )
     temporal, spatial = text.split("x")
-    if int(temporal) < 1 or int(spatial) < 1:
-        raise ValueError
     return int(temporal), int(spatial)
 
 

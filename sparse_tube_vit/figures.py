@@ -5,7 +5,6 @@ python -m sparse_tube_vit.figures --workdir DIR [--out DIR]
 
 import argparse
 import itertools
-import json
 import math
 from collections.abc import Sequence
 
@@ -196,16 +195,15 @@ def write_all(workdir, out=None) -> list[epath.Path]:
     for i, tube in enumerate(tubes):
         name = f"kernels_{i}_" + "x".join(map(str, tube.kernel))
         pictures[name] = kernels(params["stem"][f"tube_{i}"]["kernel"])
-    for path in sorted((epath.Path(workdir) / "evaluations").glob("*.json")):
-        result = json.loads(path.read_text())
-        pictures[f"confusion_{path.stem}"] = confusion(
-            np.array(result["confusion"]), list(result["per_class"]), path.stem
-        )
     paths = []
     for name, figure in pictures.items():
         paths.append(out / f"{name}.png")
         save(figure, paths[-1])
-    return paths
+    # Evaluations have drawn theirs.
+    drawn = (epath.Path(workdir) / "evaluations").glob("*_confusion.png")
+    return paths + [
+        path.copy(out / path.name, overwrite=True) for path in sorted(drawn)
+    ]
 
 
 def main():

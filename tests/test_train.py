@@ -220,8 +220,8 @@ def test_figures(finished):
         "tubes.png",
         "kernels_0_4x4x4.png",
         "kernels_1_1x8x8.png",
-        "confusion_image_step6.png",
-        "confusion_video_step6_2x3.png",
+        "image_step6_confusion.png",
+        "video_step6_2x3_confusion.png",
     ]
     for path in paths:
         assert path.read_bytes().startswith(b"\x89PNG")

@@ -1,5 +1,6 @@
 """What all builders share: labelled encoded files, written by TFDS as ArrayRecord."""
 
+import abc
 import collections
 import contextlib
 import dataclasses
@@ -49,22 +50,23 @@ class EncodedExamples(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         self.counts: dict[str, collections.Counter] = {}
 
     @property
+    @abc.abstractmethod
     def kind(self) -> str:
         """ "image" or "video", the name of the feature that holds the file."""
-        raise NotImplementedError
 
     @property
+    @abc.abstractmethod
     def class_names(self) -> tuple[str, ...]:
         """The classes in the order of their labels."""
-        raise NotImplementedError
 
     @property
+    @abc.abstractmethod
     def split_names(self) -> tuple[str, ...]:
-        raise NotImplementedError
+        """The splits that `examples` knows."""
 
+    @abc.abstractmethod
     def examples(self, split: str) -> Iterator[tuple[str, str, bytes]]:
         """Yields (id, class name, encoded file) for every example of the split."""
-        raise NotImplementedError
 
     def _info(self) -> tfds.core.DatasetInfo:
         encoded_file = tfds.features.Tensor(shape=(), dtype=np.object_)

@@ -91,9 +91,8 @@ def _decode(container, stream, times, crop):
     if not len(shown):
         raise UndecodableClip("It has no frames.")
     tick = float(stream.time_base)
-    last = (
-        (shown[-1] - shown[-2]) if len(shown) > 1 else 1 / tick / 25
-    )  # on show as long
+    # The last frame is on show for as long as the one before it; a picture for 1/25 s.
+    last = shown[-1] - shown[-2] if len(shown) > 1 else 1 / tick / 25
     wanted = times(float(shown[-1] - shown[0] + last) * tick) / tick + shown[0]
     # On show is the last frame presented by then; a thousandth tick absorbs rounding.
     wanted = np.searchsorted(shown, wanted + 1e-3, side="right").clip(1) - 1
@@ -169,6 +168,8 @@ class _ToRgb:
             ("buffersink", None),
         )
         self.graph = Graph()
+        # By default it starts a thread a core, which takes 5 times as long where the
+        # cores are busy training.
         self.graph.threads = 1
         source = self.graph.add(
             "buffer",
