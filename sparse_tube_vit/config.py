@@ -27,8 +27,9 @@ def default_config() -> ConfigDict:
     # pictures of size x size pixels. An image is one frame.
     config.clip = ConfigDict({"frames": 32, "fps": 15.0, "size": 224})
 
-    # `tubes` is a name in variants.TUBE_SETS or a tuple of dicts with kernel, stride
-    # and offset. `dtype` is that of the computation; parameters are float32.
+    # The attributes of model.TubeViT. `tubes` is what variants.make_tubes takes: a
+    # name, a sum of table 14's tubes, or a tuple of dicts. `dtype` is that of the
+    # computation; parameters are float32.
     config.model = ConfigDict(
         {
             "tubes": config_dict.placeholder(object),
@@ -36,7 +37,15 @@ def default_config() -> ConfigDict:
             "width": 768,
             "mlp_dim": 3072,
             "heads": 12,
+            "kernels": "separate",  # or "interpolated"
+            "positions": "fixed",  # or "fixed_no_stride", "learned", "none"
+            "pooling": "attention",  # or "mean", "class_token"
             "dropout": 0.0,
+            "stochastic_depth": 0.0,
+            "new_layers": 0,
+            "gate_after": config_dict.placeholder(int),
+            "gelu": "tanh",  # or "erf"
+            "norm_epsilon": 1e-6,
             "dtype": "float32",
         }
     )
@@ -170,6 +179,12 @@ def validate(config: ConfigDict) -> None:
             f"model.width {config.model.width} is not a multiple of model.heads "
             f"{config.model.heads}."
         )
+    gate = config.model.gate_after
+    if gate is not None and not 0 < gate < config.model.depth:
+        wrong.append(
+            f"model.gate_after is {gate}: the gate stands after a layer that others "
+            f"follow, 1 to {config.model.depth - 1} of {config.model.depth}."
+        )
     if not wrong and config.optimizer.warmup_steps >= config.total_steps:
         wrong.append(
             f"optimizer.warmup_steps {config.optimizer.warmup_steps} is not below "
@@ -214,20 +229,35 @@ _RULES = (
             "optimizer.weight_decay",
             "optimizer.clip_norm",
             "loader.workers",
+            "model.new_layers",
         ),
         lambda x: x >= 0,
         "at least 0",
     ),
-    (("clip.fps", "optimizer.learning_rate"), lambda x: x > 0, "above 0"),
     (
-        ("model.dropout", "optimizer.ema_decay", "loader.max_undecodable"),
+        ("clip.fps", "optimizer.learning_rate", "model.norm_epsilon"),
+        lambda x: x > 0,
+        "above 0",
+    ),
+    (
+        (
+            "model.dropout",
+            "model.stochastic_depth",
+            "optimizer.ema_decay",
+            "loader.max_undecodable",
+        ),
         lambda x: 0 <= x < 1,
         "at least 0 and below 1",
     ),
-    (
-        ("model.dtype",),
-        lambda x: x in ("float32", "bfloat16"),
-        "'float32' or 'bfloat16'",
+    *(
+        ((f"model.{key}",), choices.__contains__, f"one of {', '.join(choices)}")
+        for key, choices in {
+            "kernels": ("separate", "interpolated"),
+            "positions": ("fixed", "fixed_no_stride", "learned", "none"),
+            "pooling": ("attention", "mean", "class_token"),
+            "gelu": ("tanh", "erf"),
+            "dtype": ("float32", "bfloat16"),
+        }.items()
     ),
 )
 _SOURCE_RULES = (

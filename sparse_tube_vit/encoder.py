@@ -55,57 +55,106 @@ class Attention(nn.Module):
         )(out)
 
 
+#: The Gaussian error linear unit: its approximation by tanh, which ViTs in JAX are
+#: trained with, or exactly, as those in PyTorch are.
+GELUS = {
+    "tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "erf": lambda x: jax.nn.gelu(x, approximate=False),
+}
+
+
 class Mlp(nn.Module):
     """Two dense layers with a GELU between them."""
 
     mlp_dim: int
     dropout: float = 0.0
+    gelu: str = "tanh"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x, train=False):
         dense = {"dtype": self.dtype, "kernel_init": nn.initializers.xavier_uniform()}
         width = x.shape[-1]
-        x = nn.gelu(nn.Dense(self.mlp_dim, name="up", **dense)(x), approximate=True)
+        x = GELUS[self.gelu](nn.Dense(self.mlp_dim, name="up", **dense)(x))
         x = nn.Dropout(self.dropout)(x, deterministic=not train)
         return nn.Dense(width, name="down", **dense)(x)
 
 
 class Block(nn.Module):
-    """x + MSA(LN x), then x + MLP(LN x) (paper table 11)."""
+    """x + MSA(LN x), then x + MLP(LN x) (paper table 11).
+
+    With stochastic depth (Huang et al., 2016), either branch is left out for an example
+    at the given rate, in training.
+    """
 
     heads: int
     mlp_dim: int
     dropout: float = 0.0
+    stochastic_depth: float = 0.0
+    gelu: str = "tanh"
+    norm_epsilon: float = 1e-6
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x, train=False):
-        drop = nn.Dropout(self.dropout, deterministic=not train)
-        y = nn.LayerNorm(dtype=self.dtype, name="norm_1")(x)
-        x = x + drop(Attention(self.heads, self.dtype, name="attention")(y, y))
-        y = nn.LayerNorm(dtype=self.dtype, name="norm_2")(x)
-        mlp = Mlp(self.mlp_dim, self.dropout, self.dtype, name="mlp")
-        return x + drop(mlp(y, train))
+        def branch(y):
+            y = nn.Dropout(self.dropout)(y, deterministic=not train)
+            whole = nn.Dropout(self.stochastic_depth, broadcast_dims=(1, 2))
+            return whole(y, deterministic=not train)
+
+        norm = {"epsilon": self.norm_epsilon, "dtype": self.dtype}
+        y = nn.LayerNorm(**norm, name="norm_1")(x)
+        x = x + branch(Attention(self.heads, self.dtype, name="attention")(y, y))
+        y = nn.LayerNorm(**norm, name="norm_2")(x)
+        mlp = Mlp(self.mlp_dim, self.dropout, self.gelu, self.dtype, name="mlp")
+        return x + branch(mlp(y, train))
 
 
 class Encoder(nn.Module):
-    """A stack of blocks and a final LayerNorm; tokens (B, N, D) to tokens (B, N, D)."""
+    """A stack of blocks and a final LayerNorm; tokens (B, N, D) to tokens (B, N, D).
+
+    Attributes:
+      depth: number of blocks, `block_<i>`.
+      new_layers: number of blocks put on top of a pretrained trunk, `new_block_<i>`
+        (paper table 8).
+      gate_after: the number of blocks after which the tokens that came in are added
+        again, times tanh of the learned scalar `gate`, which starts at 0 (paper 3.6,
+        eq. 8). None: nowhere.
+      heads, mlp_dim, dropout, gelu, norm_epsilon, dtype: as in `Block`.
+      stochastic_depth: rate of the last block; it grows linearly from 0.
+    """
 
     depth: int
     heads: int
     mlp_dim: int
     dropout: float = 0.0
+    stochastic_depth: float = 0.0
+    new_layers: int = 0
+    gate_after: int | None = None
+    gelu: str = "tanh"
+    norm_epsilon: float = 1e-6
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x, train=False):
-        x = nn.Dropout(self.dropout)(x, deterministic=not train)
-        for i in range(self.depth):
+        x = raw = nn.Dropout(self.dropout)(x, deterministic=not train)
+        names = [f"block_{i}" for i in range(self.depth)]
+        names += [f"new_block_{i}" for i in range(self.new_layers)]
+        for i, name in enumerate(names):
+            if i == self.gate_after:
+                gate = self.param("gate", nn.initializers.zeros, ())
+                x = x + jnp.tanh(gate).astype(x.dtype) * raw
             x = Block(
-                self.heads, self.mlp_dim, self.dropout, self.dtype, name=f"block_{i}"
+                heads=self.heads,
+                mlp_dim=self.mlp_dim,
+                dropout=self.dropout,
+                stochastic_depth=self.stochastic_depth * i / max(1, len(names) - 1),
+                gelu=self.gelu,
+                norm_epsilon=self.norm_epsilon,
+                dtype=self.dtype,
+                name=name,
             )(x, train)
-        return nn.LayerNorm(dtype=self.dtype, name="norm")(x)
+        return nn.LayerNorm(self.norm_epsilon, dtype=self.dtype, name="norm")(x)
 
 
 class AttentionPooling(nn.Module):

@@ -79,7 +79,7 @@ def tube_layout(clip: np.ndarray, tubes: Sequence[Tube], columns: int = 8) -> Fi
     figure = _figure(1.4 * len(shown), 1.4 * len(tubes) * h / w + 0.5)
     axes = figure.subplots(len(tubes), len(shown), squeeze=False)
     for row, tube, color in zip(axes, tubes, itertools.cycle(_COLORS), strict=False):
-        starts = tube.centres(clip.shape[:3]) - np.array(tube.kernel) / 2
+        starts = tube.windows(clip.shape[:3]).reshape(-1, 3)
         for ax, frame in zip(row, shown, strict=True):
             open_now = (starts[:, 0] <= frame) & (frame < starts[:, 0] + tube.kernel[0])
             # Frames that the tube does not read are pale.
@@ -192,9 +192,10 @@ def write_all(workdir, out=None) -> list[epath.Path]:
     pictures = {"training_curves": training_curves(read_metrics(workdir))}
     if any(source.kind == "video" for source in config.streams.values()):
         pictures["tubes"] = tube_layout(example_clip(config), tubes)
-    for i, tube in enumerate(tubes):
-        name = f"kernels_{i}_" + "x".join(map(str, tube.kernel))
-        pictures[name] = kernels(params["stem"][f"tube_{i}"]["kernel"])
+    for name, parameters in params["stem"].items():  # tube_0, tube_1, ... or shared
+        size = "x".join(map(str, parameters["kernel"].shape[:3]))
+        name = f"kernels_{name.removeprefix('tube_')}_{size}"
+        pictures[name] = kernels(parameters["kernel"])
     paths = []
     for name, figure in pictures.items():
         paths.append(out / f"{name}.png")

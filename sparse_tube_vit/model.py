@@ -8,8 +8,10 @@ import jax.numpy as jnp
 
 from sparse_tube_vit.encoder import AttentionPooling, Encoder
 from sparse_tube_vit.errors import TubeViTError
-from sparse_tube_vit.positions import sincos
-from sparse_tube_vit.tubes import SparseTubes, Tube, token_centres
+from sparse_tube_vit.positions import Positions
+from sparse_tube_vit.tubes import SparseTubes, Tube
+
+POOLINGS = ("attention", "mean", "class_token")
 
 
 class UnknownHead(TubeViTError, KeyError):
@@ -19,7 +21,7 @@ class UnknownHead(TubeViTError, KeyError):
 
 
 class TubeViT(nn.Module):
-    """Tubes, encoder, attention pooling, and one linear classifier per data set.
+    """Tubes, encoder, pooling, and one linear classifier per data set.
 
     One parameter tree serves images and videos: an image is a clip of one frame and
     goes through the tubes of one frame, a video through all of them.
@@ -28,7 +30,12 @@ class TubeViT(nn.Module):
       tubes: the tubes that make the tokens.
       classes: number of outputs of every head, by the head's name.
       depth, width, mlp_dim, heads: of the encoder, as in `variants.VARIANTS`.
-      dropout: rate in the encoder, in training.
+      kernels: "separate" or "interpolated", as in `SparseTubes`.
+      positions: one of `positions.POSITIONS`.
+      clip: (T, H, W) that learned positions are for.
+      pooling: "attention" by a learned probe, "mean" of all tokens, or "class_token".
+      dropout, stochastic_depth: rates in the encoder, in training.
+      new_layers, gate_after, gelu, norm_epsilon: as in `Encoder`.
       dtype: of the computation; parameters and logits are float32.
     """
 
@@ -38,15 +45,43 @@ class TubeViT(nn.Module):
     width: int
     mlp_dim: int
     heads: int
+    kernels: str = "separate"
+    positions: str = "fixed"
+    clip: tuple[int, int, int] | None = None
+    pooling: str = "attention"
     dropout: float = 0.0
+    stochastic_depth: float = 0.0
+    new_layers: int = 0
+    gate_after: int | None = None
+    gelu: str = "tanh"
+    norm_epsilon: float = 1e-6
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
-        self.stem = SparseTubes(self.tubes, self.width, self.dtype)
-        self.encoder = Encoder(
-            self.depth, self.heads, self.mlp_dim, self.dropout, self.dtype
+        self.stem = SparseTubes(self.tubes, self.width, self.kernels, self.dtype)
+        self.place = Positions(
+            self.positions, self.tubes, self.width, self.clip, name="positions"
         )
-        self.pooling = AttentionPooling(self.heads, self.dtype)
+        if self.pooling == "class_token":
+            self.class_token = self.param(
+                "class_token", nn.initializers.zeros, (1, 1, self.width)
+            )
+        if self.pooling == "attention":
+            self.attention_pooling = AttentionPooling(
+                self.heads, self.dtype, name="pooling"
+            )
+        self.encoder = Encoder(
+            depth=self.depth,
+            heads=self.heads,
+            mlp_dim=self.mlp_dim,
+            dropout=self.dropout,
+            stochastic_depth=self.stochastic_depth,
+            new_layers=self.new_layers,
+            gate_after=self.gate_after,
+            gelu=self.gelu,
+            norm_epsilon=self.norm_epsilon,
+            dtype=self.dtype,
+        )
         self.head = {
             name: nn.Dense(outputs, kernel_init=nn.initializers.zeros)
             for name, outputs in self.classes.items()
@@ -65,6 +100,7 @@ class TubeViT(nn.Module):
 
         Raises:
           ClipTooSmall, NoImageTube: the tubes cannot read such an input.
+          PositionsMismatch: learned positions are for clips of another size.
         """
         if x.ndim == 4:
             x = x[:, None]
@@ -73,10 +109,16 @@ class TubeViT(nn.Module):
                 "Expected images (B, H, W, 3) or videos (B, T, H, W, 3), got an array "
                 f"of shape {x.shape}."
             )
-        positions = sincos(token_centres(self.tubes, x.shape[1:4]), self.width)
-        z = self.stem(x) + positions.astype(self.dtype)  # (B, N, D)
+        z = self.stem(x) + self.place(x.shape[1:4]).astype(self.dtype)  # (B, N, D)
+        if self.pooling == "class_token":
+            token = jnp.broadcast_to(self.class_token, (len(z), 1, self.width))
+            z = jnp.concatenate([token.astype(self.dtype), z], axis=1)
+            z = self.encoder(z, train)
+            return {"tokens": z[:, 1:], "pooled": z[:, 0]}
         tokens = self.encoder(z, train)
-        return {"tokens": tokens, "pooled": self.pooling(tokens)}
+        if self.pooling == "mean":
+            return {"tokens": tokens, "pooled": jnp.mean(tokens, axis=1)}
+        return {"tokens": tokens, "pooled": self.attention_pooling(tokens)}
 
     def __call__(self, x, head, train=False):
         """Logits (B, classes[head]), float32, of `x` as in `features`.

@@ -17,6 +17,10 @@ import numpy as np
 from sparse_tube_vit.errors import TubeViTError
 
 
+class InvalidTube(TubeViTError, ValueError):
+    """Sizes that make no tube, or that do not divide as space-to-depth needs."""
+
+
 class ClipTooSmall(TubeViTError, ValueError):
     """A clip or image is shorter or smaller than a tube that has to read it."""
 
@@ -27,39 +31,117 @@ class NoImageTube(TubeViTError, ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Tube:
-    """One tube: kernel, stride and offset as (frames, pixels down, pixels across).
+    """One tube: sizes as (frames, pixels down, pixels across).
+
+    With space-to-depth (paper 3.4, table 12), the stride is divided by the factors, and
+    the outputs of so many neighbouring windows are concatenated to one token: as many
+    tokens of the same width, each from a larger part of the clip, with a kernel of
+    fewer channels.
+
+    Attributes:
+      kernel, stride, offset: of the convolution; stride and offset are those of tokens.
+      space_to_depth: windows per token along each axis; it divides the stride.
+      channels: outputs of the kernel. None: the width of a token divided by the windows
+        per token. Otherwise as many of the concatenated channels as a token is wide are
+        kept, the first ones (scaling up, paper 3.6).
 
     Raises:
-      ValueError: a size is not three integers, or out of range.
+      InvalidTube: a size is not three integers, or out of range, or does not divide.
     """
 
     kernel: tuple[int, int, int]
     stride: tuple[int, int, int]
     offset: tuple[int, int, int] = (0, 0, 0)
+    space_to_depth: tuple[int, int, int] = (1, 1, 1)
+    channels: int | None = None
 
     def __post_init__(self):
-        for name, least in (("kernel", 1), ("stride", 1), ("offset", 0)):
+        for name, least in _LEAST.items():
             size = tuple(getattr(self, name))
             if len(size) != 3 or any(int(s) != s or s < least for s in size):
-                raise ValueError(
+                raise InvalidTube(
                     f"Tube {name} {size}: expected three whole numbers (t, h, w), "
                     f"each at least {least}."
                 )
             object.__setattr__(self, name, tuple(int(s) for s in size))
+        if any(s % f for s, f in zip(self.stride, self.space_to_depth, strict=True)):
+            raise InvalidTube(
+                f"Tube {self}: space_to_depth {self.space_to_depth} does not divide "
+                f"the stride {self.stride}. Choose factors that do."
+            )
 
     def __str__(self):
-        sizes = (self.kernel, self.stride, self.offset)
-        return "{} every {} from {}".format(*("x".join(map(str, s)) for s in sizes))
+        text = "{} every {} from {}".format(
+            *("x".join(map(str, getattr(self, n))) for n in list(_LEAST)[:3])
+        )
+        if self.windows_per_token > 1:
+            text += f", {'x'.join(map(str, self.space_to_depth))} windows a token"
+        return text
 
     @property
     def reads_images(self) -> bool:
         """Whether the tube fits in a clip of one frame."""
-        return self.kernel[0] == 1 and self.offset[0] == 0
+        return self.extent[0] == 1 and self.offset[0] == 0
+
+    @property
+    def windows_per_token(self) -> int:
+        """How many windows space-to-depth concatenates."""
+        return math.prod(self.space_to_depth)
+
+    @property
+    def window_stride(self) -> tuple[int, int, int]:
+        """From a window to its neighbour: the stride divided by space-to-depth."""
+        return tuple(
+            s // f for s, f in zip(self.stride, self.space_to_depth, strict=True)
+        )
+
+    @property
+    def extent(self) -> tuple[int, int, int]:
+        """From the beginning of a token's first window to the end of its last."""
+        return tuple(
+            kernel + (f - 1) * step
+            for kernel, f, step in zip(
+                self.kernel, self.space_to_depth, self.window_stride, strict=True
+            )
+        )
+
+    def kernel_channels(self, width: int) -> int:
+        """Outputs of the kernel for tokens of so many channels.
+
+        Raises:
+          InvalidTube: the windows' outputs do not make up the width.
+        """
+        windows = self.windows_per_token
+        if self.channels is None:
+            if width % windows:
+                raise InvalidTube(
+                    f"Tube {self}: a width of {width} cannot be shared by {windows} "
+                    "windows. Choose other factors, or state the kernel's channels."
+                )
+            return width // windows
+        if windows * self.channels < width:
+            raise InvalidTube(
+                f"Tube {self}: {windows} windows of {self.channels} channels make "
+                f"less than the width of {width}. Take more windows a token."
+            )
+        return self.channels
+
+    def restride(self, scale: float) -> "Tube":
+        """The tube with scaled strides, for more or fewer tokens (paper table 7d).
+
+        Every stride is rounded to the nearest multiple of its space-to-depth factor.
+        """
+        stride = tuple(
+            f * max(1, round(s * scale / f))
+            for s, f in zip(self.stride, self.space_to_depth, strict=True)
+        )
+        return dataclasses.replace(self, stride=stride)
 
     def grid(self, clip: Sequence[int]) -> tuple[int, int, int]:
-        """Number of windows per axis in a clip of (T, H, W) frames and pixels.
+        """Number of tokens per axis in a clip of (T, H, W) frames and pixels.
 
-        Windows lie wholly in the clip: floor((size - offset - kernel) / stride) + 1.
+        The first window of every token lies wholly in the clip: floor((size - offset -
+        kernel) / stride) + 1 tokens, whatever space-to-depth does.
 
         Raises:
           ClipTooSmall: not even one window fits.
@@ -77,18 +159,32 @@ class Tube:
         )
 
     def centres(self, clip: Sequence[int]) -> np.ndarray:
-        """Centres (N, 3) of all windows in (frames, pixels, pixels), t slowest.
+        """Centres (N, 3) of all tokens in (frames, pixels, pixels), t slowest.
 
         Frame and pixel i span [i, i + 1], so a 1x16x16 window at the origin has its
-        centre at (0.5, 8, 8).
+        centre at (0.5, 8, 8). A token of several windows has the centre of its extent.
         """
+        return self.places(clip, self.stride)
+
+    def windows(self, clip: Sequence[int]) -> np.ndarray:
+        """First corners (N, windows per token, 3) of all windows, whole numbers."""
+        first = self.centres(clip) - np.array(self.extent) / 2
+        steps = np.indices(self.space_to_depth).reshape(3, -1).T * self.window_stride
+        return (first[:, None] + steps).astype(int)
+
+    def places(self, clip: Sequence[int], step: Sequence[int]) -> np.ndarray:
+        """`centres`, had the tokens been so many frames and pixels apart."""
         axes = [
-            offset + stride * np.arange(n) + kernel / 2
-            for n, kernel, stride, offset in zip(
-                self.grid(clip), self.kernel, self.stride, self.offset, strict=True
+            offset + step * np.arange(n) + extent / 2
+            for n, extent, step, offset in zip(
+                self.grid(clip), self.extent, step, self.offset, strict=True
             )
         ]
         return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+
+
+# The sizes of a tube and the least that each may be.
+_LEAST = {"kernel": 1, "stride": 1, "offset": 0, "space_to_depth": 1}
 
 
 def tubes_for(tubes: Sequence[Tube], frames: int) -> list[int]:
@@ -109,11 +205,6 @@ def tubes_for(tubes: Sequence[Tube], frames: int) -> list[int]:
             "Add a tube with a temporal kernel of 1 and a temporal offset of 0."
         )
     return chosen
-
-
-def token_centres(tubes: Sequence[Tube], clip: Sequence[int]) -> np.ndarray:
-    """Centres (N, 3) of all tokens of a clip of (T, H, W), in the tokens' order."""
-    return np.concatenate([tubes[i].centres(clip) for i in tubes_for(tubes, clip[0])])
 
 
 def count_tokens(tubes: Sequence[Tube], clip: Sequence[int]) -> int:
@@ -151,17 +242,33 @@ def cut_windows(x: jax.Array, tube: Tube) -> jax.Array:
       tube: the tube.
 
     Returns:
-      (B, N, kt * kh * kw * C), windows ordered as in `Tube.centres`.
+      (B, N, windows per token, kt * kh * kw * C), tokens ordered as in `Tube.centres`.
+      Windows that space-to-depth adds and that reach past the clip read zeros there.
     """
     b, *clip, c = x.shape
     grid = tube.grid(clip)
+    past = [
+        max(0, offset + (n - 1) * stride + extent - size)
+        for size, offset, n, stride, extent in zip(
+            clip, tube.offset, grid, tube.stride, tube.extent, strict=True
+        )
+    ]
+    x = jnp.pad(x, [(0, 0), *((0, p) for p in past), (0, 0)]) if any(past) else x
     for axis in range(3):  # after each cut the next axis has moved one place on
         x = _cut_axis(
-            x, 1 + 2 * axis, grid[axis], tube.kernel[axis], tube.stride[axis],
+            x,
+            1 + 2 * axis,
+            grid[axis] * tube.space_to_depth[axis],
+            tube.kernel[axis],
+            tube.window_stride[axis],
             tube.offset[axis],
-        )  # fmt: skip
-    x = x.transpose(0, 1, 3, 5, 2, 4, 6, 7)  # (B, nt, nh, nw, kt, kh, kw, C)
-    return x.reshape(b, math.prod(grid), math.prod(tube.kernel) * c)
+        )
+    axes = zip(grid, tube.space_to_depth, tube.kernel, strict=True)
+    x = x.reshape(b, *(size for axis in axes for size in axis), c)
+    x = x.transpose(0, 1, 4, 7, 2, 5, 8, 3, 6, 9, 10)  # (B, nt, nh, nw, ft, .., kt, ..)
+    return x.reshape(
+        b, math.prod(grid), tube.windows_per_token, math.prod(tube.kernel) * c
+    )
 
 
 def normalize(x: jax.Array, dtype=jnp.float32) -> jax.Array:
@@ -173,49 +280,96 @@ def normalize(x: jax.Array, dtype=jnp.float32) -> jax.Array:
     return x.astype(dtype)
 
 
+def kernel_channels(tubes: Sequence[Tube], width: int, kernels: str) -> list[int]:
+    """Outputs of every tube's kernel for tokens of so many channels.
+
+    Raises:
+      InvalidTube: space-to-depth does not divide the width, or kernels that are to be
+        interpolated from one differ in their outputs.
+    """
+    channels = [tube.kernel_channels(width) for tube in tubes]
+    if kernels == "interpolated" and len(set(channels)) > 1:
+        raise InvalidTube(
+            "Interpolated kernels come from one kernel, but the tubes "
+            f"[{'; '.join(map(str, tubes))}] need {channels} channels. Give all the "
+            "same number of windows a token."
+        )
+    return channels
+
+
+def resize_kernel(kernel: jax.Array, size: Sequence[int]) -> jax.Array:
+    """Tri-linear interpolation of a kernel (t, h, w, ...) to another (t, h, w).
+
+    Half-pixel centres and no smoothing, as PyTorch's trilinear with
+    align_corners=False. The values keep their scale (paper 3.4, interpolated kernels).
+    """
+    shape = (*size, *kernel.shape[3:])
+    return jax.image.resize(kernel, shape, "trilinear", antialias=False)
+
+
+#: What all kernels are interpolated from (paper 3.4).
+SHARED_KERNEL = (8, 8, 8)
+
+
 class SparseTubes(nn.Module):
     """Clips to tokens (paper 3.2): every tube's windows times its kernel.
 
     Cutting windows out and multiplying equals a strided VALID convolution and is
-    several times as fast on CPUs. Parameters: `tube_<i>/kernel` (t, h, w, 3, D), as for
-    a convolution, and `tube_<i>/bias` (D,). They exist for all tubes whatever the
-    input.
+    several times as fast on CPUs. Parameters: `tube_<i>/kernel` (t, h, w, 3, d), as for
+    a convolution, and `tube_<i>/bias` (d,), d being the tube's `kernel_channels`. They
+    exist for all tubes whatever the input. Interpolated kernels are one such pair,
+    `shared`, of size `SHARED_KERNEL`.
 
     Attributes:
       tubes: the tubes, in the order of their tokens.
       width: D, channels of a token.
+      kernels: "separate", or "interpolated": one kernel resized to every tube's shape.
       dtype: of the computation; parameters are float32.
+
+    Raises:
+      InvalidTube: as `kernel_channels`.
     """
 
     tubes: tuple[Tube, ...]
     width: int
+    kernels: str = "separate"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x):
         """(B, T, H, W, 3), uint8 or floats in [-1, 1], to tokens (B, N, D)."""
-        kernels = [
-            TubeKernel(tube.kernel, self.width, name=f"tube_{i}")()
-            for i, tube in enumerate(self.tubes)
-        ]
+        parameters = self._parameters()
+        x = normalize(x, self.dtype)
         tokens = []
         for i in tubes_for(self.tubes, x.shape[1]):
-            kernel, bias = (p.astype(self.dtype) for p in kernels[i])
-            windows = normalize(cut_windows(x, self.tubes[i]), self.dtype)
-            tokens.append(windows @ kernel.reshape(-1, self.width) + bias)
+            kernel, bias = (p.astype(self.dtype) for p in parameters[i])
+            windows = cut_windows(x, self.tubes[i])  # (B, N, windows per token, K)
+            z = windows @ kernel.reshape(windows.shape[-1], -1) + bias
+            tokens.append(z.reshape(*z.shape[:2], -1)[..., : self.width])
         return jnp.concatenate(tokens, axis=1)
+
+    def _parameters(self):
+        """(kernel, bias) of every tube."""
+        channels = kernel_channels(self.tubes, self.width, self.kernels)
+        if self.kernels == "separate":
+            return [
+                TubeKernel(tube.kernel, channels[i], name=f"tube_{i}")()
+                for i, tube in enumerate(self.tubes)
+            ]
+        kernel, bias = TubeKernel(SHARED_KERNEL, channels[0], name="shared")()
+        return [(resize_kernel(kernel, tube.kernel), bias) for tube in self.tubes]
 
 
 class TubeKernel(nn.Module):
-    """The parameters of one tube: kernel (t, h, w, 3, D) and bias (D,), float32."""
+    """The parameters of one kernel: (t, h, w, 3, d), and its bias (d,), float32."""
 
     size: tuple[int, int, int]
-    width: int
+    channels: int
 
     @nn.compact
     def __call__(self):
         fan_in = nn.initializers.lecun_normal(in_axis=(0, 1, 2, 3), out_axis=4)
         return (
-            self.param("kernel", fan_in, (*self.size, 3, self.width)),
-            self.param("bias", nn.initializers.zeros, (self.width,)),
+            self.param("kernel", fan_in, (*self.size, 3, self.channels)),
+            self.param("bias", nn.initializers.zeros, (self.channels,)),
         )

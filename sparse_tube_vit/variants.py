@@ -1,5 +1,6 @@
 """Model sizes (paper table 11) and sets of tubes (tables 12 and 3.4), by name."""
 
+import dataclasses
 from collections.abc import Iterable, Mapping
 
 import jax.numpy as jnp
@@ -7,7 +8,7 @@ import jax.numpy as jnp
 from sparse_tube_vit.config import ConfigDict
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.model import TubeViT
-from sparse_tube_vit.tubes import Tube, count_tokens
+from sparse_tube_vit.tubes import Tube, count_tokens, kernel_channels
 
 #: Encoder sizes. "Ti" and "S" are those of ViT; the paper uses Ti in table 9.
 VARIANTS = {
@@ -19,46 +20,104 @@ VARIANTS = {
 }
 
 _IMAGE = Tube(kernel=(1, 16, 16), stride=(32, 16, 16))
+_FOUR = (
+    Tube(kernel=(8, 8, 8), stride=(16, 32, 32)),
+    Tube(kernel=(16, 4, 4), stride=(6, 32, 32), offset=(4, 8, 8)),
+    Tube(kernel=(4, 12, 12), stride=(16, 32, 32), offset=(0, 16, 16)),
+    _IMAGE,
+)
+_CORE = (
+    Tube(kernel=(1, 16, 16), stride=(16, 16, 16)),
+    Tube(kernel=(8, 8, 8), stride=(16, 16, 16)),
+)
 
 #: Sets of tubes. 32x224x224 gives 539 tokens with "main", which the paper counts as
 #: 559: no arithmetic of windows that we know gives that number.
 TUBE_SETS = {
+    # Table 12, the default: four tubes, two of them with space-to-depth.
     "main": (
-        Tube(kernel=(8, 8, 8), stride=(16, 32, 32)),
-        Tube(kernel=(16, 4, 4), stride=(6, 32, 32), offset=(4, 8, 8)),
-        Tube(kernel=(4, 12, 12), stride=(16, 32, 32), offset=(0, 16, 16)),
+        dataclasses.replace(_FOUR[0], space_to_depth=(2, 1, 1)),
+        dataclasses.replace(_FOUR[1], space_to_depth=(1, 2, 2)),
+        *_FOUR[2:],
+    ),
+    # Table 7b, the number of tubes, without space-to-depth. The paper does not say
+    # which its one and its eight are; these are our choice.
+    "1": _CORE[:1],
+    "2": _CORE,
+    "4": _FOUR,
+    "8": (
+        *_FOUR,
+        Tube(kernel=(16, 16, 16), stride=(16, 32, 32), offset=(0, 8, 8)),
+        Tube(kernel=(32, 8, 8), stride=(32, 32, 32), offset=(0, 12, 12)),
+        Tube(kernel=(4, 32, 32), stride=(16, 32, 32), offset=(8, 0, 0)),
+        Tube(kernel=(4, 4, 4), stride=(8, 32, 32), offset=(4, 24, 24)),
+    ),
+    "core": _CORE,  # section 3.4
+    # Charades; with kernels="interpolated" the better of the paper's two.
+    "charades": (
+        Tube(kernel=(16, 16, 16), stride=(16, 32, 32)),
+        Tube(kernel=(32, 8, 8), stride=(6, 32, 32), offset=(4, 8, 8)),
+        Tube(kernel=(4, 32, 32), stride=(16, 32, 32), offset=(0, 16, 16)),
         _IMAGE,
     ),
-    "core": (
-        Tube(kernel=(1, 16, 16), stride=(16, 16, 16)),
-        Tube(kernel=(8, 8, 8), stride=(16, 16, 16)),
-    ),
+    # Baselines: the image tube alone; the tokens of TimeSformer, 2-D patches on every
+    # frame; those of ViViT, dense 3-D patches.
     "image": (_IMAGE,),
+    "dense_2d": (Tube(kernel=(1, 16, 16), stride=(1, 16, 16)),),
+    "dense_3d": (Tube(kernel=(2, 16, 16), stride=(2, 16, 16)),),
+}
+
+#: Table 14 writes a tube as shape.stride, for example d.v, and sets with a plus.
+SHAPES = {
+    "a": (1, 16, 16),
+    "b": (4, 32, 32),
+    "c": (4, 4, 4),
+    "d": (4, 12, 12),
+    "e": (8, 8, 8),
+    "f": (16, 4, 4),
+    "g": (16, 16, 16),
+    "h": (32, 8, 8),
+}
+STRIDES = {
+    "i": (4, 16, 16),
+    "ii": (8, 8, 8),
+    "iii": (8, 32, 32),
+    "iv": (16, 16, 16),
+    "v": (32, 32, 32),
 }
 
 
 class UnknownTubes(TubeViTError, ValueError):
-    """Tubes that are neither a known set nor given by their sizes."""
+    """Tubes that are neither a known set, nor table 14's, nor given by their sizes."""
 
 
 def make_tubes(tubes: str | Iterable[Mapping]) -> tuple[Tube, ...]:
-    """Tubes by the name of a set, or from mappings with kernel, stride and offset.
+    """Tubes by name, as table 14 writes them, or from mappings of their sizes.
+
+    Args:
+      tubes: a name in `TUBE_SETS`; or a sum such as "a.iv+d.v+e.iv+f.v"; or mappings
+        with the attributes of `Tube`.
 
     Raises:
-      UnknownTubes: no such set, or a mapping that makes no tube.
+      UnknownTubes: none of these, or a mapping that makes no tube.
     """
     if isinstance(tubes, str):
-        if tubes not in TUBE_SETS:
-            raise UnknownTubes(
-                f"There is no set of tubes {tubes!r}; there are {', '.join(TUBE_SETS)}."
-            )
-        return TUBE_SETS[tubes]
+        if tubes in TUBE_SETS:
+            return TUBE_SETS[tubes]
+        terms = [term.partition(".")[::2] for term in tubes.split("+")]
+        if all(shape in SHAPES and stride in STRIDES for shape, stride in terms):
+            return tuple(Tube(SHAPES[s], STRIDES[t]) for s, t in terms)
+        raise UnknownTubes(
+            f"There is no set of tubes {tubes!r}; there are {', '.join(TUBE_SETS)}, "
+            "and sums of table 14's tubes such as a.iv+d.v+e.iv+f.v (shapes "
+            f"{', '.join(SHAPES)}; strides {', '.join(STRIDES)})."
+        )
     try:
         return tuple(Tube(**tube) for tube in tubes)
     except (TypeError, ValueError) as error:
         raise UnknownTubes(
             f"config.model.tubes is {tubes}, which is neither the name of a set nor a "
-            f"tuple of dicts with kernel, stride and offset: {error}"
+            f"tuple of dicts with the attributes of a tube: {error}"
         ) from error
 
 
@@ -66,18 +125,13 @@ def make_model(config: ConfigDict, classes: Mapping[str, int]) -> TubeViT:
     """The model of a config, with a head of so many classes for every name.
 
     Raises:
-      UnknownTubes, ClipTooSmall: the tubes are wrong, or do not fit the config's clips.
+      UnknownTubes, InvalidTube, ClipTooSmall: the tubes are wrong, or do not fit the
+        config's width or clips.
     """
-    m = config.model
-    tubes = make_tubes(m.tubes)
-    count_tokens(tubes, (config.clip.frames, config.clip.size, config.clip.size))
-    return TubeViT(
-        tubes=tubes,
-        classes=dict(classes),
-        depth=m.depth,
-        width=m.width,
-        mlp_dim=m.mlp_dim,
-        heads=m.heads,
-        dropout=m.dropout,
-        dtype=jnp.dtype(m.dtype),
-    )
+    sizes = config.model.to_dict()
+    tubes = make_tubes(sizes.pop("tubes"))
+    clip = (config.clip.frames, config.clip.size, config.clip.size)
+    count_tokens(tubes, clip)
+    kernel_channels(tubes, sizes["width"], sizes["kernels"])
+    dtype = jnp.dtype(sizes.pop("dtype"))
+    return TubeViT(tubes=tubes, classes=dict(classes), clip=clip, dtype=dtype, **sizes)

@@ -1,8 +1,12 @@
+import math
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
-from sparse_tube_vit.encoder import AttentionPooling, Encoder, attention
+from sparse_tube_vit.encoder import AttentionPooling, Block, Encoder, attention
 
 
 def random_like(params, seed=0):
@@ -38,14 +42,21 @@ def multi_head(queries, x, p):
     return out
 
 
-def gelu(x):
+def exact_gelu(x):
+    return 0.5 * x * (1 + np.vectorize(math.erf)(x / np.sqrt(2)))
+
+
+def tanh_gelu(x):
     return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
-def encode(x, p, depth):
+def encode(x, p, blocks, gelu, gate_after=None):
     """The whole encoder on one example (N, D)."""
-    for i in range(depth):
-        b = p[f"block_{i}"]
+    raw = x
+    for i, block in enumerate(blocks):
+        if i == gate_after:
+            x = x + np.tanh(p["gate"]) * raw
+        b = p[block]
         y = np.stack([layer_norm(row, b["norm_1"]) for row in x])
         x = x + multi_head(y, y, b["attention"])
         y = np.stack([layer_norm(row, b["norm_2"]) for row in x])
@@ -54,14 +65,66 @@ def encode(x, p, depth):
     return np.stack([layer_norm(row, p["norm"]) for row in x])
 
 
-def test_encoder_is_that_of_loops():
-    model = Encoder(depth=2, heads=3, mlp_dim=20)
+@pytest.mark.parametrize(
+    "options, blocks, gelu",
+    [
+        ({}, ["block_0", "block_1"], tanh_gelu),
+        ({"gelu": "erf"}, ["block_0", "block_1"], exact_gelu),
+        (
+            {"new_layers": 1, "gate_after": 1},
+            ["block_0", "block_1", "new_block_0"],
+            tanh_gelu,
+        ),
+    ],
+)
+def test_encoder_is_that_of_loops(options, blocks, gelu):
+    model = Encoder(depth=2, heads=3, mlp_dim=20, **options)
     x = np.random.default_rng(0).normal(size=(2, 5, 12)).astype(np.float32)
     params = random_like(model.init(jax.random.key(0), x)["params"])
     out = model.apply({"params": params}, x)
     host = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
     for example, expected in zip(out, x, strict=True):
-        np.testing.assert_allclose(example, encode(expected, host, 2), atol=2e-5)
+        expected = encode(expected, host, blocks, gelu, options.get("gate_after"))
+        np.testing.assert_allclose(example, expected, atol=2e-5)
+
+
+def test_stochastic_depth_leaves_branches_out_for_whole_examples():
+    block = Block(heads=2, mlp_dim=8, stochastic_depth=0.5)
+    x = np.random.default_rng(0).normal(size=(64, 3, 8)).astype(np.float32)
+    params = random_like(block.init(jax.random.key(0), x[:1])["params"])
+    out = block.apply(
+        {"params": params}, x, train=True, rngs={"dropout": jax.random.key(1)}
+    )
+
+    # All that can become of an example: each branch is there, doubled, or not.
+    def without(*branches):
+        silent = jax.tree.map(lambda a: a, params)
+        for branch, last in (("attention", "out"), ("mlp", "down")):
+            factor = 0.0 if branch in branches else 2.0
+            layer = silent[branch][last]
+            silent[branch] |= {last: jax.tree.map(lambda a, f=factor: f * a, layer)}
+        return np.asarray(block.apply({"params": silent}, x))
+
+    choices = [(), ("attention",), ("mlp",), ("attention", "mlp")]
+    distance = np.stack([np.abs(out - without(*c)).max((1, 2)) for c in choices])
+    assert distance.min(axis=0).max() < 1e-4
+    met = np.bincount(distance.argmin(axis=0), minlength=4)
+    assert (met >= 6).all(), met  # 16 of each are expected
+
+
+def test_stochastic_depth_grows_linearly_from_none():
+    model = Encoder(depth=3, heads=2, mlp_dim=8, stochastic_depth=0.4, new_layers=2)
+    rates = {}
+
+    def see(call, args, kwargs, context):
+        if isinstance(context.module, Block):
+            rates[context.module.name] = context.module.stochastic_depth
+        return call(*args, **kwargs)
+
+    with nn.intercept_methods(see):
+        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4, 8)))
+    np.testing.assert_allclose(list(rates.values()), [0, 0.1, 0.2, 0.3, 0.4])
+    assert list(rates)[2:] == ["block_2", "new_block_0", "new_block_1"]
 
 
 def test_pooling_is_that_of_loops():

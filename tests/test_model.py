@@ -58,7 +58,11 @@ def test_parameter_counts_of_the_paper(variant, millions):
     d = v["width"]
     others = 16 * 16 * 3 * d + d + 1000 * (d + 1)
     assert counts["encoder"] + others == pytest.approx(millions * 1e6, rel=0.01)
-    tubes = sum(np.prod(t.kernel) * 3 * d + d for t in TUBE_SETS["main"])
+    channels = [d // 2, d // 4, d, d]  # what space-to-depth leaves (table 12)
+    tubes = sum(
+        np.prod(t.kernel) * 3 * c + c
+        for t, c in zip(TUBE_SETS["main"], channels, strict=True)
+    )
     assert counts["stem"] == tubes
     assert counts["pooling"] == 4 * (d * d + d) + d
     assert counts["head_k400"] == 400 * (d + 1)
@@ -124,3 +128,45 @@ def test_named_errors(model, params, videos):
         model.apply({"params": params}, videos[:, :3], "motions")
     with pytest.raises(ValueError, match=r"\(2, 8, 16, 16, 1\)"):
         model.apply({"params": params}, videos[..., :1], "motions")
+
+
+def with_option(model, **option):
+    model = model.clone(**option)
+    return model, init_params(model, jax.random.key(0), CLIP)
+
+
+def test_mean_pooling(model, videos):
+    model, params = with_option(model, pooling="mean")
+    assert "pooling" not in params
+    out = model.apply({"params": params}, videos, method="features")
+    np.testing.assert_allclose(out["pooled"], out["tokens"].mean(1), atol=1e-6)
+
+
+def test_a_class_token_joins_the_sequence(model, videos):
+    """As the encoder makes of the tokens with one put in front, without a position."""
+    model, params = with_option(model, pooling="class_token")
+    params["class_token"] = jax.random.normal(jax.random.key(2), (1, 1, 24))
+    out = model.apply({"params": params}, videos, method="features")
+
+    def by_hand(model, x):
+        z = model.stem(x) + model.place(x.shape[1:4])
+        token = jnp.tile(model.class_token, (len(z), 1, 1))
+        return model.encoder(jnp.concatenate([token, z], axis=1))
+
+    z = model.apply({"params": params}, videos, method=by_hand)
+    np.testing.assert_allclose(out["pooled"], z[:, 0], atol=1e-6)
+    np.testing.assert_allclose(out["tokens"], z[:, 1:], atol=1e-6)
+
+
+@pytest.mark.parametrize("pooling", ["attention", "mean", "class_token"])
+@pytest.mark.parametrize("positions", ["fixed", "fixed_no_stride", "learned", "none"])
+def test_one_tree_serves_images_and_videos_whatever_the_options(
+    model, videos, positions, pooling
+):
+    model, params = with_option(model, positions=positions, pooling=pooling, clip=CLIP)
+    key = jax.random.key(0)
+    from_image = jax.eval_shape(lambda: init_params(model, key, (1, 16, 16)))
+    assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, from_image)
+    for x in (videos, videos[:, 0]):
+        pooled = model.apply({"params": params}, x, method="features")["pooled"]
+        assert pooled.shape == (2, 24) and np.isfinite(pooled).all()
