@@ -21,6 +21,7 @@ TRAIN = [
     "tensorboard>=2.20",
     "matplotlib>=3.10",
     "pillow>=12",
+    "opencv-python-headless>=4.12",
 ]
 
 setup(

@@ -98,6 +98,8 @@ def stream(
     crop_area: tuple[float, float] = (0.3, 1.0),
     flip: bool = True,
     color_jitter: float = 0.0,
+    randaugment_layers: int = 0,
+    randaugment_magnitude: float = 10.0,
 ) -> ConfigDict:
     """One source of training examples: a batch of it takes part in every step.
 
@@ -113,6 +115,8 @@ def stream(
       crop_area: least and greatest share of the picture that a random crop takes.
       flip: whether to mirror left to right; never where classes tell the two apart.
       color_jitter: strength of `augment.jitter_color`.
+      randaugment_layers: random operations on an example, 0: none; the paper has 2.
+      randaugment_magnitude: of each, 0 to 10, as in `randaugment.py`.
     """
     return ConfigDict(locals())
 
@@ -268,6 +272,12 @@ _SOURCE_RULES = (
         "a whole number of at least 1",
     ),
     (("mixup", "loss_weight"), lambda x: x >= 0, "at least 0"),
+    (
+        ("randaugment_layers",),
+        lambda x: isinstance(x, int) and x >= 0,
+        "a whole number of at least 0",
+    ),
+    (("randaugment_magnitude",), lambda x: 0 <= x <= 10, "between 0 and 10"),
     (
         ("label_smoothing", "color_jitter"),
         lambda x: 0 <= x <= 1,

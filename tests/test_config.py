@@ -58,6 +58,11 @@ def test_a_misspelt_key_in_a_config_file_names_the_nearest(config):
         (lambda c: c.clip.update(fps=0.0), "clip.fps is 0.0: it must be above 0"),
         (lambda c: c.streams.video.update(crop_area=(0.5, 2.0)), "two shares"),
         (lambda c: c.evaluations.video.update(temporal_views=0), "temporal_views is 0"),
+        (lambda c: c.streams.video.update(randaugment_layers=-1), "layers is -1"),
+        (
+            lambda c: c.streams.video.update(randaugment_magnitude=11.0),
+            "magnitude is 11.0: it must be between 0 and 10",
+        ),
     ],
 )
 def test_what_cannot_work_is_named(config, change, message):

@@ -29,9 +29,10 @@ def tiny_config(data_dir):
     config.optimizer.update(learning_rate=1e-3, warmup_steps=2, ema_decay=0.9)
     videos = {"kind": "video", "dataset": "moving_shapes/videos", "head": "motions"}
     images = {"kind": "image", "dataset": "moving_shapes/images", "head": "shapes"}
-    augment = {"flip": False, "color_jitter": 0.2, "mixup": 0.2}
-    config.streams.video = stream(**videos, batch_size=8, **augment)
-    config.streams.image = stream(**images, batch_size=8, **augment)
+    augment = {"color_jitter": 0.2, "randaugment_layers": 2}
+    options = {"flip": False, "mixup": 0.2} | augment
+    config.streams.video = stream(**videos, batch_size=8, **options)
+    config.streams.image = stream(**images, batch_size=8, **options)
     config.evaluations.video = evaluation(
         **videos, batch_size=16, temporal_views=2, spatial_views=3
     )

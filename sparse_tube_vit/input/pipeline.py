@@ -18,6 +18,7 @@ from sparse_tube_vit.datasets import Split
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.input import augment, sampling
 from sparse_tube_vit.input.decode import UndecodableClip, decode
+from sparse_tube_vit.input.randaugment import rand_augment
 
 
 class TooManyUndecodable(TubeViTError, RuntimeError):
@@ -70,11 +71,13 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class TrainingExample(Example):
-    """A random clip, randomly cropped, perhaps flipped and recoloured."""
+    """A random clip, randomly cropped, perhaps flipped, recoloured and distorted."""
 
     crop_area: tuple[float, float] = (0.3, 1.0)
     flip: bool = True
     color_jitter: float = 0.0
+    randaugment_layers: int = 0
+    randaugment_magnitude: float = 10.0
 
     def read(self, encoded, rng):
         def times(duration):
@@ -89,7 +92,8 @@ class TrainingExample(Example):
             clip = augment.flip(rng, clip)
         if self.color_jitter:
             clip = augment.jitter_color(rng, clip, self.color_jitter)
-        return np.ascontiguousarray(clip)
+        layers, magnitude = self.randaugment_layers, self.randaugment_magnitude
+        return np.ascontiguousarray(rand_augment(rng, clip, layers, magnitude))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,6 +146,8 @@ def training_batches(
         crop_area=tuple(stream.crop_area),
         flip=stream.flip,
         color_jitter=stream.color_jitter,
+        randaugment_layers=stream.randaugment_layers,
+        randaugment_magnitude=stream.randaugment_magnitude,
     )
     state = np.random.SeedSequence([seed, zlib.crc32(name.encode())])
     examples = (

@@ -7,6 +7,7 @@ import pytest
 from sparse_tube_vit.config import default_config, evaluation, stream
 from sparse_tube_vit.datasets import moving_shapes
 from sparse_tube_vit.input import pipeline
+from sparse_tube_vit.input.randaugment import rand_augment
 
 CLIP = default_config().clip.copy_and_resolve_references()
 CLIP.update(frames=4, fps=8.0, size=16)
@@ -38,7 +39,7 @@ def clips():
 
 
 def video_stream(batch_size=6, **options):
-    options = {"color_jitter": 0.4} | options
+    options = {"color_jitter": 0.4, "randaugment_layers": 2} | options
     return stream(
         kind="video", dataset="clips", head="h", batch_size=batch_size, **options
     )
@@ -127,6 +128,23 @@ def test_seed_and_name_of_the_stream_count(clips, reference):
         clips, "other", video_stream(), CLIP, LOADER, seed=3
     )
     assert not np.array_equal(next(other)["id"], reference[0]["id"])
+
+
+def test_randaugment_comes_last_and_moves_no_other_random_number(clips):
+    plain = pipeline.TrainingExample.of(CLIP, video_stream(randaugment_layers=0))
+    options = {"randaugment_layers": 2, "randaugment_magnitude": 7.0}
+    augmented = dataclasses.replace(plain, **options)
+    rng = np.random.default_rng(0)
+    expected = rand_augment(rng, plain.read(clips.clips[0], rng), 2, 7.0)
+    out = augmented.read(clips.clips[0], np.random.default_rng(0))
+    np.testing.assert_array_equal(out, expected)
+
+    strong = video_stream(randaugment_layers=2)
+    weak = video_stream(randaugment_layers=2, randaugment_magnitude=1.0)
+    for source in (video_stream(randaugment_layers=0), weak):
+        (a,), (b,) = take(1, clips, strong), take(1, clips, source)
+        np.testing.assert_array_equal(a["id"], b["id"])
+        assert not np.array_equal(a["video"], b["video"])
 
 
 def test_hosts_that_do_not_divide_the_batch(clips):
