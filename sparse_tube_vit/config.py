@@ -4,7 +4,11 @@ A file in `configs/` starts from `default_config()` and states what differs. The
 is locked, so that a key which does not exist is an error wherever it is set.
 """
 
+import sys
+import traceback
+
 import ml_collections
+from absl import app
 from ml_collections import config_dict
 
 from sparse_tube_vit.errors import TubeViTError
@@ -291,23 +295,45 @@ _SOURCE_RULES = (
 )
 
 
-def arguments(given: str, **allowed: tuple[str, ...]) -> ConfigDict:
-    """Arguments of a config file: "key=value,key=value".
+def arguments(given: str, **allowed: tuple[str, ...] | str | bool) -> ConfigDict:
+    """Arguments of a config file: "key=value,key=value,switch".
 
     Args:
       given: as it stands after the colon in --config=FILE:given.
-      allowed: the values of every key; the first is the default.
+      allowed: for every key a tuple of the values that it may have, the first being the
+        default; or a string, the default, where it may have any; or False, for a switch
+        that is given without a value.
 
     Raises:
       InvalidConfig: another key, or another value.
     """
-    values = {key: choices[0] for key, choices in allowed.items()}
+    values = {k: v[0] if isinstance(v, tuple) else v for k, v in allowed.items()}
     for part in filter(None, given.split(",")):
-        key, _, value = part.partition("=")
-        if value not in allowed.get(key, ()):
-            choices = [f"{k}={v}" for k, vs in allowed.items() for v in vs]
+        key, equals, value = part.partition("=")
+        choices = allowed.get(key, ())
+        if choices is False and not equals:
+            values[key] = True
+        elif value and (isinstance(choices, str) or value in (choices or ())):
+            values[key] = value
+        else:
+            takes = []
+            for k, v in allowed.items():
+                ways = [f"{k}={v or '...'}"] if isinstance(v, str) else [k]
+                takes += [f"{k}={x}" for x in v] if isinstance(v, tuple) else ways
             raise InvalidConfig(
-                f"The config takes no argument {part!r}; it takes {', '.join(choices)}."
+                f"The config takes no argument {part!r}; it takes {', '.join(takes)}."
             )
-        values[key] = value
     return ConfigDict(values)
+
+
+def parse_flags(argv):
+    """Parses flags for absl.app; a config that does not load ends with its message."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
+        frames = traceback.extract_tb(error.__traceback__)
+        places = [
+            f"{f.filename}:{f.lineno}: " for f in frames if f.name == "get_config"
+        ]
+        message = error.args[0] if isinstance(error, KeyError) else error
+        sys.exit(f"InvalidConfig: {places[-1] if places else ''}{message}")

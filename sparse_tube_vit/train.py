@@ -7,9 +7,7 @@ The same command again resumes an interrupted run from its latest checkpoint.
 
 import contextlib
 import signal
-import sys
 import time
-import traceback
 
 import jax
 import numpy as np
@@ -22,7 +20,7 @@ from ml_collections import config_flags
 
 from sparse_tube_vit import datasets, evaluate
 from sparse_tube_vit.checkpoints import Checkpoints, describe_run
-from sparse_tube_vit.config import ConfigDict, validate
+from sparse_tube_vit.config import ConfigDict, parse_flags, validate
 from sparse_tube_vit.datasets.classes import classes_by_head
 from sparse_tube_vit.errors import TubeViTError, reported
 from sparse_tube_vit.input import pipeline
@@ -236,19 +234,6 @@ class StopOnSignal:
     def __exit__(self, *_):
         for number, handler in self.before.items():
             signal.signal(number, handler)
-
-
-def parse_flags(argv):
-    """Parses the command line; a config that does not load ends with its message."""
-    try:
-        return app.parse_flags_with_usage(argv)
-    except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
-        frames = traceback.extract_tb(error.__traceback__)
-        places = [
-            f"{f.filename}:{f.lineno}: " for f in frames if f.name == "get_config"
-        ]
-        message = error.args[0] if isinstance(error, KeyError) else error
-        sys.exit(f"InvalidConfig: {places[-1] if places else ''}{message}")
 
 
 def main(argv):

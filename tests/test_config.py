@@ -78,6 +78,17 @@ def test_arguments_of_config_files():
     for wrong in ("c=2", "a=3", "a"):
         with pytest.raises(InvalidConfig, match=f"no argument '{wrong}'.*a=1, a=2"):
             arguments(wrong, **allowed)
+    more = allowed | {"from_": "", "smoke": False}
+    assert arguments("smoke,from_=runs/x", **more).to_dict() == {
+        "a": "1",
+        "b": "1",
+        "from_": "runs/x",
+        "smoke": True,
+    }
+    assert arguments("", **more).smoke is False
+    for wrong in ("smoke=yes", "from_", "from_="):
+        with pytest.raises(InvalidConfig, match=f"'{wrong}'.*from_=..., smoke"):
+            arguments(wrong, **more)
 
 
 @pytest.mark.parametrize(
