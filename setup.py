@@ -7,6 +7,7 @@ CORE = [
     "orbax-checkpoint>=0.11",
     "ml-collections>=1.1",
     "numpy>=2.0",
+    "safetensors>=0.8",
     "etils[epath]>=1.13",
     "absl-py>=2.3",
     "av>=17",

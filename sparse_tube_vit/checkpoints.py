@@ -66,6 +66,11 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(max_to_keep=keep),
         )
 
+    @property
+    def resumable(self) -> bool:
+        """Whether there is a checkpoint to resume from."""
+        return self.manager.latest_step() is not None
+
     def resume(self, state: TrainState) -> TrainState:
         """The latest checkpoint's state, sharded as `state`; `state` if there is none.
 
@@ -160,6 +165,18 @@ def latest_step(workdir) -> int:
             "python -m sparse_tube_vit.train --config FILE --workdir DIR"
         )
     return max(steps)
+
+
+def locate(path) -> tuple[epath.Path, int]:
+    """(directory, step) of a checkpoint: of this step, or a work directory's latest.
+
+    Raises:
+      NoCheckpoint: neither `WORKDIR/checkpoints/<step>` nor a work directory with one.
+    """
+    path = epath.Path(path)
+    if path.name.isdigit() and (path / "run").exists():
+        return path.parent, int(path.name)
+    return path / "checkpoints", latest_step(path)
 
 
 def read_run(directory, step: int) -> dict:

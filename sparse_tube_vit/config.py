@@ -55,6 +55,19 @@ def default_config() -> ConfigDict:
     )
     config.model.tubes = "main"
 
+    # What a run that does not resume starts from, see `pretrained`: "" for fresh
+    # parameters, an image ViT's `.npz` or `.safetensors` file, or another run's work
+    # directory or checkpoint.
+    config.init = ConfigDict(
+        {
+            "from": "",
+            "positions": "drop",  # learned ones; or "keep" them, resized
+            "inflate": "none",  # a ViT's patches for the other tubes; or "repeat" on
+            # all frames, or on the "central_frame" alone
+            "head": "",  # of ours, that takes the ViT's classifier
+        }
+    )
+
     config.streams = ConfigDict()  # name -> stream(...)
     config.evaluations = ConfigDict()  # name -> evaluation(...)
 
@@ -193,6 +206,7 @@ def validate(config: ConfigDict) -> None:
             f"model.gate_after is {gate}: the gate stands after a layer that others "
             f"follow, 1 to {config.model.depth - 1} of {config.model.depth}."
         )
+    wrong += _wrong_init(config, heads)
     if not wrong and config.optimizer.warmup_steps >= config.total_steps:
         wrong.append(
             f"optimizer.warmup_steps {config.optimizer.warmup_steps} is not below "
@@ -200,6 +214,32 @@ def validate(config: ConfigDict) -> None:
         )
     if wrong:
         raise InvalidConfig("\n".join(["The configuration cannot work:", *wrong]))
+
+
+def _wrong_init(config, heads):
+    """What section `init` says that cannot be together."""
+    init = config.init
+    if init.positions == "keep" and config.model.positions != "learned":
+        yield (
+            f"init.positions is 'keep', but model.positions {config.model.positions!r} "
+            "are not learned."
+        )
+    if init.head and init.head not in heads:
+        yield (
+            f"init.head is {init.head!r}, but the streams train "
+            f"{', '.join(sorted(heads)) or 'none'}."
+        )
+    for key, default in (("inflate", "none"), ("head", "")):
+        if init[key] != default and not is_weights_file(init["from"]):
+            yield (
+                f"init.{key} is {init[key]!r}, but init.from {init['from']!r} is no "
+                "file of an image ViT's weights (.npz, .safetensors)."
+            )
+
+
+def is_weights_file(path: str) -> bool:
+    """Whether `init.from` names an image ViT's weights rather than a run."""
+    return path.endswith((".npz", ".safetensors"))
 
 
 def _lookup(config, key):
@@ -258,13 +298,15 @@ _RULES = (
         "at least 0 and below 1",
     ),
     *(
-        ((f"model.{key}",), choices.__contains__, f"one of {', '.join(choices)}")
+        ((key,), choices.__contains__, f"one of {', '.join(choices)}")
         for key, choices in {
-            "kernels": ("separate", "interpolated"),
-            "positions": ("fixed", "fixed_no_stride", "learned", "none"),
-            "pooling": ("attention", "mean", "class_token"),
-            "gelu": ("tanh", "erf"),
-            "dtype": ("float32", "bfloat16"),
+            "model.kernels": ("separate", "interpolated"),
+            "model.positions": ("fixed", "fixed_no_stride", "learned", "none"),
+            "model.pooling": ("attention", "mean", "class_token"),
+            "model.gelu": ("tanh", "erf"),
+            "model.dtype": ("float32", "bfloat16"),
+            "init.positions": ("drop", "keep"),
+            "init.inflate": ("none", "repeat", "central_frame"),
         }.items()
     ),
 )
