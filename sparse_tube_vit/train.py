@@ -14,11 +14,12 @@ import numpy as np
 from absl import app, flags
 from clu import parameter_overview
 from etils import epath
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import config_flags
 
-from sparse_tube_vit import datasets, evaluate
+from sparse_tube_vit import datasets, evaluate, pretrained
 from sparse_tube_vit.checkpoints import Checkpoints, describe_run
 from sparse_tube_vit.config import ConfigDict, parse_flags, validate
 from sparse_tube_vit.datasets.classes import classes_by_head
@@ -69,16 +70,24 @@ def train(config: ConfigDict, workdir) -> TrainState:
     optimizer = make_optimizer(config)
     clip = (config.clip.frames, config.clip.size, config.clip.size)
 
-    def init(key):
+    def init(key, given):
         params = init_params(model, key, clip)
+        params = unflatten_dict(flatten_dict(params) | flatten_dict(given))
         return TrainState.create(params, optimizer, ema=config.optimizer.ema_decay > 0)
 
     key = jax.random.key(config.seed)
-    shardings = sharding.state_shardings(jax.eval_shape(init, key), mesh)
-    state = jax.jit(init, out_shardings=shardings)(key)
+    shapes = jax.eval_shape(init, key, {})
+    shardings = sharding.state_shardings(shapes, mesh)
     checkpoints = Checkpoints(
         workdir, config.checkpoint.keep, describe_run(config, class_names)
     )
+    given = {}
+    if config.init["from"] and not checkpoints.resumable:
+        given, report = pretrained.initial_params(
+            config, model, shapes.params, class_names
+        )
+        log.info("%s", report)
+    state = jax.jit(init, out_shardings=shardings)(key, given)
     state = checkpoints.resume(state)
     first_step = int(state.step)
     overview = parameter_overview.get_parameter_overview(
