@@ -243,15 +243,13 @@ def initial_params(
         source, found = _from_vit(path, config, model, shapes)
     else:
         source, found = _from_run(path, config, shapes, class_names)
+    told = {name.rpartition("/")[0] for name in found.wrong}
     for name, shape in shapes.items():
         if name not in found.arrays:
-            layer, _, _ = name.rpartition("/")
-            if f"{layer}/kernel" in found.wrong:
-                continue  # told already
             if found.may_be_new(name):
                 found.report.new[name] = shape, ""
-            else:
-                found.wrong[name] = shape, "not in the file"
+            elif name.rpartition("/")[0] not in told:
+                found.wrong[name] = shape, "not there"
         elif found.arrays[name].shape != shape:
             found.wrong[name] = f"{found.arrays[name].shape} is {shape} here", ""
     found.wrong |= {
@@ -266,7 +264,7 @@ def initial_params(
                     f"config.init.from is {source}, which does not fit config.model "
                     f"(depth {config.model.depth}, width {config.model.width}):",
                     *(f"  {line}" for line in _table(found.wrong)),
-                    "Choose the config's sizes as the file's, or another file.",
+                    "Set config.model to these sizes, or choose other weights.",
                 ]
             )
         )
@@ -567,6 +565,10 @@ def _from_run(path, config, shapes, class_names):
             found.drop(name, x, "the classes differ")
         elif name.startswith("positions/") and config.init.positions == "drop":
             found.drop(name, x, "init.positions is 'drop'")
+        elif name.startswith("positions/") and x.shape != shapes.get(name, x.shape):
+            size = (*shapes[name][:3], x.shape[3])
+            how = f"from {'x'.join(map(str, x.shape[:3]))} tokens"
+            found.resize(name, np.asarray(jax.image.resize(x, size, "linear")), how)
         else:
             found.load(name, x)
     theirs, ours = run["config"]["model"], config.model.to_dict()

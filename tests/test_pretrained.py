@@ -6,6 +6,7 @@ The files in golden/ are made by golden/make.py.
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
@@ -14,6 +15,7 @@ from sparse_tube_vit import checkpoints, pretrained
 from sparse_tube_vit.config import default_config
 from sparse_tube_vit.model import init_params
 from sparse_tube_vit.pretrained import UnreadableWeights, WeightsDoNotMatch
+from sparse_tube_vit.training.state import TrainState
 from sparse_tube_vit.variants import make_model
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -262,7 +264,7 @@ def changed(tmp_path, **changes):
         (
             lambda c: c.model.update(depth=4),
             {},
-            ["encoder/block_2..3/norm_1  scale (24,), bias (24,): not in the file"],
+            ["encoder/block_2..3/norm_1  scale (24,), bias (24,): not there"],
         ),
         (
             lambda c: c.model.update(width=48, mlp_dim=32, heads=4),
@@ -311,7 +313,7 @@ def test_leftovers_and_gaps_of_a_file_are_listed(tmp_path):
         load(config)
     assert "Transformer/encoderblock_1/ls1/gamma  (24,): left over" in str(error.value)
     assert "norm_pre  (2,): left over in the file" in str(error.value)
-    assert "encoder/norm  bias (24,): not in the file" in str(error.value)
+    assert "encoder/norm  bias (24,): not there" in str(error.value)
 
 
 def test_a_layer_before_the_head_is_dropped_with_it(tmp_path):
@@ -341,3 +343,51 @@ def test_files_of_another_kind_are_named(tmp_path):
     config.init["from"] = str(tmp_path)
     with pytest.raises(checkpoints.NoCheckpoint, match="no checkpoint below"):
         load(config)
+
+
+def save_run(config, classes, workdir):
+    """A checkpoint of step 3 with random parameters, which are returned."""
+    model = make_model(config, {head: len(names) for head, names in classes.items()})
+    params = init_params(model, jax.random.key(0), model.clip)
+    run = checkpoints.describe_run(config, classes)
+    writer = checkpoints.Checkpoints(workdir, 1, run)
+    writer.save(TrainState(jnp.int32(3), params, {"count": jnp.int32(3)}, None))
+    writer.close()
+    return params
+
+
+def test_another_run_gives_all_but_heads_of_other_classes(tmp_path):
+    config = video_config()
+    config.model.positions = "learned"
+    classes = {"a": ("x", "y"), "b": ("x", "y"), "c": ("x", "y")}
+    theirs = jax.device_get(save_run(config, classes, tmp_path))
+
+    config.clip.frames = 24
+    config.init.update({"from": str(tmp_path), "positions": "keep"})
+    classes = {"a": ("x", "y"), "b": ("y", "x"), "d": ("x", "y")}
+    model = make_model(config, {head: 2 for head in classes})
+    shapes = jax.eval_shape(
+        lambda k: init_params(model, k, model.clip), jax.random.key(0)
+    )
+    ours, report = pretrained.initial_params(config, model, shapes, classes)
+    for part in ("encoder", "stem", "pooling", "head_a"):
+        jax.tree.map(np.testing.assert_array_equal, ours[part], theirs[part])
+    assert report.source == f"step 3 of {tmp_path}"
+    assert {*report.new} == {f"head_{h}/{x}" for h in "bd" for x in ("kernel", "bias")}
+    assert report.dropped["head_b/bias"] == ((2,), "the classes differ")
+    assert report.dropped["head_c/bias"] == ((2,), "there is no such head here")
+    # Three times the frames: the middle token of three has the place of the old one.
+    old, new = (p["positions"]["tube_0"] for p in (theirs, ours))
+    assert old.shape == (2, 3, 3, 24) and new.shape == (6, 3, 3, 24)
+    np.testing.assert_allclose(new[1], old[0], atol=1e-6)
+    np.testing.assert_allclose(new[4], old[1], atol=1e-6)
+
+    config.init["from"] = str(tmp_path / "checkpoints" / "3")
+    config.init.positions = "drop"
+    ours, report = pretrained.initial_params(config, model, shapes, classes)
+    assert "positions" not in ours and "positions/tube_0" in report.dropped
+    config.model.pooling = "mean"
+    model = make_model(config, {head: 2 for head in classes})
+    del shapes["pooling"]
+    with pytest.raises(WeightsDoNotMatch, match="pooling/probe .*: a parameter"):
+        pretrained.initial_params(config, model, shapes, classes)

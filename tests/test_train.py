@@ -1,7 +1,9 @@
 """The whole: train, stop, resume, evaluate, draw."""
 
 import dataclasses
+import functools
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -282,6 +284,46 @@ def test_what_is_found_before_anything_is_compiled(data_dir, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(train.UnusableWorkdir, match="file cannot be made"):
         train.train(tiny_config(data_dir), tmp_path / "file")
+
+
+def one_still_step_from(source, data_dir):
+    """A run whose only step leaves the parameters as they are."""
+    config = tiny_config(data_dir)
+    config.init["from"] = str(source)
+    config.total_steps = 1
+    config.optimizer.update(learning_rate=1e-12, warmup_steps=0)
+    config.model.new_layers = 1
+    del config.evaluations.image, config.evaluations.video
+    config.streams.image.head = "figures"
+    return config
+
+
+def test_a_run_starts_from_another(finished, data_dir, tmp_path, caplog):
+    source = shutil.copytree(finished[0], tmp_path / "source")
+    config = one_still_step_from(source, data_dir)
+    with caplog.at_level("INFO", "sparse_tube_vit"):
+        state = train.train(config, tmp_path / "run")
+    ours, theirs = jax.device_get((state.params, finished[1].ema))
+    np.testing.assert_allclose(ours.pop("head_figures")["kernel"], 0, atol=1e-7)
+    assert "new_block_0" in ours["encoder"] and "head_shapes" in theirs
+    del ours["encoder"]["new_block_0"], theirs["head_shapes"]
+    assert_close = functools.partial(np.testing.assert_allclose, atol=1e-7)
+    jax.tree.map(assert_close, ours, theirs)
+    (report,) = [m for m in caplog.messages if m.startswith("Parameters from step 6")]
+    for line in (
+        "  loaded   stem/tube_0  kernel (4, 4, 4, 3, 24), bias (24,)",
+        "  new      head_figures  kernel (24, 6), bias (6,)",
+        "  dropped  head_shapes  kernel (24, 6), bias (6,): there is no such head here",
+        "  note     model.new_layers was 0 there, 1 here",
+    ):
+        assert line in report.splitlines(), report
+    assert "new      encoder/new_block_0/mlp/up" in report
+
+    # To go on it needs the other run no more.
+    shutil.rmtree(source)
+    assert_bit_identical(train.train(config, tmp_path / "run"), state)
+    with pytest.raises(NoCheckpoint, match="no checkpoint below"):
+        train.train(config, tmp_path / "other")
 
 
 @pytest.mark.slow
