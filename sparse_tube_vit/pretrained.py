@@ -335,7 +335,8 @@ def _from_vit(path, config, model, shapes):
     init, depth = config.init, kind.depth(file)
     names = {a: b for a, b in kind.names(depth).items() if b in file}
     vit = {a: _our_layout(kind, a, file.pop(b), model.heads) for a, b in names.items()}
-    source = f"{path} ({kind.name}, {depth} blocks, width {vit['patch/bias'].size})"
+    width = vit["patch/kernel"].shape[-1]
+    source = f"{path} ({kind.name}, {depth} blocks, width {width})"
 
     new = ["encoder/new_block_", "encoder/gate", "pooling/"]
     new += [f"head_{head}/" for head in model.classes if head != init.head]
@@ -390,8 +391,8 @@ def _from_vit(path, config, model, shapes):
         theirs, ours = getattr(kind, key), getattr(model, key)
         if theirs != ours:
             found.report.notes.append(
-                f"model.{key} is {ours!r}; {kind.name}'s models are made with "
-                f"{theirs!r}, some with another"
+                f"model.{key} is {ours!r}; a file does not tell, but most models of "
+                f"{kind.name} have {theirs!r}"
             )
     return source, found
 
@@ -411,13 +412,13 @@ def read_arrays(path) -> dict[str, np.ndarray]:
                 names = arrays.keys()
                 file = {name: arrays.get_tensor(name) for name in names}
         file = {name: x.astype(np.float32) for name, x in file.items()}
+        for name in [n for n in file if re.search(r"\battn\.qkv\.(weight|bias)$", n)]:
+            parts = np.split(file.pop(name), 3)
+            for letter, part in zip("qkv", parts, strict=True):
+                file[name.replace("qkv", letter)] = part
+        return file
     except Exception as error:  # each reader has its own for a damaged file
         raise UnreadableWeights(f"{path} cannot be read: {error}") from error
-    for name in [n for n in file if re.search(r"\battn\.qkv\.(weight|bias)$", n)]:
-        parts = np.split(file.pop(name), 3)
-        for letter, part in zip("qkv", parts, strict=True):
-            file[name.replace("qkv", letter)] = part
-    return file
 
 
 def _our_layout(kind, name, x, heads):
@@ -436,7 +437,7 @@ def _our_layout(kind, name, x, heads):
 
 def _patch_kernel(found, vit, inflate, model, shapes, names):
     """The 2-D patch kernel for the tubes of one frame, and inflated for the others."""
-    kernel, bias = vit.pop("patch/kernel"), vit.pop("patch/bias")
+    kernel, bias = vit.pop("patch/kernel"), vit.pop("patch/bias", None)
     taken = False
     for i, tube in enumerate(model.tubes):
         layer, (t, *size) = f"stem/tube_{i}", tube.kernel
@@ -458,7 +459,8 @@ def _patch_kernel(found, vit, inflate, model, shapes, names):
             found.resize(
                 f"{layer}/kernel", x, f"from {kernel.shape[0]}x{kernel.shape[1]}{how}"
             )
-        found.load(f"{layer}/bias", bias)
+        if bias is not None:
+            found.load(f"{layer}/bias", bias)
     if not taken:
         found.wrong[names["patch/kernel"]] = (
             kernel.shape,

@@ -303,16 +303,18 @@ def test_what_does_not_fit_is_listed(change, init, lines):
 
 def test_leftovers_and_gaps_of_a_file_are_listed(tmp_path):
     config = video_config()
-    scale = {
+    changes = {
         "Transformer/encoderblock_1/ls1/gamma": np.ones(24),
         "norm_pre": np.ones(2),
+        "embedding/bias": None,
+        "Transformer/encoder_norm/bias": None,
     }
-    file = changed(tmp_path, **scale, **{"Transformer/encoder_norm/bias": None})
-    config.init["from"] = str(file)
+    config.init["from"] = str(changed(tmp_path, **changes))
     with pytest.raises(WeightsDoNotMatch) as error:
         load(config)
     assert "Transformer/encoderblock_1/ls1/gamma  (24,): left over" in str(error.value)
     assert "norm_pre  (2,): left over in the file" in str(error.value)
+    assert "stem/tube_2  bias (24,): not there" in str(error.value)
     assert "encoder/norm  bias (24,): not there" in str(error.value)
 
 
