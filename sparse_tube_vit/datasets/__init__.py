@@ -11,6 +11,7 @@ import operator
 import re
 import shlex
 
+import numpy as np
 from etils import epath
 
 from sparse_tube_vit.errors import TubeViTError
@@ -52,8 +53,9 @@ class Split:
     """One split of a prepared data set, a random-access source for grain.
 
     `split[i]` is `{"id": str, "label": int, kind: bytes}` where the bytes are the
-    encoded file and `kind` is "video" or "image". Pickles to its few fields; every
-    process opens the files itself, on its first read.
+    encoded file and `kind` is "video" or "image". In a multi-label data set the label
+    is multi-hot, uint8 (C,). Pickles to its few fields; every process opens the files
+    itself, on its first read.
 
     Attributes:
         name: The data set, for example "ucf101/split1".
@@ -62,6 +64,7 @@ class Split:
         kind: "video" or "image".
         class_names: The name of every label, in the order of the labels.
         length: Number of examples.
+        multi_label: Whether an example has any number of labels instead of one.
     """
 
     name: str
@@ -70,6 +73,12 @@ class Split:
     kind: str
     class_names: tuple[str, ...]
     length: int
+    multi_label: bool = False
+
+    @property
+    def label_shape(self) -> tuple[int, ...]:
+        """Shape of an example's label: () or, in a multi-label data set, (C,)."""
+        return (len(self.class_names),) if self.multi_label else ()
 
     def __len__(self) -> int:
         return self.length
@@ -85,9 +94,16 @@ class Split:
         name = record.get("id", record.get("file_name", f"{self.split}-{index}"))
         return {
             "id": name.decode() if isinstance(name, bytes) else str(name),
-            "label": int(record["label"]),
+            "label": self._label(record),
             self.kind: record[self.kind],
         }
+
+    def _label(self, record):
+        if not self.multi_label:
+            return int(record["label"])
+        multi_hot = np.zeros(self.label_shape, np.uint8)
+        multi_hot[np.asarray(record["labels"], int)] = 1
+        return multi_hot
 
     @functools.cached_property
     def _source(self):
@@ -107,8 +123,8 @@ class Split:
 def open_split(dataset: str, split: str, data_dir, kind: str = "") -> Split:
     """Opens a split of a data set that TFDS has prepared in ArrayRecord.
 
-    The embedded data set, `moving_shapes/images` and `moving_shapes/videos`, is made
-    on first use.
+    The embedded data set, `moving_shapes/images`, `moving_shapes/videos` and
+    `moving_shapes/crowds`, is made on first use.
 
     Args:
         dataset: Name below `data_dir`, with the TFDS config where there is one and
@@ -136,7 +152,7 @@ def open_split(dataset: str, split: str, data_dir, kind: str = "") -> Split:
     import tensorflow_datasets as tfds
 
     info = tfds.builder_from_directory(directory).info
-    found = _kind(dataset, directory, info)
+    found, label, multi_label = _features(dataset, directory, info)
     if kind and found != kind:
         raise UnsupportedDataset(
             f"{dataset} in {directory} holds {found}s; the config says that its kind is"
@@ -152,8 +168,9 @@ def open_split(dataset: str, split: str, data_dir, kind: str = "") -> Split:
         split=split,
         directory=str(directory),
         kind=found,
-        class_names=tuple(info.features["label"].names),
+        class_names=tuple(label.names),
         length=info.splits[split].num_examples,
+        multi_label=multi_label,
     )
 
 
@@ -190,18 +207,23 @@ def _make_moving_shapes(dataset: str, data_dir):
         encoded.write(builder)
 
 
-def _kind(dataset: str, directory: epath.Path, info) -> str:
-    """Returns "video" or "image", or raises UnsupportedDataset."""
+def _features(dataset: str, directory: epath.Path, info):
+    """Returns "video" or "image", the ClassLabel, and whether there are several.
+
+    Raises UnsupportedDataset.
+    """
     import tensorflow_datasets as tfds
 
     kinds = [kind for kind in ("video", "image") if kind in info.features]
-    labelled = "label" in info.features and isinstance(
-        info.features["label"], tfds.features.ClassLabel
-    )
-    if not kinds or not labelled:
+    label, labels = (dict(info.features).get(key) for key in ("label", "labels"))
+    multi_label = label is None and isinstance(labels, tfds.features.Sequence)
+    if multi_label:
+        label = labels.feature
+    if not kinds or not isinstance(label, tfds.features.ClassLabel):
         raise UnsupportedDataset(
             f"{dataset} in {directory} has the features {', '.join(info.features)};"
-            " a `label` (ClassLabel) and a `video` or an `image` are needed"
+            " a `label` (ClassLabel) or `labels` (Sequence of ClassLabel), and a"
+            " `video` or an `image` are needed"
         )
     feature = info.features[kinds[0]]
     if not isinstance(feature, tfds.features.Image) and feature.shape != ():
@@ -214,7 +236,7 @@ def _kind(dataset: str, directory: epath.Path, info) -> str:
             f"{dataset} in {directory} is stored as {info.file_format.value}; prepare"
             ' it again with TFDS\'s file_format="array_record"'
         )
-    return kinds[0]
+    return kinds[0], label, multi_label
 
 
 def _how_to_prepare(dataset: str, data_dir) -> str:

@@ -5,6 +5,7 @@ import collections
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import io
 import pathlib
 import sys
@@ -15,6 +16,9 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 
+#: A class name, or any number of them where a data set is multi-label.
+Label = str | tuple[str, ...]
+
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
@@ -22,12 +26,12 @@ class Listing:
 
     Attributes:
         class_names: In the order of the labels.
-        splits: For each split its examples as (id, class name, file).
+        splits: For each split its examples as (id, label, file).
         left_out: What was not taken, as (name, reason).
     """
 
     class_names: tuple[str, ...]
-    splits: dict[str, list[tuple[str, str, pathlib.Path]]]
+    splits: dict[str, list[tuple[str, Label, pathlib.Path]]]
     left_out: tuple[tuple[str, str], ...] = ()
 
 
@@ -36,7 +40,10 @@ class EncodedExamples(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     The bytes of the file are stored as they are, never frames. Subclasses say what
     the examples are; they are not registered with TFDS, which has a ucf101 of its own.
+    One whose examples have any number of labels sets `multi_label`.
     """
+
+    multi_label = False
 
     VERSION = tfds.core.Version("1.0.0")
     # Nothing is downloaded. TFDS would look for checksums beside this module, and
@@ -65,17 +72,22 @@ class EncodedExamples(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         """The splits that `examples` knows."""
 
     @abc.abstractmethod
-    def examples(self, split: str) -> Iterator[tuple[str, str, bytes]]:
-        """Yields (id, class name, encoded file) for every example of the split."""
+    def examples(self, split: str) -> Iterator[tuple[str, Label, bytes]]:
+        """Yields (id, label, encoded file) for every example of the split."""
 
     def _info(self) -> tfds.core.DatasetInfo:
         encoded_file = tfds.features.Tensor(shape=(), dtype=np.object_)
+        label = tfds.features.ClassLabel(names=self.class_names)
         return tfds.core.DatasetInfo(
             builder=self,
             features=tfds.features.FeaturesDict(
                 {
                     "id": tfds.features.Text(),
-                    "label": tfds.features.ClassLabel(names=self.class_names),
+                    **(
+                        {"labels": tfds.features.Sequence(label)}
+                        if self.multi_label
+                        else {"label": label}
+                    ),
                     self.kind: encoded_file,
                 }
             ),
@@ -86,9 +98,10 @@ class EncodedExamples(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _generate_examples(self, split):
         self.counts[split] = collections.Counter()
+        key = "labels" if self.multi_label else "label"
         for name, label, encoded in self.examples(split):
-            self.counts[split][label] += 1
-            yield name, {"id": name, "label": label, self.kind: encoded}
+            self.counts[split].update(label if self.multi_label else [label])
+            yield name, {"id": name, key: label, self.kind: encoded}
 
 
 class ListedFiles(EncodedExamples, skip_registration=True):
@@ -96,8 +109,15 @@ class ListedFiles(EncodedExamples, skip_registration=True):
 
     def __init__(self, *, config: str, listing: Listing, data_dir):
         self.listing = listing
+        # TFDS's own way of pickling a builder knows nothing of the listing.
+        self._again = functools.partial(
+            type(self), config=config, listing=listing, data_dir=data_dir
+        )
         config = tfds.core.BuilderConfig(name=config)
         super().__init__(config=config, data_dir=data_dir)
+
+    def __reduce__(self):
+        return self._again, ()
 
     @property
     def class_names(self):

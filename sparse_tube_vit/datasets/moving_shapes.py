@@ -3,6 +3,8 @@
 `moving_shapes/images` holds 64x64 JPEGs of one main shape, labelled with the shape.
 `moving_shapes/videos` holds 64x64 H.264 clips, 40 frames at 16 frames a second, in
 which such a shape moves left, right, up or down, labelled with shape and motion.
+`moving_shapes/crowds` holds such clips of one to three shapes, none like another and
+each with a motion of its own; all of them are labels.
 
 The motion cannot be read off a frame. The world is a torus and the start is uniform on
 it, so that before encoding a frame has the same distribution whatever the motion. Other
@@ -36,18 +38,17 @@ SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 MOTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}  # (y, x)
 TEXTURES = ("solid", "stripes", "checker", "dots")
 
-CLASS_NAMES = {
-    "images": SHAPES,
-    "videos": tuple(f"{shape} {motion}" for shape in SHAPES for motion in MOTIONS),
-}
+MOVING = tuple(f"{shape} {motion}" for shape in SHAPES for motion in MOTIONS)
+CLASS_NAMES = {"images": SHAPES, "videos": MOVING, "crowds": MOVING}
 COUNTS = {
     "images": {"train": 4200, "test": 480},
     "videos": {"train": 2400, "test": 480},
+    "crowds": {"train": 480, "test": 120},
 }
 
 
 class MovingShapes(encoded.EncodedExamples, skip_registration=True):
-    """Generates `moving_shapes/images` and `moving_shapes/videos`; no download."""
+    """Generates `moving_shapes/images`, `videos` or `crowds`; no download."""
 
     name = "moving_shapes"
     KINDS = tuple(COUNTS)
@@ -55,7 +56,11 @@ class MovingShapes(encoded.EncodedExamples, skip_registration=True):
 
     @property
     def kind(self):
-        return self.builder_config.name.removesuffix("s")
+        return "image" if self.builder_config.name == "images" else "video"
+
+    @property
+    def multi_label(self):
+        return self.builder_config.name == "crowds"
 
     @property
     def class_names(self):
@@ -73,21 +78,22 @@ class MovingShapes(encoded.EncodedExamples, skip_registration=True):
             yield f"{kind}-{split}-{i:05d}", label, encode(frames)
 
 
-def render(kind: str, split: str, index: int) -> tuple[str, np.ndarray]:
+def render(kind: str, split: str, index: int) -> tuple[encoded.Label, np.ndarray]:
     """Draws example `index` of a split; the classes take turns.
 
     Args:
-        kind: "images" or "videos".
+        kind: "images", "videos" or "crowds".
         split: "train" or "test".
         index: Any number from 0.
 
     Returns:
-        The class name and the frames: uint8 (T, 64, 64, 3), T = 1 for an image.
+        The class name, for a crowd all of its class names, and the frames: uint8
+        (T, 64, 64, 3), T = 1 for an image.
     """
     seed = [SEED, list(COUNTS).index(kind), list(COUNTS[kind]).index(split), index]
     rng = np.random.default_rng(seed)
     label = CLASS_NAMES[kind][index % len(CLASS_NAMES[kind])]
-    shape, _, motion = label.partition(" ")
+    labels = _crowd(rng, label) if kind == "crowds" else (label,)
     seconds = np.arange(1 if kind == "images" else FRAMES) / FPS
 
     # The shape is the bright thing: a small model must find it within minutes.
@@ -100,12 +106,25 @@ def render(kind: str, split: str, index: int) -> tuple[str, np.ndarray]:
         velocity = speed * np.array([math.sin(angle), math.cos(angle)])
         colour = _colour(rng, rng.uniform(0.1, 0.5))
         _draw(frames, _clutter(rng), colour[None], _path(rng, velocity, seconds))
-    velocity = rng.uniform(12, 28) * np.array(MOTIONS.get(motion, (0, 0)))
-    colours = np.stack(
-        [_colour(rng, figure), _colour(rng, 0.8 * figure + 0.2 * ground)]
-    )
-    _draw(frames, _shape(rng, shape), colours, _path(rng, velocity, seconds))
-    return label, (255 * frames.clip(0, 1) + 0.5).astype(np.uint8)
+    for each in labels:
+        shape, _, motion = each.partition(" ")
+        velocity = rng.uniform(12, 28) * np.array(MOTIONS.get(motion, (0, 0)))
+        colours = np.stack(
+            [_colour(rng, figure), _colour(rng, 0.8 * figure + 0.2 * ground)]
+        )
+        _draw(frames, _shape(rng, shape), colours, _path(rng, velocity, seconds))
+    frames = (255 * frames.clip(0, 1) + 0.5).astype(np.uint8)
+    return labels if kind == "crowds" else label, frames
+
+
+def _crowd(rng, first: str) -> tuple[str, ...]:
+    """`first` and up to two more classes, no two of one shape or of one motion."""
+    shape, motion = first.split()
+    shapes = rng.permutation([s for s in SHAPES if s != shape])
+    motions = rng.permutation([m for m in MOTIONS if m != motion])
+    # No two shapes go the same way, so that none stays hidden behind another.
+    more = list(zip(shapes, motions, strict=False))[: rng.integers(3)]
+    return (first, *(f"{s} {m}" for s, m in more))
 
 
 def _path(rng, velocity, seconds) -> np.ndarray:

@@ -34,7 +34,8 @@ class Example:
     """Turns a record into a training or evaluation example; grain's random map.
 
     An example is {"video": uint8 (T, H, W, 3) or in evaluation (V, T, H, W, 3),
-    "label": int32, "weight": float32, "index": int32, "id": str, "problem": str}. One
+    "label": int32, "weight": float32, "index": int32, "id": str, "problem": str}. The
+    label is a class, or multi-hot (C,) where the data set is multi-label. An example
     that cannot be decoded is black, has weight 0, and says why in `problem`.
     """
 
@@ -58,7 +59,7 @@ class Example:
             problem = str(error)
         return {
             "video": video,
-            "label": np.int32(record["label"]),
+            "label": np.asarray(record["label"], np.int32),
             "weight": np.float32(not problem),
             "id": record["id"],
             "problem": problem,
@@ -191,7 +192,7 @@ def evaluation_batches(
         if record_index >= len(split):
             return {
                 "video": np.zeros(example.shape, np.uint8),
-                "label": np.int32(0),
+                "label": np.zeros(split.label_shape, np.int32),
                 "weight": np.float32(0),
                 "id": "",
                 "problem": "",

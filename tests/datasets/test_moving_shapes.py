@@ -47,7 +47,7 @@ def test_class_names():
     assert len(set(ms.CLASS_NAMES["videos"])) == 24
 
 
-@pytest.mark.parametrize("kind", ["images", "videos"])
+@pytest.mark.parametrize("kind", ["images", "videos", "crowds"])
 def test_classes_are_balanced(kind):
     for count in ms.COUNTS[kind].values():
         assert count % len(ms.CLASS_NAMES[kind]) == 0
@@ -151,6 +151,45 @@ def test_what_moves_in_the_decoded_frames_moves_as_labelled():
         assert abs(moved[1 - axis]) <= 1, (i, label, moved)
         seen[label] += 1
     assert set(seen.values()) == {2} and set(seen) == set(ms.CLASS_NAMES["videos"])
+
+
+def test_a_crowd_has_one_to_three_shapes_each_with_its_own_motion():
+    sizes = collections.Counter()
+    for i in range(24):
+        labels, frames = ms.render("crowds", "train", i)
+        assert labels[0] == ms.MOVING[i]
+        shapes, motions = zip(*(label.split() for label in labels), strict=True)
+        assert len(set(shapes)) == len(set(motions)) == len(labels)
+        assert set(labels) <= set(ms.MOVING)
+        sizes[len(labels)] += 1
+        again, frames_again = ms.render("crowds", "train", i)
+        assert again == labels and np.array_equal(frames_again, frames)
+    assert set(sizes) == {1, 2, 3}
+
+
+def test_every_shape_of_a_crowd_is_drawn_and_moves_as_labelled(monkeypatch):
+    drawn = []
+    shape, path = ms._shape, ms._path
+    monkeypatch.setattr(
+        ms, "_shape", lambda rng, name: drawn.append([name]) or shape(rng, name)
+    )
+
+    def noted_path(rng, velocity, seconds):
+        if drawn and len(drawn[-1]) == 1:  # of a shape, not of clutter
+            drawn[-1].append(velocity)
+        return path(rng, velocity, seconds)
+
+    monkeypatch.setattr(ms, "_path", noted_path)
+    for i in range(12):
+        drawn.clear()
+        labels, _ = ms.render("crowds", "test", i)
+        moved = {
+            f"{name} {motion}"
+            for name, velocity in drawn
+            for motion, direction in ms.MOTIONS.items()
+            if np.dot(velocity, direction) >= 12
+        }
+        assert moved == set(labels)
 
 
 def test_a_video_is_forty_frames_of_h264_with_key_frames():

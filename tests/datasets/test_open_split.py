@@ -213,6 +213,20 @@ def test_moving_shapes_is_made_on_first_use(tmp_path, monkeypatch):
         said.clear()
 
 
+def test_labels_of_a_multi_label_data_set_are_multi_hot(tmp_path, monkeypatch):
+    counts = moving_shapes.COUNTS | {"crowds": {"train": 24}}
+    monkeypatch.setattr(moving_shapes, "COUNTS", counts)
+    split = datasets.open_split("moving_shapes/crowds", "train", tmp_path)
+    assert (split.kind, split.multi_label, split.label_shape) == ("video", True, (24,))
+    for example in split:
+        index = int(example["id"].rpartition("-")[2])
+        labels, frames = moving_shapes.render("crowds", "train", index)
+        assert example["video"] == moving_shapes.encode_mp4(frames)
+        assert example["label"].dtype == np.uint8 and example["label"].max() == 1
+        found = {split.class_names[i] for i in np.flatnonzero(example["label"])}
+        assert found == set(labels)
+
+
 def test_an_embedded_data_set_that_does_not_exist(tmp_path):
     with pytest.raises(datasets.DatasetNotPrepared, match="moving_shapes/images, mov"):
         datasets.open_split("moving_shapes/sounds", "train", tmp_path)
@@ -249,10 +263,10 @@ from sparse_tube_vit import datasets
 assert not {"tensorflow", "jax", "tensorflow_datasets"} & set(sys.modules), "import"
 from sparse_tube_vit import prepare
 from sparse_tube_vit.datasets import moving_shapes
-moving_shapes.COUNTS = {"images": {"train": 6}, "videos": {"train": 2}}
-assert prepare.main(["moving_shapes", "--data_dir", sys.argv[1]]) == 0
-for kind in ("image", "video"):
-    split = datasets.open_split(f"moving_shapes/{kind}s", "train", sys.argv[1])
+counts = {"images": {"train": 6}, "videos": {"train": 2}, "crowds": {"train": 2}}
+moving_shapes.COUNTS = counts
+for name, kind in (("images", "image"), ("videos", "video"), ("crowds", "video")):
+    split = datasets.open_split(f"moving_shapes/{name}", "train", sys.argv[1])
     assert isinstance(split[0][kind], bytes)
 assert "tensorflow" not in sys.modules, "tensorflow"
 assert "jax" not in sys.modules, "jax"

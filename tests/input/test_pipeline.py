@@ -23,6 +23,7 @@ class Clips:
     damaged: tuple[int, ...] = ()
     name: str = "clips"
     split: str = "train"
+    label_shape: tuple[int, ...] = ()
 
     def __len__(self):
         return len(self.clips)
