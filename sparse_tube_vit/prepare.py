@@ -13,6 +13,8 @@ and what was left out and why.
 """
 
 import argparse
+import concurrent.futures
+import multiprocessing
 import re
 import sys
 import time
@@ -30,8 +32,8 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     arguments = _parser().parse_args(argv)
     try:
-        for builder in _builders(arguments):
-            _prepare(builder)
+        for report in _prepare_all(_builders(arguments)):
+            print(report)
     except DatasetError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
@@ -102,32 +104,43 @@ def _builders(arguments) -> list:
     return [cls(config=arguments.name, listing=listing, data_dir=data_dir)]
 
 
-def _prepare(builder):
+def _prepare_all(builders):
+    """Yields a report of every data set; several are made side by side."""
+    if len(builders) == 1:
+        yield _prepare(builders[0])
+        return
+    # Spawned, not forked: a fork of a process with threads may hang.
+    spawn = multiprocessing.get_context("spawn")
+    with concurrent.futures.ProcessPoolExecutor(mp_context=spawn) as pool:
+        yield from pool.map(_prepare, builders)
+
+
+def _prepare(builder) -> str:
+    """Writes the data set unless it is there; returns what to tell of it."""
     from sparse_tube_vit.datasets import encoded
 
     start = time.monotonic()
     name = f"{builder.name}/{builder.builder_config.name}"
     if not encoded.write(builder):
-        print(
+        return (
             f"{name}: already in {builder.data_dir}, left as it is"
             " (to prepare it again, delete that directory)"
         )
-        return
     seconds = time.monotonic() - start
-    print(f"{name}: written to {builder.data_dir} in {seconds:.1f} s")
+    lines = [f"{name}: written to {builder.data_dir} in {seconds:.1f} s"]
     for split in builder.split_names:
         per_class = [builder.counts[split][label] for label in builder.class_names]
-        print(
-            f"  {split}: {sum(per_class)} examples of {len(per_class)} classes,"
-            f" {min(per_class)} to {max(per_class)} a class"
+        lines.append(
+            f"  {split}: {builder.info.splits[split].num_examples} examples of"
+            f" {len(per_class)} classes, {min(per_class)} to {max(per_class)} a class"
         )
     left_out = builder.listing.left_out if hasattr(builder, "listing") else ()
     if left_out:
-        print(f"  left out: {len(left_out)}")
-        for item, reason in left_out[:LEFT_OUT_SHOWN]:
-            print(f"    {item}: {reason}")
+        lines.append(f"  left out: {len(left_out)}")
+        lines += [f"    {item}: {reason}" for item, reason in left_out[:LEFT_OUT_SHOWN]]
         if len(left_out) > LEFT_OUT_SHOWN:
-            print(f"    and {len(left_out) - LEFT_OUT_SHOWN} more")
+            lines.append(f"    and {len(left_out) - LEFT_OUT_SHOWN} more")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
