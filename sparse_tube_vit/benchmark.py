@@ -20,7 +20,7 @@ from sparse_tube_vit.errors import reported
 from sparse_tube_vit.input.decode import decode
 from sparse_tube_vit.input.sampling import random_crop
 from sparse_tube_vit.model import TubeViT, init_params
-from sparse_tube_vit.training.step import cross_entropy
+from sparse_tube_vit.training.losses import cross_entropy
 from sparse_tube_vit.tubes import count_tokens
 from sparse_tube_vit.variants import TUBE_SETS, VARIANTS
 

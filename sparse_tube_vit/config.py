@@ -109,6 +109,7 @@ def stream(
     head: str,
     batch_size: int,
     split: str = "train",
+    loss: str = "softmax",
     loss_weight: float = 1.0,
     label_smoothing: float = 0.0,
     mixup: float = 0.0,
@@ -126,8 +127,11 @@ def stream(
       head: the classifier that its examples go through.
       batch_size: examples a step, over all hosts.
       split: of the data set.
+      loss: cross entropy of a "softmax" over classes, where one of them is right, or of
+        a "sigmoid" of every class, where any number may be (Charades).
       loss_weight: of its mean loss in the sum that is minimized.
-      label_smoothing: share of a label's weight spread over all classes.
+      label_smoothing: share of a target that is spread evenly: over all classes
+        (softmax), or over there and not there of every class (sigmoid).
       mixup: alpha of the Beta distribution that pairs are mixed with; 0: none.
       crop_area: least and greatest share of the picture that a random crop takes.
       flip: whether to mirror left to right; never where classes tell the two apart.
@@ -149,6 +153,8 @@ def evaluation(
     spatial_views: int = 1,
 ) -> ConfigDict:
     """A measurement of accuracy: scores averaged over temporal x spatial views.
+
+    Of a data set with one label an example, Top-1 and Top-5; mAP of a multi-label one.
 
     Args:
       kind, dataset, head, split: as for `stream`.
@@ -189,6 +195,7 @@ def validate(config: ConfigDict) -> None:
                 if key in source and not allowed(source[key])
             ]
     heads = {s.head for s in config.streams.values() if "head" in s}
+    wrong += _wrong_losses(config, heads)
     for name, e in config.evaluations.items():
         if "head" in e and e.head not in heads:
             wrong.append(
@@ -240,6 +247,29 @@ def _wrong_init(config, heads):
 def is_weights_file(path: str) -> bool:
     """Whether `init.from` names an image ViT's weights rather than a run."""
     return path.endswith((".npz", ".safetensors"))
+
+
+def _wrong_losses(config, heads):
+    """Which heads have several losses: their logits would mean several things."""
+    for head in sorted(heads):
+        losses = {
+            name: s.loss
+            for name, s in config.streams.items()
+            if s.get("head") == head and "loss" in s
+        }
+        if len(set(losses.values())) > 1:
+            which = ", ".join(f"{loss!r} in {name}" for name, loss in losses.items())
+            yield (
+                f"head {head!r} has the losses {which}: give the streams one loss or "
+                "heads of their own."
+            )
+
+
+def head_loss(config: ConfigDict, head: str) -> str:
+    """The loss that a head is trained with: what its logits mean."""
+    # Runs from before there was a choice say nothing: theirs is softmax.
+    losses = {s.head: s.get("loss", "softmax") for s in config.streams.values()}
+    return losses[head]
 
 
 def _lookup(config, key):
@@ -317,6 +347,7 @@ _SOURCE_RULES = (
         _whole,
         "a whole number of at least 1",
     ),
+    (("loss",), lambda x: x in ("softmax", "sigmoid"), "'softmax' or 'sigmoid'"),
     (("mixup", "loss_weight"), lambda x: x >= 0, "at least 0"),
     (
         ("randaugment_layers",),

@@ -22,7 +22,7 @@ from ml_collections import config_flags
 from sparse_tube_vit import datasets, evaluate, pretrained
 from sparse_tube_vit.checkpoints import Checkpoints, describe_run
 from sparse_tube_vit.config import ConfigDict, parse_flags, validate
-from sparse_tube_vit.datasets.classes import classes_by_head
+from sparse_tube_vit.datasets.classes import check_loss, classes_by_head
 from sparse_tube_vit.errors import TubeViTError, reported
 from sparse_tube_vit.input import pipeline
 from sparse_tube_vit.log import log, to_stderr
@@ -55,6 +55,8 @@ def train(config: ConfigDict, workdir) -> TrainState:
         )
         for name, stream in config.streams.items()
     }
+    for name, stream in config.streams.items():
+        check_loss(f"streams.{name}", stream.loss, splits[name])
     class_names = classes_by_head(
         (stream.head, splits[name]) for name, stream in config.streams.items()
     )

@@ -67,6 +67,11 @@ def test_a_misspelt_key_in_a_config_file_names_the_nearest(config):
             lambda c: c.streams.video.update(randaugment_magnitude=11.0),
             "magnitude is 11.0: it must be between 0 and 10",
         ),
+        (lambda c: c.streams.video.update(loss="hinge"), "'softmax' or 'sigmoid'"),
+        (
+            lambda c: c.streams.update(v=stream(**VIDEO, loss="sigmoid")),
+            "head 'h' has the losses 'sigmoid' in v, 'softmax' in video",
+        ),
     ],
 )
 def test_what_cannot_work_is_named(config, change, message):

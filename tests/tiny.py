@@ -6,6 +6,7 @@ from sparse_tube_vit.datasets import moving_shapes
 COUNTS = {
     "images": {"train": 24, "test": 12},
     "videos": {"train": 48, "test": 24},
+    "crowds": {"train": 24, "test": 24},
 }
 
 
@@ -39,4 +40,15 @@ def tiny_config(data_dir):
     config.evaluations.image = evaluation(**images, batch_size=8)
     config.log_every_steps = 2
     config.checkpoint.update(every_steps=2, keep=2)
+    return config
+
+
+def tiny_multi_label_config(data_dir):
+    """The same, with videos of several labels for the videos of one."""
+    config = tiny_config(data_dir)
+    config.total_steps = 3
+    video, views = config.streams.video, config.evaluations.video
+    for source in (video, views):
+        source.update(dataset="moving_shapes/crowds", head="crowds")
+    video.update(loss="sigmoid", label_smoothing=0.1)
     return config

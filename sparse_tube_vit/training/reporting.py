@@ -80,9 +80,9 @@ class Reporter:
         }
         left = time.gmtime(step_time * (self.total_steps - step))
         accuracies = "".join(
-            f", {name.removesuffix('/accuracy')} {value:.1%}"
+            f", {name.rpartition('/')[0]} {value:.1%}"
             for name, value in metrics.items()
-            if name.endswith("/accuracy")
+            if name.endswith(("/accuracy", "/precision_at_1"))
         )
         log.info(
             "step %d of %d: loss %.3f%s; %.3f s a step, %.1f clips/s, %.0f%% waiting "

@@ -8,21 +8,16 @@ import optax
 
 from sparse_tube_vit.config import ConfigDict
 from sparse_tube_vit.model import TubeViT
+from sparse_tube_vit.training.losses import (
+    LOSSES,
+    cross_entropy,
+    hits,
+    multi_hot,
+    smooth,
+)
 from sparse_tube_vit.training.optimizer import learning_rate
 from sparse_tube_vit.training.state import TrainState
 from sparse_tube_vit.tubes import normalize
-
-
-def cross_entropy(logits, targets, weights):
-    """Mean over examples of weight > 0, in float32.
-
-    Args:
-      logits: (B, C).
-      targets: (B, C), a distribution over classes for every example.
-      weights: (B,), 0 for examples to leave out.
-    """
-    losses = optax.softmax_cross_entropy(logits.astype(jnp.float32), targets)
-    return jnp.sum(losses * weights) / jnp.maximum(jnp.sum(weights), 1.0)
 
 
 def mix_pairs(key, alpha, videos, targets, weights):
@@ -42,9 +37,10 @@ def make_train_step(
 ) -> Callable:
     """Returns train_step(state, batches) -> (state, metrics).
 
-    `batches` maps a stream's name to {"video": uint8 (B, T, H, W, 3), "label": (B,),
-    "weight": (B,)}. The loss is the weighted sum of the streams' mean losses; the
-    gradient of all of them is taken at once.
+    `batches` maps a stream's name to {"video": uint8 (B, T, H, W, 3), "label": (B,) or
+    multi-hot (B, C), "weight": (B,)}. The loss is the weighted sum of the streams' mean
+    losses; the gradient of all of them is taken at once. The share of `hits` is called
+    accuracy, and precision_at_1 where examples have several labels.
     """
     rates = learning_rate(config)
     streams = {name: stream.to_dict() for name, stream in config.streams.items()}
@@ -52,8 +48,8 @@ def make_train_step(
     def stream_loss(params, key, stream, batch):
         key_mixup, key_dropout = jax.random.split(key)
         videos, weights = batch["video"], batch["weight"]
-        labels = jax.nn.one_hot(batch["label"], model.classes[stream["head"]])
-        targets = optax.smooth_labels(labels, stream["label_smoothing"])
+        labels = multi_hot(batch["label"], model.classes[stream["head"]])
+        targets = smooth(labels, stream["label_smoothing"], stream["loss"])
         if stream["mixup"]:
             videos, targets, weights = mix_pairs(
                 key_mixup, stream["mixup"], normalize(videos), targets, weights
@@ -65,10 +61,9 @@ def make_train_step(
             train=True,
             rngs={"dropout": key_dropout},
         )
-        loss = cross_entropy(logits, targets, weights)
-        right = (jnp.argmax(logits, -1) == batch["label"]) * weights
-        accuracy = jnp.sum(right) / jnp.maximum(jnp.sum(weights), 1.0)
-        return loss, {"loss": loss, "accuracy": accuracy}
+        loss = cross_entropy(logits, targets, weights, stream["loss"])
+        share = "accuracy" if batch["label"].ndim == 1 else "precision_at_1"
+        return loss, {"loss": loss, share: hits(logits, labels, weights)}
 
     def train_step(state: TrainState, batches):
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
@@ -106,17 +101,17 @@ def make_train_step(
     return train_step
 
 
-def make_scores(model: TubeViT, head: str) -> Callable:
+def make_scores(model: TubeViT, head: str, loss: str = "softmax") -> Callable:
     """Returns scores(params, views) -> probabilities (B, C), averaged over views.
 
     `views` is uint8 (B, V, T, H, W, 3). One view at a time goes through the model: more
-    views take no more memory.
+    views take no more memory. `loss` is what the head was trained with.
     """
 
     def scores(params, views):
         def add(total, view):
             logits = model.apply({"params": params}, view, head)
-            return total + jax.nn.softmax(logits), None
+            return total + LOSSES[loss].probabilities(logits), None
 
         b, v = views.shape[:2]
         total = jnp.zeros((b, model.classes[head]))

@@ -156,6 +156,31 @@ def test_mixup_mixes_pictures_and_labels_alike():
     assert counted.tolist() == [1, 1, 0, 0]  # both of a pair must be there
 
 
+def test_mixup_mixes_several_labels_too():
+    videos, weights = jnp.zeros((3, 1, 1, 1, 1)), jnp.ones(3)
+    targets = jnp.array([[1.0, 1, 0], [0, 0, 0], [0, 1, 1]])
+    _, mixed, _ = steps.mix_pairs(jax.random.key(0), 0.8, videos, targets, weights)
+    share = float(mixed[0, 0])
+    assert 0 < share < 1
+    expected = share * targets + (1 - share) * targets[jnp.array([2, 0, 1])]
+    np.testing.assert_allclose(mixed, expected, rtol=1e-6)
+
+
+def test_a_stream_of_several_labels_has_the_sigmoid_loss(model, batches):
+    config = make_config(video={"loss": "sigmoid"}, image={})
+    labels = np.random.default_rng(1).integers(0, 2, (4, 5)).astype(np.int32)
+    video = batches["video"] | {"label": labels}
+    _, metrics = run(model, config, batches | {"video": video})
+    params = init_params(model, jax.random.key(1), CLIP)
+    logits = np.asarray(model.apply({"params": params}, video["video"], "video"))
+    there = 1 / (1 + np.exp(-logits.astype(np.float64)))
+    expected = -np.mean(np.log(np.where(labels, there, 1 - there)))
+    np.testing.assert_allclose(metrics["video/loss"], expected, rtol=1e-5)
+    share = labels[np.arange(4), logits.argmax(1)].mean()
+    np.testing.assert_allclose(metrics["video/precision_at_1"], share)
+    assert "image/accuracy" in metrics and "video/accuracy" not in metrics
+
+
 def test_mixup_and_dropout_follow_from_the_step(model, batches):
     config = make_config(video={"mixup": 0.5}, image={})
     noisy = model.clone(dropout=0.3)
@@ -202,18 +227,20 @@ def test_gradients_are_clipped_by_their_global_norm(model, batches):
     )
 
 
-def test_scores_are_probabilities_averaged_over_views(model):
+@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
+def test_scores_are_probabilities_averaged_over_views(model, loss):
     params = init_params(model, jax.random.key(1), CLIP)
     kernel = params["head_video"]["kernel"]
     params["head_video"]["kernel"] = jax.random.normal(jax.random.key(2), kernel.shape)
     views = np.random.default_rng(0).integers(0, 256, (2, 3, *CLIP, 3), np.uint8)
-    scores = jax.jit(steps.make_scores(model, "video"))(params, views)
+    scores = jax.jit(steps.make_scores(model, "video", loss))(params, views)
     expected = np.mean(
         [
-            jax.nn.softmax(model.apply({"params": params}, views[:, v], "video"))
+            getattr(jax.nn, loss)(model.apply({"params": params}, views[:, v], "video"))
             for v in range(3)
         ],
         axis=0,
     )
     np.testing.assert_allclose(scores, expected, atol=1e-6)
-    np.testing.assert_allclose(scores.sum(1), 1, rtol=1e-6)
+    if loss == "softmax":
+        np.testing.assert_allclose(scores.sum(1), 1, rtol=1e-6)

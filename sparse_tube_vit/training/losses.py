@@ -1,0 +1,82 @@
+"""Cross entropies of a head's logits: of one class in many, or of every class alone."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """What a head's logits mean.
+
+    Attributes:
+      probabilities: logits (B, C) to probabilities (B, C).
+      cross_entropy: logits and targets in 0..1, both (B, C), to losses (B,).
+      uninformed: the target of every class, of C, that says nothing at all.
+    """
+
+    probabilities: Callable
+    cross_entropy: Callable
+    uninformed: Callable[[int], float]
+
+
+def _binary_cross_entropy(logits, targets):
+    """Mean over classes.
+
+    Adam makes the learning rate independent of a loss's scale, but clipping the
+    gradient and the balance with other streams depend on it. A sum over Charades' 157
+    classes begins at 109: every gradient would be clipped, an image stream drowned.
+    """
+    return optax.sigmoid_binary_cross_entropy(logits, targets).mean(axis=-1)
+
+
+LOSSES = {
+    # One class of C is right.
+    "softmax": Loss(jax.nn.softmax, optax.softmax_cross_entropy, lambda c: 1 / c),
+    # Each class is there or not, whatever the others are (Charades, paper A).
+    "sigmoid": Loss(jax.nn.sigmoid, _binary_cross_entropy, lambda c: 1 / 2),
+}
+
+
+def multi_hot(labels, classes: int):
+    """float32 (B, C) of class numbers (B,); of labels that are multi-hot themselves."""
+    one_label = labels.ndim == 1
+    return jax.nn.one_hot(labels, classes) if one_label else labels.astype(jnp.float32)
+
+
+def smooth(targets, share: float, loss: str):
+    """Label smoothing: a share of what the targets (B, C) say is uninformed.
+
+    That is a uniform distribution over classes (softmax), or over there and not there
+    for every class (sigmoid).
+    """
+    uninformed = LOSSES[loss].uninformed(targets.shape[-1])
+    return (1 - share) * targets + share * uninformed
+
+
+def cross_entropy(logits, targets, weights, loss: str = "softmax"):
+    """Mean over examples of weight > 0, in float32.
+
+    Args:
+      logits: (B, C).
+      targets: (B, C), the probability of every class.
+      weights: (B,), 0 for examples to leave out.
+      loss: one of `LOSSES`.
+    """
+    losses = LOSSES[loss].cross_entropy(logits.astype(jnp.float32), targets)
+    return jnp.sum(losses * weights) / jnp.maximum(jnp.sum(weights), 1.0)
+
+
+def hits(logits, labels, weights):
+    """Share of the examples whose highest-scored class is a label of theirs.
+
+    Args:
+      logits, weights: as for `cross_entropy`.
+      labels: (B, C), multi-hot.
+    """
+    best = jnp.argmax(logits, axis=-1, keepdims=True)
+    hit = jnp.take_along_axis(labels, best, axis=-1)[:, 0]
+    return jnp.sum(hit * weights) / jnp.maximum(jnp.sum(weights), 1.0)
