@@ -37,6 +37,6 @@ setup(
         "train": TRAIN,
         "tpu": ["jax[tpu]>=0.9"],
         "cuda": ["jax[cuda13]>=0.9"],
-        "dev": ["pytest>=9", "ruff>=0.14"],
+        "dev": ["pytest>=9", "ruff>=0.14", "scikit-learn>=1.7"],
     },
 )

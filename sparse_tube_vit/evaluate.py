@@ -1,10 +1,12 @@
-"""Measures accuracy over temporal x spatial views.
+"""Measures accuracy, or mAP of several labels, over temporal x spatial views.
 
 python -m sparse_tube_vit.evaluate --workdir DIR [--step N] [--views 4x3] [...]
 """
 
+import abc
 import argparse
 import dataclasses
+import functools
 import json
 import re
 
@@ -15,11 +17,12 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from sparse_tube_vit import checkpoints, datasets, figures
-from sparse_tube_vit.config import ConfigDict
-from sparse_tube_vit.datasets.classes import check_classes
+from sparse_tube_vit.config import ConfigDict, head_loss
+from sparse_tube_vit.datasets.classes import check_classes, check_loss
 from sparse_tube_vit.errors import TubeViTError, reported
 from sparse_tube_vit.input import pipeline
 from sparse_tube_vit.log import log, to_stderr
+from sparse_tube_vit.metrics import average_precision, top_k
 from sparse_tube_vit.model import TubeViT
 from sparse_tube_vit.training import sharding
 from sparse_tube_vit.training.step import make_scores
@@ -32,14 +35,18 @@ class UnknownEvaluation(TubeViTError, KeyError):
     __str__ = Exception.__str__  # KeyError's puts the message in quotes
 
 
+class NoLabels(TubeViTError, ValueError):
+    """A multi-label split of which no example has a label."""
+
+
 @dataclasses.dataclass(frozen=True)
-class Result:
-    """An accuracy and the protocol that it was measured by.
+class Result(abc.ABC):
+    """What was measured, and the protocol that it was measured by.
 
     Attributes:
       protocol: data set, split, views, frames, rate, size and checkpoint step.
       class_names: of the head.
-      labels: (N,) of every video or image of the split.
+      labels: of every video or image of the split: (N,), or multi-hot (N, C).
       scores: (N, C) probabilities, averaged over views; all zero where undecodable.
       undecodable: ids of those that could not be decoded; they count as wrong.
     """
@@ -50,54 +57,34 @@ class Result:
     scores: np.ndarray
     undecodable: tuple[str, ...]
 
-    def top(self, k: int) -> float:
-        """Share of all examples whose label is among the k highest scores."""
-        best = np.argsort(-self.scores, axis=1, kind="stable")[:, :k]
-        right = (best == self.labels[:, None]).any(axis=1) & self._decoded
-        return float(right.mean())
+    @abc.abstractmethod
+    def metrics(self) -> dict[str, float]:
+        """The figures by name, the one that counts first."""
 
-    @property
-    def _decoded(self):
-        return self.scores.sum(axis=1) > 0
-
-    def confusion(self) -> np.ndarray:
-        """(C, C) counts: row the label, column the prediction; decodable ones alone."""
-        c = len(self.class_names)
-        counts = np.zeros((c, c), np.int64)
-        decoded = self._decoded
-        np.add.at(counts, (self.labels[decoded], self.scores[decoded].argmax(1)), 1)
-        return counts
-
+    @abc.abstractmethod
     def per_class(self) -> dict[str, dict]:
-        """Accuracy and number of examples of every class, undecodable ones as wrong."""
-        right = np.diag(self.confusion())
-        total = np.bincount(self.labels, minlength=len(self.class_names))
-        return {
-            name: {"top1": float(r / n) if n else None, "count": int(n)}
-            for name, r, n in zip(self.class_names, right, total, strict=True)
-        }
+        """Figure and number of examples of every class, undecodable ones as wrong."""
+
+    @abc.abstractmethod
+    def headline(self) -> str:
+        """The figures in words, up to "of" so many examples."""
 
     def scalars(self) -> dict[str, float]:
-        """Top-1, and Top-5 if there are more than five classes, for the run's log."""
+        """The figures, named for the run's log."""
         name = self.protocol["evaluation"]
-        accuracies = {"top1": self.top(1)}
-        if len(self.class_names) > 5:
-            accuracies["top5"] = self.top(5)
-        return {f"evaluation/{name}/{key}": value for key, value in accuracies.items()}
+        return {f"evaluation/{name}/{key}": x for key, x in self.metrics().items()}
 
     def to_json(self) -> dict:
-        """Protocol, accuracies, per-class accuracy and confusion, as JSON types."""
+        """Protocol, figures, and figures per class, as JSON types."""
         return self.protocol | {
-            "top1": self.top(1),
-            "top5": self.top(5),
+            **self.metrics(),
             "distinct": len(self.labels),
             "undecodable": list(self.undecodable),
             "per_class": self.per_class(),
-            "confusion": self.confusion().tolist(),
         }
 
     def save(self, directory) -> epath.Path:
-        """Writes NAME_stepN[_TxS].json, whose path it returns, and a confusion PNG."""
+        """Writes NAME_stepN[_TxS].json, whose path it returns."""
         directory = epath.Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         p = self.protocol
@@ -106,8 +93,6 @@ class Result:
             name += f"_{p['temporal_views']}x{p['spatial_views']}"
         path = directory / f"{name}.json"
         path.write_text(json.dumps(self.to_json(), indent=1) + "\n")
-        figure = figures.confusion(self.confusion(), self.class_names, str(self))
-        figures.save(figure, path.with_name(f"{path.stem}_confusion.png"))
         return path
 
     def __str__(self):
@@ -119,10 +104,100 @@ class Result:
                 f"frames at {p['fps']:g} fps, {clip}"
             )
         return (
-            f"{p['evaluation']}: Top-1 {self.top(1):.1%}, Top-5 {self.top(5):.1%} of "
-            f"{len(self.labels)} {p['kind']}s of {p['dataset']} {p['split']} "
-            f"({len(self.undecodable)} undecodable); {clip}; step {p['step']}"
+            f"{p['evaluation']}: {self.headline()} of {len(self.labels)} {p['kind']}s "
+            f"of {p['dataset']} {p['split']} ({len(self.undecodable)} undecodable); "
+            f"{clip}; step {p['step']}"
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Accuracy(Result):
+    """Top-1, and Top-5 of more than five classes, where every example has one label."""
+
+    def top(self, k: int) -> float:
+        """Share of all examples whose label is among the k highest scores."""
+        return float((top_k(self.labels, self.scores, k) & self._decoded).mean())
+
+    @property
+    def _decoded(self):
+        return self.scores.sum(axis=1) > 0
+
+    def metrics(self):
+        ks = (1, 5) if len(self.class_names) > 5 else (1,)
+        return {f"top{k}": self.top(k) for k in ks}
+
+    def headline(self):
+        return ", ".join(
+            f"Top-{name.removeprefix('top')} {share:.1%}"
+            for name, share in self.metrics().items()
+        )
+
+    def confusion(self) -> np.ndarray:
+        """(C, C) counts: row the label, column the prediction; decodable ones alone."""
+        c = len(self.class_names)
+        counts = np.zeros((c, c), np.int64)
+        decoded = self._decoded
+        np.add.at(counts, (self.labels[decoded], self.scores[decoded].argmax(1)), 1)
+        return counts
+
+    def per_class(self):
+        right = np.diag(self.confusion())
+        total = np.bincount(self.labels, minlength=len(self.class_names))
+        return {
+            name: {"top1": float(r / n) if n else None, "count": int(n)}
+            for name, r, n in zip(self.class_names, right, total, strict=True)
+        }
+
+    def to_json(self):
+        return super().to_json() | {"confusion": self.confusion().tolist()}
+
+    def save(self, directory):
+        """Writes a picture of the confusion beside the JSON file."""
+        path = super().save(directory)
+        figure = figures.confusion(self.confusion(), self.class_names, str(self))
+        figures.save(figure, path.with_name(f"{path.stem}_confusion.png"))
+        return path
+
+
+@dataclasses.dataclass(frozen=True)
+class MeanAveragePrecision(Result):
+    """mAP, where examples have any number of labels.
+
+    The mean is over the classes that some example is of.
+
+    Raises:
+      NoLabels: there is no such class.
+    """
+
+    def __post_init__(self):
+        if not self.labels.any():
+            p = self.protocol
+            raise NoLabels(
+                f"{p['evaluation']}: none of the {len(self.labels)} examples of "
+                f"{p['dataset']} {p['split']} has a label; there is nothing to find."
+            )
+
+    @functools.cached_property
+    def _average_precisions(self):
+        return average_precision(self.labels, self.scores)
+
+    def metrics(self):
+        return {"mAP": float(np.nanmean(self._average_precisions))}
+
+    def headline(self):
+        counted = np.count_nonzero(self.labels.any(axis=0))
+        return (
+            f"mAP {self.metrics()['mAP']:.1%} over {counted} of "
+            f"{len(self.class_names)} classes,"
+        )
+
+    def per_class(self):
+        counts = self.labels.sum(axis=0)
+        columns = (self.class_names, self._average_precisions, counts)
+        return {
+            name: {"average_precision": float(ap) if n else None, "count": int(n)}
+            for name, ap, n in zip(*columns, strict=True)
+        }
 
 
 @dataclasses.dataclass
@@ -131,6 +206,7 @@ class Evaluation:
 
     Raises:
       ClassNamesDiffer: the data set's classes are not those of the head.
+      LossDoesNotFit: it is multi-label, the head's loss is not.
     """
 
     name: str
@@ -146,6 +222,8 @@ class Evaluation:
             self.source.kind,
         )
         check_classes(self.source.head, self.class_names, self.split)
+        self.loss = head_loss(self.config, self.source.head)
+        check_loss(f"evaluations.{self.name}", self.loss, self.split)
         self._scores = None
 
     def run(self, model: TubeViT, params, mesh, step: int) -> Result:
@@ -154,12 +232,13 @@ class Evaluation:
         sharding.check_batch(source.batch_size, mesh, f"evaluations.{self.name}")
         if self._scores is None:
             self._scores = jax.jit(
-                make_scores(model, source.head), out_shardings=NamedSharding(mesh, P())
+                make_scores(model, source.head, self.loss),
+                out_shardings=NamedSharding(mesh, P()),
             )
             self._gather = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, P()))
 
         n = len(self.split)
-        labels = np.zeros(n, np.int64)
+        labels = np.zeros((n, *self.split.label_shape), np.int64)
         scores = np.zeros((n, len(self.class_names)), np.float32)
         seen = np.zeros(n, bool)
         undecodable = []
@@ -198,7 +277,8 @@ class Evaluation:
         }
         if source.kind == "image":
             del protocol["temporal_views"], protocol["spatial_views"], protocol["fps"]
-        return Result(protocol, self.class_names, labels, scores, tuple(undecodable))
+        measured = MeanAveragePrecision if self.split.multi_label else Accuracy
+        return measured(protocol, self.class_names, labels, scores, tuple(undecodable))
 
 
 def prepare(config: ConfigDict, class_names: dict) -> list[Evaluation]:

@@ -25,6 +25,13 @@ from sparse_tube_vit.variants import make_tubes
 _COLORS = ("#d62728", "#1f77b4", "#2ca02c", "#ff7f0e", "#9467bd", "#8c564b", "#e377c2")
 
 
+# Which metrics a plot shows, by the last part of their names.
+_CURVES = {
+    "loss": ("loss",),
+    "accuracy": ("accuracy", "precision_at_1", "top1", "mAP"),
+}
+
+
 def _figure(width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained", dpi=120)
     FigureCanvasAgg(figure)
@@ -40,27 +47,25 @@ def save(figure: Figure, path) -> None:
 def training_curves(metrics: Sequence[dict]) -> Figure:
     """Loss and accuracy of every stream against steps, with the evaluations as points.
 
+    Where examples have several labels, precision at 1 and mAP take accuracy's place.
+
     Args:
       metrics: lines of metrics.jsonl, from `training.reporting.read_metrics`.
     """
     figure = _figure(9, 3.5)
-    axes = dict(zip(("loss", "accuracy"), figure.subplots(1, 2), strict=True))
-    for quantity, ax in axes.items():
-        names = {n for line in metrics for n in line if n.endswith(f"/{quantity}")}
-        for name in sorted(names):
+    axes = figure.subplots(1, 2)
+    for (quantity, kinds), ax in zip(_CURVES.items(), axes, strict=True):
+        names = {n for line in metrics for n in line if n.rpartition("/")[2] in kinds}
+        for name in sorted(names, reverse=True):  # train/... before evaluation/...
             points = [(line["step"], line[name]) for line in metrics if name in line]
-            label = name.removeprefix("train/").removesuffix(f"/{quantity}")
-            ax.plot(*zip(*points, strict=True), label=f"{label}, training")
+            phase, *what = name.split("/")
+            style, phase = ("-", "training") if phase == "train" else ("o--", phase)
+            label = f"{' '.join(what).replace('_', ' ')}, {phase}"
+            ax.plot(*zip(*points, strict=True), style, label=label)
         ax.set(xlabel="step", ylabel=quantity)
         ax.grid(alpha=0.3)
-    ax = axes["accuracy"]
-    for name in sorted({n for line in metrics for n in line if n.endswith("/top1")}):
-        points = [(line["step"], line[name]) for line in metrics if name in line]
-        ax.plot(
-            *zip(*points, strict=True), "o--", label=f"{name.split('/')[1]}, evaluation"
-        )
-    ax.set_ylim(0, 1)
-    for ax in axes.values():
+    axes[1].set_ylim(0, 1)
+    for ax in axes:
         if ax.lines:
             ax.legend(fontsize="small")
     return figure

@@ -12,15 +12,21 @@ import time
 import jax
 import numpy as np
 import pytest
+from sklearn.metrics import average_precision_score
 
 from sparse_tube_vit import checkpoints, evaluate, figures, train
 from sparse_tube_vit.checkpoints import NoCheckpoint, OtherRun
 from sparse_tube_vit.config import ConfigDict
 from sparse_tube_vit.datasets import UnsupportedDataset, open_split
-from sparse_tube_vit.datasets.classes import ClassNamesDiffer
+from sparse_tube_vit.datasets.classes import ClassNamesDiffer, LossDoesNotFit
 from sparse_tube_vit.input.pipeline import IndivisibleBatch
 from sparse_tube_vit.training.reporting import read_metrics
-from tests.tiny import COUNTS, shrink_moving_shapes, tiny_config
+from tests.tiny import (
+    COUNTS,
+    shrink_moving_shapes,
+    tiny_config,
+    tiny_multi_label_config,
+)
 
 
 @pytest.fixture(scope="module")
@@ -192,7 +198,7 @@ def test_undecodable_videos_count_as_wrong_and_are_named(
 
 def test_top_k_per_class_and_confusion():
     scores = np.array([[0.5, 0.3, 0.2], [0.1, 0.3, 0.6], [0.2, 0.5, 0.3], [0, 0, 0]])
-    result = evaluate.Result(
+    result = evaluate.Accuracy(
         {}, ("a", "b", "c"), np.array([0, 1, 2, 1]), scores, ("x",)
     )
     assert result.top(1) == 1 / 4 and result.top(2) == 3 / 4
@@ -202,6 +208,85 @@ def test_top_k_per_class_and_confusion():
         "b": {"top1": 0.0, "count": 2},
         "c": {"top1": 0.0, "count": 1},
     }
+
+
+@pytest.fixture(scope="module")
+def multi_label(data_dir, tmp_path_factory):
+    """Work directory of a run jointly on videos of several labels and on images."""
+    workdir = tmp_path_factory.mktemp("multi_label")
+    train.train(tiny_multi_label_config(data_dir), workdir)
+    return workdir
+
+
+def test_several_labels_are_measured_by_map(multi_label):
+    run = checkpoints.read_run(multi_label / "checkpoints", 3)
+    config = ConfigDict(run["config"])
+    (result,) = evaluate.evaluate(config, multi_label, 3, ["video"])
+    saved = json.loads(
+        (multi_label / "evaluations" / "video_step3_2x3.json").read_text()
+    )
+    assert result.to_json() == saved
+    n, some = COUNTS["crowds"]["test"], result.labels.any(axis=0)
+    assert result.labels.shape == result.scores.shape == (n, 24)
+    expected = average_precision_score(
+        result.labels[:, some], result.scores[:, some], average="macro"
+    )
+    np.testing.assert_allclose(saved["mAP"], expected, rtol=1e-9)
+    assert "top1" not in saved and "confusion" not in saved
+    assert saved["distinct"] == n and len(saved["per_class"]) == 24
+    told = {key: x for line in read_metrics(multi_label) for key, x in line.items()}
+    assert told["evaluation/video/mAP"] == saved["mAP"]
+    assert 0 <= told["train/video/precision_at_1"] <= 1
+    assert {"train/image/accuracy", "evaluation/image/top1"} < told.keys()
+    assert not list((multi_label / "evaluations").glob("video*.png"))
+    assert figures.write_all(multi_label)[0].name == "training_curves.png"
+    assert str(result).startswith(
+        f"video: mAP {expected:.1%} over {some.sum()} of 24 classes, of {n} videos of "
+        "moving_shapes/crowds test (0 undecodable); 2x3 views of 4 frames at 8 fps"
+    )
+
+
+def test_map_of_each_class_and_of_what_does_not_decode():
+    labels = np.array([[1, 1, 0], [0, 1, 0], [1, 0, 0], [0, 1, 0]])
+    scores = np.array([[0.9, 0.2, 0.5], [0.8, 0.6, 0.5], [0.7, 0.4, 0.5], [0, 0, 0]])
+    protocol = {"evaluation": "e", "dataset": "d", "split": "s"}
+    result = evaluate.MeanAveragePrecision(
+        protocol, ("a", "b", "c"), labels, scores, ("x",)
+    )
+    # b is found at ranks 1 and 3, and in the undecodable one, at the end.
+    b = (1 / 1 + 2 / 3 + 3 / 4) / 3
+    expected = {"a": (1 + 2 / 3) / 2, "b": b, "c": None}
+    assert result.per_class() == {
+        name: {
+            "average_precision": ap and pytest.approx(ap),
+            "count": int(labels[:, i].sum()),
+        }
+        for i, (name, ap) in enumerate(expected.items())
+    }
+    np.testing.assert_allclose(result.metrics()["mAP"], (5 / 6 + b) / 2)
+    assert result.headline().endswith("over 2 of 3 classes,")
+    with pytest.raises(evaluate.NoLabels, match="e: none of the 4 examples of d s"):
+        dataclasses.replace(result, labels=0 * labels)
+
+
+def test_a_loss_for_one_label_on_several_is_refused(multi_label, data_dir, tmp_path):
+    config = tiny_multi_label_config(data_dir)
+    config.streams.video.loss = "softmax"
+    with pytest.raises(LossDoesNotFit, match="streams.video reads .*'sigmoid'"):
+        train.train(config, tmp_path)
+    # The other way round is one-against-all: a head of several labels may be trained
+    # and measured on one.
+    run = checkpoints.read_run(multi_label / "checkpoints", 3)
+    config = ConfigDict(run["config"])
+    config.evaluations.video.dataset = "moving_shapes/videos"
+    (result,) = evaluate.evaluate(config, multi_label, 3, ["video"])
+    assert set(result.metrics()) == {"top1", "top5"}
+    assert not np.allclose(result.scores.sum(axis=1), 1)
+    config.evaluations.image.update(config.evaluations.video, head="shapes")
+    config.evaluations.image.dataset = "moving_shapes/crowds"
+    names = run["class_names"] | {"shapes": run["class_names"]["crowds"]}
+    with pytest.raises(LossDoesNotFit, match="evaluations.image reads"):
+        evaluate.prepare(config, names)
 
 
 def test_classes_that_differ_from_the_head_are_refused(finished, data_dir):
