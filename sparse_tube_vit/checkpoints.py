@@ -1,8 +1,8 @@
 """All of orbax: save, resume, and read for inference.
 
 `WORKDIR/checkpoints/<step>` holds the items `params`, `ema` (where one is kept) and
-`optimizer`, unstacked trees of arrays, and `run`: JSON with the whole config, the class
-names of every head, and the versions of the packages.
+`optimizer` (both of what is trained), unstacked trees of arrays, and `run`: JSON with
+the whole config, the class names of every head, and the versions of the packages.
 """
 
 import importlib.metadata
@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sparse_tube_vit.config import ConfigDict
 from sparse_tube_vit.errors import TubeViTError
@@ -190,15 +191,31 @@ def read_run(directory, step: int) -> dict:
 
 
 def read_params(directory, step: int) -> dict:
-    """Parameters of `directory/<step>` as numpy arrays, the averaged ones if there are.
+    """Parameters of `directory/<step>` as numpy arrays, averaged where they are.
 
     Needs no mesh: works on any number of devices.
     """
     root = epath.Path(directory).resolve() / str(step)
-    path = root / ("ema" if (root / "ema").exists() else "params")
-    if not path.exists():
+    if not (root / "params").exists():
         raise NoCheckpoint(f"{root} holds no parameters.")
-    checkpointer = ocp.StandardCheckpointer()
-    metadata = checkpointer.metadata(path).item_metadata
-    target = jax.tree.map(lambda m: np.empty(m.shape, m.dtype), metadata.tree)
-    return checkpointer.restore(path, target)
+    found = {}
+    for item in ("ema", "params"):  # frozen parameters have no average
+        if (root / item).exists():
+            found |= _read_arrays(root / item, found)
+    return unflatten_dict(found)
+
+
+def _read_arrays(path, known):
+    """The arrays of a tree in numpy, flat, without those known already."""
+    checkpointer = ocp.PyTreeCheckpointer()
+    metadata = flatten_dict(checkpointer.metadata(path).item_metadata.tree)
+    wanted = {k: m for k, m in metadata.items() if k not in known}
+    if not wanted:
+        return {}
+    target = unflatten_dict({k: np.empty(m.shape, m.dtype) for k, m in wanted.items()})
+    restore = ocp.args.PyTreeRestore(
+        target,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+        partial_restore=True,
+    )
+    return flatten_dict(checkpointer.restore(path, restore))

@@ -65,6 +65,7 @@ def default_config() -> ConfigDict:
             "inflate": "none",  # a ViT's patches for the other tubes; or "repeat" on
             # all frames, or on the "central_frame" alone
             "head": "",  # of ours, that takes the ViT's classifier
+            "fresh": (),  # parts by their path that are not loaded, as ("stem",)
         }
     )
 
@@ -81,6 +82,9 @@ def default_config() -> ConfigDict:
             "beta2": 0.999,
             "clip_norm": 1.0,  # of the global gradient; 0: not clipped
             "ema_decay": 0.0,  # of an average of the parameters; 0: none is kept
+            # Tubes, positions and so many of the model's first layers are not trained;
+            # at all of them, only pooling and heads are. None: everything is trained.
+            "frozen_layers": config_dict.placeholder(int),
         }
     )
 
@@ -151,6 +155,7 @@ def evaluation(
     split: str = "test",
     temporal_views: int = 1,
     spatial_views: int = 1,
+    stride_scale: float = 1.0,
 ) -> ConfigDict:
     """A measurement of accuracy: scores averaged over temporal x spatial views.
 
@@ -161,8 +166,41 @@ def evaluation(
       batch_size: videos or images at a time, each with all its views.
       temporal_views: clips, spread evenly from a video's beginning to its end.
       spatial_views: square crops, spread evenly along the longer side.
+      stride_scale: of the tubes' strides: below 1 gives more tokens than in training,
+        above 1 fewer (paper table 7d).
     """
     return ConfigDict(locals())
+
+
+def smoke(config: ConfigDict) -> ConfigDict:
+    """The config shrunk to a minute on a CPU, on the embedded data set.
+
+    Tubes, losses, augmentation and everything else that is not size stay. A run starts
+    from fresh parameters, whatever `init.from` says.
+    """
+    depth = config.model.depth
+    config.total_steps = 20
+    config.optimizer.warmup_steps = 2
+    config.log_every_steps = 5
+    config.evaluate_every_steps = 0
+    config.clip.update(frames=min(40, config.clip.frames), size=64)
+    config.model.update(depth=2, width=48, mlp_dim=96, heads=3, dtype="float32")
+    if config.model.gate_after is not None:
+        config.model.gate_after = 1
+    if config.optimizer.frozen_layers is not None:
+        head_only = config.optimizer.frozen_layers == depth
+        config.optimizer.frozen_layers = config.model.depth if head_only else 1
+    config.init.update({"from": "", "fresh": ()})
+    crowds = {s.head for s in config.streams.values() if s.loss == "sigmoid"}
+    for source in (*config.streams.values(), *config.evaluations.values()):
+        name = "crowds" if source.head in crowds else f"{source.kind}s"
+        source.update(dataset=f"moving_shapes/{name}", batch_size=4)
+    for source in config.streams.values():
+        source.split = "train"
+    for source in config.evaluations.values():
+        source.split = "test"
+        source.update(temporal_views=1, spatial_views=1)
+    return config
 
 
 def validate(config: ConfigDict) -> None:
@@ -202,18 +240,17 @@ def validate(config: ConfigDict) -> None:
                 f"evaluations.{name}.head is {e.head!r}, but the streams train "
                 f"{', '.join(sorted(heads)) or 'none'}."
             )
+        if config.model.positions == "learned" and e.get("stride_scale", 1.0) != 1:
+            wrong.append(
+                f"evaluations.{name}.stride_scale is {e.stride_scale}, but learned "
+                "positions fit the tokens of training alone."
+            )
     if not wrong and config.model.width % config.model.heads:
         wrong.append(
             f"model.width {config.model.width} is not a multiple of model.heads "
             f"{config.model.heads}."
         )
-    gate = config.model.gate_after
-    if gate is not None and not 0 < gate < config.model.depth:
-        wrong.append(
-            f"model.gate_after is {gate}: the gate stands after a layer that others "
-            f"follow, 1 to {config.model.depth - 1} of {config.model.depth}."
-        )
-    wrong += _wrong_init(config, heads)
+    wrong += [*_wrong_layers(config), *_wrong_init(config, heads)]
     if not wrong and config.optimizer.warmup_steps >= config.total_steps:
         wrong.append(
             f"optimizer.warmup_steps {config.optimizer.warmup_steps} is not below "
@@ -221,6 +258,26 @@ def validate(config: ConfigDict) -> None:
         )
     if wrong:
         raise InvalidConfig("\n".join(["The configuration cannot work:", *wrong]))
+
+
+def _wrong_layers(config):
+    """What the gate and the frozen layers say that cannot be together."""
+    gate, frozen = config.model.gate_after, config.optimizer.frozen_layers
+    depth, layers = config.model.depth, config.model.depth + config.model.new_layers
+    if gate is not None and not 0 < gate < depth:
+        yield (
+            f"model.gate_after is {gate}: the gate stands after a layer that others "
+            f"follow, 1 to {depth - 1} of {depth}."
+        )
+    if frozen is None:
+        return
+    if not 0 <= frozen <= layers:
+        yield f"optimizer.frozen_layers is {frozen}: the model has {layers} layers."
+    if gate not in (None, frozen):
+        yield (
+            f"model.gate_after is {gate}, but optimizer.frozen_layers {frozen}: the "
+            "gate stands on the last frozen layer. Set both to the same."
+        )
 
 
 def _wrong_init(config, heads):
@@ -235,6 +292,11 @@ def _wrong_init(config, heads):
         yield (
             f"init.head is {init.head!r}, but the streams train "
             f"{', '.join(sorted(heads)) or 'none'}."
+        )
+    if init.fresh and (not init["from"] or is_weights_file(init["from"])):
+        yield (
+            f"init.fresh is {init.fresh!r}, but init.from {init['from']!r} is no run "
+            "whose parameters could be left out."
         )
     for key, default in (("inflate", "none"), ("head", "")):
         if init[key] != default and not is_weights_file(init["from"]):
@@ -349,6 +411,7 @@ _SOURCE_RULES = (
     ),
     (("loss",), lambda x: x in ("softmax", "sigmoid"), "'softmax' or 'sigmoid'"),
     (("mixup", "loss_weight"), lambda x: x >= 0, "at least 0"),
+    (("stride_scale",), lambda x: x > 0, "above 0"),
     (
         ("randaugment_layers",),
         lambda x: isinstance(x, int) and x >= 0,

@@ -110,6 +110,12 @@ class Block(nn.Module):
         return x + branch(mlp(y, train))
 
 
+def block_names(depth: int, new_layers: int) -> list[str]:
+    """Names of an encoder's blocks, from the first to the last."""
+    new = [f"new_block_{i}" for i in range(new_layers)]
+    return [f"block_{i}" for i in range(depth)] + new
+
+
 class Encoder(nn.Module):
     """A stack of blocks and a final LayerNorm; tokens (B, N, D) to tokens (B, N, D).
 
@@ -138,8 +144,7 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, x, train=False):
         x = raw = nn.Dropout(self.dropout)(x, deterministic=not train)
-        names = [f"block_{i}" for i in range(self.depth)]
-        names += [f"new_block_{i}" for i in range(self.new_layers)]
+        names = block_names(self.depth, self.new_layers)
         for i, name in enumerate(names):
             if i == self.gate_after:
                 gate = self.param("gate", nn.initializers.zeros, ())

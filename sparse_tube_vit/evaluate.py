@@ -26,6 +26,7 @@ from sparse_tube_vit.metrics import average_precision, top_k
 from sparse_tube_vit.model import TubeViT
 from sparse_tube_vit.training import sharding
 from sparse_tube_vit.training.step import make_scores
+from sparse_tube_vit.tubes import count_tokens
 from sparse_tube_vit.variants import make_model
 
 
@@ -84,13 +85,15 @@ class Result(abc.ABC):
         }
 
     def save(self, directory) -> epath.Path:
-        """Writes NAME_stepN[_TxS].json, whose path it returns."""
+        """Writes NAME_stepN[_TxS][_Ntokens].json, whose path it returns."""
         directory = epath.Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         p = self.protocol
         name = f"{p['evaluation']}_step{p['step']}"
         if p["kind"] == "video":
             name += f"_{p['temporal_views']}x{p['spatial_views']}"
+        if p["stride_scale"] != 1:
+            name += f"_{p['tokens']}tokens"
         path = directory / f"{name}.json"
         path.write_text(json.dumps(self.to_json(), indent=1) + "\n")
         return path
@@ -106,7 +109,7 @@ class Result(abc.ABC):
         return (
             f"{p['evaluation']}: {self.headline()} of {len(self.labels)} {p['kind']}s "
             f"of {p['dataset']} {p['split']} ({len(self.undecodable)} undecodable); "
-            f"{clip}; step {p['step']}"
+            f"{clip}, {p['tokens']} tokens; step {p['step']}"
         )
 
 
@@ -230,7 +233,12 @@ class Evaluation:
         """Scores every example once; every host gets the whole result."""
         source, clip = self.source, self.config.clip
         sharding.check_batch(source.batch_size, mesh, f"evaluations.{self.name}")
+        # Runs from before there was a choice say nothing.
+        scale = source.get("stride_scale", 1.0)
+        tubes = tuple(tube.restride(scale) for tube in model.tubes)
+        frames = clip.frames if source.kind == "video" else 1
         if self._scores is None:
+            model = model.clone(tubes=tubes)
             self._scores = jax.jit(
                 make_scores(model, source.head, self.loss),
                 out_shardings=NamedSharding(mesh, P()),
@@ -266,10 +274,11 @@ class Evaluation:
             undecodable += [self.split[i]["id"] for i in index[weight == 0]]
         assert seen.all(), "the pipeline left examples out"
 
-        frames = clip.frames if source.kind == "video" else 1
         protocol = {
             "evaluation": self.name,
             **{k: v for k, v in source.items() if k != "batch_size"},
+            "stride_scale": scale,
+            "tokens": count_tokens(tubes, (frames, clip.size, clip.size)),
             "frames": frames,
             "fps": clip.fps,
             "size": clip.size,
@@ -336,6 +345,11 @@ def main():
     parser.add_argument(
         "--views", type=_views, help="temporal x spatial views of videos, as 4x3"
     )
+    parser.add_argument(
+        "--stride_scale",
+        type=float,
+        help="of the tubes' strides: below 1 for more tokens than in training",
+    )
     parser.add_argument("--batch_size", type=int, help="videos or images at a time")
     parser.add_argument("--data_dir", help="of the prepared data sets")
     parser.add_argument("--out", help="default: WORKDIR/evaluations")
@@ -354,6 +368,9 @@ def main():
         for source in config.evaluations.values():
             if args.batch_size:
                 source.batch_size = args.batch_size
+            if args.stride_scale:
+                with source.unlocked():
+                    source.stride_scale = args.stride_scale
             if args.views and source.kind == "video":
                 source.temporal_views, source.spatial_views = args.views
         for result in evaluate(config, args.workdir, step, args.only):

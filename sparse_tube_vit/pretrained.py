@@ -555,13 +555,16 @@ def _from_run(path, config, shapes, class_names):
     directory, step = checkpoints.locate(path)
     run = checkpoints.read_run(directory, step)
     params = _flat(checkpoints.read_params(directory, step))
-    new = ["head_", "encoder/new_block_", "encoder/gate"]
+    fresh = tuple(f"{part}/" for part in config.init.fresh)
+    new = ["head_", "encoder/new_block_", "encoder/gate", *fresh]
     if config.init.positions == "drop":
         new.append("positions/")
     found = _Found(may_be_new=lambda name: name.startswith(tuple(new)))
     for name, x in params.items():
         head = re.match(r"head_(.*)/", name)
-        if head and head[1] not in class_names:
+        if f"{name}/".startswith(fresh):
+            found.drop(name, x, "in init.fresh")
+        elif head and head[1] not in class_names:
             found.drop(name, x, "there is no such head here")
         elif head and [*run["class_names"][head[1]]] != [*class_names[head[1]]]:
             found.drop(name, x, "the classes differ")

@@ -14,7 +14,6 @@ import numpy as np
 from absl import app, flags
 from clu import parameter_overview
 from etils import epath
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import config_flags
@@ -28,6 +27,7 @@ from sparse_tube_vit.input import pipeline
 from sparse_tube_vit.log import log, to_stderr
 from sparse_tube_vit.model import init_params
 from sparse_tube_vit.training import sharding
+from sparse_tube_vit.training.freezing import check_new, join
 from sparse_tube_vit.training.optimizer import make_optimizer
 from sparse_tube_vit.training.reporting import Reporter
 from sparse_tube_vit.training.state import TrainState
@@ -73,9 +73,8 @@ def train(config: ConfigDict, workdir) -> TrainState:
     clip = (config.clip.frames, config.clip.size, config.clip.size)
 
     def init(key, given):
-        params = init_params(model, key, clip)
-        params = unflatten_dict(flatten_dict(params) | flatten_dict(given))
-        return TrainState.create(params, optimizer, ema=config.optimizer.ema_decay > 0)
+        params = join(init_params(model, key, clip), given)
+        return TrainState.create(params, optimizer, config)
 
     key = jax.random.key(config.seed)
     shapes = jax.eval_shape(init, key, {})
@@ -89,6 +88,13 @@ def train(config: ConfigDict, workdir) -> TrainState:
             config, model, shapes.params, class_names
         )
         log.info("%s", report)
+        check_new(report.new, config)
+    elif config.optimizer.frozen_layers and not checkpoints.resumable:
+        log.warning(
+            "optimizer.frozen_layers is %d and init.from is empty: frozen layers keep "
+            "their random parameters.",
+            config.optimizer.frozen_layers,
+        )
     state = jax.jit(init, out_shardings=shardings)(key, given)
     state = checkpoints.resume(state)
     first_step = int(state.step)

@@ -54,6 +54,20 @@ def test_a_misspelt_key_in_a_config_file_names_the_nearest(config):
         (lambda c: c.model.update(dtype="flaot32"), "one of float32, bfloat16"),
         (lambda c: c.model.update(pooling="max"), "attention, mean, class_token"),
         (lambda c: c.model.update(gate_after=12), "gate_after is 12.*1 to 11 of 12"),
+        (lambda c: c.optimizer.update(frozen_layers=13), "the model has 12 layers"),
+        (
+            lambda c: c.update(model={"gate_after": 6}, optimizer={"frozen_layers": 8}),
+            "gate_after is 6, but optimizer.frozen_layers 8",
+        ),
+        (lambda c: c.init.update(fresh=("stem",)), "'' is no run whose parameters"),
+        (lambda c: c.evaluations.video.update(stride_scale=0.0), "stride_scale is 0.0"),
+        (
+            lambda c: c.update(
+                model={"positions": "learned"},
+                evaluations={"video": {"stride_scale": 0.5}},
+            ),
+            "learned positions fit the tokens of training alone",
+        ),
         (lambda c: c.model.update(stochastic_depth=1.0), "stochastic_depth is 1.0"),
         (lambda c: c.init.update(inflate="tile"), "one of none, repeat, central_frame"),
         (lambda c: c.init.update(positions="keep"), "'fixed' are not learned"),

@@ -20,6 +20,7 @@ from sparse_tube_vit.config import ConfigDict
 from sparse_tube_vit.datasets import UnsupportedDataset, open_split
 from sparse_tube_vit.datasets.classes import ClassNamesDiffer, LossDoesNotFit
 from sparse_tube_vit.input.pipeline import IndivisibleBatch
+from sparse_tube_vit.training.freezing import NewButFrozen
 from sparse_tube_vit.training.reporting import read_metrics
 from tests.tiny import (
     COUNTS,
@@ -89,6 +90,34 @@ def test_interrupted_and_resumed_ends_bit_identical(
     ours, theirs = (without_times(read_metrics(d)) for d in (tmp_path, workdir))
     assert [x["step"] for x in ours] == [2, 4, 6, 6, 6]
     assert ours == theirs
+
+
+def test_a_run_with_frozen_layers_resumes_bit_identical(
+    finished, data_dir, tmp_path, monkeypatch
+):
+    def config():
+        config = tiny_config(data_dir)
+        config.init["from"] = str(finished[0])
+        config.model.new_layers = 1
+        config.optimizer.frozen_layers = 1
+        config.mesh.update(data=2, fsdp=2)
+        del config.evaluations.video, config.evaluations.image
+        return config
+
+    expected = train.train(config(), tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        cut_power_in(6, patch)
+        with pytest.raises(PowerCut):
+            train.train(config(), tmp_path / "cut")
+    assert_bit_identical(train.train(config(), tmp_path / "cut"), expected)
+    read = checkpoints.read_params(tmp_path / "cut" / "checkpoints", 6)
+    assert_bit_identical(read, expected.eval_params)
+    assert_bit_identical(read["stem"], finished[1].ema["stem"])
+
+    everything = config()
+    everything.optimizer.frozen_layers = 2
+    with pytest.raises(NewButFrozen, match="no encoder/new_block_0/.* keeps from"):
+        train.train(everything, tmp_path / "head")
 
 
 def test_another_seed_is_another_run(finished, data_dir, tmp_path):

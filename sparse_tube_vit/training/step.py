@@ -8,6 +8,7 @@ import optax
 
 from sparse_tube_vit.config import ConfigDict
 from sparse_tube_vit.model import TubeViT
+from sparse_tube_vit.training.freezing import frozen_parts, join, split
 from sparse_tube_vit.training.losses import (
     LOSSES,
     cross_entropy,
@@ -39,9 +40,11 @@ def make_train_step(
 
     `batches` maps a stream's name to {"video": uint8 (B, T, H, W, 3), "label": (B,) or
     multi-hot (B, C), "weight": (B,)}. The loss is the weighted sum of the streams' mean
-    losses; the gradient of all of them is taken at once. The share of `hits` is called
-    accuracy, and precision_at_1 where examples have several labels.
+    losses; the gradient of all of them is taken at once, of those parameters that are
+    trained. The share of `hits` is called accuracy, and precision_at_1 where examples
+    have several labels.
     """
+    parts = frozen_parts(config)
     rates = learning_rate(config)
     streams = {name: stream.to_dict() for name, stream in config.streams.items()}
 
@@ -68,8 +71,10 @@ def make_train_step(
     def train_step(state: TrainState, batches):
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         keys = dict(zip(streams, jax.random.split(key, len(streams)), strict=True))
+        trained, frozen = split(state.params, parts)
 
-        def loss_fn(params):
+        def loss_fn(trained):
+            params = join(frozen, trained)
             total, metrics = 0.0, {}
             for name, stream in streams.items():
                 loss, seen = stream_loss(params, keys[name], stream, batches[name])
@@ -77,25 +82,22 @@ def make_train_step(
                 metrics |= {f"{name}/{key}": value for key, value in seen.items()}
             return total, metrics
 
-        (loss, metrics), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
-            state.params
-        )
-        updates, optimizer_state = optimizer.update(
-            gradients, state.optimizer, state.params
-        )
-        params = optax.apply_updates(state.params, updates)
+        (loss, metrics), gradients = jax.value_and_grad(loss_fn, has_aux=True)(trained)
+        updates, optimizer_state = optimizer.update(gradients, state.optimizer, trained)
+        trained = optax.apply_updates(trained, updates)
         ema = state.ema
         if ema is not None:
             # The average of few steps is that of few parameters: grow into the decay.
             decay = jnp.minimum(
                 config.optimizer.ema_decay, (1.0 + state.step) / (10.0 + state.step)
             )
-            ema = optax.incremental_update(params, ema, 1 - decay)
+            ema = optax.incremental_update(trained, ema, 1 - decay)
         metrics |= {
             "loss": loss,
             "gradient_norm": optax.global_norm(gradients),
             "learning_rate": rates(state.step),
         }
+        params = join(frozen, trained)
         return TrainState(state.step + 1, params, optimizer_state, ema), metrics
 
     return train_step

@@ -88,7 +88,7 @@ def test_every_mesh_computes_what_one_device_computes(axes):
     }
     optimizer = make_optimizer(config)
     params = init_params(model, jax.random.key(0), (4, 16, 16))
-    state = TrainState.create(params, optimizer, ema=False)
+    state = TrainState.create(params, optimizer, config)
     train_step = make_train_step(model, optimizer, config)
 
     mesh = make_mesh(**axes)

@@ -1,0 +1,100 @@
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from sparse_tube_vit.config import default_config, stream
+from sparse_tube_vit.model import TubeViT, init_params
+from sparse_tube_vit.training.optimizer import make_optimizer
+from sparse_tube_vit.training.state import TrainState
+from sparse_tube_vit.training.step import make_train_step
+from sparse_tube_vit.tubes import Tube
+
+CLIP = (2, 8, 8)
+
+
+def make_run(frozen, depth, **options):
+    """(train step, init, batches) of a model that is as small as can be."""
+    config = default_config()
+    config.total_steps = 10
+    config.model.depth = depth
+    config.model.update(**options)
+    config.optimizer.update(learning_rate=0.01, warmup_steps=1, ema_decay=0.5)
+    config.optimizer.frozen_layers = frozen
+    config.streams.video = stream(kind="video", dataset="d", head="h", batch_size=2)
+    model = TubeViT(
+        tubes=(Tube((2, 4, 4), (2, 2, 2)),),
+        classes={"h": 3},
+        depth=depth,
+        width=8,
+        mlp_dim=16,
+        heads=2,
+        dropout=0.1,
+        clip=CLIP,
+        **options,
+    )
+    optimizer = make_optimizer(config)
+
+    def init():
+        params = init_params(model, jax.random.key(0), CLIP)
+        # Nothing at zero, for nothing to stand still by chance.
+        params = jax.tree.map(lambda x: x + 0.01, params)
+        return TrainState.create(params, optimizer, config)
+
+    videos = np.random.default_rng(0).integers(0, 256, (2, *CLIP, 3), np.uint8)
+    batch = {"video": videos, "label": np.arange(2), "weight": np.ones(2, np.float32)}
+    return (
+        jax.jit(make_train_step(model, optimizer, config)),
+        init,
+        {"video": batch},
+    )
+
+
+@pytest.mark.parametrize(
+    "frozen, options, still",
+    [
+        (None, {}, set()),
+        (0, {"positions": "learned", "pooling": "class_token"}, {"class_token"}),
+        (1, {"gate_after": 1}, {"encoder/block_0"}),
+        (2, {"new_layers": 1}, {"encoder/block_0", "encoder/block_1"}),
+        (2, {}, {"encoder/block_0", "encoder/block_1", "encoder/norm"}),
+    ],
+    ids=["everything", "encoder", "last and gate", "new layer", "head"],
+)
+def test_what_is_frozen_stays_and_has_no_state(frozen, options, still):
+    """Steps move all that is trained, and not one bit of the rest."""
+    step, init, batches = make_run(frozen, 2, **options)
+    state = before = init()
+    for _ in range(4):
+        state, _ = step(state, batches)
+    start, end = (flatten_dict(s.params, sep="/") for s in (before, state))
+    same = {name for name in start if np.array_equal(start[name], end[name])}
+    if frozen is not None:
+        still = still | {"stem", "positions"}
+    expected = {
+        name
+        for name in start
+        if f"{name}/".startswith(tuple(f"{part}/" for part in still))
+    }
+    assert same == expected
+    trained = start.keys() - expected
+    adam = state.optimizer[1]
+    for tree in (adam.mu, adam.nu, state.ema):
+        assert flatten_dict(tree, sep="/").keys() == trained
+    average = flatten_dict(state.eval_params, sep="/")
+    assert average.keys() == start.keys()
+    for name in start:
+        assert np.array_equal(average[name], end[name]) == (name in same)
+
+
+def test_no_gradient_is_computed_below_the_trained_layers():
+    """The last 8 of 32 layers take 32 layers forward and 8 back, of 32 and 32.
+
+    Counted before the compiler could take out what nothing needs.
+    """
+
+    def flops(frozen):
+        step, init, batches = make_run(frozen, 32)
+        return step.lower(jax.eval_shape(init), batches).cost_analysis()["flops"]
+
+    assert flops(24) < 0.6 * flops(None)
