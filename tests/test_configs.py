@@ -1,0 +1,138 @@
+"""The files in configs/: what they say, and that each of them runs."""
+
+import importlib.util
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from sparse_tube_vit.config import InvalidConfig, validate
+from sparse_tube_vit.train import train
+from sparse_tube_vit.tubes import count_tokens
+from sparse_tube_vit.variants import make_model, make_tubes
+from tests.tiny import shrink_moving_shapes
+
+FILES = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+
+
+def get_config(name, argument=""):
+    path = next(file for file in FILES if file.stem == name)
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(argument)
+
+
+@pytest.fixture(scope="module")
+def data_dir(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        shrink_moving_shapes(patch)
+        yield tmp_path_factory.mktemp("data")
+
+
+@pytest.mark.parametrize("name", [file.stem for file in FILES])
+def test_every_config_is_valid_and_fits_its_model(name):
+    config = get_config(name)
+    validate(config)
+    model = make_model(config, {"head": 10})
+    jax.eval_shape(
+        lambda x: model.init(jax.random.key(0), x, "head"),
+        np.zeros((1, *model.clip, 3), np.uint8),
+    )
+    if {s.kind for s in config.streams.values()} == {"image", "video"}:
+        assert count_tokens(model.tubes, (1, *model.clip[1:]))
+
+
+SMOKED = [
+    "kinetics:smoke",
+    "kinetics:smoke,streams=images_first,classes=700,variant=L",
+    "imagenet:smoke",
+    "something_something_v2:smoke",
+    "charades:smoke",
+    "charades:smoke,kernels=separate",
+    "finetune:smoke,trained=8",
+    "finetune:smoke,trained=head",
+    "scale_up:smoke",
+    "moving_shapes",
+    "ucf101",
+]
+
+
+def test_every_config_is_smoked():
+    assert {name.partition(":")[0] for name in SMOKED} == {f.stem for f in FILES}
+
+
+@pytest.mark.parametrize("name", SMOKED)
+def test_every_config_trains_for_two_steps(name, data_dir, tmp_path):
+    name, _, argument = name.partition(":")
+    config = get_config(name, argument)
+    if not argument:  # made for a CPU: smaller alone, on the embedded data
+        config.model.update(depth=1, width=24, mlp_dim=32, heads=2)
+        for source in (*config.streams.values(), *config.evaluations.values()):
+            source.update(dataset=f"moving_shapes/{source.kind}s", batch_size=4)
+        for source in config.evaluations.values():
+            source.split = "test"
+    config.update(total_steps=2, data_dir=str(data_dir))
+    config.optimizer.warmup_steps = 1
+    state = train(config, tmp_path)
+    assert int(state.step) == 2
+    assert len(list((tmp_path / "evaluations").glob("*.json"))) == len(
+        config.evaluations
+    )
+
+
+# Table 10 of the paper, and table 12's tubes.
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("kinetics", {"lr": 5e-5, "wd": 1e-3, "batch": 256, "clip": (64, 15.0)}),
+        (
+            "kinetics:variant=L,classes=600",
+            {"lr": 1e-5, "wd": 1e-5, "batch": 256, "clip": (64, 15.0)},
+        ),
+        (
+            "something_something_v2",
+            {"lr": 2e-5, "wd": 1e-5, "batch": 256, "clip": (32, 24.0)},
+        ),
+        ("charades", {"lr": 1e-3, "wd": 1e-5, "batch": 64, "clip": (128, 6.0)}),
+    ],
+)
+def test_settings_of_the_paper(name, expected):
+    config = get_config(*name.split(":"))
+    video = config.streams.video
+    assert expected == {
+        "lr": config.optimizer.learning_rate,
+        "wd": config.optimizer.weight_decay,
+        "batch": video.batch_size,
+        "clip": (config.clip.frames, config.clip.fps),
+    }
+    assert config.optimizer.warmup_steps == 10_000
+    assert (video.randaugment_layers, video.randaugment_magnitude) == (2, 10)
+    assert config.model.tubes == ("charades" if name == "charades" else "main")
+    regularization = {
+        "kinetics": (0, 0, 0),
+        "something_something_v2": (0.3, 0.3, 0.3),
+        "charades": (0, 0.2, 0.1),
+    }[name.partition(":")[0]]
+    mixup, dropout, smoothing = regularization
+    assert (video.mixup, config.model.dropout) == (mixup, dropout)
+    assert video.label_smoothing == smoothing
+    views = config.evaluations.video
+    assert (views.temporal_views, views.spatial_views) == (4, 3)
+    if name == "kinetics":
+        assert config.total_steps == 300_000
+        assert config.streams.image.batch_size == 256
+        tubes = make_tubes(config.model.tubes)
+        assert count_tokens(tubes, (64, 224, 224)) == 1176
+
+
+@pytest.mark.parametrize("argument", ["", "variant=B", "smoke"])
+def test_something_something_is_never_flipped(argument):
+    for stream in get_config("something_something_v2", argument).streams.values():
+        assert stream.flip is False
+
+
+def test_an_unknown_argument_is_named():
+    with pytest.raises(InvalidConfig, match="'clases=400'.*classes=400, classes=600"):
+        get_config("kinetics", "clases=400")
