@@ -82,6 +82,11 @@ class Checkpoints:
         if step is None:
             return state
         self._check_run(read_run(self.directory, step))
+        if not (self.directory / str(step) / "optimizer").exists():
+            raise OtherRun(
+                f"{self.directory.parent} holds parameters to start from and no run. "
+                "Choose another --workdir, with config.init.from naming this one."
+            )
         items = _items(state)
         targets = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), items
@@ -131,6 +136,29 @@ class Checkpoints:
                 + "\n".join(differences)
                 + "\nChoose another --workdir, or set them as they were to resume."
             )
+
+
+def save_params(workdir, params, run: dict) -> None:
+    """Writes parameters as the checkpoint of step 0, to start other runs from.
+
+    Args:
+      workdir: where no run is.
+      params: all parameters of a model.
+      run: as of `describe_run`.
+
+    Raises:
+      OtherRun: the work directory has checkpoints already.
+    """
+    directory = epath.Path(workdir).resolve() / "checkpoints"
+    if directory.exists():
+        raise OtherRun(f"{workdir} has checkpoints already. Choose another --workdir.")
+    with ocp.CheckpointManager(directory) as manager:
+        manager.save(
+            0,
+            args=ocp.args.Composite(
+                run=ocp.args.JsonSave(run), params=ocp.args.StandardSave(params)
+            ),
+        )
 
 
 def _items(state):

@@ -6,6 +6,7 @@ is locked, so that a key which does not exist is an error wherever it is set.
 
 import sys
 import traceback
+from collections.abc import Mapping
 
 import ml_collections
 from absl import app
@@ -103,6 +104,19 @@ def default_config() -> ConfigDict:
     config.lock()
     config.streams.unlock()
     config.evaluations.unlock()
+    return config
+
+
+def from_json(values: Mapping) -> ConfigDict:
+    """The config that a checkpoint holds as JSON; what is newer has its default."""
+
+    def tuples(value):
+        if isinstance(value, Mapping):
+            return {key: tuples(v) for key, v in value.items()}
+        return tuple(map(tuples, value)) if isinstance(value, list) else value
+
+    config = default_config()
+    config.update(tuples(values))
     return config
 
 

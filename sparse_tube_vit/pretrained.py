@@ -92,6 +92,11 @@ class Format:
             for leaf in ("scale" if "norm" in layer else "kernel", "bias")
         }
 
+    def patch(self, file: Mapping[str, np.ndarray]) -> tuple[int, int]:
+        """Size of a file's patches in pixels, (h, w)."""
+        shape = file[self.name_of("patch", "kernel")].shape
+        return shape[2:] if self.torch else shape[:2]
+
     def depth(self, names) -> int:
         """Number of blocks in a file."""
         return next(
@@ -324,14 +329,7 @@ class _Found:
 
 def _from_vit(path, config, model, shapes):
     """Everything of a file of weights, under the names and in the shapes of ours."""
-    file = read_arrays(path)
-    kind = next((f for f in FORMATS if f.recognizes(file)), None)
-    if kind is None:
-        some = ", ".join(sorted(file)[:5])
-        raise UnreadableWeights(
-            f"{path} is not a ViT by AugReg's, timm's or Hugging Face's names: it has "
-            f"{len(file)} arrays, the first {some}."
-        )
+    kind, file = read_vit(path)
     init, depth = config.init, kind.depth(file)
     names = {a: b for a, b in kind.names(depth).items() if b in file}
     vit = {a: _our_layout(kind, a, file.pop(b), model.heads) for a, b in names.items()}
@@ -395,6 +393,23 @@ def _from_vit(path, config, model, shapes):
                 f"{kind.name} have {theirs!r}"
             )
     return source, found
+
+
+def read_vit(path) -> tuple[Format, dict[str, np.ndarray]]:
+    """The format of a file of an image ViT's weights, and all its arrays.
+
+    Raises:
+      UnreadableWeights: it holds something else.
+    """
+    file = read_arrays(path)
+    kind = next((f for f in FORMATS if f.recognizes(file)), None)
+    if kind is None:
+        some = ", ".join(sorted(file)[:5])
+        raise UnreadableWeights(
+            f"{path} is not a ViT by AugReg's, timm's or Hugging Face's names: it has "
+            f"{len(file)} arrays, the first {some}."
+        )
+    return kind, file
 
 
 def read_arrays(path) -> dict[str, np.ndarray]:

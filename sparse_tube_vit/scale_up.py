@@ -1,0 +1,54 @@
+"""Makes a large video model of a small one and a large image ViT (paper 3.6).
+
+    python -m sparse_tube_vit.scale_up --small DIR --big DIR|FILE --workdir DIR
+
+What it writes is trained with configs/scale_up.py.
+"""
+
+import argparse
+
+from sparse_tube_vit.config import is_weights_file
+from sparse_tube_vit.errors import reported
+from sparse_tube_vit.scaling import scale_up
+from sparse_tube_vit.variants import VARIANTS
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        prog="python -m sparse_tube_vit.scale_up",
+        description="Makes a large video model of a small one and a large image ViT.",
+    )
+    parser.add_argument(
+        "--small", required=True, help="work directory or checkpoint of a TubeViT"
+    )
+    parser.add_argument(
+        "--big",
+        required=True,
+        help="an image ViT: .npz or .safetensors, or a work directory or checkpoint of "
+        "a model of 2-D patches",
+    )
+    parser.add_argument("--variant", choices=VARIANTS, help="of the weights in a file")
+    parser.add_argument("--workdir", required=True, help="where the new model goes")
+    parser.add_argument(
+        "--frozen_layers", type=int, help="of the new model; 26 of 32 if not given"
+    )
+    args = parser.parse_args()
+    if is_weights_file(args.big) != bool(args.variant):
+        parser.error("--variant goes with a file of weights, and only with one")
+    sizes = VARIANTS.get(args.variant)
+    with reported():
+        config, report = scale_up(
+            args.small, args.big, args.workdir, sizes, args.frozen_layers
+        )
+        print(report)
+        print(config.model)
+        print(
+            f"{config.optimizer.frozen_layers} of {config.model.depth} layers are "
+            f"frozen. Written to {args.workdir}; train it with\n"
+            "  python -m sparse_tube_vit.train --workdir DIR "
+            f"--config configs/scale_up.py:{args.workdir}"
+        )
+
+
+if __name__ == "__main__":
+    main()
