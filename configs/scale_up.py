@@ -1,19 +1,62 @@
-"""Trains what scaling up made: last layers, gate, pooling and heads (paper 3.6).
+"""Scaling up, from image to video: the last layers, gate and heads (paper 3.6).
 
-    python -m sparse_tube_vit.scale_up --small DIR --big DIR|FILE --workdir CREATED
-    python -m sparse_tube_vit.train --config configs/scale_up.py:CREATED --workdir DIR
+    python -m sparse_tube_vit.scale_up --small RUN --big FILE --variant H \
+        --workdir runs/created
+    python -m sparse_tube_vit.train --workdir DIR \
+        --config configs/scale_up.py:small=B,big=H,created=runs/created
 
-Streams, clips and evaluations are those of the small model; 50,000 steps are the
-paper's (table 9), the warm-up is ours. Not run at this size.
+RUN is of configs/kinetics.py with the small variant, FILE an image ViT (`.npz` or
+`.safetensors`). Arguments, after a colon and separated by commas:
+
+    small=B            or Ti, S
+    big=H              or L, B: patches of 14x14 for H, of 16x16 for the others
+    created=DIR        work directory of the created model; runs/created if not given
+    classes=600        or 400, 700, of Kinetics
+    smoke              a minute on a CPU on the embedded data set
+
+Top-1 on K600 by the paper, B to H: the last 8 of 32 layers with the gate 89.7, without
+it 86.8, the whole model 91.8. Here the last 6 are trained, as its text says. Nothing of
+this has been measured with this code.
 """
 
-from sparse_tube_vit import checkpoints
-from sparse_tube_vit.config import from_json
+from sparse_tube_vit.config import (
+    arguments,
+    default_config,
+    evaluation,
+    smoke,
+    stream,
+)
+from sparse_tube_vit.scaling import scale_config
+from sparse_tube_vit.tubes import Tube
+from sparse_tube_vit.variants import VARIANTS
 
 
-def get_config(created: str):
-    config = from_json(checkpoints.read_run(*checkpoints.locate(created))["config"])
-    config.init["from"] = created
+def get_config(argument: str = ""):
+    args = arguments(
+        argument,
+        small=("B", "Ti", "S"),
+        big=("H", "L", "B"),
+        created="runs/created",
+        classes=("600", "400", "700"),
+        smoke=False,
+    )
+    config = default_config()
     config.total_steps = 50_000
-    config.optimizer.update(learning_rate=1e-5, warmup_steps=2000, weight_decay=1e-5)
-    return config
+    config.clip.update(frames=64, fps=15.0, size=224)
+    config.model.update(**VARIANTS[args.small], tubes="main", dtype="bfloat16")
+    side = 14 if args.big == "H" else 16
+    patches = Tube(kernel=(1, side, side), stride=(1, side, side))
+    scale_config(config, VARIANTS[args.big], patches)
+    config.init["from"] = args.created
+    config.optimizer.update(learning_rate=1e-5, warmup_steps=2_000, weight_decay=1e-5)
+    name = f"kinetics{args.classes}"
+    videos = {"kind": "video", "dataset": name, "head": name}
+    images = {"kind": "image", "dataset": "imagenet2012", "head": "imagenet2012"}
+    randaugment = {"randaugment_layers": 2, "randaugment_magnitude": 10.0}
+    config.streams.video = stream(**videos, batch_size=256, **randaugment)
+    config.streams.image = stream(**images, batch_size=256, **randaugment)
+    config.evaluations.video = evaluation(
+        **videos, split="validation", batch_size=64, temporal_views=4, spatial_views=3
+    )
+    config.evaluate_every_steps = 10_000
+    return smoke(config) if args.smoke else config

@@ -1,6 +1,7 @@
-"""Times the model and the decoding on this machine.
+"""Times the model, its training and the decoding on this machine.
 
 python -m sparse_tube_vit.benchmark model --variant B --frames 32 --size 224
+python -m sparse_tube_vit.benchmark scale_up --small Ti --big S
 python -m sparse_tube_vit.benchmark decode FILE --frames 32 --stride 2
 """
 
@@ -16,13 +17,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sparse_tube_vit.config import default_config, stream
 from sparse_tube_vit.errors import reported
 from sparse_tube_vit.input.decode import decode
 from sparse_tube_vit.input.sampling import random_crop
 from sparse_tube_vit.model import TubeViT, init_params
+from sparse_tube_vit.scaling import scale_config
 from sparse_tube_vit.training.losses import cross_entropy
-from sparse_tube_vit.tubes import count_tokens
-from sparse_tube_vit.variants import TUBE_SETS, VARIANTS
+from sparse_tube_vit.training.optimizer import make_optimizer
+from sparse_tube_vit.training.state import TrainState
+from sparse_tube_vit.training.step import make_train_step
+from sparse_tube_vit.tubes import Tube, count_tokens
+from sparse_tube_vit.variants import TUBE_SETS, VARIANTS, make_model
 
 
 def seconds(function: Callable[[], object], runs: int) -> float:
@@ -74,6 +80,62 @@ def time_model(args) -> None:
         )
 
 
+def time_scale_up(args) -> None:
+    """Prints what a step takes that trains the last layers, and one that trains all.
+
+    Of the model that scaling up creates (paper 3.6), on one stream of videos.
+    """
+    config = default_config()
+    config.total_steps = 100_000
+    config.clip.update(frames=args.frames, size=args.size)
+    config.model.update(**VARIANTS[args.small], tubes=args.tubes, dtype=args.dtype)
+    config.streams.video = stream(
+        kind="video", dataset="", head="head", batch_size=args.batch
+    )
+    patches = Tube(kernel=(1, 16, 16), stride=(1, 16, 16))
+    scale_config(config, VARIANTS[args.big], patches, args.frozen_layers)
+    frozen = config.optimizer.frozen_layers
+    model = make_model(config, {"head": 400})
+    rng = np.random.default_rng(0)
+    batch = {
+        "video": rng.integers(0, 256, (args.batch, *model.clip, 3), np.uint8),
+        "label": np.zeros(args.batch, np.int32),
+        "weight": np.ones(args.batch, np.float32),
+    }
+
+    def make_run(frozen_layers):
+        """A function that takes the next step, and the FLOPs of one."""
+        config.optimizer.frozen_layers = frozen_layers
+        optimizer = make_optimizer(config)
+        params = init_params(model, jax.random.key(0), model.clip)
+        state = TrainState.create(params, optimizer, config)
+        batches = {"video": jax.device_put(batch)}
+        step = jax.jit(make_train_step(model, optimizer, config), donate_argnums=0)
+        step = step.lower(state, batches).compile()
+
+        def run():
+            nonlocal state
+            state, metrics = step(state, batches)
+            return state, metrics
+
+        return run, step.cost_analysis()["flops"]
+
+    (everything, all_flops), (last, last_flops) = make_run(None), make_run(frozen)
+    # In turns, so that a change of the machine's speed meets both.
+    pairs = [(seconds(everything, 1), seconds(last, 1)) for _ in range(args.runs)]
+    whole, part = (statistics.median(column) for column in zip(*pairs, strict=True))
+    saving = 1 - statistics.median(b / a for a, b in pairs)
+    shape = "x".join(map(str, model.clip))
+    print(
+        f"{args.small} to {args.big}, {shape} ({count_tokens(model.tubes, model.clip)} "
+        f"tokens), {args.dtype}, batch {args.batch}, {jax.device_count()} "
+        f"{jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores: a step of all "
+        f"{model.depth} layers {whole:.3f} s, of the last {model.depth - frozen} and "
+        f"the gate {part:.3f} s; saved {saving:.0%} (paper 43%), of FLOPs "
+        f"{1 - last_flops / all_flops:.0%}"
+    )
+
+
 def time_decode(args) -> None:
     """Prints milliseconds to decode and crop a clip, beside decoding alone."""
     with open(args.file, "rb") as file:
@@ -115,7 +177,7 @@ def time_decode(args) -> None:
 def main():
     parser = argparse.ArgumentParser(
         prog="python -m sparse_tube_vit.benchmark",
-        description="Times the model or the decoding on this machine.",
+        description="Times the model, its training or the decoding on this machine.",
     )
     commands = parser.add_subparsers(required=True)
     model = commands.add_parser("model", help="seconds a clip")
@@ -127,6 +189,17 @@ def main():
     model.add_argument("--dtype", default="float32")
     model.add_argument("--runs", type=int, default=5)
     model.set_defaults(run=time_model)
+    scaling = commands.add_parser("scale_up", help="seconds a step, of part and all")
+    scaling.add_argument("--small", choices=VARIANTS, default="Ti")
+    scaling.add_argument("--big", choices=VARIANTS, default="S")
+    scaling.add_argument("--frozen_layers", type=int, help="26 of 32 if not given")
+    scaling.add_argument("--tubes", choices=TUBE_SETS, default="main")
+    scaling.add_argument("--frames", type=int, default=32)
+    scaling.add_argument("--size", type=int, default=224, help="pixels")
+    scaling.add_argument("--batch", type=int, default=2, help="clips")
+    scaling.add_argument("--dtype", default="float32")
+    scaling.add_argument("--runs", type=int, default=5)
+    scaling.set_defaults(run=time_scale_up)
     decoding = commands.add_parser("decode", help="milliseconds a clip, on one core")
     decoding.add_argument("file")
     decoding.add_argument("--frames", type=int, default=32)

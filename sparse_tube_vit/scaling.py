@@ -26,7 +26,7 @@ from sparse_tube_vit.config import (
 )
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.model import init_params
-from sparse_tube_vit.tubes import Tube, resize_kernel
+from sparse_tube_vit.tubes import Tube, kernel_channels, resize_kernel
 from sparse_tube_vit.variants import make_model, make_tubes
 
 #: The paper freezes 26 of the 32 layers of H.
@@ -99,6 +99,39 @@ def scale_tubes(
         else scale_tube(tube, d, width)
         for tube, d in zip(tubes, channels, strict=True)
     )
+
+
+def scale_config(
+    config: ConfigDict, big: Mapping, patches: Tube, frozen_layers: int | None = None
+) -> None:
+    """Changes the config of a small model to that of the created one.
+
+    Args:
+      config: of the small model.
+      big: of the large model, the values of `config.model` for its encoder.
+      patches: of the large model.
+      frozen_layers: of the created model, the gate after them. None: the share that the
+        paper freezes.
+
+    Raises:
+      NotScalable: as `scale_tubes`; or the small model is the wider one, or has learned
+        positions, which only its own tokens have.
+    """
+    m = config.model
+    if m.positions == "learned" or big["width"] < m.width:
+        raise NotScalable(
+            f"A model of width {m.width} with {m.positions} positions cannot be scaled "
+            f"to a width of {big['width']}: it must not be wider, and its positions "
+            "must not be learned."
+        )
+    tubes = make_tubes(m.tubes)
+    channels = kernel_channels(tubes, m.width, m.kernels)
+    tubes = scale_tubes(tubes, channels, big["width"], patches)
+    if frozen_layers is None:
+        frozen_layers = int(FROZEN_SHARE * big["depth"])
+    m.update(big, kernels="separate", pooling="attention", gate_after=frozen_layers)
+    m.tubes = tuple(map(dataclasses.asdict, tubes))
+    config.optimizer.frozen_layers = frozen_layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,8 +218,7 @@ def scale_up(
       small: a work directory or checkpoint of a TubeViT.
       big, sizes: as for `read_image_vit`.
       workdir: of the created model; nothing is trained in it.
-      frozen_layers: of the created model, the gate after them. None: the share that the
-        paper freezes.
+      frozen_layers: as for `scale_config`.
 
     Returns:
       (config, report): the small model's config, changed to train the created model,
@@ -203,36 +235,11 @@ def scale_up(
     config = from_json(run["config"])
     kernels = read_kernels(checkpoints.read_params(directory, step), config)
     image = read_image_vit(big, sizes)
-    width = image.model["width"]
-    if config.model.positions == "learned" or width < config.model.width:
-        raise NotScalable(
-            f"{small} (width {config.model.width}, {config.model.positions} positions) "
-            f"cannot be scaled to the width {width} of {big}: it must not be larger, "
-            "and its positions must not be learned."
-        )
-
-    # ---- the created model's config
-    tubes = scale_tubes(
-        make_tubes(config.model.tubes),
-        [kernel["bias"].size for kernel in kernels],
-        width,
-        image.patches,
-    )
-    if frozen_layers is None:
-        frozen_layers = int(FROZEN_SHARE * image.model["depth"])
-    config.model.update(
-        image.model,
-        kernels="separate",
-        pooling="attention",
-        gate_after=frozen_layers,
-    )
-    config.model.tubes = tuple(map(dataclasses.asdict, tubes))
-    config.optimizer.frozen_layers = frozen_layers
+    scale_config(config, image.model, image.patches, frozen_layers)
     config.init.update(default_config().init)
     config.init["from"] = str(epath.Path(workdir).resolve())
     validate(config)
-
-    # ---- its parameters
+    tubes = make_tubes(config.model.tubes)
     model, shapes, _ = _model(config, run["class_names"])
     shapes = flatten_dict(shapes, sep="/")
     given, report = {}, pretrained.Report(f"{small} and {big}", dropped=image.dropped)
