@@ -641,7 +641,7 @@ def _table(said: Mapping[str, tuple]) -> list[str]:
 def _ranges(numbers):
     """["0", "1", "2", "5"] to "0..2,5"; [None] to ""."""
     runs = []
-    for n in map(int, filter(None, numbers)):
+    for n in sorted(map(int, filter(None, numbers))):
         if runs and runs[-1][1] == n - 1:
             runs[-1][1] = n
         else:

@@ -40,14 +40,13 @@ def main():
         config, report = scale_up(
             args.small, args.big, args.workdir, sizes, args.frozen_layers
         )
-        print(report)
-        print(config.model)
-        print(
-            f"{config.optimizer.frozen_layers} of {config.model.depth} layers are "
-            f"frozen. Written to {args.workdir}; train it with\n"
-            "  python -m sparse_tube_vit.train --workdir DIR "
-            f"--config configs/scale_up.py:{args.workdir}"
-        )
+    model = config.model.to_dict()
+    tubes = "".join(f"\n    {tube}," for tube in model.pop("tubes"))
+    print(f"{report}\nWritten to {args.workdir}. To train it, see configs/scale_up.py:")
+    print(f"  init.from = {config.init['from']!r}")
+    print(f"  optimizer.frozen_layers = {config.optimizer.frozen_layers}")
+    print(*(f"  model.{key} = {value!r}" for key, value in model.items()), sep="\n")
+    print(f"  model.tubes = ({tubes}\n  )")
 
 
 if __name__ == "__main__":

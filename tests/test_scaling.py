@@ -1,5 +1,7 @@
 """Scaling up: a small model's tubes on a large image ViT."""
 
+import ast
+import re
 from pathlib import Path
 
 import jax
@@ -8,6 +10,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from sparse_tube_vit import checkpoints, train
+from sparse_tube_vit import scale_up as scale_up_command
 from sparse_tube_vit.checkpoints import OtherRun, describe_run
 from sparse_tube_vit.config import InvalidConfig, from_json
 from sparse_tube_vit.model import init_params
@@ -206,6 +209,30 @@ def test_what_cannot_be_scaled(created, tmp_path):
     write(tmp_path / "videos", config)
     with pytest.raises(NotScalable, match="one must read images"):
         scale_up(tmp_path / "videos", root / "big", tmp_path / "d")
+
+
+def test_the_command_prints_the_config_to_train_with(
+    created, tmp_path, monkeypatch, capsys
+):
+    root = created[2].parent
+    command = ["scale_up", "--small", f"{root}/small", "--big", f"{root}/big"]
+    command += ["--workdir", str(tmp_path), "--frozen_layers", "1"]
+    monkeypatch.setattr("sys.argv", command)
+    scale_up_command.main()
+    printed = capsys.readouterr().out
+    assert re.search(r"loaded +stem/tube_0 .*of \S*small\n", printed)
+    assert re.search(r"new +encoder/gate", printed)
+    config = small_config()
+    for key, value in re.findall(
+        r"^  (\S+) = (.*(?:\n    .*)*(?:\n  \))?)", printed, re.M
+    ):
+        section, key = key.split(".")
+        config[section][key] = ast.literal_eval(value)
+    assert config.to_json() == read(tmp_path)[0].to_json()
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(SystemExit):
+        scale_up_command.main()
+    assert "OtherRun: " in capsys.readouterr().err
 
 
 def test_training_moves_the_gate_and_nothing_frozen(created, tmp_path, monkeypatch):
