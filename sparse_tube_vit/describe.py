@@ -19,6 +19,7 @@ from sparse_tube_vit.config import ConfigDict, parse_flags, validate
 from sparse_tube_vit.datasets import DatasetError
 from sparse_tube_vit.errors import reported
 from sparse_tube_vit.model import TubeViT, init_params
+from sparse_tube_vit.training.freezing import frozen_parts, split
 from sparse_tube_vit.tubes import Tube, count_tokens, tubes_for
 from sparse_tube_vit.variants import TUBE_SETS, VARIANTS, make_model
 
@@ -94,7 +95,7 @@ def describe(config: ConfigDict) -> str:
     """
     validate(config)
     classes = classes_of(config)
-    model = make_model(config, {head: n or 0 for head, n in classes.items()})
+    model = make_model(config, {head: n or 1 for head, n in classes.items()})
     lines = _tubes(model.tubes, model.clip) + _parameters(model, config, classes)
     kinds = {s.kind: s.head for s in config.streams.values()}
     for kind, head in kinds.items():
@@ -127,14 +128,21 @@ def _tubes(tubes, clip):
 
 def _parameters(model, config, classes):
     params = jax.eval_shape(lambda: init_params(model, jax.random.key(0), model.clip))
-    rows = [("part", "parameters")]
-    for part, leaves in params.items():
-        count = sum(leaf.size for leaf in jax.tree.leaves(leaves))
-        known = classes.get(part.removeprefix("head_"), 0) is not None
-        rows.append((part, f"{count:,}" if known else "data set not prepared"))
-    total = sum(leaf.size for leaf in jax.tree.leaves(params))
-    rows.append(("all", f"{total:,}"))
-    return ["", *_table(rows)]
+    unknown = [f"head_{head}" for head, n in classes.items() if n is None]
+    params = {part: tree for part, tree in params.items() if part not in unknown}
+    halves = split(params, frozen_parts(config))
+
+    def counts(part=None):
+        trees = halves if part is None else [half.get(part, {}) for half in halves]
+        sizes = [sum(x.size for x in jax.tree.leaves(tree)) for tree in trees]
+        return [f"{n:,}" for n in (*sizes, sum(sizes))]
+
+    rows = [("parameters", "trained", "frozen", "all")]
+    rows += [(part, *counts(part)) for part in params] + [("all", *counts())]
+    lines = ["", *_table(rows)]
+    if unknown:
+        lines.append(f"Without {', '.join(unknown)}, whose data sets are not prepared.")
+    return lines
 
 
 def _flops(model, kind, clip, head):

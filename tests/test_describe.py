@@ -53,6 +53,10 @@ def test_the_formula_is_within_3_percent_of_what_the_compiler_counts(
     assert compiled_flops(model, clip, "kinetics") == pytest.approx(formula, rel=0.03)
 
 
+def cells(report):
+    return [line.split() for line in report.splitlines()]
+
+
 def test_the_report(tmp_path):
     config = default_config()
     config.total_steps, config.data_dir = 20_000, str(tmp_path)
@@ -68,6 +72,19 @@ def test_the_report(tmp_path):
     assert line.split()[-3:] == ["98", "2x7x7", f"{share:.2%}"]
     assert "a clip of 32x224x224" in report and " 539 " in report
     assert "559 in the paper" in report and "72 GFLOP" in report
-    assert "data set not prepared" in report  # and the rest is told all the same
+    # What is not known yet is said so, and the rest is told all the same.
+    assert "Without head_dances, whose data sets are not prepared" in report
+    d = 768
+    pooling = f"{4 * (d * d + d) + d:,}"
+    assert ["pooling", pooling, "0", pooling] in cells(report)
+    encoder = f"{12 * (12 * d * d + 13 * d) + 2 * d:,}"
+    assert ["encoder", encoder, "0", encoder] in cells(report)
+    formula, counted = (
+        float(row[-1]) for row in cells(report) if row[:1] in (["by"], ["as"])
+    )
+    assert counted == pytest.approx(formula, rel=0.03)
+    config.optimizer.frozen_layers = 12
+    assert ["pooling", pooling, "0", pooling] in cells(describe(config))
+    assert ["encoder", "0", encoder, encoder] in cells(describe(config))
     config.model.tubes = "2"
     assert "Beside the paper" not in describe(config)
