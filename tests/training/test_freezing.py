@@ -88,10 +88,7 @@ def test_what_is_frozen_stays_and_has_no_state(frozen, options, still):
 
 
 def test_no_gradient_is_computed_below_the_trained_layers():
-    """The last 8 of 32 layers take 32 layers forward and 8 back, of 32 and 32.
-
-    Counted before the compiler could take out what nothing needs.
-    """
+    """The last 8 of 32 layers take 32 layers forward and 8 back, of 32 and 32."""
 
     def flops(frozen):
         step, init, batches = make_run(frozen, 32)
