@@ -3,7 +3,7 @@
     python -m sparse_tube_vit.prepare video_folder --name dances --videos DIR \
         --data_dir data
     python -m sparse_tube_vit.train --config configs/finetune.py:clips=dances \
-        --workdir DIR --config.init.from=RUN
+        --workdir DIR --config.init.weights=RUN
 
 RUN is a work directory; the model here must have its sizes and tubes. Arguments,
 separated by commas:
@@ -34,13 +34,17 @@ def get_config(argument: str = ""):
         trained=("all", "head", "4", "8"),
         smoke=False,
     )
+    large = args.variant in ("L", "H")
     config = default_config()
     config.total_steps = 2_000
     config.clip.update(frames=64, fps=15.0, size=224)
     config.model.update(**VARIANTS[args.variant], tubes="main", dtype="bfloat16")
-    config.init["from"] = f"runs/kinetics600_{args.variant}"
+    config.init.weights = f"runs/kinetics600_{args.variant}"
     config.optimizer.update(
-        learning_rate=5e-5, warmup_steps=200, weight_decay=1e-3, ema_decay=0.99
+        learning_rate=1e-5 if large else 5e-5,
+        warmup_steps=200,
+        weight_decay=1e-5 if large else 1e-3,
+        ema_decay=0.99,
     )
     if args.trained != "all":
         last = 0 if args.trained == "head" else int(args.trained)

@@ -8,7 +8,7 @@ Arguments, after a colon and separated by commas:
     classes=400        or 600, 700
     variant=B          or L, H, S, Ti (the paper trains B, L and, by scaling up, H)
     streams=joint      or video: Kinetics alone; or images_first: Kinetics alone, from
-                       the run of configs/imagenet.py that --config.init.from names
+                       the run of configs/imagenet.py that --config.init.weights names
     smoke              a minute on a CPU on the embedded data set
 
 Top-1 with 4x3 views by the paper: B 88.6 on K400 and 90.9 on K600; L 90.2, 91.5 and
@@ -59,6 +59,6 @@ def get_config(argument: str = ""):
             **images, split="validation", batch_size=1024
         )
     if args.streams == "images_first":
-        config.init["from"] = f"runs/imagenet_{args.variant}"
+        config.init.weights = f"runs/imagenet_{args.variant}"
     config.evaluate_every_steps = 50_000
     return smoke(config) if args.smoke else config

@@ -11,6 +11,9 @@ RUN is of configs/kinetics.py with the small variant, FILE an image ViT (`.npz` 
     small=B            or Ti, S
     big=H              or L, B: patches of 14x14 for H, of 16x16 for the others
     created=DIR        work directory of the created model; runs/created if not given
+    weights=augreg     or timm, hugging_face: FILE's library, whose GELU and norm differ
+    trained=gate       the last layers and the gate; or last: without the gate; head:
+                       pooling and heads alone; all: everything
     classes=600        or 400, 700, of Kinetics
     smoke              a minute on a CPU on the embedded data set
 
@@ -30,6 +33,12 @@ from sparse_tube_vit.scaling import scale_config
 from sparse_tube_vit.tubes import Tube
 from sparse_tube_vit.variants import VARIANTS
 
+WEIGHTS = {
+    "augreg": {},
+    "timm": {"gelu": "erf"},
+    "hugging_face": {"gelu": "erf", "norm_epsilon": 1e-12},
+}
+
 
 def get_config(argument: str = ""):
     args = arguments(
@@ -37,6 +46,8 @@ def get_config(argument: str = ""):
         small=("B", "Ti", "S"),
         big=("H", "L", "B"),
         created="runs/created",
+        weights=tuple(WEIGHTS),
+        trained=("gate", "last", "head", "all"),
         classes=("600", "400", "700"),
         smoke=False,
     )
@@ -46,8 +57,14 @@ def get_config(argument: str = ""):
     config.model.update(**VARIANTS[args.small], tubes="main", dtype="bfloat16")
     side = 14 if args.big == "H" else 16
     patches = Tube(kernel=(1, side, side), stride=(1, side, side))
-    scale_config(config, VARIANTS[args.big], patches)
-    config.init["from"] = args.created
+    scale_config(config, VARIANTS[args.big] | WEIGHTS[args.weights], patches)
+    if args.trained in ("last", "head"):
+        config.model.gate_after = None  # it is zero in the created model
+    if args.trained == "head":
+        config.optimizer.frozen_layers = config.model.depth
+    if args.trained == "all":
+        config.optimizer.frozen_layers = None
+    config.init.weights = args.created
     config.optimizer.update(learning_rate=1e-5, warmup_steps=2_000, weight_decay=1e-5)
     name = f"kinetics{args.classes}"
     videos = {"kind": "video", "dataset": name, "head": name}

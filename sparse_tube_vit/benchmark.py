@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparse_tube_vit.config import default_config, stream
+from sparse_tube_vit.config import default_config, stream, validate
 from sparse_tube_vit.describe import flops
 from sparse_tube_vit.errors import reported
 from sparse_tube_vit.input.decode import decode
@@ -93,8 +93,10 @@ def time_scale_up(args) -> None:
     config.streams.video = stream(
         kind="video", dataset="", head="head", batch_size=args.batch
     )
-    patches = Tube(kernel=(1, 16, 16), stride=(1, 16, 16))
+    side = 14 if args.big == "H" else 16  # H's image ViTs have patches of 14x14
+    patches = Tube(kernel=(1, side, side), stride=(1, side, side))
     scale_config(config, VARIANTS[args.big], patches, args.frozen_layers)
+    validate(config)
     frozen = config.optimizer.frozen_layers
     model = make_model(config, {"head": 400})
     rng = np.random.default_rng(0)

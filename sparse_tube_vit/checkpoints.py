@@ -85,7 +85,7 @@ class Checkpoints:
         if not (self.directory / str(step) / "optimizer").exists():
             raise OtherRun(
                 f"{self.directory.parent} holds parameters to start from and no run. "
-                "Choose another --workdir, with config.init.from naming this one."
+                "Choose another --workdir, with config.init.weights naming this one."
             )
         items = _items(state)
         targets = jax.tree.map(

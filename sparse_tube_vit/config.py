@@ -9,12 +9,21 @@ import traceback
 from collections.abc import Mapping
 
 import ml_collections
-from absl import app
+from absl import flags
 from ml_collections import config_dict
 
 from sparse_tube_vit.errors import TubeViTError
 
 ConfigDict = ml_collections.ConfigDict
+
+
+#: What the options of `model.TubeViT` may be.
+MODEL_CHOICES = {
+    "kernels": ("separate", "interpolated"),
+    "positions": ("fixed", "fixed_no_stride", "learned", "none"),
+    "pooling": ("attention", "mean", "class_token"),
+    "gelu": ("tanh", "erf"),
+}
 
 
 class InvalidConfig(TubeViTError, ValueError):
@@ -61,8 +70,9 @@ def default_config() -> ConfigDict:
     # directory or checkpoint.
     config.init = ConfigDict(
         {
-            "from": "",
-            "positions": "drop",  # learned ones; or "keep" them, resized
+            "weights": "",
+            "positions": "drop",  # a ViT's, or a run's learned for another grid; or
+            # "keep" them, resized
             "inflate": "none",  # a ViT's patches for the other tubes; or "repeat" on
             # all frames, or on the "central_frame" alone
             "head": "",  # of ours, that takes the ViT's classifier
@@ -115,8 +125,11 @@ def from_json(values: Mapping) -> ConfigDict:
             return {key: tuples(v) for key, v in value.items()}
         return tuple(map(tuples, value)) if isinstance(value, list) else value
 
-    config = default_config()
-    config.update(tuples(values))
+    config, values = default_config(), tuples(values)
+    for section, make in (("streams", stream), ("evaluations", evaluation)):
+        for name, source in values.pop(section).items():
+            config[section][name] = make(**source)
+    config.update(values)
     return config
 
 
@@ -190,7 +203,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
     """The config shrunk to a minute on a CPU, on the embedded data set.
 
     Tubes, losses, augmentation and everything else that is not size stay. A run starts
-    from fresh parameters, whatever `init.from` says.
+    from fresh parameters, whatever `init.weights` says.
     """
     depth = config.model.depth
     config.total_steps = 20
@@ -198,13 +211,21 @@ def smoke(config: ConfigDict) -> ConfigDict:
     config.log_every_steps = 5
     config.evaluate_every_steps = 0
     config.clip.update(frames=min(40, config.clip.frames), size=64)
+    width, tubes = config.model.width, config.model.tubes
     config.model.update(depth=2, width=48, mlp_dim=96, heads=3, dtype="float32")
+    if not isinstance(tubes, str):
+        config.model.tubes = tuple(
+            tube | {"channels": -(-tube["channels"] * 48 // width)}
+            if tube.get("channels")
+            else tube
+            for tube in tubes
+        )
     if config.model.gate_after is not None:
         config.model.gate_after = 1
     if config.optimizer.frozen_layers is not None:
         head_only = config.optimizer.frozen_layers == depth
         config.optimizer.frozen_layers = config.model.depth if head_only else 1
-    config.init.update({"from": "", "fresh": ()})
+    config.init.update({"weights": "", "fresh": ()})
     crowds = {s.head for s in config.streams.values() if s.loss == "sigmoid"}
     for source in (*config.streams.values(), *config.evaluations.values()):
         name = "crowds" if source.head in crowds else f"{source.kind}s"
@@ -254,11 +275,8 @@ def validate(config: ConfigDict) -> None:
                 f"evaluations.{name}.head is {e.head!r}, but the streams train "
                 f"{', '.join(sorted(heads)) or 'none'}."
             )
-        if config.model.positions == "learned" and e.get("stride_scale", 1.0) != 1:
-            wrong.append(
-                f"evaluations.{name}.stride_scale is {e.stride_scale}, but learned "
-                "positions fit the tokens of training alone."
-            )
+        if "stride_scale" in e:
+            wrong += wrong_strides(config, name)
     if not wrong and config.model.width % config.model.heads:
         wrong.append(
             f"model.width {config.model.width} is not a multiple of model.heads "
@@ -274,23 +292,34 @@ def validate(config: ConfigDict) -> None:
         raise InvalidConfig("\n".join(["The configuration cannot work:", *wrong]))
 
 
+def wrong_strides(config: ConfigDict, name: str):
+    """Why an evaluation cannot have its stride_scale: a sentence, or nothing."""
+    scale, positions = config.evaluations[name].stride_scale, config.model.positions
+    if scale != 1 and positions in ("learned", "fixed_no_stride"):
+        yield (
+            f"evaluations.{name}.stride_scale is {scale}, but {positions} positions "
+            "fit the tokens of training alone."
+        )
+
+
 def _wrong_layers(config):
     """What the gate and the frozen layers say that cannot be together."""
     gate, frozen = config.model.gate_after, config.optimizer.frozen_layers
-    depth, layers = config.model.depth, config.model.depth + config.model.new_layers
-    if gate is not None and not 0 < gate < depth:
+    layers = config.model.depth + config.model.new_layers
+    if gate is not None and not 0 < gate < layers:
         yield (
             f"model.gate_after is {gate}: the gate stands after a layer that others "
-            f"follow, 1 to {depth - 1} of {depth}."
+            f"follow, 1 to {layers - 1} of {layers}."
         )
     if frozen is None:
         return
     if not 0 <= frozen <= layers:
         yield f"optimizer.frozen_layers is {frozen}: the model has {layers} layers."
-    if gate not in (None, frozen):
+    if gate is not None and gate < frozen:
         yield (
             f"model.gate_after is {gate}, but optimizer.frozen_layers {frozen}: the "
-            "gate stands on the last frozen layer. Set both to the same."
+            "gate would have to be trained through frozen layers. Set it to "
+            f"{frozen} or more, or to None."
         )
 
 
@@ -307,21 +336,26 @@ def _wrong_init(config, heads):
             f"init.head is {init.head!r}, but the streams train "
             f"{', '.join(sorted(heads)) or 'none'}."
         )
-    if init.fresh and (not init["from"] or is_weights_file(init["from"])):
+    if init.fresh and (not init.weights or is_weights_file(init.weights)):
         yield (
-            f"init.fresh is {init.fresh!r}, but init.from {init['from']!r} is no run "
-            "whose parameters could be left out."
+            f"init.fresh is {init.fresh!r}, but init.weights {init.weights!r} is not "
+            "a run whose parameters could be left out."
+        )
+    if is_weights_file(init.weights) and config.model.kernels == "interpolated":
+        yield (
+            f"init.weights is {init.weights!r}, whose patches no tube can take: "
+            "model.kernels is 'interpolated', one kernel of 8x8x8 for all."
         )
     for key, default in (("inflate", "none"), ("head", "")):
-        if init[key] != default and not is_weights_file(init["from"]):
+        if init[key] != default and not is_weights_file(init.weights):
             yield (
-                f"init.{key} is {init[key]!r}, but init.from {init['from']!r} is no "
+                f"init.{key} is {init[key]!r}, but init.weights {init.weights!r} is no "
                 "file of an image ViT's weights (.npz, .safetensors)."
             )
 
 
 def is_weights_file(path: str) -> bool:
-    """Whether `init.from` names an image ViT's weights rather than a run."""
+    """Whether `init.weights` names an image ViT's weights rather than a run."""
     return path.endswith((".npz", ".safetensors"))
 
 
@@ -343,9 +377,7 @@ def _wrong_losses(config, heads):
 
 def head_loss(config: ConfigDict, head: str) -> str:
     """The loss that a head is trained with: what its logits mean."""
-    # Runs from before there was a choice say nothing: theirs is softmax.
-    losses = {s.head: s.get("loss", "softmax") for s in config.streams.values()}
-    return losses[head]
+    return {s.head: s.loss for s in config.streams.values()}[head]
 
 
 def _lookup(config, key):
@@ -371,6 +403,8 @@ _RULES = (
             "model.width",
             "model.mlp_dim",
             "model.heads",
+            "loader.threads",
+            "loader.prefetch",
         ),
         _whole,
         "a whole number of at least 1",
@@ -397,6 +431,8 @@ _RULES = (
         (
             "model.dropout",
             "model.stochastic_depth",
+            "optimizer.beta1",
+            "optimizer.beta2",
             "optimizer.ema_decay",
             "loader.max_undecodable",
         ),
@@ -406,10 +442,7 @@ _RULES = (
     *(
         ((key,), choices.__contains__, f"one of {', '.join(choices)}")
         for key, choices in {
-            "model.kernels": ("separate", "interpolated"),
-            "model.positions": ("fixed", "fixed_no_stride", "learned", "none"),
-            "model.pooling": ("attention", "mean", "class_token"),
-            "model.gelu": ("tanh", "erf"),
+            **{f"model.{key}": choices for key, choices in MODEL_CHOICES.items()},
             "model.dtype": ("float32", "bfloat16"),
             "init.positions": ("drop", "keep"),
             "init.inflate": ("none", "repeat", "central_frame"),
@@ -425,7 +458,7 @@ _SOURCE_RULES = (
     ),
     (("loss",), lambda x: x in ("softmax", "sigmoid"), "'softmax' or 'sigmoid'"),
     (("mixup", "loss_weight"), lambda x: x >= 0, "at least 0"),
-    (("stride_scale",), lambda x: x > 0, "above 0"),
+    (("stride_scale",), lambda x: 0.1 <= x <= 10, "between 0.1 and 10"),
     (
         ("randaugment_layers",),
         lambda x: isinstance(x, int) and x >= 0,
@@ -479,7 +512,11 @@ def arguments(given: str, **allowed: tuple[str, ...] | str | bool) -> ConfigDict
 def parse_flags(argv):
     """Parses flags for absl.app; a config that does not load ends with its message."""
     try:
-        return app.parse_flags_with_usage(argv)
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        if isinstance(error.__cause__, TubeViTError):
+            sys.exit(f"{type(error.__cause__).__name__}: {error.__cause__}")
+        sys.exit(f"{error}\n--helpfull lists all flags.")
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         frames = traceback.extract_tb(error.__traceback__)
         places = [

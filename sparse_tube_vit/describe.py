@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 from absl import app, flags
+from etils import epath
 from ml_collections import config_flags
 
 from sparse_tube_vit import datasets
@@ -82,6 +83,10 @@ def classes_of(config: ConfigDict) -> dict[str, int | None]:
     """Number of classes of every head; None where its data set is not prepared."""
     classes = {}
     for stream in config.streams.values():
+        if not (epath.Path(config.data_dir) / stream.dataset).exists():
+            # Opening it would make the embedded data set.
+            classes.setdefault(stream.head, None)
+            continue
         try:
             split = datasets.open_split(
                 stream.dataset, stream.split, config.data_dir, stream.kind
@@ -113,6 +118,7 @@ def _size(numbers):
 
 
 def _tubes(tubes, clip):
+    tubes = [tubes[i] for i in tubes_for(tubes, clip[0])]
     rows = [("tube (kernel, stride, offset)", "tokens", "grid", "pixels read")]
     shares = [pixels_read([tube], clip).mean() for tube in tubes]
     for tube, share in zip(tubes, shares, strict=True):
@@ -151,7 +157,8 @@ def _parameters(model, config, classes):
 
 def _flops(model, kind, clip, head):
     parts = flops(model, clip, head)
-    rows = [(f"one {kind} of {_size(clip)}", "GFLOP forward")]
+    size = _size(clip if kind == "video" else clip[1:])
+    rows = [(f"one {kind} of {size}", "GFLOP forward")]
     rows += [(part, f"{count / 1e9:.2f}") for part, count in parts.items()]
     rows.append(("by formula", f"{sum(parts.values()) / 1e9:.2f}"))
     rows.append(("as XLA counts", f"{compiled_flops(model, clip, head) / 1e9:.2f}"))
@@ -166,11 +173,10 @@ def _beside_the_paper(config, model):
         return []
     paper, (variant,) = PAPER[names[0]], names
     lines = ["", "Beside the paper"]
-    if model.clip == (32, 224, 224):
-        lines.append(
-            "  tokens: 559 in the paper, 539 here, 98 + 147 + 98 + 196 windows inside "
-            "the clip. No arithmetic of windows that we know gives 559."
-        )
+    lines.append(
+        "  tokens of 32x224x224: 559 in the paper; here 539, 98 + 147 + 98 + 196, the "
+        "windows inside the clip. No arithmetic of windows that we know gives 559."
+    )
     d = model.width
     image_vit = 16 * 16 * 3 * d + d + 1000 * (d + 1)
     encoder = model.depth * (4 * d * d + 2 * d * model.mlp_dim + 9 * d + model.mlp_dim)
@@ -179,17 +185,18 @@ def _beside_the_paper(config, model):
         f"paper; {(encoder + 2 * d + image_vit) / 1e6:.1f} here counted as it does, an "
         "image ViT: the encoder, a 16x16 patch embedding, and 1000 classes."
     )
-    views = 12 * sum(flops(model, model.clip, next(iter(model.classes))).values())
-    lines.append(
-        f"  4x3 views of {variant}: {paper['flops'] / 1e12:.2f} TFLOP in the paper, "
-        f"{views / 1e12:.2f} here at {model.clip[0]} frames, a multiply-add counted as "
-        "two. The paper does not say how it counts; "
-        + (
-            "for B it says 72 GFLOP a view, which neither counting gives."
-            if variant == "B"
-            else "this counting at 64 frames is the nearest."
+    for frames in (32, 64):
+        clip = (frames, 224, 224)
+        parts = flops(model, clip, next(iter(model.classes)))
+        views = 12 * sum(parts.values()) / 1e12
+        lines.append(
+            f"  4x3 views of {variant}: {paper['flops'] / 1e12:.2f} TFLOP in the "
+            f"paper; {views:.2f} here at {frames} frames, or {views / 2:.2f} if a "
+            "multiply-add is one."
         )
-    )
+    lines.append("  The paper does not say how it counts, nor at how many frames.")
+    if variant == "B":
+        lines.append("  It also says 72 GFLOP a view of B, for any number of tubes.")
     return lines
 
 

@@ -17,7 +17,13 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from sparse_tube_vit import checkpoints, datasets, figures
-from sparse_tube_vit.config import ConfigDict, head_loss
+from sparse_tube_vit.config import (
+    ConfigDict,
+    InvalidConfig,
+    from_json,
+    head_loss,
+    wrong_strides,
+)
 from sparse_tube_vit.datasets.classes import check_classes, check_loss
 from sparse_tube_vit.errors import TubeViTError, reported
 from sparse_tube_vit.input import pipeline
@@ -209,6 +215,7 @@ class Evaluation:
 
     Raises:
       ClassNamesDiffer: the data set's classes are not those of the head.
+      InvalidConfig: its stride_scale does not go with the model's positions.
       LossDoesNotFit: it is multi-label, the head's loss is not.
     """
 
@@ -224,6 +231,8 @@ class Evaluation:
             self.config.data_dir,
             self.source.kind,
         )
+        for problem in wrong_strides(self.config, self.name):
+            raise InvalidConfig(problem)
         check_classes(self.source.head, self.class_names, self.split)
         self.loss = head_loss(self.config, self.source.head)
         check_loss(f"evaluations.{self.name}", self.loss, self.split)
@@ -233,9 +242,7 @@ class Evaluation:
         """Scores every example once; every host gets the whole result."""
         source, clip = self.source, self.config.clip
         sharding.check_batch(source.batch_size, mesh, f"evaluations.{self.name}")
-        # Runs from before there was a choice say nothing.
-        scale = source.get("stride_scale", 1.0)
-        tubes = tuple(tube.restride(scale) for tube in model.tubes)
+        tubes = tuple(tube.restride(source.stride_scale) for tube in model.tubes)
         frames = clip.frames if source.kind == "video" else 1
         if self._scores is None:
             model = model.clone(tubes=tubes)
@@ -277,7 +284,6 @@ class Evaluation:
         protocol = {
             "evaluation": self.name,
             **{k: v for k, v in source.items() if k != "batch_size"},
-            "stride_scale": scale,
             "tokens": count_tokens(tubes, (frames, clip.size, clip.size)),
             "frames": frames,
             "fps": clip.fps,
@@ -332,6 +338,20 @@ def _views(text):
     return int(temporal), int(spatial)
 
 
+def _count(text):
+    count = int(text)
+    if count < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return count
+
+
+def _scale(text):
+    scale = float(text)
+    if not 0.1 <= scale <= 10:
+        raise argparse.ArgumentTypeError(f"{text} is not between 0.1 and 10")
+    return scale
+
+
 def main():
     parser = argparse.ArgumentParser(
         prog="python -m sparse_tube_vit.evaluate",
@@ -347,10 +367,10 @@ def main():
     )
     parser.add_argument(
         "--stride_scale",
-        type=float,
+        type=_scale,
         help="of the tubes' strides: below 1 for more tokens than in training",
     )
-    parser.add_argument("--batch_size", type=int, help="videos or images at a time")
+    parser.add_argument("--batch_size", type=_count, help="videos or images at a time")
     parser.add_argument("--data_dir", help="of the prepared data sets")
     parser.add_argument("--out", help="default: WORKDIR/evaluations")
     args = parser.parse_args()
@@ -360,7 +380,7 @@ def main():
         if step is None:
             step = checkpoints.latest_step(args.workdir)
         run = checkpoints.read_run(epath.Path(args.workdir) / "checkpoints", step)
-        config = ConfigDict(run["config"])
+        config = from_json(run["config"])
         # Parameters are not split here: any number of devices will do.
         config.mesh.update(data=-1, fsdp=1, tensor=1)
         if args.data_dir:
@@ -368,9 +388,8 @@ def main():
         for source in config.evaluations.values():
             if args.batch_size:
                 source.batch_size = args.batch_size
-            if args.stride_scale:
-                with source.unlocked():
-                    source.stride_scale = args.stride_scale
+            if args.stride_scale is not None:
+                source.stride_scale = args.stride_scale
             if args.views and source.kind == "video":
                 source.temporal_views, source.spatial_views = args.views
         for result in evaluate(config, args.workdir, step, args.only):

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from sparse_tube_vit import checkpoints, datasets
-from sparse_tube_vit.config import ConfigDict
+from sparse_tube_vit.config import ConfigDict, from_json
 from sparse_tube_vit.errors import TubeViTError, reported
 from sparse_tube_vit.input.pipeline import EvaluationExample
 from sparse_tube_vit.training.reporting import read_metrics
@@ -190,7 +190,7 @@ def write_all(workdir, out=None) -> list[epath.Path]:
     out.mkdir(parents=True, exist_ok=True)
     step = checkpoints.latest_step(workdir)
     directory = epath.Path(workdir) / "checkpoints"
-    config = ConfigDict(checkpoints.read_run(directory, step)["config"])
+    config = from_json(checkpoints.read_run(directory, step)["config"])
     params = checkpoints.read_params(directory, step)
     tubes = make_tubes(config.model.tubes)
 

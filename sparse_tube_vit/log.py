@@ -9,8 +9,11 @@ log = logging.getLogger("sparse_tube_vit")
 
 
 def to_stderr() -> None:
-    """Shows our log with the time of day, and of the libraries' warnings alone."""
-    absl_logging.set_verbosity(absl_logging.WARNING)
+    """Shows our log with the time of day, and of the libraries' errors alone.
+
+    Their warnings are about themselves: orbax has four for every checkpoint it reads.
+    """
+    absl_logging.set_verbosity(absl_logging.ERROR)
     if not log.handlers:
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))

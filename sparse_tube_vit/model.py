@@ -6,12 +6,15 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from sparse_tube_vit.config import MODEL_CHOICES
 from sparse_tube_vit.encoder import AttentionPooling, Encoder
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.positions import Positions
 from sparse_tube_vit.tubes import SparseTubes, Tube
 
-POOLINGS = ("attention", "mean", "class_token")
+
+class InvalidModel(TubeViTError, ValueError):
+    """Options that make no model."""
 
 
 class UnknownHead(TubeViTError, KeyError):
@@ -31,12 +34,15 @@ class TubeViT(nn.Module):
       classes: number of outputs of every head, by the head's name.
       depth, width, mlp_dim, heads: of the encoder, as in `variants.VARIANTS`.
       kernels: "separate" or "interpolated", as in `SparseTubes`.
-      positions: one of `positions.POSITIONS`.
+      positions: "fixed", "fixed_no_stride", "learned" or "none", as in `positions`.
       clip: (T, H, W) that learned positions are for.
       pooling: "attention" by a learned probe, "mean" of all tokens, or "class_token".
       dropout, stochastic_depth: rates in the encoder, in training.
       new_layers, gate_after, gelu, norm_epsilon: as in `Encoder`.
       dtype: of the computation; parameters and logits are float32.
+
+    Raises:
+      InvalidModel: an option has no such value.
     """
 
     tubes: tuple[Tube, ...]
@@ -57,7 +63,24 @@ class TubeViT(nn.Module):
     norm_epsilon: float = 1e-6
     dtype: jnp.dtype = jnp.float32
 
+    def _check(self):
+        for option, choices in MODEL_CHOICES.items():
+            if getattr(self, option) not in choices:
+                raise InvalidModel(
+                    f"{option} is {getattr(self, option)!r}; it must be one of "
+                    f"{', '.join(choices)}."
+                )
+        layers = self.depth + self.new_layers
+        if self.gate_after is not None and not 0 < self.gate_after < layers:
+            raise InvalidModel(
+                f"gate_after is {self.gate_after}; it must be 1 to {layers - 1} of "
+                f"{layers} layers."
+            )
+        if self.positions == "learned" and self.clip is None:
+            raise InvalidModel("Learned positions need clip, the (T, H, W) they fit.")
+
     def setup(self):
+        self._check()
         self.stem = SparseTubes(self.tubes, self.width, self.kernels, self.dtype)
         self.place = Positions(
             self.positions, self.tubes, self.width, self.clip, name="positions"

@@ -14,8 +14,6 @@ import numpy as np
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.tubes import Tube, tubes_for
 
-POSITIONS = ("fixed", "fixed_no_stride", "learned", "none")
-
 TAU = 10_000.0
 
 
@@ -67,7 +65,7 @@ class Positions(nn.Module):
     """The embedding that is added to the tokens of a clip.
 
     Attributes:
-      kind: one of `POSITIONS`.
+      kind: one of the above.
       tubes: the tubes that make the tokens.
       width: D, channels of a token.
       clip: (T, H, W) that learned positions are for. They are parameters `tube_<i>`
@@ -94,11 +92,16 @@ class Positions(nn.Module):
         return jnp.asarray(sincos(centres, self.width))
 
     def _learned(self, clip):
-        grids = [tube.grid(self.clip) for tube in self.tubes]
-        embeddings = [
-            self.param(f"tube_{i}", nn.initializers.normal(0.02), (*grid, self.width))
-            for i, grid in enumerate(grids)
-        ]
+        grids = {
+            i: self.tubes[i].grid(self.clip)
+            for i in tubes_for(self.tubes, self.clip[0])
+        }
+        embeddings = {
+            i: self.param(
+                f"tube_{i}", nn.initializers.normal(0.02), (*grid, self.width)
+            )
+            for i, grid in grids.items()
+        }
         chosen = []
         for i in tubes_for(self.tubes, clip[0]):
             embedding = embeddings[i][:1] if clip[0] == 1 else embeddings[i]

@@ -224,7 +224,7 @@ FORMATS = (
 def initial_params(
     config: ConfigDict, model: TubeViT, shapes, class_names: Mapping[str, tuple]
 ) -> tuple[dict, "Report"]:
-    """The parameters that `config.init.from` gives to a model.
+    """The parameters that `config.init.weights` gives to a model.
 
     Args:
       config: of the run; its section `init` says what is loaded and how.
@@ -242,7 +242,7 @@ def initial_params(
         there; lists all.
       NoCheckpoint: neither a file of weights nor a run.
     """
-    path = config.init["from"]
+    path = config.init.weights
     shapes = {name: x.shape for name, x in _flat(shapes).items()}
     if is_weights_file(path):
         source, found = _from_vit(path, config, model, shapes)
@@ -266,7 +266,7 @@ def initial_params(
         raise WeightsDoNotMatch(
             "\n".join(
                 [
-                    f"config.init.from is {source}, which does not fit config.model "
+                    f"config.init.weights is {source}, which does not fit config.model "
                     f"(depth {config.model.depth}, width {config.model.width}):",
                     *(f"  {line}" for line in _table(found.wrong)),
                     "Set config.model to these sizes, or choose other weights.",
@@ -462,7 +462,8 @@ def _patch_kernel(found, vit, inflate, model, shapes, names):
         if tube.windows_per_token > 1:
             found.wrong[f"{layer}/kernel"] = (
                 shapes[f"{layer}/kernel"],
-                f"{tube}: such a kernel makes parts of tokens, a ViT's whole ones",
+                f"{tube}: a ViT's kernel makes whole tokens; take tubes without "
+                "space-to-depth, as set '4', or init.inflate 'none'",
             )
             continue
         x = resize_patches(kernel, size)
@@ -575,17 +576,25 @@ def _from_run(path, config, shapes, class_names):
     if config.init.positions == "drop":
         new.append("positions/")
     found = _Found(may_be_new=lambda name: name.startswith(tuple(new)))
+    for part in fresh:
+        if not any(f"{name}/".startswith(part) for name in shapes):
+            parts = ", ".join(sorted({name.partition("/")[0] for name in shapes}))
+            found.wrong[part[:-1]] = "in init.fresh", f"the model's parts are {parts}"
     for name, x in params.items():
         head = re.match(r"head_(.*)/", name)
         if f"{name}/".startswith(fresh):
             found.drop(name, x, "in init.fresh")
+        elif name == "encoder/gate" and name not in shapes:
+            found.drop(name, x, "model.gate_after is None")
         elif head and head[1] not in class_names:
             found.drop(name, x, "there is no such head here")
         elif head and [*run["class_names"][head[1]]] != [*class_names[head[1]]]:
             found.drop(name, x, "the classes differ")
+        elif name.startswith("positions/") and x.shape == shapes.get(name):
+            found.load(name, x)
         elif name.startswith("positions/") and config.init.positions == "drop":
             found.drop(name, x, "init.positions is 'drop'")
-        elif name.startswith("positions/") and x.shape != shapes.get(name, x.shape):
+        elif name.startswith("positions/") and name in shapes:
             size = (*shapes[name][:3], x.shape[3])
             how = f"from {'x'.join(map(str, x.shape[:3]))} tokens"
             found.resize(name, np.asarray(jax.image.resize(x, size, "linear")), how)

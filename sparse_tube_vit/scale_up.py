@@ -9,6 +9,7 @@ import argparse
 
 from sparse_tube_vit.config import is_weights_file
 from sparse_tube_vit.errors import reported
+from sparse_tube_vit.log import to_stderr
 from sparse_tube_vit.scaling import scale_up
 from sparse_tube_vit.variants import VARIANTS
 
@@ -36,6 +37,7 @@ def main():
     if is_weights_file(args.big) != bool(args.variant):
         parser.error("--variant goes with a file of weights, and only with one")
     sizes = VARIANTS.get(args.variant)
+    to_stderr()
     with reported():
         config, report = scale_up(
             args.small, args.big, args.workdir, sizes, args.frozen_layers
@@ -43,7 +45,7 @@ def main():
     model = config.model.to_dict()
     tubes = "".join(f"\n    {tube}," for tube in model.pop("tubes"))
     print(f"{report}\nWritten to {args.workdir}. To train it, see configs/scale_up.py:")
-    print(f"  init.from = {config.init['from']!r}")
+    print(f"  init.weights = {config.init.weights!r}")
     print(f"  optimizer.frozen_layers = {config.optimizer.frozen_layers}")
     print(*(f"  model.{key} = {value!r}" for key, value in model.items()), sep="\n")
     print(f"  model.tubes = ({tubes}\n  )")

@@ -159,7 +159,7 @@ def read_image_vit(path, sizes: Mapping | None = None) -> ImageViT:
     """Reads the large model.
 
     Args:
-      path: a file as for `config.init.from`; or a work directory or checkpoint of a
+      path: a file as for `config.init.weights`; or a work directory or checkpoint of a
         model whose only tube reads single frames.
       sizes: depth, width, mlp_dim and heads of the weights in a file.
 
@@ -173,7 +173,7 @@ def read_image_vit(path, sizes: Mapping | None = None) -> ImageViT:
         config = default_config()
         config.model.update(sizes, gelu=kind.gelu, norm_epsilon=kind.norm_epsilon)
         config.model.tubes = ({"kernel": (1, h, w), "stride": (1, h, w)},)
-        config.init["from"] = str(path)
+        config.init.weights = str(path)
         model = _model(config, {"classes": ()})
         params, report = pretrained.initial_params(config, *model)
         dropped = report.dropped
@@ -237,7 +237,7 @@ def scale_up(
     image = read_image_vit(big, sizes)
     scale_config(config, image.model, image.patches, frozen_layers)
     config.init.update(default_config().init)
-    config.init["from"] = str(epath.Path(workdir).resolve())
+    config.init.weights = str(epath.Path(workdir).resolve())
     validate(config)
     tubes = make_tubes(config.model.tubes)
     model, shapes, _ = _model(config, run["class_names"])

@@ -41,6 +41,7 @@ def train(config: ConfigDict, workdir) -> TrainState:
     Raises: the named errors of config, datasets, input, training and checkpoints.
     """
     validate(config)
+    make_model(config, {})  # before data sets are made or opened
     workdir = epath.Path(workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -83,29 +84,28 @@ def train(config: ConfigDict, workdir) -> TrainState:
         workdir, config.checkpoint.keep, describe_run(config, class_names)
     )
     given = {}
-    if config.init["from"] and not checkpoints.resumable:
+    if config.init.weights and not checkpoints.resumable:
         given, report = pretrained.initial_params(
             config, model, shapes.params, class_names
         )
         log.info("%s", report)
         check_new(report.new, config)
-    elif config.optimizer.frozen_layers and not checkpoints.resumable:
+    elif config.optimizer.frozen_layers is not None and not checkpoints.resumable:
         log.warning(
-            "optimizer.frozen_layers is %d and init.from is empty: frozen layers keep "
-            "their random parameters.",
+            "optimizer.frozen_layers is %d and init.weights is empty: what is frozen "
+            "keeps its random parameters.",
             config.optimizer.frozen_layers,
         )
     state = jax.jit(init, out_shardings=shardings)(key, given)
     state = checkpoints.resume(state)
     first_step = int(state.step)
-    overview = parameter_overview.get_parameter_overview(
-        state.params, include_stats=False
-    )
     if first_host:
+        overview = parameter_overview.get_parameter_overview(
+            state.params, include_stats=False
+        )
         (workdir / "parameters.txt").write_text(overview + "\n")
-    log.info(
-        "Parameters, listed in %s/parameters.txt: %s", workdir, overview.split("\n")[-1]
-    )
+    count = sum(x.size for x in jax.tree.leaves(state.params))
+    log.info("%s parameters, listed in %s/parameters.txt", f"{count:,}", workdir)
 
     # ---- one compiled program for all streams
     batched = NamedSharding(mesh, sharding.BATCH)

@@ -57,13 +57,20 @@ class Tube:
 
     def __post_init__(self):
         for name, least in _LEAST.items():
-            size = tuple(getattr(self, name))
+            size = getattr(self, name)
+            size = tuple(size) if isinstance(size, Sequence) else (size,)
             if len(size) != 3 or any(int(s) != s or s < least for s in size):
                 raise InvalidTube(
                     f"Tube {name} {size}: expected three whole numbers (t, h, w), "
                     f"each at least {least}."
                 )
             object.__setattr__(self, name, tuple(int(s) for s in size))
+        if self.channels is not None and (
+            not isinstance(self.channels, int) or self.channels < 1
+        ):
+            raise InvalidTube(
+                f"Tube channels {self.channels!r}: a whole number, or None."
+            )
         if any(s % f for s, f in zip(self.stride, self.space_to_depth, strict=True)):
             raise InvalidTube(
                 f"Tube {self}: space_to_depth {self.space_to_depth} does not divide "

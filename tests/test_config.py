@@ -57,9 +57,9 @@ def test_a_misspelt_key_in_a_config_file_names_the_nearest(config):
         (lambda c: c.optimizer.update(frozen_layers=13), "the model has 12 layers"),
         (
             lambda c: c.update(model={"gate_after": 6}, optimizer={"frozen_layers": 8}),
-            "gate_after is 6, but optimizer.frozen_layers 8",
+            "gate_after is 6, but optimizer.frozen_layers 8.*through frozen layers",
         ),
-        (lambda c: c.init.update(fresh=("stem",)), "'' is no run whose parameters"),
+        (lambda c: c.init.update(fresh=("stem",)), "'' is not a run whose parameters"),
         (lambda c: c.evaluations.video.update(stride_scale=0.0), "stride_scale is 0.0"),
         (
             lambda c: c.update(
@@ -68,11 +68,25 @@ def test_a_misspelt_key_in_a_config_file_names_the_nearest(config):
             ),
             "learned positions fit the tokens of training alone",
         ),
+        (
+            lambda c: c.update(
+                model={"kernels": "interpolated"}, init={"weights": "a.npz"}
+            ),
+            "whose patches no tube can take",
+        ),
+        (lambda c: c.optimizer.update(beta2=1.0), "beta2 is 1.0"),
+        (lambda c: c.loader.update(threads=0), "loader.threads is 0"),
         (lambda c: c.model.update(stochastic_depth=1.0), "stochastic_depth is 1.0"),
         (lambda c: c.init.update(inflate="tile"), "one of none, repeat, central_frame"),
         (lambda c: c.init.update(positions="keep"), "'fixed' are not learned"),
-        (lambda c: c.init.update({"from": "a/run", "head": "h"}), "'a/run' is no file"),
-        (lambda c: c.init.update({"from": "a.npz", "head": "x"}), "head is 'x', but"),
+        (
+            lambda c: c.init.update({"weights": "a/run", "head": "h"}),
+            "'a/run' is no file",
+        ),
+        (
+            lambda c: c.init.update({"weights": "a.npz", "head": "x"}),
+            "head is 'x', but",
+        ),
         (lambda c: c.clip.update(fps=0.0), "clip.fps is 0.0: it must be above 0"),
         (lambda c: c.streams.video.update(crop_area=(0.5, 2.0)), "two shares"),
         (lambda c: c.evaluations.video.update(temporal_views=0), "temporal_views is 0"),
@@ -119,6 +133,7 @@ def test_arguments_of_config_files():
     [
         ("--config.optimizer.learning_rat=3", "learning_rate"),
         ("--config.total_steps=many", "total_steps"),
+        ("--config.evaluations.video.stride_scal=2", "stride_scale"),
     ],
 )
 def test_a_misspelt_override_ends_with_the_nearest_key(override, message, tmp_path):

@@ -54,6 +54,7 @@ SMOKED = [
     "finetune:smoke,trained=8",
     "finetune:smoke,trained=head",
     "scale_up:smoke",
+    "scale_up:smoke,trained=head",
     "moving_shapes",
     "ucf101",
 ]
@@ -125,6 +126,18 @@ def test_settings_of_the_paper(name, expected):
         assert config.streams.image.batch_size == 256
         tubes = make_tubes(config.model.tubes)
         assert count_tokens(tubes, (64, 224, 224)) == 1176
+
+
+@pytest.mark.parametrize(
+    "trained, gate, frozen",
+    [("gate", 26, 26), ("last", None, 26), ("head", None, 32), ("all", 26, None)],
+)
+def test_what_scaling_up_trains(trained, gate, frozen):
+    config = get_config("scale_up", f"trained={trained},weights=timm")
+    validate(config)
+    assert config.model.gate_after == gate
+    assert config.optimizer.frozen_layers == frozen
+    assert config.model.gelu == "erf"
 
 
 @pytest.mark.parametrize("argument", ["", "variant=B", "smoke"])

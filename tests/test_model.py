@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from sparse_tube_vit import Tube, TubeViT
-from sparse_tube_vit.model import UnknownHead, init_params
+from sparse_tube_vit.model import InvalidModel, UnknownHead, init_params
 from sparse_tube_vit.tubes import ClipTooSmall
 from sparse_tube_vit.variants import TUBE_SETS, VARIANTS
 
@@ -119,6 +119,22 @@ def test_features(model, params, videos):
     logits = out["pooled"] @ params["head_motions"]["kernel"]
     expected = model.apply({"params": params}, videos, "motions")
     np.testing.assert_allclose(logits, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "option, message",
+    [
+        ({"positions": "lerned"}, "must be one of fixed, fixed_no_stride, learned"),
+        ({"kernels": "interp"}, "kernels is 'interp'"),
+        ({"pooling": "avg"}, "must be one of attention, mean, class_token"),
+        ({"gelu": "relu"}, "must be one of tanh, erf"),
+        ({"gate_after": 2}, "must be 1 to 1 of 2 layers"),
+        ({"positions": "learned"}, "need clip"),
+    ],
+)
+def test_options_that_make_no_model(model, option, message):
+    with pytest.raises(InvalidModel, match=message):
+        init_params(model.clone(**option), jax.random.key(0), CLIP)
 
 
 def test_named_errors(model, params, videos):

@@ -40,7 +40,7 @@ def vit_config(file, patch, size, **model):
         **VIT, pooling="class_token", positions="learned", gelu="erf", **model
     )
     config.model.tubes = (image_tube(patch),)
-    config.init.update({"from": str(file), "positions": "keep", "head": "imagenet"})
+    config.init.update({"weights": str(file), "positions": "keep", "head": "imagenet"})
     return config
 
 
@@ -129,7 +129,7 @@ def test_hugging_face_names_of_modules_and_of_a_trunk_alone(references, tmp_path
     trunk = {k[4:]: v for k, v in arrays.items() if k.startswith("vit.")}
     trunk |= {"pooler.dense.weight": np.eye(24), "pooler.dense.bias": np.zeros(24)}
     save_file(trunk, tmp_path / "trunk.safetensors")
-    config.init.update({"from": str(tmp_path / "trunk.safetensors"), "head": ""})
+    config.init.update({"weights": str(tmp_path / "trunk.safetensors"), "head": ""})
     _, params, report = load(config)
     assert {*report.new} == {"head_imagenet/bias", "head_imagenet/kernel"}
     assert {*report.dropped} == {"pooler.dense.weight", "pooler.dense.bias"}
@@ -148,7 +148,7 @@ def video_config(file="timm.safetensors", **init):
         {"kernel": (3, 16, 16), "stride": (4, 16, 16)},
         image_tube(16),
     )
-    config.init.update({"from": str(GOLDEN / file), **init})
+    config.init.update({"weights": str(GOLDEN / file), **init})
     return config
 
 
@@ -244,6 +244,12 @@ def test_positions_at_a_tubes_centres():
     np.testing.assert_allclose(at[5], plane, atol=1e-12)
 
 
+def test_the_central_frame_of_an_even_number_is_the_later():
+    kernel = np.ones((2, 2, 3, 5))
+    tube = pretrained.inflate_kernel(kernel, 4, "central_frame")
+    np.testing.assert_array_equal(tube.sum((1, 2, 3, 4)), [0, 0, kernel.sum(), 0])
+
+
 def changed(tmp_path, **changes):
     """AugReg's golden file with arrays added, replaced, or (None) left out."""
     arrays = dict(np.load(GOLDEN / "augreg.npz")) | changes
@@ -309,7 +315,7 @@ def test_leftovers_and_gaps_of_a_file_are_listed(tmp_path):
         "embedding/bias": None,
         "Transformer/encoder_norm/bias": None,
     }
-    config.init["from"] = str(changed(tmp_path, **changes))
+    config.init.weights = str(changed(tmp_path, **changes))
     with pytest.raises(WeightsDoNotMatch) as error:
         load(config)
     assert "Transformer/encoderblock_1/ls1/gamma  (24,): left over" in str(error.value)
@@ -321,7 +327,7 @@ def test_leftovers_and_gaps_of_a_file_are_listed(tmp_path):
 def test_a_layer_before_the_head_is_dropped_with_it(tmp_path):
     logits = {"pre_logits/kernel": np.eye(24), "pre_logits/bias": np.zeros(24)}
     config = video_config()
-    config.init["from"] = str(changed(tmp_path, **logits))
+    config.init.weights = str(changed(tmp_path, **logits))
     assert set(logits) <= set(load(config)[2].dropped)
     config.init.head = "imagenet"
     with pytest.raises(WeightsDoNotMatch, match="pre_logits.*before the head"):
@@ -339,10 +345,10 @@ def test_files_of_another_kind_are_named(tmp_path):
         ("pickled.npz", "allow_pickle"),
         ("none.npz", "No such file"),
     ):
-        config.init["from"] = str(tmp_path / file)
+        config.init.weights = str(tmp_path / file)
         with pytest.raises(UnreadableWeights, match=message):
             load(config)
-    config.init["from"] = str(tmp_path)
+    config.init.weights = str(tmp_path)
     with pytest.raises(checkpoints.NoCheckpoint, match="no checkpoint below"):
         load(config)
 
@@ -365,7 +371,7 @@ def test_another_run_gives_all_but_heads_of_other_classes(tmp_path):
     theirs = jax.device_get(save_run(config, classes, tmp_path))
 
     config.clip.frames = 24
-    config.init.update({"from": str(tmp_path), "positions": "keep"})
+    config.init.update({"weights": str(tmp_path), "positions": "keep"})
     classes = {"a": ("x", "y"), "b": ("y", "x"), "d": ("x", "y")}
     model = make_model(config, {head: 2 for head in classes})
     shapes = jax.eval_shape(
@@ -384,10 +390,13 @@ def test_another_run_gives_all_but_heads_of_other_classes(tmp_path):
     np.testing.assert_allclose(new[1], old[0], atol=1e-6)
     np.testing.assert_allclose(new[4], old[1], atol=1e-6)
 
-    config.init["from"] = str(tmp_path / "checkpoints" / "3")
+    config.init.weights = str(tmp_path / "checkpoints" / "3")
     config.init.positions = "drop"
     ours, report = pretrained.initial_params(config, model, shapes, classes)
     assert "positions" not in ours and "positions/tube_0" in report.dropped
+    same = jax.tree.map(lambda x: x, shapes) | {"positions": theirs["positions"]}
+    ours, _ = pretrained.initial_params(config, model, same, classes)
+    jax.tree.map(np.testing.assert_array_equal, ours["positions"], theirs["positions"])
     config.model.pooling = "mean"
     model = make_model(config, {head: 2 for head in classes})
     del shapes["pooling"]

@@ -12,15 +12,15 @@ from flax.traverse_util import flatten_dict
 from sparse_tube_vit import checkpoints, train
 from sparse_tube_vit import scale_up as scale_up_command
 from sparse_tube_vit.checkpoints import OtherRun, describe_run
-from sparse_tube_vit.config import InvalidConfig, from_json
+from sparse_tube_vit.config import InvalidConfig, default_config, from_json
 from sparse_tube_vit.model import init_params
 from sparse_tube_vit.pretrained import read_arrays
-from sparse_tube_vit.scaling import NotScalable, scale_tube, scale_up
+from sparse_tube_vit.scaling import NotScalable, scale_config, scale_tube, scale_up
 from sparse_tube_vit.training.freezing import frozen_parts, split
 from sparse_tube_vit.training.optimizer import make_optimizer
 from sparse_tube_vit.training.state import TrainState
 from sparse_tube_vit.tubes import SparseTubes, Tube, resize_kernel
-from sparse_tube_vit.variants import TUBE_SETS, make_model, make_tubes
+from sparse_tube_vit.variants import TUBE_SETS, VARIANTS, make_model, make_tubes
 from tests.tiny import shrink_moving_shapes, tiny_config
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -92,6 +92,18 @@ def test_windows_a_token(channels, width, expected):
         assert (scaled.kernel, scaled.stride) == (tube.kernel, tube.stride)
 
 
+@pytest.mark.parametrize("big, frozen", [("H", 26), ("L", 19), ("S", 9)])
+def test_as_large_a_share_is_frozen_as_in_the_paper(big, frozen):
+    config = default_config()
+    patches = Tube((1, 16, 16), (1, 16, 16))
+    config.model.update(VARIANTS["Ti"])
+    scale_config(config, VARIANTS[big], patches)
+    assert config.optimizer.frozen_layers == config.model.gate_after == frozen
+    config.model.positions = "learned"
+    with pytest.raises(NotScalable, match="must not be learned"):
+        scale_config(config, VARIANTS["H"], patches)
+
+
 def test_no_factors_are_enough():
     with pytest.raises(NotScalable, match=r"5 windows .* \(2, 2, 1\) has no factors"):
         scale_tube(Tube((2, 2, 2), (2, 2, 1)), 8, 40)
@@ -150,7 +162,10 @@ def test_the_gate_changes_nothing_at_the_start(created):
     x = np.random.default_rng(0).integers(0, 256, (2, 4, 16, 16, 3), np.uint8)
 
     def tokens(model, params):
-        return model.apply({"params": params}, x, method="features")["tokens"]
+        def features(params):
+            return model.apply({"params": params}, x, method="features")
+
+        return jax.jit(features)(params)["tokens"]  # compiled, as in training
 
     gated = tokens(model, params)
     encoder = {k: v for k, v in params["encoder"].items() if k != "gate"}
@@ -206,6 +221,8 @@ def test_what_cannot_be_scaled(created, tmp_path):
         scale_up(root / "small", root / "big", root / "created")
     config = tiny_config("data")
     config.model.tubes = (*config.model.tubes[:1],)
+    for sources in (config.streams, config.evaluations):
+        del sources["image"]
     write(tmp_path / "videos", config)
     with pytest.raises(NotScalable, match="one must read images"):
         scale_up(tmp_path / "videos", root / "big", tmp_path / "d")
@@ -238,7 +255,7 @@ def test_the_command_prints_the_config_to_train_with(
 def test_training_moves_the_gate_and_nothing_frozen(created, tmp_path, monkeypatch):
     shrink_moving_shapes(monkeypatch)
     config, _, before = read(created[2])
-    assert config.init["from"] == str(created[2])
+    assert config.init.weights == str(created[2])
     config.data_dir = str(tmp_path / "data")
     config.total_steps, config.optimizer.warmup_steps = 2, 0
     config.evaluations = {}

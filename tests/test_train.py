@@ -97,7 +97,7 @@ def test_a_run_with_frozen_layers_resumes_bit_identical(
 ):
     def config():
         config = tiny_config(data_dir)
-        config.init["from"] = str(finished[0])
+        config.init.weights = str(finished[0])
         config.model.new_layers = 1
         config.optimizer.frozen_layers = 1
         config.mesh.update(data=2, fsdp=2)
@@ -403,7 +403,7 @@ def test_what_is_found_before_anything_is_compiled(data_dir, tmp_path):
 def one_still_step_from(source, data_dir):
     """A run whose only step leaves the parameters as they are."""
     config = tiny_config(data_dir)
-    config.init["from"] = str(source)
+    config.init.weights = str(source)
     config.total_steps = 1
     config.optimizer.update(learning_rate=1e-12, warmup_steps=0)
     config.model.new_layers = 1

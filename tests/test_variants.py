@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from sparse_tube_vit.config import default_config
+from sparse_tube_vit.config import default_config, stream
 from sparse_tube_vit.tubes import InvalidTube, NoImageTube, Tube, count_tokens
 from sparse_tube_vit.variants import TUBE_SETS, UnknownTubes, make_model, make_tubes
 
@@ -52,6 +52,20 @@ def test_sums_as_table_14_writes_them(row, reads_images):
             count_tokens(tubes, (1, 224, 224))
 
 
+def test_names_as_a_command_line_gives_them():
+    assert make_tubes(4) == TUBE_SETS["4"]
+    assert make_tubes("a.iv + e.v") == make_tubes("a.iv+e.v")
+
+
+def test_images_must_fit_where_there_are_any():
+    config = default_config()
+    config.model.tubes = "dense_3d"
+    make_model(config, {"head": 3})
+    config.streams.image = stream(kind="image", dataset="", head="head", batch_size=1)
+    with pytest.raises(NoImageTube):
+        make_model(config, {"head": 3})
+
+
 def test_a_sum_is_shape_and_stride_of_table_14():
     assert make_tubes("h.ii+d.iii") == (
         Tube((32, 8, 8), (8, 8, 8)),
@@ -85,6 +99,10 @@ def test_the_charades_set_has_main_strides():
         ("a.iv+x.v", "a.iv\\+x.v"),
         ("a.iv+", "shapes a, b"),
         ([{"kernel": (1, 2, 2)}], "neither the name of a set"),
+        ((), "expected a tuple of dicts"),
+        ({"kernel": (1, 2, 2), "stride": (1, 2, 2)}, "expected a tuple of dicts"),
+        ([{"kernel": 4, "stride": (1, 2, 2)}], "three whole numbers"),
+        ([{"kernel": (1, 2, 2), "stride": (1, 2, 2), "channels": 4.0}], "channels 4.0"),
         (
             [{"kernel": (8, 4, 4), "stride": (6, 4, 4), "space_to_depth": (4, 1, 1)}],
             "does not divide",

@@ -50,7 +50,7 @@ def join(params: Mapping, other: Mapping) -> dict:
 
 
 def check_new(names: Iterable[str], config: ConfigDict) -> None:
-    """Raises NewButFrozen if parameters that `init.from` lacks are not to be trained.
+    """Raises NewButFrozen if parameters that `init.weights` lacks are frozen.
 
     Args:
       names: of the new parameters, as a/b/c.
@@ -59,7 +59,7 @@ def check_new(names: Iterable[str], config: ConfigDict) -> None:
     parts = frozen_parts(config)
     if lacking := [name for name in names if _inside(name, parts)]:
         raise NewButFrozen(
-            f"{config.init['from']} has no {', '.join(lacking)}, which "
+            f"{config.init.weights} has no {', '.join(lacking)}, which "
             f"optimizer.frozen_layers {config.optimizer.frozen_layers} keeps from "
             "being trained. Freeze less, or start from weights that have them."
         )
