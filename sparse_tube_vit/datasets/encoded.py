@@ -28,11 +28,13 @@ class Listing:
         class_names: In the order of the labels.
         splits: For each split its examples as (id, label, file).
         left_out: What was not taken, as (name, reason).
+        notes: What else to tell whoever prepares it.
     """
 
     class_names: tuple[str, ...]
     splits: dict[str, list[tuple[str, Label, pathlib.Path]]]
     left_out: tuple[tuple[str, str], ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class EncodedExamples(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -105,15 +107,16 @@ class EncodedExamples(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 class ListedFiles(EncodedExamples, skip_registration=True):
-    """Examples that lie in files; `config` becomes part of the data set's path."""
+    """Examples that lie in files; a `config` becomes part of the data set's path."""
 
-    def __init__(self, *, config: str, listing: Listing, data_dir):
+    def __init__(self, *, listing: Listing, data_dir, config: str | None = None):
         self.listing = listing
         # TFDS's own way of pickling a builder knows nothing of the listing.
         self._again = functools.partial(
             type(self), config=config, listing=listing, data_dir=data_dir
         )
-        config = tfds.core.BuilderConfig(name=config)
+        if config is not None:
+            config = tfds.core.BuilderConfig(name=config)
         super().__init__(config=config, data_dir=data_dir)
 
     def __reduce__(self):

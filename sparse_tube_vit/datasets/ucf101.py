@@ -5,20 +5,12 @@ videos directory the clips, in class folders or not. The lists say .avi; a clip 
 found by its stem, so re-encoded clips in another container are found too.
 """
 
-import collections
 import pathlib
 
-from sparse_tube_vit.datasets import DatasetError, encoded, folders
+from sparse_tube_vit.datasets import encoded
+from sparse_tube_vit.datasets.annotations import BadAnnotations, Entry, find, read
 
 SPLITS = (1, 2, 3)
-
-
-class BadAnnotations(DatasetError):
-    """The lists are missing or contradict themselves."""
-
-
-class MissingVideos(DatasetError):
-    """None of the listed clips is there, or several files have a clip's name."""
 
 
 class Ucf101(encoded.ListedFiles, skip_registration=True):
@@ -41,18 +33,10 @@ def read_lists(videos, annotations, split: int = 1) -> encoded.Listing:
     """
     annotations = pathlib.Path(annotations)
     numbers = _read_classes(annotations / "classInd.txt")
-    files = collections.defaultdict(list)
-    for path in sorted(pathlib.Path(videos).rglob("*")):
-        if path.suffix.lower() in folders.SUFFIXES["video"]:
-            files[path.stem].append(path)
-    splits, left_out, seen = {}, [], set()
+    entries, left_out = [], []
     for part in ("train", "test"):
-        splits[part] = []
         for where, clip, number in _read_list(annotations / f"{part}list0{split}.txt"):
             label, stem = clip.parent.name, clip.stem
-            if stem in seen:
-                raise BadAnnotations(f"{where}: {stem} is listed twice; list it once")
-            seen.add(stem)
             if label not in numbers:
                 left_out.append((stem, f"class {label} is not in classInd.txt"))
                 continue
@@ -61,36 +45,13 @@ def read_lists(videos, annotations, split: int = 1) -> encoded.Listing:
                     f"{where} gives {label} the label {number}, classInd.txt gives it"
                     f" {numbers[label]}; use the lists of one release"
                 )
-            if len(files[stem]) > 1:
-                raise MissingVideos(
-                    f"{stem} could be {' or '.join(map(str, files[stem]))};"
-                    " keep one of them"
-                )
-            if files[stem]:
-                splits[part].append((stem, label, files[stem][0]))
-            else:
-                left_out.append((stem, f"listed in {where}, but no such video"))
-    for part, examples in splits.items():
-        if not examples:
-            raise MissingVideos(
-                f"none of the {part} clips of split {split} is in {videos};"
-                f" left out: {left_out[:3]} ... Give the directory that holds the"
-                " clips, in class folders or not"
-            )
-    return encoded.Listing(
-        class_names=tuple(sorted(numbers, key=numbers.get)),
-        splits=splits,
-        left_out=tuple(left_out),
-    )
+            entries.append(Entry(where, part, stem, label, (stem,)))
+    return find(videos, entries, sorted(numbers, key=numbers.get), left_out)
 
 
 def _read_lines(path: pathlib.Path):
     """Yields ("file:line", the line's fields) for the lines that are not empty."""
-    if not path.is_file():
-        raise BadAnnotations(
-            f"{path} is missing; give the directory of UCF101's official lists"
-        )
-    for i, line in enumerate(path.read_text().splitlines(), start=1):
+    for i, line in enumerate(read(path).splitlines(), start=1):
         if line.strip():
             yield f"{path}:{i}", line.split()
 

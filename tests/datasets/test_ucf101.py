@@ -5,7 +5,7 @@ import pathlib
 import pytest
 
 from sparse_tube_vit import datasets, prepare
-from sparse_tube_vit.datasets import ucf101
+from sparse_tube_vit.datasets import annotations, ucf101
 
 UCF10 = pathlib.Path(__file__).parents[3] / "shared" / "data" / "ucf10"
 
@@ -72,29 +72,31 @@ def test_missing_clips_and_other_classes_are_left_out_and_said(lists):
 def test_contradictory_lists(lists, line, message):
     with open(lists / "trainlist01.txt", "a") as file:
         file.write(line)
-    with pytest.raises(ucf101.BadAnnotations, match=message):
+    with pytest.raises(annotations.BadAnnotations, match=message):
         read(lists)
 
 
 def test_a_list_that_is_not_there(lists):
-    with pytest.raises(ucf101.BadAnnotations, match="trainlist02.txt is missing"):
+    with pytest.raises(annotations.BadAnnotations, match="trainlist02.txt is missing"):
         ucf101.read_lists(lists / "videos", lists, split=2)
 
 
 def test_a_class_that_is_there_twice(lists):
     (lists / "classInd.txt").write_text("1 Zumba\n1 Archery\n")
-    with pytest.raises(ucf101.BadAnnotations, match="classInd.txt:2: class 1 Archery"):
+    with pytest.raises(
+        annotations.BadAnnotations, match="classInd.txt:2: class 1 Archery"
+    ):
         read(lists)
 
 
 def test_no_videos_at_all(lists):
-    with pytest.raises(ucf101.MissingVideos, match="none of the train clips"):
+    with pytest.raises(annotations.MissingVideos, match="none of the 4 listed clips"):
         ucf101.read_lists(lists / "nowhere", lists)
 
 
 def test_two_files_for_one_clip(lists):
     (lists / "videos" / "v_Zumba_g08_c01.avi").write_bytes(b"another")
-    with pytest.raises(ucf101.MissingVideos, match="v_Zumba_g08_c01 could be"):
+    with pytest.raises(annotations.MissingVideos, match="v_Zumba_g08_c01 could be"):
         read(lists)
 
 
