@@ -3,11 +3,15 @@
     python -m sparse_tube_vit.prepare moving_shapes --data_dir data
     python -m sparse_tube_vit.prepare ucf101 --split 1 \
         --videos UCF-101 --annotations ucfTrainTestlist --data_dir data
+    python -m sparse_tube_vit.prepare kinetics400 \
+        --videos DIR --annotations DIR --data_dir data
+    python -m sparse_tube_vit.prepare imagenet2012 --images DIR --data_dir data
     python -m sparse_tube_vit.prepare video_folder --name dances \
         --videos DIR --data_dir data
     python -m sparse_tube_vit.prepare image_folder --name tiny_imagenet \
         --images DIR [--split_list FILE] --data_dir data
 
+kinetics600, kinetics700, something_something_v2 and charades are called as kinetics400.
 Encoded files are copied into ArrayRecord files as they are. Prints what was written,
 and what was left out and why.
 """
@@ -48,9 +52,9 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("dataset", choices=sorted(BUILDERS))
     add("--data_dir", required=True, help="where prepared data sets are kept")
-    add("--videos", help="directory of clips (ucf101, video_folder)")
-    add("--images", help="directory of images (image_folder)")
-    add("--annotations", help="directory of the official lists (ucf101)")
+    add("--videos", help="directory of clips")
+    add("--images", help="directory of images (image_folder, imagenet2012)")
+    add("--annotations", help="directory of the official annotation files")
     add("--split", type=int, choices=(1, 2, 3), help="official split (ucf101), else 1")
     add("--split_list", help="file of `relative/path,split` lines (folders)")
     add("--name", help="what to call the data set (folders)")
@@ -59,8 +63,14 @@ def _parser() -> argparse.ArgumentParser:
 
 # For each data set, the options it needs and those it may have.
 OPTIONS = {
+    "charades": (("videos", "annotations"), ()),
     "image_folder": (("images", "name"), ("split_list",)),
+    "imagenet2012": (("images",), ()),
+    "kinetics400": (("videos", "annotations"), ()),
+    "kinetics600": (("videos", "annotations"), ()),
+    "kinetics700": (("videos", "annotations"), ()),
     "moving_shapes": ((), ()),
+    "something_something_v2": (("videos", "annotations"), ()),
     "ucf101": (("videos", "annotations"), ("split",)),
     "video_folder": (("videos", "name"), ("split_list",)),
 }
@@ -92,6 +102,9 @@ def _builders(arguments) -> list:
         split = arguments.split or 1
         listing = ucf101.read_lists(arguments.videos, arguments.annotations, split)
         return [cls(config=f"split{split}", listing=listing, data_dir=data_dir)]
+    if "name" not in needed:
+        found = cls.read(**{option: getattr(arguments, option) for option in needed})
+        return [cls(listing=found, data_dir=data_dir)]
     from sparse_tube_vit.datasets import folders
 
     if not re.fullmatch(r"[\w+-]+", arguments.name):
@@ -120,7 +133,8 @@ def _prepare(builder) -> str:
     from sparse_tube_vit.datasets import encoded
 
     start = time.monotonic()
-    name = f"{builder.name}/{builder.builder_config.name}"
+    config = builder.builder_config
+    name = f"{builder.name}/{config.name}" if config else builder.name
     if not encoded.write(builder):
         return (
             f"{name}: already in {builder.data_dir}, left as it is"
@@ -134,7 +148,9 @@ def _prepare(builder) -> str:
             f"  {split}: {builder.info.splits[split].num_examples} examples of"
             f" {len(per_class)} classes, {min(per_class)} to {max(per_class)} a class"
         )
-    left_out = builder.listing.left_out if hasattr(builder, "listing") else ()
+    listing = getattr(builder, "listing", None)
+    left_out, notes = (listing.left_out, listing.notes) if listing else ((), ())
+    lines += [f"  note: {note}" for note in notes]
     if left_out:
         lines.append(f"  left out: {len(left_out)}")
         lines += [f"    {item}: {reason}" for item, reason in left_out[:LEFT_OUT_SHOWN]]

@@ -19,8 +19,16 @@ from sparse_tube_vit.log import log
 
 # Builder classes by name, as "module:class": importing one imports TFDS.
 BUILDERS = {
+    "charades": "sparse_tube_vit.datasets.charades:Charades",
     "image_folder": "sparse_tube_vit.datasets.folders:ImageFolder",
+    "imagenet2012": "sparse_tube_vit.datasets.imagenet:ImageNet2012",
+    "kinetics400": "sparse_tube_vit.datasets.kinetics:Kinetics400",
+    "kinetics600": "sparse_tube_vit.datasets.kinetics:Kinetics600",
+    "kinetics700": "sparse_tube_vit.datasets.kinetics:Kinetics700",
     "moving_shapes": "sparse_tube_vit.datasets.moving_shapes:MovingShapes",
+    "something_something_v2": (
+        "sparse_tube_vit.datasets.something_something_v2:SomethingSomethingV2"
+    ),
     "ucf101": "sparse_tube_vit.datasets.ucf101:Ucf101",
     "video_folder": "sparse_tube_vit.datasets.folders:VideoFolder",
 }
@@ -248,11 +256,12 @@ def _how_to_prepare(dataset: str, data_dir) -> str:
         )
     options = {
         "image_folder": f"--name {config or 'NAME'} --images DIR",
+        "imagenet2012": "--images DIR",
         "moving_shapes": "",
         "video_folder": f"--name {config or 'NAME'} --videos DIR",
         "ucf101": f"--split {config.removeprefix('split') or 1} --videos DIR"
         " --annotations DIR",
-    }[name]
+    }.get(name, "--videos DIR --annotations DIR")
     return (
         f"Prepare it with: python -m sparse_tube_vit.prepare {name} {options}".rstrip()
         + f" --data_dir {shlex.quote(str(data_dir))}"

@@ -113,7 +113,16 @@ def test_a_version_directory_and_the_highest_version(prepared, tmp_path):
             "python -m sparse_tube_vit.prepare image_folder --name mine --images DIR"
             " --data_dir ",
         ),
-        ("imagenet2012", "Prepare imagenet2012 with TFDS"),
+        ("cifar10", "Prepare cifar10 with TFDS"),
+        (
+            "imagenet2012",
+            "python -m sparse_tube_vit.prepare imagenet2012 --images DIR --data_dir ",
+        ),
+        (
+            "kinetics600",
+            "python -m sparse_tube_vit.prepare kinetics600 --videos DIR"
+            " --annotations DIR --data_dir ",
+        ),
         # A directory without its dataset_info.json, as a broken copy leaves.
         (
             "moving_shapes/images",
