@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sparse_tube_vit.config import InvalidConfig, validate
+from sparse_tube_vit.datasets import BUILDERS
 from sparse_tube_vit.train import train
 from sparse_tube_vit.tubes import count_tokens
 from sparse_tube_vit.variants import make_model, make_tubes
@@ -42,6 +43,15 @@ def test_every_config_is_valid_and_fits_its_model(name):
     )
     if {s.kind for s in config.streams.values()} == {"image", "video"}:
         assert count_tokens(model.tubes, (1, *model.clip[1:]))
+
+
+@pytest.mark.parametrize("name", [file.stem for file in FILES])
+def test_every_data_set_is_one_that_prepare_knows(name):
+    classes = ("classes=400", "classes=600", "classes=700")
+    for argument in classes if name == "kinetics" else ("",):
+        config = get_config(name, argument)
+        for source in (*config.streams.values(), *config.evaluations.values()):
+            assert source.dataset.partition("/")[0] in BUILDERS
 
 
 SMOKED = [

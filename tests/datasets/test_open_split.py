@@ -277,12 +277,19 @@ moving_shapes.COUNTS = counts
 for name, kind in (("images", "image"), ("videos", "video"), ("crowds", "video")):
     split = datasets.open_split(f"moving_shapes/{name}", "train", sys.argv[1])
     assert isinstance(split[0][kind], bytes)
+for name in datasets.BUILDERS:
+    datasets.builder_class(name)
+datasets.builder_class("imagenet2012").read(sys.argv[2])
 assert "tensorflow" not in sys.modules, "tensorflow"
 assert "jax" not in sys.modules, "jax"
 """
 
 
 def test_neither_tensorflow_nor_jax_is_imported(tmp_path):
-    script = [sys.executable, "-c", WITHOUT_TENSORFLOW, str(tmp_path)]
+    image = tmp_path / "images" / "n01440764" / "1.jpg"
+    image.parent.mkdir(parents=True)
+    image.touch()
+    script = [sys.executable, "-c", WITHOUT_TENSORFLOW]
+    script += [str(tmp_path), str(tmp_path / "images")]
     done = subprocess.run(script, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
