@@ -98,20 +98,24 @@ def _decode(container, stream, times, crop):
     wanted = np.searchsorted(shown, wanted + 1e-3, side="right").clip(1) - 1
 
     to_rgb = _ToRgb(stream.time_base, crop)
-    frames = {}  # by index in order of presentation
-    needed = set(wanted.tolist())
+    needed, last_needed = set(wanted.tolist()), wanted.max()
+    missing, clip = set(needed), None
     for i, frame in _frames(container, stream, packets, shown, wanted.min()):
-        if i in needed:
-            frames[i] = to_rgb(frame)
-        if i >= wanted.max():
+        if i in missing:
+            picture = to_rgb(frame)
+            if clip is None:
+                clip = np.empty((len(wanted), *picture.shape), np.uint8)
+            # Copied at once, so that the next picture takes the same, warm memory.
+            clip[wanted == i] = picture
+            missing.remove(i)
+        if i >= last_needed:
             break
-    missing = needed - frames.keys()
     if missing:
         raise UndecodableClip(
             f"{len(missing)} of the {len(needed)} frames wanted do not decode, the "
             f"first at {(shown[min(missing)] - shown[0]) * tick:.2f} s."
         )
-    return np.stack([frames[i] for i in wanted.tolist()])
+    return clip
 
 
 def _frames(container, stream, packets, shown, first):
