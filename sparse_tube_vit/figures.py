@@ -18,6 +18,7 @@ from sparse_tube_vit import checkpoints, datasets
 from sparse_tube_vit.config import ConfigDict, from_json
 from sparse_tube_vit.errors import TubeViTError, reported
 from sparse_tube_vit.input.pipeline import EvaluationExample
+from sparse_tube_vit.log import to_stderr
 from sparse_tube_vit.training.reporting import read_metrics
 from sparse_tube_vit.tubes import Tube
 from sparse_tube_vit.variants import make_tubes
@@ -220,6 +221,7 @@ def main():
     parser.add_argument("--workdir", required=True, help="of the training run")
     parser.add_argument("--out", help="default: WORKDIR/figures")
     args = parser.parse_args()
+    to_stderr()
     with reported():
         for path in write_all(args.workdir, args.out):
             print(path)
