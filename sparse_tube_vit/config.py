@@ -514,9 +514,10 @@ def parse_flags(argv):
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:
-        if isinstance(error.__cause__, TubeViTError):
-            sys.exit(f"{type(error.__cause__).__name__}: {error.__cause__}")
-        sys.exit(f"{error}\n--helpfull lists all flags.")
+        # What a config file raises comes as the text of its traceback.
+        _, _, message = str(error).rpartition("Traceback (most recent call last):")
+        _, named, text = message.partition("InvalidConfig: ")
+        sys.exit(f"{named}{text}".strip() if named else message.strip())
     except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         frames = traceback.extract_tb(error.__traceback__)
         places = [

@@ -129,16 +129,22 @@ def test_arguments_of_config_files():
 
 
 @pytest.mark.parametrize(
-    "override, message",
+    "config, override, message",
     [
-        ("--config.optimizer.learning_rat=3", "learning_rate"),
-        ("--config.total_steps=many", "total_steps"),
-        ("--config.evaluations.video.stride_scal=2", "stride_scale"),
+        ("moving_shapes.py", "--config.optimizer.learning_rat=3", "learning_rate"),
+        ("moving_shapes.py", "--config.total_steps=many", "total_steps"),
+        ("moving_shapes.py", "--config.model.tubes=5", "no set of tubes '5'"),
+        ("moving_shapes.py", "--config.init.weights=a.npz", "whose patches no tube"),
+        ("kinetics.py:classes=500", "", "InvalidConfig: The config takes no argument"),
     ],
 )
-def test_a_misspelt_override_ends_with_the_nearest_key(override, message, tmp_path):
+def test_a_wrong_command_line_ends_with_what_is_wrong(
+    config, override, message, tmp_path
+):
     command = [sys.executable, "-m", "sparse_tube_vit.train"]
-    command += ["--config=configs/moving_shapes.py", f"--workdir={tmp_path}", override]
+    command += [f"--config=configs/{config}", f"--workdir={tmp_path}"]
+    command += ["--config.model.kernels=interpolated"] * ("weights" in override)
+    command += [override] if override else []
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode != 0
     assert message in done.stderr
