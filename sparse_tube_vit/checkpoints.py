@@ -150,9 +150,11 @@ def save_params(workdir, params, run: dict) -> None:
       OtherRun: the work directory has checkpoints already.
     """
     directory = epath.Path(workdir).resolve() / "checkpoints"
-    if directory.exists():
-        raise OtherRun(f"{workdir} has checkpoints already. Choose another --workdir.")
     with ocp.CheckpointManager(directory) as manager:
+        if manager.all_steps():
+            raise OtherRun(
+                f"{workdir} has checkpoints already. Choose another --workdir."
+            )
         manager.save(
             0,
             args=ocp.args.Composite(

@@ -217,6 +217,9 @@ def test_what_cannot_be_scaled(created, tmp_path):
         scale_up(tmp_path / "larger", tmp_path / "smaller", tmp_path / "b")
     with pytest.raises(InvalidConfig, match="gate_after is 3"):
         scale_up(root / "small", root / "big", tmp_path / "c", frozen_layers=3)
+    # A run that failed before its first checkpoint leaves an empty directory.
+    (tmp_path / "failed" / "checkpoints").mkdir(parents=True)
+    scale_up(root / "small", root / "big", tmp_path / "failed")
     with pytest.raises(OtherRun, match="has checkpoints already"):
         scale_up(root / "small", root / "big", root / "created")
     config = tiny_config("data")

@@ -100,7 +100,7 @@ def test_two_files_for_one_clip(lists):
         read(lists)
 
 
-@pytest.mark.skipif(not UCF10.exists(), reason="needs ../shared/data/ucf10")
+@pytest.mark.skipif(not UCF10.exists(), reason="needs the real clips")
 def test_ten_real_classes(tmp_path, capsys):
     arguments = ["ucf101", "--videos", str(UCF10 / "videos")]
     arguments += ["--annotations", str(UCF10), "--data_dir", str(tmp_path)]
