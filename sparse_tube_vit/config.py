@@ -275,8 +275,15 @@ def validate(config: ConfigDict) -> None:
                 f"evaluations.{name}.head is {e.head!r}, but the streams train "
                 f"{', '.join(sorted(heads)) or 'none'}."
             )
-        if "stride_scale" in e:
-            wrong += wrong_strides(config, name)
+        positions = config.model.positions
+        if e.get("stride_scale", 1) != 1 and positions in (
+            "learned",
+            "fixed_no_stride",
+        ):
+            wrong.append(
+                f"evaluations.{name}.stride_scale is {e.stride_scale}, but {positions} "
+                "positions fit the tokens of training alone."
+            )
     if not wrong and config.model.width % config.model.heads:
         wrong.append(
             f"model.width {config.model.width} is not a multiple of model.heads "
@@ -290,16 +297,6 @@ def validate(config: ConfigDict) -> None:
         )
     if wrong:
         raise InvalidConfig("\n".join(["The configuration cannot work:", *wrong]))
-
-
-def wrong_strides(config: ConfigDict, name: str):
-    """Why an evaluation cannot have its stride_scale: a sentence, or nothing."""
-    scale, positions = config.evaluations[name].stride_scale, config.model.positions
-    if scale != 1 and positions in ("learned", "fixed_no_stride"):
-        yield (
-            f"evaluations.{name}.stride_scale is {scale}, but {positions} positions "
-            "fit the tokens of training alone."
-        )
 
 
 def _wrong_layers(config):

@@ -17,13 +17,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from sparse_tube_vit import checkpoints, datasets, figures
-from sparse_tube_vit.config import (
-    ConfigDict,
-    InvalidConfig,
-    from_json,
-    head_loss,
-    wrong_strides,
-)
+from sparse_tube_vit.config import ConfigDict, from_json, head_loss, validate
 from sparse_tube_vit.datasets.classes import check_classes, check_loss
 from sparse_tube_vit.errors import TubeViTError, reported
 from sparse_tube_vit.input import pipeline
@@ -215,7 +209,6 @@ class Evaluation:
 
     Raises:
       ClassNamesDiffer: the data set's classes are not those of the head.
-      InvalidConfig: its stride_scale does not go with the model's positions.
       LossDoesNotFit: it is multi-label, the head's loss is not.
     """
 
@@ -231,8 +224,6 @@ class Evaluation:
             self.config.data_dir,
             self.source.kind,
         )
-        for problem in wrong_strides(self.config, self.name):
-            raise InvalidConfig(problem)
         check_classes(self.source.head, self.class_names, self.split)
         self.loss = head_loss(self.config, self.source.head)
         check_loss(f"evaluations.{self.name}", self.loss, self.split)
@@ -308,8 +299,10 @@ def evaluate(config: ConfigDict, workdir, step: int, names=None) -> list[Result]
     """Evaluates the checkpoint of a step, as the config's evaluations say.
 
     Raises:
-      NoCheckpoint, UnknownEvaluation, and the errors of data sets and input.
+      InvalidConfig, NoCheckpoint, UnknownEvaluation, and the errors of data sets and
+        input.
     """
+    validate(config)
     directory = epath.Path(workdir) / "checkpoints"
     class_names = checkpoints.read_run(directory, step)["class_names"]
     unknown = set(names or ()) - set(config.evaluations)
@@ -338,20 +331,6 @@ def _views(text):
     return int(temporal), int(spatial)
 
 
-def _count(text):
-    count = int(text)
-    if count < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return count
-
-
-def _scale(text):
-    scale = float(text)
-    if not 0.1 <= scale <= 10:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0.1 and 10")
-    return scale
-
-
 def main():
     parser = argparse.ArgumentParser(
         prog="python -m sparse_tube_vit.evaluate",
@@ -367,10 +346,10 @@ def main():
     )
     parser.add_argument(
         "--stride_scale",
-        type=_scale,
+        type=float,
         help="of the tubes' strides: below 1 for more tokens than in training",
     )
-    parser.add_argument("--batch_size", type=_count, help="videos or images at a time")
+    parser.add_argument("--batch_size", type=int, help="videos or images at a time")
     parser.add_argument("--data_dir", help="of the prepared data sets")
     parser.add_argument("--out", help="default: WORKDIR/evaluations")
     args = parser.parse_args()
@@ -386,7 +365,7 @@ def main():
         if args.data_dir:
             config.data_dir = args.data_dir
         for source in config.evaluations.values():
-            if args.batch_size:
+            if args.batch_size is not None:
                 source.batch_size = args.batch_size
             if args.stride_scale is not None:
                 source.stride_scale = args.stride_scale

@@ -16,7 +16,7 @@ from sklearn.metrics import average_precision_score
 
 from sparse_tube_vit import checkpoints, evaluate, figures, train
 from sparse_tube_vit.checkpoints import NoCheckpoint, OtherRun
-from sparse_tube_vit.config import ConfigDict
+from sparse_tube_vit.config import from_json
 from sparse_tube_vit.datasets import UnsupportedDataset, open_split
 from sparse_tube_vit.datasets.classes import ClassNamesDiffer, LossDoesNotFit
 from sparse_tube_vit.input.pipeline import IndivisibleBatch
@@ -140,6 +140,24 @@ def test_a_finished_run_is_evaluated_again_and_not_trained(finished, data_dir):
     assert result.exists() and read_metrics(workdir) == lines
 
 
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ("--stride_scale=-1", "stride_scale is -1.0: it must be between 0.1 and 10"),
+        ("--stride_scale=nan", "stride_scale is nan"),
+        ("--batch_size=0", "batch_size is 0: it must be a whole number"),
+    ],
+)
+def test_options_of_evaluate_follow_the_rules_of_the_config(
+    finished, options, message, monkeypatch, capsys
+):
+    command = ["evaluate", f"--workdir={finished[0]}", options]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit):
+        evaluate.main()
+    assert message in capsys.readouterr().err
+
+
 def test_the_last_checkpoints_are_kept_with_config_classes_and_versions(finished):
     workdir, state = finished
     directory = workdir / "checkpoints"
@@ -179,7 +197,7 @@ def test_metrics_tell_of_both_streams_and_of_speed(finished):
 
 def test_evaluation_result(finished, data_dir):
     workdir, _ = finished
-    config = ConfigDict(checkpoints.read_run(workdir / "checkpoints", 6)["config"])
+    config = from_json(checkpoints.read_run(workdir / "checkpoints", 6)["config"])
     (video,) = evaluate.evaluate(config, workdir, 6, ["video"])
     saved = json.loads((workdir / "evaluations" / "video_step6_2x3.json").read_text())
     # What training wrote at its end is what evaluating the checkpoint gives.
@@ -210,7 +228,7 @@ def test_undecodable_videos_count_as_wrong_and_are_named(
         return read(self, encoded, rng)
 
     monkeypatch.setattr(evaluate.pipeline.EvaluationExample, "read", damaged)
-    config = ConfigDict(run["config"])
+    config = from_json(run["config"])
     config.loader.threads = 1
     (result,) = evaluate.evaluate(config, workdir, 6, ["image"])
     bad = COUNTS["images"]["test"] // 4
@@ -249,7 +267,7 @@ def multi_label(data_dir, tmp_path_factory):
 
 def test_several_labels_are_measured_by_map(multi_label):
     run = checkpoints.read_run(multi_label / "checkpoints", 3)
-    config = ConfigDict(run["config"])
+    config = from_json(run["config"])
     (result,) = evaluate.evaluate(config, multi_label, 3, ["video"])
     saved = json.loads(
         (multi_label / "evaluations" / "video_step3_2x3.json").read_text()
@@ -306,7 +324,7 @@ def test_a_loss_for_one_label_on_several_is_refused(multi_label, data_dir, tmp_p
     # The other way round is one-against-all: a head of several labels may be trained
     # and measured on one.
     run = checkpoints.read_run(multi_label / "checkpoints", 3)
-    config = ConfigDict(run["config"])
+    config = from_json(run["config"])
     config.evaluations.video.dataset = "moving_shapes/videos"
     (result,) = evaluate.evaluate(config, multi_label, 3, ["video"])
     assert set(result.metrics()) == {"top1", "top5"}
@@ -321,7 +339,7 @@ def test_a_loss_for_one_label_on_several_is_refused(multi_label, data_dir, tmp_p
 def test_classes_that_differ_from_the_head_are_refused(finished, data_dir):
     workdir, _ = finished
     run = checkpoints.read_run(workdir / "checkpoints", 6)
-    config = ConfigDict(run["config"])
+    config = from_json(run["config"])
     names = run["class_names"]
     names["shapes"] = [*names["shapes"][1:], names["shapes"][0]]
     with pytest.raises(ClassNamesDiffer, match="'square' as class 0.* has 'circle'"):
