@@ -21,7 +21,7 @@ from sparse_tube_vit.config import (
     smoke,
     stream,
 )
-from sparse_tube_vit.variants import VARIANTS
+from sparse_tube_vit.variants import OPTIMIZERS, VARIANTS
 
 
 def get_config(argument: str = ""):
@@ -45,9 +45,7 @@ def get_config(argument: str = ""):
         {"weights": f"runs/kinetics600_{args.variant}", "fresh": ("stem",)}
     )
     config.optimizer.update(
-        learning_rate=1e-3,
-        warmup_steps=10_000,
-        weight_decay=1e-5 if args.variant in ("L", "H") else 1e-3,
+        OPTIMIZERS[args.variant] | {"learning_rate": 1e-3}, warmup_steps=10_000
     )
     videos = {"kind": "video", "dataset": "charades", "head": "charades"}
     config.streams.video = stream(
@@ -56,7 +54,6 @@ def get_config(argument: str = ""):
         loss="sigmoid",
         label_smoothing=0.1,
         randaugment_layers=2,
-        randaugment_magnitude=10.0,
     )
     config.evaluations.video = evaluation(
         **videos, batch_size=16, temporal_views=4, spatial_views=3

@@ -23,7 +23,7 @@ from sparse_tube_vit.config import (
     smoke,
     stream,
 )
-from sparse_tube_vit.variants import VARIANTS
+from sparse_tube_vit.variants import OPTIMIZERS, VARIANTS
 
 
 def get_config(argument: str = ""):
@@ -34,18 +34,12 @@ def get_config(argument: str = ""):
         trained=("all", "head", "4", "8"),
         smoke=False,
     )
-    large = args.variant in ("L", "H")
     config = default_config()
     config.total_steps = 2_000
     config.clip.update(frames=64, fps=15.0, size=224)
     config.model.update(**VARIANTS[args.variant], tubes="main", dtype="bfloat16")
     config.init.weights = f"runs/kinetics600_{args.variant}"
-    config.optimizer.update(
-        learning_rate=1e-5 if large else 5e-5,
-        warmup_steps=200,
-        weight_decay=1e-5 if large else 1e-3,
-        ema_decay=0.99,
-    )
+    config.optimizer.update(OPTIMIZERS[args.variant], warmup_steps=200, ema_decay=0.99)
     if args.trained != "all":
         last = 0 if args.trained == "head" else int(args.trained)
         config.optimizer.frozen_layers = config.model.depth - last

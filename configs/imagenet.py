@@ -17,25 +17,18 @@ from sparse_tube_vit.config import (
     smoke,
     stream,
 )
-from sparse_tube_vit.variants import VARIANTS
+from sparse_tube_vit.variants import OPTIMIZERS, VARIANTS
 
 
 def get_config(argument: str = ""):
     args = arguments(argument, variant=("B", "L", "H", "S", "Ti"), smoke=False)
-    large = args.variant in ("L", "H")
     config = default_config()
     config.total_steps = 300_000
     config.clip.update(frames=64, fps=15.0, size=224)
     config.model.update(**VARIANTS[args.variant], tubes="main", dtype="bfloat16")
-    config.optimizer.update(
-        learning_rate=1e-5 if large else 5e-5,
-        warmup_steps=10_000,
-        weight_decay=1e-5 if large else 1e-3,
-    )
+    config.optimizer.update(OPTIMIZERS[args.variant], warmup_steps=10_000)
     images = {"kind": "image", "dataset": "imagenet2012", "head": "imagenet2012"}
-    config.streams.image = stream(
-        **images, batch_size=256, randaugment_layers=2, randaugment_magnitude=10.0
-    )
+    config.streams.image = stream(**images, batch_size=256, randaugment_layers=2)
     config.evaluations.image = evaluation(**images, split="validation", batch_size=1024)
     config.evaluate_every_steps = 50_000
     return smoke(config) if args.smoke else config

@@ -24,7 +24,7 @@ from sparse_tube_vit.config import (
     smoke,
     stream,
 )
-from sparse_tube_vit.variants import VARIANTS
+from sparse_tube_vit.variants import OPTIMIZERS, VARIANTS
 
 
 def get_config(argument: str = ""):
@@ -35,26 +35,20 @@ def get_config(argument: str = ""):
         streams=("joint", "video", "images_first"),
         smoke=False,
     )
-    large = args.variant in ("L", "H")
     config = default_config()
     config.total_steps = 300_000
     config.clip.update(frames=64, fps=15.0, size=224)
     config.model.update(**VARIANTS[args.variant], tubes="main", dtype="bfloat16")
-    config.optimizer.update(
-        learning_rate=1e-5 if large else 5e-5,
-        warmup_steps=10_000,
-        weight_decay=1e-5 if large else 1e-3,
-    )
+    config.optimizer.update(OPTIMIZERS[args.variant], warmup_steps=10_000)
     name = f"kinetics{args.classes}"
     videos = {"kind": "video", "dataset": name, "head": name}
     images = {"kind": "image", "dataset": "imagenet2012", "head": "imagenet2012"}
-    randaugment = {"randaugment_layers": 2, "randaugment_magnitude": 10.0}
-    config.streams.video = stream(**videos, batch_size=256, **randaugment)
+    config.streams.video = stream(**videos, batch_size=256, randaugment_layers=2)
     config.evaluations.video = evaluation(
         **videos, split="validation", batch_size=64, temporal_views=4, spatial_views=3
     )
     if args.streams == "joint":
-        config.streams.image = stream(**images, batch_size=256, **randaugment)
+        config.streams.image = stream(**images, batch_size=256, randaugment_layers=2)
         config.evaluations.image = evaluation(
             **images, split="validation", batch_size=1024
         )

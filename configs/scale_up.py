@@ -31,7 +31,7 @@ from sparse_tube_vit.config import (
 )
 from sparse_tube_vit.scaling import scale_config
 from sparse_tube_vit.tubes import Tube
-from sparse_tube_vit.variants import VARIANTS
+from sparse_tube_vit.variants import OPTIMIZERS, VARIANTS
 
 WEIGHTS = {
     "augreg": {},
@@ -65,13 +65,12 @@ def get_config(argument: str = ""):
     if args.trained == "all":
         config.optimizer.frozen_layers = None
     config.init.weights = args.created
-    config.optimizer.update(learning_rate=1e-5, warmup_steps=2_000, weight_decay=1e-5)
+    config.optimizer.update(OPTIMIZERS[args.big], warmup_steps=2_000)
     name = f"kinetics{args.classes}"
     videos = {"kind": "video", "dataset": name, "head": name}
     images = {"kind": "image", "dataset": "imagenet2012", "head": "imagenet2012"}
-    randaugment = {"randaugment_layers": 2, "randaugment_magnitude": 10.0}
-    config.streams.video = stream(**videos, batch_size=256, **randaugment)
-    config.streams.image = stream(**images, batch_size=256, **randaugment)
+    config.streams.video = stream(**videos, batch_size=256, randaugment_layers=2)
+    config.streams.image = stream(**images, batch_size=256, randaugment_layers=2)
     config.evaluations.video = evaluation(
         **videos, split="validation", batch_size=64, temporal_views=4, spatial_views=3
     )

@@ -18,7 +18,7 @@ from sparse_tube_vit.config import (
     smoke,
     stream,
 )
-from sparse_tube_vit.variants import VARIANTS
+from sparse_tube_vit.variants import OPTIMIZERS, VARIANTS
 
 
 def get_config(argument: str = ""):
@@ -31,9 +31,7 @@ def get_config(argument: str = ""):
     )
     config.init.weights = f"runs/kinetics600_{args.variant}"
     config.optimizer.update(
-        learning_rate=2e-5,
-        warmup_steps=10_000,
-        weight_decay=1e-5 if args.variant in ("L", "H") else 1e-3,
+        OPTIMIZERS[args.variant] | {"learning_rate": 2e-5}, warmup_steps=10_000
     )
     videos = {
         "kind": "video",
@@ -47,7 +45,6 @@ def get_config(argument: str = ""):
         mixup=0.3,
         label_smoothing=0.3,
         randaugment_layers=2,
-        randaugment_magnitude=10.0,
     )
     config.evaluations.video = evaluation(
         **videos, split="validation", batch_size=64, temporal_views=4, spatial_views=3

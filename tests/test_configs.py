@@ -106,6 +106,14 @@ def test_every_config_trains_for_two_steps(name, data_dir, tmp_path):
             "something_something_v2",
             {"lr": 2e-5, "wd": 1e-5, "batch": 256, "clip": (32, 24.0)},
         ),
+        (
+            "kinetics:variant=H",
+            {"lr": 1e-5, "wd": 1e-5, "batch": 256, "clip": (64, 15.0)},
+        ),
+        (
+            "something_something_v2:variant=B",
+            {"lr": 2e-5, "wd": 1e-3, "batch": 256, "clip": (32, 24.0)},
+        ),
         ("charades", {"lr": 1e-3, "wd": 1e-5, "batch": 64, "clip": (128, 6.0)}),
     ],
 )
