@@ -201,8 +201,7 @@ def _model(config, class_names):
 
 
 def _fresh(config, model):
-    clip = (config.clip.frames, config.clip.size, config.clip.size)
-    return init_params(model, jax.random.key(config.seed), clip)
+    return init_params(model, jax.random.key(config.seed), model.clip)
 
 
 def scale_up(

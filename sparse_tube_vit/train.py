@@ -71,10 +71,9 @@ def train(config: ConfigDict, workdir) -> TrainState:
         sharding.check_batch(source.batch_size, mesh, f"evaluations.{name}")
     model = make_model(config, {h: len(names) for h, names in class_names.items()})
     optimizer = make_optimizer(config)
-    clip = (config.clip.frames, config.clip.size, config.clip.size)
 
     def init(key, given):
-        params = join(init_params(model, key, clip), given)
+        params = join(init_params(model, key, model.clip), given)
         return TrainState.create(params, optimizer, config)
 
     key = jax.random.key(config.seed)

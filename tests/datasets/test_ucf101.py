@@ -1,13 +1,9 @@
 """UCF101's official lists, made up and real."""
 
-import pathlib
-
 import pytest
 
 from sparse_tube_vit import datasets, prepare
 from sparse_tube_vit.datasets import annotations, ucf101
-
-UCF10 = pathlib.Path(__file__).parents[3] / "shared" / "data" / "ucf10"
 
 
 @pytest.fixture
@@ -100,10 +96,10 @@ def test_two_files_for_one_clip(lists):
         read(lists)
 
 
-@pytest.mark.skipif(not UCF10.exists(), reason="needs the real clips")
-def test_ten_real_classes(tmp_path, capsys):
-    arguments = ["ucf101", "--videos", str(UCF10 / "videos")]
-    arguments += ["--annotations", str(UCF10), "--data_dir", str(tmp_path)]
+def test_ten_real_classes(real_data, tmp_path, capsys):
+    ucf10 = real_data / "ucf10"
+    arguments = ["ucf101", "--videos", str(ucf10 / "videos")]
+    arguments += ["--annotations", str(ucf10), "--data_dir", str(tmp_path)]
     assert prepare.main(arguments) == 0
     out = capsys.readouterr().out
     assert "train: 528 examples of 10 classes" in out
@@ -119,7 +115,7 @@ def test_ten_real_classes(tmp_path, capsys):
         for example in examples:
             label = split.class_names[example["label"]]
             assert example["id"].lower().startswith(f"v_{label}_g".lower())
-            file = UCF10 / "videos" / label / f"{example['id']}.mp4"
+            file = ucf10 / "videos" / label / f"{example['id']}.mp4"
             assert example["video"] == file.read_bytes()
         groups.append({example["id"].rpartition("_")[0] for example in examples})
     assert not groups[0] & groups[1]
