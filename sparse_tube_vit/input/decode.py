@@ -1,5 +1,6 @@
 """Encoded videos and images to uint8 frames with PyAV. An image is a one-frame clip."""
 
+import contextlib
 import dataclasses
 import io
 from collections.abc import Callable
@@ -68,6 +69,17 @@ def decode(
     Raises:
       UndecodableClip: no video or picture, no frame in it, or damaged data.
     """
+    with opened(data) as (container, stream):
+        return _decode(container, stream, times, crop)
+
+
+@contextlib.contextmanager
+def opened(data: bytes):
+    """Opens an encoded file; gives its PyAV container and its video stream.
+
+    Raises:
+      UndecodableClip: it has no video or picture, or FFmpeg fails in the block.
+    """
     try:
         with av.open(io.BytesIO(data), metadata_errors="replace") as container:
             if not container.streams.video:
@@ -76,12 +88,13 @@ def decode(
             if stream.codec_context is None:
                 raise UndecodableClip("FFmpeg has no decoder for it.")
             stream.thread_type = "NONE"  # clips run side by side in worker processes
-            return _decode(container, stream, times, crop)
+            yield container, stream
     except (av.error.FFmpegError, EOFError) as error:
         raise UndecodableClip(f"FFmpeg cannot decode it: {error}") from error
 
 
-def _decode(container, stream, times, crop):
+def read_packets(container, stream) -> tuple[list[av.Packet], np.ndarray]:
+    """All packets as stored, and when frames are shown: sorted, in stream's ticks."""
     # Reading all packets first costs little and gives exact presentation times, where
     # frame counts and durations that containers claim are often wrong.
     packets = [p for p in container.demux(stream) if p.size]
@@ -90,10 +103,21 @@ def _decode(container, stream, times, crop):
     shown = np.array(sorted(p.pts for p in packets if not p.is_discard), np.int64)
     if not len(shown):
         raise UndecodableClip("It has no frames.")
+    return packets, shown
+
+
+def seconds(shown: np.ndarray, stream) -> float:
+    """For how long frames that are shown at these ticks last."""
     tick = float(stream.time_base)
     # The last frame is on show for as long as the one before it; a picture for 1/25 s.
     last = shown[-1] - shown[-2] if len(shown) > 1 else 1 / tick / 25
-    wanted = times(float(shown[-1] - shown[0] + last) * tick) / tick + shown[0]
+    return float(shown[-1] - shown[0] + last) * tick
+
+
+def _decode(container, stream, times, crop):
+    packets, shown = read_packets(container, stream)
+    tick = float(stream.time_base)
+    wanted = times(seconds(shown, stream)) / tick + shown[0]
     # On show is the last frame presented by then; a thousandth tick absorbs rounding.
     wanted = np.searchsorted(shown, wanted + 1e-3, side="right").clip(1) - 1
 
