@@ -103,9 +103,16 @@ def default_config() -> ConfigDict:
     config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
 
     # `workers` processes a stream decode, or `threads` threads where there are none.
-    # A run stops when more than `max_undecodable` of a stream's examples do not decode.
+    # A run stops when more than `max_undecodable` of a stream's examples do not decode,
+    # or need more than `decode_timeout_seconds` of a core for it.
     config.loader = ConfigDict(
-        {"workers": 0, "threads": 2, "prefetch": 4, "max_undecodable": 0.01}
+        {
+            "workers": 0,
+            "threads": 2,
+            "prefetch": 4,
+            "max_undecodable": 0.01,
+            "decode_timeout_seconds": 60.0,
+        }
     )
 
     config.log_every_steps = 50
@@ -420,7 +427,12 @@ _RULES = (
         "at least 0",
     ),
     (
-        ("clip.fps", "optimizer.learning_rate", "model.norm_epsilon"),
+        (
+            "clip.fps",
+            "optimizer.learning_rate",
+            "model.norm_epsilon",
+            "loader.decode_timeout_seconds",
+        ),
         lambda x: x > 0,
         "above 0",
     ),

@@ -84,13 +84,12 @@ def inspect(encoded: bytes, kind: str) -> dict:
         UndecodableClip: It does not decode wholly: FFmpeg fails, has to make up for
             damaged data, or its frames differ in size.
     """
-    with decode.opened(encoded) as (container, stream):
+    with decode.opened(encoded) as video:
         if kind == "image":
             # A picture that breaks off would be filled up with grey.
-            stream.codec_context.options = {"err_detect": "explode"}
-        packets, shown = decode.read_packets(container, stream)
+            video.stream.codec_context.options = {"err_detect": "explode"}
         sizes, frames = set(), 0
-        for frame in _frames(stream, packets):
+        for frame in video.frames():
             turned = round(frame.rotation / 90) % 2
             sizes.add((frame.width, frame.height)[:: -1 if turned else 1])
             if frame.is_corrupt:
@@ -103,21 +102,22 @@ def inspect(encoded: bytes, kind: str) -> dict:
         if len(sizes) > 1:
             raise decode.UndecodableClip(f"Its size changes: {sorted(sizes)}.")
         ((width, height),) = sizes
-        video = kind == "video"
-        return {
-            "container": container.format.name,
-            "codec": stream.codec_context.name,
+        columns = {
+            "container": video.format,
+            "codec": video.stream.codec_context.name,
             "width": width,
             "height": height,
-            "frame_rate": stream.average_rate if video else None,
+            "frame_rate": None,
             "decoded_frames": frames,
-            "seconds": round(decode.seconds(shown, stream), 6) if video else None,
+            "seconds": None,
         }
-
-
-def _frames(stream, packets):
-    for packet in [*packets, None]:  # None drains the decoder
-        yield from stream.codec_context.decode(packet)
+        if kind == "video":
+            shown = video.packet_times()
+            if shown is None:
+                shown = video.frame_times()
+            columns["frame_rate"] = video.stream.average_rate
+            columns["seconds"] = round(video.seconds(shown), 6)
+        return columns
 
 
 def write(path, rows: Iterable[Row], multi_label: bool = False) -> None:

@@ -3,17 +3,30 @@
 import contextlib
 import dataclasses
 import io
+import math
+import time
 from collections.abc import Callable
 
 import av
 import numpy as np
 from av.filter import Graph
+from av.sidedata import sidedata
+from av.stream import Disposition
 
 from sparse_tube_vit.errors import TubeViTError
 
 
 class UndecodableClip(TubeViTError, ValueError):
     """The bytes hold no picture that can be decoded."""
+
+
+class DecodeTimeout(UndecodableClip):
+    """Decoding took longer than allowed.
+
+    The time is that which the thread computes, so that a machine that is busy or was
+    suspended loses no clip. It is looked at between packets: one call of FFmpeg, such
+    as opening the file or decoding a packet, is never interrupted.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,33 +40,54 @@ class Crop:
     out_height: int
     out_width: int
 
-    def on_rotated(self, quarters: int, height: int, width: int) -> "Crop":
-        """The same rectangle on a stored picture of that height and width.
 
-        The stored picture becomes the upright one by `quarters` counterclockwise
-        quarter turns.
-        """
-        bottom, right = self.top + self.height, self.left + self.width
-        match quarters % 4:
-            case 0:
-                return self
-            case 1:
-                top, left = self.left, width - bottom
-            case 2:
-                top, left = height - bottom, width - right
-            case 3:
-                top, left = height - right, self.top
-        if quarters % 2:
-            swapped = (self.width, self.height, self.out_width, self.out_height)
-            return Crop(top, left, *swapped)
-        return dataclasses.replace(self, top=top, left=left)
+@dataclasses.dataclass(frozen=True)
+class Orientation:
+    """How a picture is stored: upright with its axes swapped, its lines reversed.
+
+    Rows are reversed where `flipped`, columns where `mirrored`, of the upright picture.
+    """
+
+    swapped: bool = False
+    flipped: bool = False
+    mirrored: bool = False
+
+    @classmethod
+    def of(cls, frame: av.VideoFrame) -> "Orientation":
+        """As the frame's display matrix says, by multiples of a quarter turn."""
+        matrix = _display_matrix(frame)
+        if matrix is None:
+            return cls()
+        (a, b, _), (c, d, _), _ = np.frombuffer(matrix, np.int32).reshape(3, 3)
+        # Of the upright picture, x is a x + c y of the stored one, and y is b x + d y.
+        swapped = max(abs(a), abs(d)) < max(abs(b), abs(c))
+        return cls(swapped, (b if swapped else d) < 0, (c if swapped else a) < 0)
+
+    def upright(self, picture: np.ndarray) -> np.ndarray:
+        """The upright picture of a stored one (H, W, 3)."""
+        if self.swapped:
+            picture = picture.swapaxes(0, 1)
+        return picture[:: -1 if self.flipped else 1, :: -1 if self.mirrored else 1]
+
+    def stored(self, crop: Crop, height: int, width: int) -> Crop:
+        """The same rectangle on the stored picture; upright it has that size."""
+        top, left = crop.top, crop.left
+        if self.flipped:
+            top = height - top - crop.height
+        if self.mirrored:
+            left = width - left - crop.width
+        crop = dataclasses.replace(crop, top=top, left=left)
+        if not self.swapped:
+            return crop
+        return Crop(left, top, crop.width, crop.height, crop.out_width, crop.out_height)
 
 
 def decode(
     data: bytes,
     times: Callable[[float], np.ndarray],
     crop: Callable[[int, int], Crop],
-) -> np.ndarray:
+    timeout_seconds: float = math.inf,
+) -> tuple[np.ndarray, np.ndarray]:
     """Decodes the frames on show at given times, cropped and scaled.
 
     Args:
@@ -62,69 +96,139 @@ def decode(
         in seconds after the first frame, in any order. A time past the end shows the
         last frame.
       crop: called with the upright picture's height and width, returns what to keep.
+      timeout_seconds: the most time that it may compute, see `DecodeTimeout`.
 
     Returns:
-      (T, out_height, out_width, 3) uint8 RGB, upright.
+      (T, out_height, out_width, 3) uint8 RGB, upright; and (T,) when the frames on show
+      were presented, in seconds after the first.
 
     Raises:
       UndecodableClip: no video or picture, no frame in it, or damaged data.
+      DecodeTimeout: it took too long.
     """
-    with opened(data) as (container, stream):
-        return _decode(container, stream, times, crop)
+    with opened(data, timeout_seconds) as video:
+        to_rgb = _ToRgb(video.stream.time_base, crop)
+        shown = video.packet_times()
+        found = None
+        if shown is not None:
+            found = _show(video, shown, times, to_rgb, video.clock)
+        if found is None:
+            shown = video.frame_times()
+            found = _show(video, shown, times, to_rgb, "count")
+        if found is None:
+            raise UndecodableClip("Decoded again, it has fewer frames.")
+        return found
 
 
 @contextlib.contextmanager
-def opened(data: bytes):
-    """Opens an encoded file; gives its PyAV container and its video stream.
+def opened(data: bytes, timeout_seconds: float = math.inf):
+    """Opens an encoded file as a `Video`.
 
     Raises:
-      UndecodableClip: it has no video or picture, or FFmpeg fails in the block.
+      UndecodableClip: it has no video or picture, or FFmpeg fails within the block.
+      DecodeTimeout: what the block reads and decodes took too long.
     """
     try:
         with av.open(io.BytesIO(data), metadata_errors="replace") as container:
-            if not container.streams.video:
+            streams = [s for s in container.streams.video if not _is_cover(s)]
+            if not streams:
                 raise UndecodableClip("It has no video stream.")
-            stream = container.streams.video[0]
+            stream = streams[0]
             if stream.codec_context is None:
                 raise UndecodableClip("FFmpeg has no decoder for it.")
-            stream.thread_type = "NONE"  # clips run side by side in worker processes
-            yield container, stream
+            # Clips run side by side in worker processes. libdav1d heeds the count.
+            stream.thread_type, stream.codec_context.thread_count = "NONE", 1
+            yield Video(container, stream, timeout_seconds)
     except (av.error.FFmpegError, EOFError) as error:
         raise UndecodableClip(f"FFmpeg cannot decode it: {error}") from error
 
 
-def read_packets(container, stream) -> tuple[list[av.Packet], np.ndarray]:
-    """All packets as stored, and when frames are shown: sorted, in stream's ticks."""
-    # Reading all packets first costs little and gives exact presentation times, where
-    # frame counts and durations that containers claim are often wrong.
-    packets = [p for p in container.demux(stream) if p.size]
-    if any(p.pts is None for p in packets):
-        raise UndecodableClip("Its packets carry no presentation times.")
-    shown = np.array(sorted(p.pts for p in packets if not p.is_discard), np.int64)
-    if not len(shown):
-        raise UndecodableClip("It has no frames.")
-    return packets, shown
+class Video:
+    """The packets of an open file, and when its frames are shown.
+
+    Times are in ticks, of which one lasts `tick` seconds.
+    """
+
+    def __init__(self, container, stream, timeout_seconds):
+        self.stream, self.format = stream, container.format.name
+        self.tick = float(stream.time_base)
+        self.timeout_seconds, self.started = timeout_seconds, time.thread_time()
+        # Reading all packets first costs little and gives exact presentation times,
+        # where frame counts and durations that containers claim are often wrong.
+        self.packets = [p for p in container.demux(stream) if p.size]
+
+    def frames(self, start: int = 0):
+        """Yields PyAV's frames in order of presentation, decoded from a packet on."""
+        self.stream.codec_context.flush_buffers()
+        for packet in [*self.packets[start:], None]:  # None drains the decoder
+            if time.thread_time() - self.started > self.timeout_seconds:
+                raise DecodeTimeout(
+                    f"It takes more than {self.timeout_seconds:g} s to decode."
+                )
+            yield from self.stream.codec_context.decode(packet)
+
+    @property
+    def clock(self) -> str:
+        """What tells when a packet's frame is shown: its "pts", or else its "dts".
+
+        AVI has no presentation times. Where frames are shown in another order than
+        they are stored, the packet that brings a frame out of the decoder tells when.
+        """
+        reorders = self.stream.codec_context.has_b_frames
+        return "dts" if self.format == "avi" and reorders else "pts"
+
+    def packet_times(self) -> np.ndarray | None:
+        """When frames are shown, sorted; None where packets do not tell."""
+        clock = self.clock
+        times = [getattr(p, clock) for p in self.packets]
+        # MPEG program streams have some of the times, and FFmpeg guesses the others.
+        if not times or None in times or self.format == "mpeg":
+            return None
+        vp8 = self.stream.codec_context.name == "vp8"  # has frames that none sees
+        shown = sorted(
+            t
+            for t, p in zip(times, self.packets, strict=True)
+            if not p.is_discard and not (vp8 and not memoryview(p)[0] & 16)
+        )
+        if not shown or not self.packets[0].is_keyframe or times[0] > shown[0]:
+            return None
+        return np.array(shown) if len({*shown}) == len(shown) else None
+
+    def frame_times(self) -> np.ndarray:
+        """When frames are shown, in order, as a full decode tells."""
+        usual = float(1 / (self.stream.average_rate or 25) / self.stream.time_base)
+        times, durations = [], []
+        for frame in self.frames():
+            t = getattr(frame, self.clock)
+            if t is None:
+                t = times[-1] + durations[-1] if times else 0
+            times.append(t)
+            durations.append(frame.duration or usual)
+        if not times:
+            raise UndecodableClip("It has no frames.")
+        # Without good times, frames follow each other by their durations.
+        good = np.all(np.diff(times) > 0)
+        return np.array(times) if good else np.cumsum([0, *durations[:-1]])
+
+    def seconds(self, shown: np.ndarray) -> float:
+        """For how long frames that are shown from these times on last."""
+        # The last is on show for as long as the one before it; a picture for 1/25 s.
+        last = shown[-1] - shown[-2] if len(shown) > 1 else 1 / self.tick / 25
+        return float(shown[-1] - shown[0] + last) * self.tick
 
 
-def seconds(shown: np.ndarray, stream) -> float:
-    """For how long frames that are shown at these ticks last."""
-    tick = float(stream.time_base)
-    # The last frame is on show for as long as the one before it; a picture for 1/25 s.
-    last = shown[-1] - shown[-2] if len(shown) > 1 else 1 / tick / 25
-    return float(shown[-1] - shown[0] + last) * tick
+def _is_cover(stream):
+    return bool(stream.disposition & Disposition.attached_pic)
 
 
-def _decode(container, stream, times, crop):
-    packets, shown = read_packets(container, stream)
-    tick = float(stream.time_base)
-    wanted = times(seconds(shown, stream)) / tick + shown[0]
+def _show(video, shown, times, to_rgb, clock):
+    """Pictures of the frames wanted, and their times; None where one is not found."""
+    wanted = times(video.seconds(shown)) / video.tick + shown[0]
     # On show is the last frame presented by then; a thousandth tick absorbs rounding.
     wanted = np.searchsorted(shown, wanted + 1e-3, side="right").clip(1) - 1
-
-    to_rgb = _ToRgb(stream.time_base, crop)
-    needed, last_needed = set(wanted.tolist()), wanted.max()
-    missing, clip = set(needed), None
-    for i, frame in _frames(container, stream, packets, shown, wanted.min()):
+    start = _start(video.packets, shown[wanted.min()]) if clock == "pts" else 0
+    missing, last, clip = {*wanted.tolist()}, wanted.max(), None
+    for i, frame in _placed(video, shown, clock, start):
         if i in missing:
             picture = to_rgb(frame)
             if clip is None:
@@ -132,30 +236,45 @@ def _decode(container, stream, times, crop):
             # Copied at once, so that the next picture takes the same, warm memory.
             clip[wanted == i] = picture
             missing.remove(i)
-        if i >= last_needed:
+        if i >= last:
             break
-    if missing:
-        raise UndecodableClip(
-            f"{len(missing)} of the {len(needed)} frames wanted do not decode, the "
-            f"first at {(shown[min(missing)] - shown[0]) * tick:.2f} s."
-        )
-    return clip
+    return None if missing else (clip, (shown[wanted] - shown[0]) * video.tick)
 
 
-def _frames(container, stream, packets, shown, first):
-    """(index, frame) in presentation order, from a key frame at or before `first`."""
-    starts = [
-        i for i, p in enumerate(packets) if p.is_keyframe and p.pts <= shown[first]
-    ]
-    # AVI stores no presentation times. FFmpeg guesses them, and only their order from
-    # the beginning is right.
-    start = 0 if container.format.name == "avi" else max(starts, default=0)
-    count = 0
-    for packet in [*packets[start:], None]:  # None drains the decoder
-        for frame in stream.codec_context.decode(packet):
-            index = count if start == 0 else int(np.searchsorted(shown, frame.pts))
-            yield index, frame
-            count += 1
+def _placed(video, shown, clock, start):
+    """Yields frames and their places in `shown`, until one is out of place.
+
+    They are found by their "pts", by the "dts" of the packet that brings them out of
+    the decoder, or by their "count" alone.
+    """
+    places = {t: i for i, t in enumerate(shown.tolist())}
+    place, delay = -1, None
+    for count, frame in enumerate(video.frames(start)):
+        before = place
+        match clock:
+            case "pts":
+                place = places.get(frame.pts, -1)
+            case "dts" if frame.dts is not None:
+                delay = frame.dts - shown[0] if delay is None else delay
+                place = places.get(frame.dts - delay, -1)
+            case _:
+                place = before + 1
+        # Containers may call a key frame what is none.
+        if place <= before or (count == 0 and start and not frame.key_frame):
+            return
+        yield place, frame
+
+
+def _start(packets, first):
+    """Number of the last key frame from which the frame shown at `first` decodes."""
+    starts = [0]
+    for i, packet in enumerate(packets):
+        # What precedes a key frame in time, but not in the file, needs the one before.
+        if packet.is_keyframe and packet.pts <= first:
+            starts.append(i)
+        if packet.pts == first and not packet.is_discard:
+            break
+    return starts[-1]
 
 
 class _ToRgb:
@@ -171,12 +290,12 @@ class _ToRgb:
             self._configure(frame)
             self.layout = layout
         self.graph.vpush(frame)
-        picture = self.graph.vpull().to_ndarray()
-        return np.rot90(picture, self.quarters) if self.quarters else picture
+        return self.orientation.upright(self.graph.vpull().to_ndarray())
 
     def _configure(self, frame):
-        self.quarters = round(frame.rotation / 90) % 4
-        upright = (frame.height, frame.width)[:: -1 if self.quarters % 2 else 1]
+        self.orientation = Orientation.of(frame)
+        swapped = self.orientation.swapped
+        upright = (frame.height, frame.width)[:: -1 if swapped else 1]
         if self.layout is None:
             self.crop = self.choose_crop(*upright)
             self.chosen_on = upright
@@ -184,11 +303,14 @@ class _ToRgb:
             raise UndecodableClip(
                 f"Its size changes from {self.chosen_on} to {upright}."
             )
-        c = self.crop.on_rotated(self.quarters, frame.height, frame.width)
+        c = self.orientation.stored(self.crop, *upright)
+        # Neighbouring pixels may share their colour: it must stay theirs.
+        left = c.left - c.left % (4 // frame.format.chroma_width(4))
+        top = c.top - c.top % (4 // frame.format.chroma_height(4))
         # Scaling in 4:2:0 and then converting is 2 to 3 times as fast as both at once.
         scaled = "yuv420p" if frame.format.name == "yuv420p" else "rgb24"
         filters = (
-            ("crop", f"{c.width}:{c.height}:{c.left}:{c.top}"),
+            ("crop", f"{c.width}:{c.height}:{left}:{top}:exact=1"),
             ("scale", f"{c.out_width}:{c.out_height}:flags=bilinear"),
             ("format", f"pix_fmts={scaled}"),
             ("scale", ""),
@@ -209,3 +331,28 @@ class _ToRgb:
         )
         nodes = [self.graph.add(*name_and_options) for name_and_options in filters]
         self.graph.link_nodes(source, *nodes).configure()
+
+
+def _display_matrix(frame):
+    """The matrix that says how to turn a frame upright; None if it has none."""
+    try:
+        return frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:
+        # PyAV reads nothing where there is a kind of data that it does not know, as
+        # EXIF: the kinds beyond its own are taken away.
+        first = len(sidedata.Type)
+        kinds = range(first, first + 8)
+        graph = Graph()
+        nodes = [
+            graph.add(
+                "buffer",
+                video_size=f"{frame.width}x{frame.height}",
+                pix_fmt=frame.format.name,
+                time_base="1/25",
+            ),
+            *(graph.add("sidedata", f"mode=delete:type={kind}") for kind in kinds),
+            graph.add("buffersink"),
+        ]
+        graph.link_nodes(*nodes).configure()
+        graph.vpush(frame)
+        return graph.vpull().side_data.get("DISPLAYMATRIX")

@@ -6,6 +6,7 @@ kB .. kB + B - 1, and host h of n takes the h-th of n equal shares of them.
 """
 
 import dataclasses
+import math
 import zlib
 from collections.abc import Iterator
 
@@ -43,6 +44,7 @@ class Example:
     frames: int
     fps: float
     size: int
+    timeout_seconds: float = math.inf
 
     @classmethod
     def of(cls, clip: ConfigDict, source: ConfigDict, **options):
@@ -88,7 +90,7 @@ class TrainingExample(Example):
         def crop(height, width):
             return sampling.random_crop(rng, height, width, self.size, self.crop_area)
 
-        clip = decode(encoded, times, crop)
+        clip, _ = decode(encoded, times, crop, self.timeout_seconds)
         if self.flip:
             clip = augment.flip(rng, clip)
         if self.color_jitter:
@@ -115,7 +117,7 @@ class EvaluationExample(Example):
         def crop(height, width):
             return sampling.whole_picture(height, width, self.size)
 
-        clip = decode(encoded, times, crop)
+        clip, _ = decode(encoded, times, crop, self.timeout_seconds)
         crops = sampling.spread_crops(clip, self.spatial_views, self.size)
         return crops.reshape(self.shape)
 
@@ -149,6 +151,7 @@ def training_batches(
         color_jitter=stream.color_jitter,
         randaugment_layers=stream.randaugment_layers,
         randaugment_magnitude=stream.randaugment_magnitude,
+        timeout_seconds=loader.decode_timeout_seconds,
     )
     state = np.random.SeedSequence([seed, zlib.crc32(name.encode())])
     examples = (
@@ -185,6 +188,7 @@ def evaluation_batches(
         evaluation,
         temporal_views=evaluation.temporal_views,
         spatial_views=evaluation.spatial_views if evaluation.kind == "video" else 1,
+        timeout_seconds=loader.decode_timeout_seconds,
     )
     padded = -(-len(split) // evaluation.batch_size) * evaluation.batch_size
 
