@@ -16,7 +16,7 @@ class Fixed:
 
 
 def test_flip_mirrors_every_other_clip():
-    clip = np.arange(2 * 3 * 4 * 3).reshape(2, 3, 4, 3)
+    clip = np.arange(2 * 3 * 4 * 3, dtype=np.uint8).reshape(2, 3, 4, 3)
     rng = np.random.default_rng(0)
     flipped = 0
     for _ in range(400):
