@@ -6,11 +6,11 @@ is locked, so that a key which does not exist is an error wherever it is set.
 
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import ml_collections
 from absl import flags
-from ml_collections import config_dict
+from ml_collections import config_dict, config_flags
 
 from sparse_tube_vit.errors import TubeViTError
 
@@ -518,10 +518,25 @@ def arguments(given: str, **allowed: tuple[str, ...] | str | bool) -> ConfigDict
     return ConfigDict(values)
 
 
-def parse_flags(argv):
+def read(arguments: Sequence[str]) -> ConfigDict:
+    """The config of `--config=FILE` and any `--config.key=value`.
+
+    For commands with other arguments of their own; ends with a message as parse_flags.
+    """
+    values, argv = flags.FlagValues(), ["", *arguments]
+    config_flags.DEFINE_config_file(
+        "config", lock_config=True, flag_values=values, sys_argv=argv
+    )
+    _, *unknown = parse_flags(argv, values)
+    if unknown:
+        sys.exit(f"Unknown command line argument {unknown[0]!r}")
+    return values.config
+
+
+def parse_flags(argv, values: flags.FlagValues = flags.FLAGS):
     """Parses flags for absl.app; a config that does not load ends with its message."""
     try:
-        return flags.FLAGS(argv)
+        return values(argv)
     except flags.Error as error:
         # What a config file raises comes as the text of its traceback.
         _, _, message = str(error).rpartition("Traceback (most recent call last):")

@@ -162,7 +162,7 @@ def training_batches(
         .random_map(example)
     )
     shares = examples.batch(share)[start_step * hosts + host :: hosts]
-    yield from _read(shares, loader)
+    yield from read(shares, loader)
 
 
 def evaluation_batches(
@@ -205,7 +205,7 @@ def evaluation_batches(
         return example(split[record_index], None) | {"index": np.int32(record_index)}
 
     examples = grain.MapDataset.range(padded).map_with_index(indexed)
-    yield from _read(examples.batch(share)[host::hosts], loader)
+    yield from read(examples.batch(share)[host::hosts], loader)
 
 
 def _share(batch_size, hosts, where):
@@ -216,7 +216,7 @@ def _share(batch_size, hosts, where):
     return batch_size // hosts
 
 
-def _read(batches, loader):
+def read(batches, loader):
     """Iterates in worker processes, or in threads of this one where workers is 0."""
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # grain's workers insist, outside absl.app too

@@ -1,27 +1,16 @@
-"""Times the model, its training and the decoding on this machine.
+"""Times the model and its training."""
 
-python -m sparse_tube_vit.benchmark model --variant B --frames 32 --size 224
-python -m sparse_tube_vit.benchmark scale_up --small Ti --big S
-python -m sparse_tube_vit.benchmark decode FILE --frames 32 --stride 2
-"""
-
-import argparse
-import io
 import os
 import statistics
 import time
 from collections.abc import Callable
 
-import av
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from sparse_tube_vit.config import default_config, stream, validate
 from sparse_tube_vit.describe import flops
-from sparse_tube_vit.errors import reported
-from sparse_tube_vit.input.decode import decode
-from sparse_tube_vit.input.sampling import random_crop
 from sparse_tube_vit.model import TubeViT, init_params
 from sparse_tube_vit.scaling import scale_config
 from sparse_tube_vit.training.losses import cross_entropy
@@ -137,83 +126,3 @@ def time_scale_up(args) -> None:
         f"the gate {part:.3f} s; saved {saving:.0%} (paper 43%), of FLOPs "
         f"{1 - last_flops / all_flops:.0%}"
     )
-
-
-def time_decode(args) -> None:
-    """Prints milliseconds to decode and crop a clip, beside decoding alone."""
-    with open(args.file, "rb") as file:
-        data = file.read()
-
-    def limit():
-        """PyAV decodes up to the last frame wanted; nothing is converted."""
-        with av.open(io.BytesIO(data)) as container:
-            stream = container.streams.video[0]
-            stream.thread_type = "NONE"
-            for i, _ in enumerate(container.decode(stream)):
-                if i == (args.frames - 1) * args.stride:
-                    return
-
-    with av.open(io.BytesIO(data)) as container:
-        rate = float(container.streams.video[0].average_rate)
-    times = (np.arange(args.frames) * args.stride + 0.5) / rate
-    rng = np.random.default_rng(0)
-
-    def ours():
-        return decode(
-            data,
-            lambda duration: times,
-            lambda h, w: random_crop(rng, h, w, args.size, (0.3, 1.0)),
-        )
-
-    # In turns, so that a change of the machine's speed meets both.
-    pairs = [(seconds(limit, 1), seconds(ours, 1)) for _ in range(args.runs)]
-    bare, full = (
-        1e3 * statistics.median(column) for column in zip(*pairs, strict=True)
-    )
-    ratio = statistics.median(b / a for a, b in pairs)
-    print(
-        f"{args.file}: {args.frames} frames at stride {args.stride}, to {args.size} "
-        f"pixels: {full:.1f} ms; decoding alone {bare:.1f} ms; ratio {ratio:.2f}"
-    )
-
-
-def main():
-    parser = argparse.ArgumentParser(
-        prog="python -m sparse_tube_vit.benchmark",
-        description="Times the model, its training or the decoding on this machine.",
-    )
-    commands = parser.add_subparsers(required=True)
-    model = commands.add_parser("model", help="seconds a clip")
-    model.add_argument("--variant", choices=VARIANTS, default="B")
-    model.add_argument("--tubes", choices=TUBE_SETS, default="main")
-    model.add_argument("--frames", type=int, default=32)
-    model.add_argument("--size", type=int, default=224, help="pixels")
-    model.add_argument("--batch", type=int, default=2, help="clips")
-    model.add_argument("--dtype", default="float32")
-    model.add_argument("--runs", type=int, default=5)
-    model.set_defaults(run=time_model)
-    scaling = commands.add_parser("scale_up", help="seconds a step, of part and all")
-    scaling.add_argument("--small", choices=VARIANTS, default="Ti")
-    scaling.add_argument("--big", choices=VARIANTS, default="S")
-    scaling.add_argument("--frozen_layers", type=int, help="26 of 32 if not given")
-    scaling.add_argument("--tubes", choices=TUBE_SETS, default="main")
-    scaling.add_argument("--frames", type=int, default=32)
-    scaling.add_argument("--size", type=int, default=224, help="pixels")
-    scaling.add_argument("--batch", type=int, default=2, help="clips")
-    scaling.add_argument("--dtype", default="float32")
-    scaling.add_argument("--runs", type=int, default=5)
-    scaling.set_defaults(run=time_scale_up)
-    decoding = commands.add_parser("decode", help="milliseconds a clip, on one core")
-    decoding.add_argument("file")
-    decoding.add_argument("--frames", type=int, default=32)
-    decoding.add_argument("--stride", type=int, default=2, help="frames")
-    decoding.add_argument("--size", type=int, default=224, help="pixels")
-    decoding.add_argument("--runs", type=int, default=15)
-    decoding.set_defaults(run=time_decode)
-    args = parser.parse_args()
-    with reported():
-        args.run(args)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,0 +1,7 @@
+"""Times the model, its training, the decoding and the input on this machine.
+
+python -m sparse_tube_vit.benchmark model --variant B --frames 32 --size 224
+python -m sparse_tube_vit.benchmark scale_up --small Ti --big S
+python -m sparse_tube_vit.benchmark decode FILE --beside pyav opencv --randaugment 2
+python -m sparse_tube_vit.benchmark input --config FILE --step_seconds 0.5
+"""

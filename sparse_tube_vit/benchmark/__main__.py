@@ -1,0 +1,72 @@
+"""The command line of the benchmarks."""
+
+import argparse
+
+from sparse_tube_vit.benchmark import compute, decoding, feeding
+from sparse_tube_vit.config import read
+from sparse_tube_vit.errors import reported
+from sparse_tube_vit.variants import TUBE_SETS, VARIANTS
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        prog="python -m sparse_tube_vit.benchmark",
+        description="Times the model, its training, the decoding or the input.",
+    )
+    commands = parser.add_subparsers(required=True)
+    model = commands.add_parser("model", help="seconds a clip")
+    model.add_argument("--variant", choices=VARIANTS, default="B")
+    model.add_argument("--tubes", choices=TUBE_SETS, default="main")
+    model.add_argument("--frames", type=int, default=32)
+    model.add_argument("--size", type=int, default=224, help="pixels")
+    model.add_argument("--batch", type=int, default=2, help="clips")
+    model.add_argument("--dtype", default="float32")
+    model.add_argument("--runs", type=int, default=5)
+    model.set_defaults(run=compute.time_model)
+    scaling = commands.add_parser("scale_up", help="seconds a step, of part and all")
+    scaling.add_argument("--small", choices=VARIANTS, default="Ti")
+    scaling.add_argument("--big", choices=VARIANTS, default="S")
+    scaling.add_argument("--frozen_layers", type=int, help="26 of 32 if not given")
+    scaling.add_argument("--tubes", choices=TUBE_SETS, default="main")
+    scaling.add_argument("--frames", type=int, default=32)
+    scaling.add_argument("--size", type=int, default=224, help="pixels")
+    scaling.add_argument("--batch", type=int, default=2, help="clips")
+    scaling.add_argument("--dtype", default="float32")
+    scaling.add_argument("--runs", type=int, default=5)
+    scaling.set_defaults(run=compute.time_scale_up)
+    decode = commands.add_parser("decode", help="milliseconds of CPU time a clip")
+    decode.add_argument("file")
+    decode.add_argument("--frames", type=int, default=32)
+    decode.add_argument("--stride", type=int, default=2, help="frames")
+    decode.add_argument("--start", type=int, help="frame; at random if not given")
+    decode.add_argument("--size", type=int, default=224, help="pixels")
+    decode.add_argument("--runs", type=int, default=15)
+    decode.add_argument(
+        "--randaugment", type=int, metavar="LAYERS", help="ours also with flips and it"
+    )
+    decode.add_argument(
+        "--beside", nargs="+", choices=decoding.DECODERS, default=(), help="the same by"
+    )
+    decode.set_defaults(run=decoding.time_decode)
+    host = commands.add_parser(
+        "input", help="clips per second per core, by stage; takes --config as train"
+    )
+    host.add_argument("--data_dir", help="in place of the config's")
+    host.add_argument("--examples", type=int, default=64, help="of each stream")
+    rate = host.add_mutually_exclusive_group()
+    rate.add_argument("--step_seconds", type=float, help="that a step takes")
+    rate.add_argument("--clips_per_second", type=float, help="of all streams together")
+    host.set_defaults(run=feeding.time_input)
+    args, rest = parser.parse_known_args()
+    if args.run is feeding.time_input:
+        args.config = read(rest)
+        if args.config is None:
+            host.error("--config FILE is needed")
+    elif rest:
+        parser.error(f"unknown arguments: {' '.join(rest)}")
+    with reported():
+        args.run(args)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""Times the decoding of a clip, beside other libraries that decode the same frames."""
+
+import dataclasses
+import io
+import statistics
+import time
+
+import av
+import cv2
+import numpy as np
+
+from sparse_tube_vit.errors import TubeViTError
+from sparse_tube_vit.input.augment import flip
+from sparse_tube_vit.input.decode import decode
+from sparse_tube_vit.input.randaugment import rand_augment
+from sparse_tube_vit.input.sampling import random_crop
+
+
+class UnusableDecoder(TubeViTError, RuntimeError):
+    """A library to compare with is not installed, or does not decode the file."""
+
+
+class TooFewFrames(TubeViTError, ValueError):
+    """The file has fewer frames than the clip takes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class File:
+    """An encoded file, and which of its frames are key frames.
+
+    Attributes:
+      keys: (frame number, presentation time in ticks) of every key frame.
+    """
+
+    path: str
+    data: bytes
+    frames: int
+    rate: float
+    keys: list[tuple[int, int]]
+
+    @classmethod
+    def read(cls, path: str) -> "File":
+        with open(path, "rb") as file:
+            data = file.read()
+        with av.open(io.BytesIO(data)) as container:
+            stream = container.streams.video[0]
+            packets = [p for p in container.demux(stream) if p.size]
+            shown = sorted(p.pts for p in packets)
+            keys = [(shown.index(p.pts), p.pts) for p in packets if p.is_keyframe]
+            rate = float(stream.average_rate)
+        return cls(path, data, len(shown), rate, keys)
+
+
+def frames_alone(file: File, numbers: np.ndarray):
+    """PyAV's frames and their numbers, from the key frame before the first on."""
+    key, key_time = max(key for key in file.keys if key[0] <= numbers[0])
+    with av.open(io.BytesIO(file.data)) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "NONE"
+        if key:
+            container.seek(key_time, stream=stream)
+        # The range comes first: no frame is decoded past its end.
+        yield from zip(
+            range(key, numbers[-1] + 1), container.decode(stream), strict=False
+        )
+
+
+def limit(file: File, numbers: np.ndarray) -> None:
+    """Decodes up to the last frame wanted; nothing is converted."""
+    for _ in frames_alone(file, numbers):
+        pass
+
+
+def pyav(file: File, numbers: np.ndarray) -> np.ndarray:
+    wanted = set(numbers.tolist())
+    frames = frames_alone(file, numbers)
+    return np.stack([f.to_ndarray(format="rgb24") for i, f in frames if i in wanted])
+
+
+def opencv(file: File, numbers: np.ndarray) -> np.ndarray:
+    one_thread = (cv2.CAP_PROP_N_THREADS, 1)
+    video = cv2.VideoCapture(file.path, cv2.CAP_FFMPEG, one_thread)
+    try:
+        video.set(cv2.CAP_PROP_POS_FRAMES, int(numbers[0]))
+        wanted, clip = set(numbers.tolist()), []
+        for number in range(numbers[0], numbers[-1] + 1):
+            video.grab()
+            if number in wanted:
+                clip.append(cv2.cvtColor(video.retrieve()[1], cv2.COLOR_BGR2RGB))
+        return np.stack(clip)
+    finally:
+        video.release()
+
+
+def decord(file: File, numbers: np.ndarray) -> np.ndarray:
+    from decord import VideoReader
+
+    reader = VideoReader(io.BytesIO(file.data), num_threads=1)
+    return reader.get_batch(numbers).asnumpy()
+
+
+def torchcodec(file: File, numbers: np.ndarray) -> np.ndarray:
+    from torchcodec.decoders import VideoDecoder
+
+    decoder = VideoDecoder(file.data, dimension_order="NHWC", num_ffmpeg_threads=1)
+    return decoder.get_frames_at(numbers.tolist()).data.numpy()
+
+
+#: What gives frames (T, H, W, 3) uint8 of a file by their numbers (T,), on one thread.
+DECODERS = {
+    function.__name__: function for function in (pyav, opencv, decord, torchcodec)
+}
+
+
+def time_decode(args) -> None:
+    """Prints milliseconds of CPU time to decode and crop a clip, beside other ways."""
+    file = File.read(args.file)
+    span = (args.frames - 1) * args.stride + 1
+    if file.frames < span + (args.start or 0):
+        raise TooFewFrames(
+            f"{args.file} has {file.frames} frames; {args.frames} at stride "
+            f"{args.stride} take {span}. Change --frames, --stride or --start."
+        )
+
+    def ours(file, numbers, rng):
+        return decode(
+            file.data,
+            lambda duration: (numbers + 0.5) / file.rate,
+            lambda h, w: random_crop(rng, h, w, args.size, (0.3, 1.0)),
+        )
+
+    def augmented(file, numbers, rng):
+        clip = flip(rng, ours(file, numbers, rng))
+        return rand_augment(rng, clip, args.randaugment, 10.0)
+
+    ways = {
+        "decoding alone": lambda file, numbers, rng: limit(file, numbers),
+        "ours": ours,
+    }
+    if args.randaugment:
+        ways[f"ours, RandAugment of {args.randaugment} layers"] = augmented
+    for name in args.beside:
+        function = DECODERS[name]
+        try:
+            function(file, np.arange(args.frames) * args.stride)
+        except Exception as error:  # whatever a library raises
+            raise UnusableDecoder(
+                f"{name} does not decode {args.file} here: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        ways[name] = lambda file, numbers, rng, function=function: function(
+            file, numbers
+        )
+    times = {name: [] for name in ways}
+    for run in range(args.runs + 1):
+        start = args.start
+        if start is None:
+            start = np.random.default_rng(run).integers(file.frames - span + 1)
+        numbers = start + np.arange(args.frames) * args.stride
+        # In turns, so that a change of the machine's speed meets all.
+        for name, way in ways.items():
+            rng = np.random.default_rng(run)
+            started = time.process_time()
+            way(file, numbers, rng)
+            times[name].append(time.process_time() - started)
+    where = "a random frame" if args.start is None else f"frame {args.start}"
+    print(
+        f"{args.file}: {args.frames} frames at stride {args.stride} from {where}; "
+        f"milliseconds of CPU time, medians of {args.runs} runs"
+    )
+    bare = times["decoding alone"][1:]  # the first warms up
+    for name, taken in times.items():
+        ratio = statistics.median(a / b for a, b in zip(taken[1:], bare, strict=True))
+        print(f"  {name:32} {1e3 * statistics.median(taken[1:]):7.1f} {ratio:6.2f}")
