@@ -11,9 +11,12 @@ import av
 import numpy as np
 from av.filter import Graph
 from av.sidedata import sidedata
-from av.stream import Disposition
+from av.stream import Discard, Disposition
 
 from sparse_tube_vit.errors import TubeViTError
+
+# Codecs whose frames say that no other refers to them, so that FFmpeg can skip them.
+SKIPPABLE = ("h264", "mpeg1video", "mpeg2video", "mpeg4")
 
 
 class UndecodableClip(TubeViTError, ValueError):
@@ -136,6 +139,9 @@ def opened(data: bytes, timeout_seconds: float = math.inf):
             stream = streams[0]
             if stream.codec_context is None:
                 raise UndecodableClip("FFmpeg has no decoder for it.")
+            for other in container.streams:
+                if other is not stream:
+                    other.discard = Discard.all
             # Clips run side by side in worker processes. libdav1d heeds the count.
             stream.thread_type, stream.codec_context.thread_count = "NONE", 1
             yield Video(container, stream, timeout_seconds)
@@ -157,15 +163,29 @@ class Video:
         # where frame counts and durations that containers claim are often wrong.
         self.packets = [p for p in container.demux(stream) if p.size]
 
-    def frames(self, start: int = 0):
-        """Yields PyAV's frames in order of presentation, decoded from a packet on."""
-        self.stream.codec_context.flush_buffers()
-        for packet in [*self.packets[start:], None]:  # None drains the decoder
+    def frames(self, start: int = 0, needed: set[int] | None = None):
+        """Yields PyAV's frames in order of presentation, decoded from a packet on.
+
+        With `needed`, presentation times, only these frames come for certain: packets
+        after the last of them are not decoded, nor are other `SKIPPABLE` frames that no
+        frame refers to.
+        """
+        packets, codec = self.packets[start:], self.stream.codec_context
+        if needed is not None:
+            last = max(i for i, packet in enumerate(packets) if packet.pts in needed)
+            packets = packets[: last + 1]
+            if codec.name not in SKIPPABLE:
+                needed = None
+        codec.flush_buffers()
+        codec.skip_frame = "DEFAULT"
+        for packet in [*packets, None]:  # None drains the decoder
             if time.thread_time() - self.started > self.timeout_seconds:
                 raise DecodeTimeout(
                     f"It takes more than {self.timeout_seconds:g} s to decode."
                 )
-            yield from self.stream.codec_context.decode(packet)
+            if needed is not None and packet is not None:
+                codec.skip_frame = "DEFAULT" if packet.pts in needed else "NONREF"
+            yield from codec.decode(packet)
 
     @property
     def clock(self) -> str:
@@ -226,9 +246,8 @@ def _show(video, shown, times, to_rgb, clock):
     wanted = times(video.seconds(shown)) / video.tick + shown[0]
     # On show is the last frame presented by then; a thousandth tick absorbs rounding.
     wanted = np.searchsorted(shown, wanted + 1e-3, side="right").clip(1) - 1
-    start = _start(video.packets, shown[wanted.min()]) if clock == "pts" else 0
     missing, last, clip = {*wanted.tolist()}, wanted.max(), None
-    for i, frame in _placed(video, shown, clock, start):
+    for i, frame in _placed(video, shown, wanted, clock):
         if i in missing:
             picture = to_rgb(frame)
             if clip is None:
@@ -241,15 +260,18 @@ def _show(video, shown, times, to_rgb, clock):
     return None if missing else (clip, (shown[wanted] - shown[0]) * video.tick)
 
 
-def _placed(video, shown, clock, start):
+def _placed(video, shown, wanted, clock):
     """Yields frames and their places in `shown`, until one is out of place.
 
-    They are found by their "pts", by the "dts" of the packet that brings them out of
-    the decoder, or by their "count" alone.
+    They are found by their "pts", and then only those wanted and some others come; by
+    the "dts" of the packet that brings them out of the decoder; or by "count" alone.
     """
     places = {t: i for i, t in enumerate(shown.tolist())}
-    place, delay = -1, None
-    for count, frame in enumerate(video.frames(start)):
+    place, delay, start, needed = -1, None, 0, None
+    if clock == "pts":
+        needed = {*shown[wanted].tolist()}
+        start = _start(video.packets, min(needed))
+    for count, frame in enumerate(video.frames(start, needed)):
         before = place
         match clock:
             case "pts":
@@ -290,7 +312,10 @@ class _ToRgb:
             self._configure(frame)
             self.layout = layout
         self.graph.vpush(frame)
-        return self.orientation.upright(self.graph.vpull().to_ndarray())
+        plane = self.graph.vpull().planes[0]
+        rows = np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)  # padded
+        picture = rows[:, : plane.width * 3].reshape(plane.height, plane.width, 3)
+        return self.orientation.upright(picture)
 
     def _configure(self, frame):
         self.orientation = Orientation.of(frame)

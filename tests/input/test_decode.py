@@ -19,6 +19,7 @@ from sparse_tube_vit.input.decode import (
     Orientation,
     UndecodableClip,
     decode,
+    opened,
 )
 
 SIZE = (48, 64)
@@ -167,6 +168,21 @@ def test_a_variable_rate_goes_by_the_clock(container):
     clip, shown = decode(video, at(*asked / 1000), whole)
     assert numbers(clip) == on_show
     np.testing.assert_allclose(shown, (times - times[0])[on_show] / 1000)
+
+
+@pytest.mark.parametrize("codec", ["libx264", "mpeg4", "mpeg2video"])
+def test_frames_that_nothing_needs_are_not_decoded(codec):
+    """But those asked for are the same as after a full decode."""
+    data = write_video(moving(24), 25, "matroska", codec, b_frames=2)
+    with opened(data) as video:
+        every = {frame.pts: frame.to_ndarray() for frame in video.frames()}
+        shown = video.packet_times().tolist()
+        needed = {shown[3], shown[4], shown[13]}
+        some = {frame.pts: frame.to_ndarray() for frame in video.frames(0, needed)}
+    assert len(every) == 24 and needed <= some.keys()
+    assert len({*shown[:14]} - some.keys()) >= 2 and not {*shown[17:]} & some.keys()
+    for time, picture in some.items():
+        np.testing.assert_array_equal(picture, every[time])
 
 
 # Container, codec, and options of `write_video`. B frames are stored in another order
