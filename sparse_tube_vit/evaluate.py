@@ -50,6 +50,8 @@ class Result(abc.ABC):
       labels: of every video or image of the split: (N,), or multi-hot (N, C).
       scores: (N, C) probabilities, averaged over views; all zero where undecodable.
       undecodable: ids of those that could not be decoded; they count as wrong.
+      distinct_views: of every video or image (N,): how many of its views show other
+        frames or another part of them; 0 where undecodable.
     """
 
     protocol: dict
@@ -57,6 +59,17 @@ class Result(abc.ABC):
     labels: np.ndarray
     scores: np.ndarray
     undecodable: tuple[str, ...]
+    distinct_views: np.ndarray
+
+    @property
+    def views(self) -> dict[str, float | None]:
+        """Of the decodable: mean distinct views, and how many have fewer than asked."""
+        p, distinct = self.protocol, self.distinct_views[self.distinct_views > 0]
+        asked = p.get("temporal_views", 1) * p.get("spatial_views", 1)
+        return {
+            "mean_distinct_views": float(distinct.mean()) if distinct.size else None,
+            "with_fewer_views": int((distinct < asked).sum()),
+        }
 
     @abc.abstractmethod
     def metrics(self) -> dict[str, float]:
@@ -80,6 +93,7 @@ class Result(abc.ABC):
         return self.protocol | {
             **self.metrics(),
             "distinct": len(self.labels),
+            **(self.views if self.protocol["kind"] == "video" else {}),
             "undecodable": list(self.undecodable),
             "per_class": self.per_class(),
         }
@@ -104,13 +118,19 @@ class Result(abc.ABC):
         if p["kind"] == "video":
             clip = (
                 f"{p['temporal_views']}x{p['spatial_views']} views of {p['frames']} "
-                f"frames at {p['fps']:g} fps, {clip}"
+                f"frames at {p['fps']:g} fps{self._repeated_views()}, {clip}"
             )
         return (
             f"{p['evaluation']}: {self.headline()} of {len(self.labels)} {p['kind']}s "
             f"of {p['dataset']} {p['split']} ({len(self.undecodable)} undecodable); "
             f"{clip}, {p['tokens']} tokens; step {p['step']}"
         )
+
+    def _repeated_views(self):
+        mean, fewer = self.views.values()
+        if mean is None or not fewer:
+            return " (all distinct)"
+        return f" ({mean:.2f} distinct on average, {fewer} videos have fewer)"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,6 +266,7 @@ class Evaluation:
         n = len(self.split)
         labels = np.zeros((n, *self.split.label_shape), np.int64)
         scores = np.zeros((n, len(self.class_names)), np.float32)
+        distinct_views = np.zeros(n, np.int64)
         seen = np.zeros(n, bool)
         undecodable = []
         batches = pipeline.evaluation_batches(
@@ -260,13 +281,15 @@ class Evaluation:
             for name, problem in zip(batch["id"], batch["problem"], strict=True):
                 if problem:
                     log.warning("%s: %s does not decode: %s", self.name, name, problem)
-            arrays = {k: batch[k] for k in ("video", "label", "weight", "index")}
+            kept = ("video", "label", "weight", "index", "distinct_views")
+            arrays = {k: batch[k] for k in kept}
             arrays = sharding.to_devices(arrays, mesh)
             probabilities = self._scores(params, arrays.pop("video"))
             rest = {k: np.asarray(v) for k, v in self._gather(arrays).items()}
             real = rest["index"] >= 0
             index = rest["index"][real]
             labels[index], seen[index] = rest["label"][real], True
+            distinct_views[index] = rest["distinct_views"][real]
             weight = rest["weight"][real]
             scores[index] = np.asarray(probabilities)[real] * weight[:, None]
             undecodable += [self.split[i]["id"] for i in index[weight == 0]]
@@ -284,7 +307,14 @@ class Evaluation:
         if source.kind == "image":
             del protocol["temporal_views"], protocol["spatial_views"], protocol["fps"]
         measured = MeanAveragePrecision if self.split.multi_label else Accuracy
-        return measured(protocol, self.class_names, labels, scores, tuple(undecodable))
+        return measured(
+            protocol,
+            self.class_names,
+            labels,
+            scores,
+            tuple(undecodable),
+            distinct_views,
+        )
 
 
 def prepare(config: ConfigDict, class_names: dict) -> list[Evaluation]:

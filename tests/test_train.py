@@ -203,6 +203,11 @@ def test_evaluation_result(finished, data_dir):
     # What training wrote at its end is what evaluating the checkpoint gives.
     assert video.to_json() == saved
     assert saved["distinct"] == COUNTS["videos"]["test"]
+    # Square crops of square pictures are all the same.
+    assert saved["mean_distinct_views"] == 2
+    assert saved["with_fewer_views"] == COUNTS["videos"]["test"]
+    told = f"8 fps (2.00 distinct on average, {saved['distinct']} videos have fewer)"
+    assert told in str(video)
     expected = {"split": "test", "temporal_views": 2, "spatial_views": 3, "frames": 4}
     expected |= {"fps": 8.0, "size": 16, "step": 6, "dataset": "moving_shapes/videos"}
     assert {key: saved[key] for key in expected} == expected
@@ -246,7 +251,7 @@ def test_undecodable_videos_count_as_wrong_and_are_named(
 def test_top_k_per_class_and_confusion():
     scores = np.array([[0.5, 0.3, 0.2], [0.1, 0.3, 0.6], [0.2, 0.5, 0.3], [0, 0, 0]])
     result = evaluate.Accuracy(
-        {}, ("a", "b", "c"), np.array([0, 1, 2, 1]), scores, ("x",)
+        {}, ("a", "b", "c"), np.array([0, 1, 2, 1]), scores, ("x",), np.ones(4)
     )
     assert result.top(1) == 1 / 4 and result.top(2) == 3 / 4
     assert result.confusion().tolist() == [[1, 0, 0], [0, 0, 1], [0, 1, 0]]
@@ -298,7 +303,7 @@ def test_map_of_each_class_and_of_what_does_not_decode():
     scores = np.array([[0.9, 0.2, 0.5], [0.8, 0.6, 0.5], [0.7, 0.4, 0.5], [0, 0, 0]])
     protocol = {"evaluation": "e", "dataset": "d", "split": "s"}
     result = evaluate.MeanAveragePrecision(
-        protocol, ("a", "b", "c"), labels, scores, ("x",)
+        protocol, ("a", "b", "c"), labels, scores, ("x",), np.ones(4)
     )
     # b is found at ranks 1 and 3, and in the undecodable one, at the end.
     b = (1 / 1 + 2 / 3 + 3 / 4) / 3

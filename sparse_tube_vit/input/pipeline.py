@@ -35,9 +35,10 @@ class Example:
     """Turns a record into a training or evaluation example; grain's random map.
 
     An example is {"video": uint8 (T, H, W, 3) or in evaluation (V, T, H, W, 3),
-    "label": int32, "weight": float32, "index": int32, "id": str, "problem": str}. The
-    label is a class, or multi-hot (C,) where the data set is multi-label. An example
-    that cannot be decoded is black, has weight 0, and says why in `problem`.
+    "label": int32, "weight": float32, "index": int32, "id": str, "problem": str}, in
+    evaluation also {"distinct_views": int32}. The label is a class, or multi-hot (C,)
+    where the data set is multi-label. An example that cannot be decoded is black, has
+    weight 0, and says why in `problem`.
     """
 
     kind: str
@@ -53,18 +54,25 @@ class Example:
         return cls(source.kind, frames, clip.fps, clip.size, **options)
 
     def __call__(self, record, rng):
-        problem = ""
-        try:
-            video = self.read(record[self.kind], rng)
-        except UndecodableClip as error:
-            video = np.zeros(self.shape, np.uint8)
-            problem = str(error)
-        return {
-            "video": video,
+        example = self.blank | {
             "label": np.asarray(record["label"], np.int32),
-            "weight": np.float32(not problem),
             "id": record["id"],
-            "problem": problem,
+        }
+        try:
+            return (
+                example | self.read(record[self.kind], rng) | {"weight": np.float32(1)}
+            )
+        except UndecodableClip as error:
+            return example | {"problem": str(error)}
+
+    @property
+    def blank(self):
+        """What an example has before it is read, of weight 0."""
+        return {
+            "video": np.zeros(self.shape, np.uint8),
+            "weight": np.float32(0),
+            "id": "",
+            "problem": "",
         }
 
     @property
@@ -96,7 +104,8 @@ class TrainingExample(Example):
         if self.color_jitter:
             clip = augment.jitter_color(rng, clip, self.color_jitter)
         layers, magnitude = self.randaugment_layers, self.randaugment_magnitude
-        return np.ascontiguousarray(rand_augment(rng, clip, layers, magnitude))
+        clip = rand_augment(rng, clip, layers, magnitude)
+        return {"video": np.ascontiguousarray(clip)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,9 +126,19 @@ class EvaluationExample(Example):
         def crop(height, width):
             return sampling.whole_picture(height, width, self.size)
 
-        clip, _ = decode(encoded, times, crop, self.timeout_seconds)
+        clip, shown = decode(encoded, times, crop, self.timeout_seconds)
         crops = sampling.spread_crops(clip, self.spatial_views, self.size)
-        return crops.reshape(self.shape)
+        # Views differ by the frames that they show, and by their place in the picture.
+        in_time = np.unique(shown.reshape(self.temporal_views, -1), axis=0)
+        in_space = {*sampling.crop_starts(*clip.shape[1:3], self.spatial_views)}
+        return {
+            "video": crops.reshape(self.shape),
+            "distinct_views": np.int32(len(in_time) * len(in_space)),
+        }
+
+    @property
+    def blank(self):
+        return super().blank | {"distinct_views": np.int32(0)}
 
     @property
     def shape(self):
@@ -194,14 +213,8 @@ def evaluation_batches(
 
     def indexed(i, record_index):
         if record_index >= len(split):
-            return {
-                "video": np.zeros(example.shape, np.uint8),
-                "label": np.zeros(split.label_shape, np.int32),
-                "weight": np.float32(0),
-                "id": "",
-                "problem": "",
-                "index": np.int32(-1),
-            }
+            label = np.zeros(split.label_shape, np.int32)
+            return example.blank | {"label": label, "index": np.int32(-1)}
         return example(split[record_index], None) | {"index": np.int32(record_index)}
 
     examples = grain.MapDataset.range(padded).map_with_index(indexed)

@@ -23,10 +23,11 @@ def random_start(
 def spread_starts(views: int, frames: int, fps: float, duration: float) -> np.ndarray:
     """Starts (views,) in seconds, from the first possible to last; one: the middle.
 
-    In a video shorter than the clip, which loops, they spread over all of it.
+    Where these would be less than a frame of the clip apart, as in a short video, which
+    loops, they spread over all of it.
     """
     room = duration - frames / fps
-    if room <= 0:
+    if room <= 0 or room < (views - 1) / fps:
         return np.arange(views) * duration / views
     return np.linspace(0, room, views) if views > 1 else np.array([room / 2])
 
@@ -62,8 +63,15 @@ def whole_picture(height: int, width: int, size: int) -> Crop:
     return Crop(0, 0, height, width, *out)
 
 
+def crop_starts(height: int, width: int, views: int) -> list[int]:
+    """Where square crops start that spread along the longer side; one: the middle."""
+    room = abs(height - width)
+    starts = np.linspace(0, room, views) if views > 1 else [room / 2]
+    return np.rint(starts).astype(int).tolist()
+
+
 def spread_crops(clip: np.ndarray, views: int, size: int) -> np.ndarray:
-    """Square crops spread along the longer side; one: the middle.
+    """The square crops of `crop_starts`.
 
     Args:
       clip: (T, H, W, 3), the shorter side `size` pixels.
@@ -72,10 +80,8 @@ def spread_crops(clip: np.ndarray, views: int, size: int) -> np.ndarray:
       (views, T, size, size, 3).
     """
     _, h, w, _ = clip.shape
-    room = max(h, w) - size
-    starts = np.linspace(0, room, views) if views > 1 else [room / 2]
     crops = []
-    for start in np.rint(starts).astype(int):
+    for start in crop_starts(h, w, views):
         top, left = (start, 0) if h > w else (0, start)
         crops.append(clip[:, top : top + size, left : left + size])
     return np.stack(crops)

@@ -6,7 +6,7 @@ import pytest
 
 from sparse_tube_vit.config import default_config, evaluation, stream
 from sparse_tube_vit.datasets import moving_shapes
-from sparse_tube_vit.input import pipeline
+from sparse_tube_vit.input import decode, pipeline
 from sparse_tube_vit.input.randaugment import rand_augment
 
 CLIP = default_config().clip.copy_and_resolve_references()
@@ -136,8 +136,8 @@ def test_randaugment_comes_last_and_moves_no_other_random_number(clips):
     options = {"randaugment_layers": 2, "randaugment_magnitude": 7.0}
     augmented = dataclasses.replace(plain, **options)
     rng = np.random.default_rng(0)
-    expected = rand_augment(rng, plain.read(clips.clips[0], rng), 2, 7.0)
-    out = augmented.read(clips.clips[0], np.random.default_rng(0))
+    expected = rand_augment(rng, plain.read(clips.clips[0], rng)["video"], 2, 7.0)
+    out = augmented.read(clips.clips[0], np.random.default_rng(0))["video"]
     np.testing.assert_array_equal(out, expected)
 
     strong = video_stream(randaugment_layers=2)
@@ -212,3 +212,48 @@ def test_evaluation_is_shared_out_among_hosts(clips):
 def test_temporal_views_show_other_times(clips):
     (first, *_), _ = (batch["video"] for batch in evaluate(clips, temporal_views=2))
     assert not np.array_equal(first[0], first[1])
+
+
+def distinct_views(frames, **views):
+    clip = Clips((moving_shapes.encode_mp4(frames),))
+    (batch,) = evaluate(clip, **views)
+    assert batch["distinct_views"][1:].tolist() == [0] * 5  # padding
+    return batch["distinct_views"][0]
+
+
+@pytest.mark.parametrize("width, in_space", [(64, 1), (68, 2), (128, 3)])
+@pytest.mark.parametrize("length, in_time", [(1, 1), (2, 2), (3, 3), (8, 3), (40, 3)])
+def test_views_are_distinct_where_there_are_frames_and_pixels(
+    length, in_time, width, in_space
+):
+    """Also in a picture that never changes: it is the frames that count."""
+    still = np.zeros((length, 64, width, 3), np.uint8)
+    assert distinct_views(still) == 1
+    views = distinct_views(still, temporal_views=3, spatial_views=3)
+    assert views == in_time * in_space
+
+
+def test_an_undecodable_video_has_no_distinct_views(clips):
+    damaged = dataclasses.replace(clips, damaged=(4,))
+    first, _ = evaluate(damaged, temporal_views=2)
+    assert first["distinct_views"].tolist() == [2, 2, 2, 2, 0, 2]
+
+
+def test_a_clip_that_takes_too_long_does_not_decode(clips, monkeypatch):
+    ticking = itertools.count().__next__  # a second whenever it is looked at
+    monkeypatch.setattr(decode.time, "thread_time", ticking)
+    loader = LOADER.copy_and_resolve_references()
+    loader.decode_timeout_seconds = 3.0
+    source = video_stream()
+    batches = [
+        pipeline.training_batches(clips, "video", source, CLIP, loader, seed=3),
+        pipeline.evaluation_batches(
+            clips,
+            evaluation(kind="video", dataset="clips", head="h", batch_size=6),
+            CLIP,
+            loader,
+        ),
+    ]
+    for batch in map(next, batches):
+        assert not batch["weight"].any() and not batch["video"].any()
+        assert {*batch["problem"]} == {"It takes more than 3 s to decode."}

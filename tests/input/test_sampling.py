@@ -30,6 +30,23 @@ def test_views_spread_from_the_first_start_to_the_last():
     )
 
 
+@pytest.mark.parametrize("views", [1, 2, 4, 10])
+def test_views_differ_wherever_a_video_has_frames_enough(views):
+    """In all lengths and rates: which frames a view shows, found by a loop."""
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        n, rate = int(rng.integers(views, 200)), rng.uniform(4, 60)
+        clip = {"frames": int(rng.integers(2, 65)), "fps": rng.uniform(2, 30)}
+        clip["duration"] = n / rate
+        starts = sampling.spread_starts(views, **clip)
+        assert starts.min() >= 0 and starts.max() < clip["duration"]
+        shown = set()
+        for start in starts:
+            times = sampling.clip_times(start, **clip)
+            shown.add(tuple(int(t * rate + 1e-6) for t in times))
+        assert len(shown) == views, (n, rate, clip)
+
+
 @pytest.mark.parametrize("height, width", [(240, 320), (320, 240), (40, 400), (3, 2)])
 def test_random_crops_lie_inside_and_have_the_area_asked_for(height, width):
     rng = np.random.default_rng(0)
