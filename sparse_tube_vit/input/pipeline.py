@@ -180,7 +180,10 @@ def training_batches(
         .repeat()
         .random_map(example)
     )
-    shares = examples.batch(share)[start_step * hosts + host :: hosts]
+    # Without end there is no remainder; to look for one, grain counts in floats, which
+    # overflow in batches of one.
+    batches = examples.batch(share, drop_remainder=True)
+    shares = batches[start_step * hosts + host :: hosts]
     yield from read(shares, loader)
 
 

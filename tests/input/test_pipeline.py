@@ -1,8 +1,10 @@
 import dataclasses
+import io
 import itertools
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from sparse_tube_vit.config import default_config, evaluation, stream
 from sparse_tube_vit.datasets import moving_shapes
@@ -17,20 +19,21 @@ SIZE = 11  # examples: no batch divides it
 
 @dataclasses.dataclass(frozen=True)
 class Clips:
-    """A split in memory: a few real clips; `damaged` names those that do not decode."""
+    """A split in memory: a few real files; `damaged` names those that do not decode."""
 
     clips: tuple[bytes, ...]
     damaged: tuple[int, ...] = ()
     name: str = "clips"
     split: str = "train"
     label_shape: tuple[int, ...] = ()
+    kind: str = "video"
 
     def __len__(self):
         return len(self.clips)
 
     def __getitem__(self, i):
         data = b"damaged" if i in self.damaged else self.clips[i]
-        return {"id": f"clip {i}", "label": i, "video": data}
+        return {"id": f"clip {i}", "label": i, self.kind: data}
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +49,12 @@ def video_stream(batch_size=6, **options):
     )
 
 
-def take(n, split, source=None, workers=0, **options):
+def take(n, split, source=None, workers=0, name="video", **options):
     loader = LOADER.copy_and_resolve_references()
     loader.workers = workers
     source = source or video_stream()
     batches = pipeline.training_batches(
-        split, "video", source, CLIP, loader, **{"seed": 3} | options
+        split, name, source, CLIP, loader, **{"seed": 3} | options
     )
     try:
         return list(itertools.islice(batches, n))
@@ -104,13 +107,6 @@ def test_the_step_number_is_the_data_position(clips, reference, start):
         assert_same(a, b)
 
 
-def test_worker_processes_change_nothing(clips, reference):
-    for a, b in zip(take(5, clips, workers=2), reference, strict=True):
-        assert_same(a, b)
-    (resumed,) = take(1, clips, workers=2, start_step=3)
-    assert_same(resumed, reference[3])
-
-
 @pytest.mark.parametrize("hosts", [2, 3])
 def test_hosts_share_the_batches_out(clips, reference, hosts):
     shares = [take(5, clips, host=h, hosts=hosts) for h in range(hosts)]
@@ -121,6 +117,91 @@ def test_hosts_share_the_batches_out(clips, reference, hosts):
         assert_same(joined, whole)
     (resumed,) = take(1, clips, host=1, hosts=hosts, start_step=2)
     assert_same(resumed, shares[1][2])
+
+
+# A mixture of streams: kind, examples, batch size. No batch divides its data set.
+STREAMS = {
+    "few": ("video", 5, 4),
+    "images": ("image", 11, 8),
+    "clips": ("video", 16, 12),
+}
+EPOCHS = 3
+
+
+def mixture(steps=slice(None), hosts=1, workers=0, names=tuple(STREAMS)):
+    """The batches of every stream, joined from those of the hosts: {name: [batch]}."""
+    found = {}
+    for name in names:
+        kind, n, batch_size = STREAMS[name]
+        files = []
+        for i in range(n):
+            file = io.BytesIO()
+            Image.new("RGB", (6, 6), (9 * i, 90, 90)).save(file, "PNG")
+            files.append(file.getvalue())
+        split = Clips(tuple(files), kind=kind)
+        source = video_stream(batch_size, randaugment_layers=0)
+        source.kind = kind
+        first, last, _ = steps.indices(-(-EPOCHS * n // batch_size))
+        options = {"name": name, "start_step": first, "hosts": hosts}
+        shares = [
+            take(last - first, split, source, workers, host=host, **options)
+            for host in range(hosts)
+        ]
+        found[name] = [
+            {key: np.concatenate([share[key] for share in batch]) for key in batch[0]}
+            for batch in zip(*shares, strict=True)
+        ]
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole_mixture():
+    return mixture()
+
+
+def test_every_epoch_of_every_stream_shows_every_example_once(whole_mixture):
+    for name, (_, n, _) in STREAMS.items():
+        labels = np.concatenate([batch["label"] for batch in whole_mixture[name]])
+        epochs = [tuple(labels[i * n : (i + 1) * n]) for i in range(EPOCHS)]
+        assert all(sorted(epoch) == list(range(n)) for epoch in epochs)
+        assert len({*epochs}) == EPOCHS  # every one in another order
+
+
+def assert_same_mixture(a, b):
+    for name in b:
+        for one, other in zip(a[name], b[name], strict=True):
+            assert_same(one, other)
+
+
+@pytest.mark.parametrize(
+    "before, after",
+    [
+        ({"hosts": 1}, {"hosts": 2}),
+        ({"hosts": 2}, {"hosts": 4}),
+        ({"hosts": 4}, {"hosts": 1}),
+    ],
+    ids=["1 to 2 hosts", "2 to 4", "4 to 1"],
+)
+def test_a_mixture_goes_on_with_other_hosts(whole_mixture, before, after):
+    halves = mixture(slice(0, 2), **before), mixture(slice(2, None), **after)
+    joined = {name: halves[0][name] + halves[1][name] for name in STREAMS}
+    assert_same_mixture(joined, whole_mixture)
+
+
+def test_worker_processes_change_nothing(whole_mixture):
+    images = {"images": whole_mixture["images"][2:]}
+    ours = mixture(slice(2, None), workers=3, names=("images",))
+    assert_same_mixture(ours, images)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("hosts, workers", [(1, 1), (2, 3), (4, 1)])
+def test_worker_processes_of_several_hosts_change_nothing(
+    whole_mixture, hosts, workers
+):
+    clips = {"clips": whole_mixture["clips"][1:]}
+    ours = mixture(slice(1, None), hosts, workers, names=("clips",))
+    assert_same_mixture(ours, clips)
 
 
 def test_seed_and_name_of_the_stream_count(clips, reference):
