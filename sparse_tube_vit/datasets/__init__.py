@@ -148,18 +148,7 @@ def open_split(dataset: str, split: str, data_dir, kind: str = "") -> Split:
         UnsupportedDataset: It holds no labelled images or videos in ArrayRecord, or
             not those asked for.
     """
-    if dataset.split("/")[0] == "moving_shapes":
-        _make_moving_shapes(dataset, data_dir)
-    directory = prepared_directory(dataset, data_dir)
-    if directory is None:
-        raise DatasetNotPrepared(
-            f"{dataset} is not prepared: no dataset_info.json in"
-            f" {epath.Path(data_dir) / dataset} or a version directory below it."
-            f" {_how_to_prepare(dataset, data_dir)}"
-        )
-    import tensorflow_datasets as tfds
-
-    info = tfds.builder_from_directory(directory).info
+    directory, info = _open(dataset, data_dir)
     found, label, multi_label = _features(dataset, directory, info)
     if kind and found != kind:
         raise UnsupportedDataset(
@@ -180,6 +169,28 @@ def open_split(dataset: str, split: str, data_dir, kind: str = "") -> Split:
         length=info.splits[split].num_examples,
         multi_label=multi_label,
     )
+
+
+def split_names(dataset: str, data_dir) -> tuple[str, ...]:
+    """The splits of a data set; raises DatasetNotPrepared as `open_split`."""
+    _, info = _open(dataset, data_dir)
+    return tuple(info.splits)
+
+
+def _open(dataset: str, data_dir):
+    """Returns the prepared directory and TFDS's info; makes what is embedded."""
+    if dataset.split("/")[0] == "moving_shapes":
+        _make_moving_shapes(dataset, data_dir)
+    directory = prepared_directory(dataset, data_dir)
+    if directory is None:
+        raise DatasetNotPrepared(
+            f"{dataset} is not prepared: no dataset_info.json in"
+            f" {epath.Path(data_dir) / dataset} or a version directory below it."
+            f" {_how_to_prepare(dataset, data_dir)}"
+        )
+    import tensorflow_datasets as tfds
+
+    return directory, tfds.builder_from_directory(directory).info
 
 
 def prepared_directory(dataset: str, data_dir) -> epath.Path | None:

@@ -70,6 +70,18 @@ class Row:
             return dataclasses.replace(row, status=str(error))
 
 
+#: The columns that decoding gives.
+DECODED = (
+    "container",
+    "codec",
+    "width",
+    "height",
+    "frame_rate",
+    "decoded_frames",
+    "seconds",
+)
+
+
 def inspect(encoded: bytes, kind: str) -> dict:
     """Decodes every frame of a clip once, on one thread; of an image, its first.
 
@@ -78,7 +90,7 @@ def inspect(encoded: bytes, kind: str) -> dict:
         kind: "video" or "image".
 
     Returns:
-        The columns of `Row` from `container` to `seconds`.
+        The columns `DECODED`.
 
     Raises:
         UndecodableClip: It does not decode wholly: FFmpeg fails, has to make up for

@@ -90,15 +90,22 @@ class TrainingExample(Example):
     randaugment_layers: int = 0
     randaugment_magnitude: float = 10.0
 
+    @classmethod
+    def of(cls, clip: ConfigDict, stream: ConfigDict, **options):
+        """With the clip of the config and the augmentation of one of its streams."""
+        return super().of(
+            clip,
+            stream,
+            crop_area=tuple(stream.crop_area),
+            flip=stream.flip,
+            color_jitter=stream.color_jitter,
+            randaugment_layers=stream.randaugment_layers,
+            randaugment_magnitude=stream.randaugment_magnitude,
+            **options,
+        )
+
     def read(self, encoded, rng):
-        def times(duration):
-            start = sampling.random_start(rng, self.frames, self.fps, duration)
-            return sampling.clip_times(start, self.frames, self.fps, duration)
-
-        def crop(height, width):
-            return sampling.random_crop(rng, height, width, self.size, self.crop_area)
-
-        clip, _ = decode(encoded, times, crop, self.timeout_seconds)
+        clip, _ = self.sample(encoded, rng)
         if self.flip:
             clip = augment.flip(rng, clip)
         if self.color_jitter:
@@ -106,6 +113,18 @@ class TrainingExample(Example):
         layers, magnitude = self.randaugment_layers, self.randaugment_magnitude
         clip = rand_augment(rng, clip, layers, magnitude)
         return {"video": np.ascontiguousarray(clip)}
+
+    def sample(self, encoded: bytes, rng: np.random.Generator):
+        """Decodes a random clip at a random crop, as `decode.decode` returns it."""
+
+        def times(duration):
+            start = sampling.random_start(rng, self.frames, self.fps, duration)
+            return sampling.clip_times(start, self.frames, self.fps, duration)
+
+        def crop(height, width):
+            return sampling.random_crop(rng, height, width, self.size, self.crop_area)
+
+        return decode(encoded, times, crop, self.timeout_seconds)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,14 +182,7 @@ def training_batches(
     """
     share = _share(stream.batch_size, hosts, f"streams.{name}")
     example = TrainingExample.of(
-        clip,
-        stream,
-        crop_area=tuple(stream.crop_area),
-        flip=stream.flip,
-        color_jitter=stream.color_jitter,
-        randaugment_layers=stream.randaugment_layers,
-        randaugment_magnitude=stream.randaugment_magnitude,
-        timeout_seconds=loader.decode_timeout_seconds,
+        clip, stream, timeout_seconds=loader.decode_timeout_seconds
     )
     state = np.random.SeedSequence([seed, zlib.crc32(name.encode())])
     examples = (

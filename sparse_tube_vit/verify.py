@@ -1,0 +1,102 @@
+"""Verifies a prepared data set: `python -m sparse_tube_vit.verify DATA_SET`.
+
+    python -m sparse_tube_vit.verify ucf101/split1 --data_dir data
+    python -m sparse_tube_vit.verify kinetics400 --data_dir data --workers 64 \
+        --config configs/kinetics.py --out kinetics400.html
+
+Reads every record, decodes every frame, and compares with the manifest that prepare
+wrote. Lists what is wrong by id with what to do, and ends with exit code 1 if anything
+is; what is odd only, such as a file in two splits, is a warning. The same goes to an
+HTML page, with a clip of every class as training samples it.
+"""
+
+import argparse
+import os
+
+from etils import epath
+
+from sparse_tube_vit import config as configs
+from sparse_tube_vit import datasets
+from sparse_tube_vit.config import ConfigDict
+from sparse_tube_vit.contact_sheet import contact_sheet
+from sparse_tube_vit.datasets import DatasetError, verification
+from sparse_tube_vit.errors import TubeViTError, reported
+from sparse_tube_vit.input.pipeline import TrainingExample
+from sparse_tube_vit.log import to_stderr
+
+PAGE = "contact_sheet.html"
+
+
+class DatasetIsWrong(DatasetError):
+    """A prepared data set is not what was prepared, or does not decode."""
+
+
+class UnwritablePage(TubeViTError, OSError):
+    """The page cannot be written where it is to go."""
+
+
+def training_example(
+    dataset: str, kind: str, config: ConfigDict | None
+) -> TrainingExample:
+    """How training reads a data set: with a config, or by default.
+
+    Raises:
+        InvalidConfig: No stream of the config reads it.
+    """
+    if config is None:
+        config = configs.default_config()
+        streams = [configs.stream(kind=kind, dataset=dataset, head="", batch_size=1)]
+    else:
+        streams = [s for s in config.streams.values() if s.dataset == dataset]
+    if not streams:
+        others = ", ".join(s.dataset for s in config.streams.values())
+        raise configs.InvalidConfig(
+            f"No stream of --config reads {dataset}, but {others}. Give the config that"
+            " trains on it, or none."
+        )
+    timeout = config.loader.decode_timeout_seconds
+    return TrainingExample.of(config.clip, streams[0], timeout_seconds=timeout)
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m sparse_tube_vit.verify",
+        description="Decodes a prepared data set and compares it with its manifest.",
+        epilog="--config.key=value sets a key of the config.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("dataset", help="as prepared, for example ucf101/split1")
+    add("--data_dir", default="data", help="of prepared data sets; default: data")
+    add("--workers", type=int, default=os.cpu_count(), help="default: one a core")
+    add("--config", help="whose stream samples the clips of the page")
+    add("--out", help=f"the page; default: {PAGE} in the data set's directory")
+    args, overrides = parser.parse_known_args(argv)
+    config = None
+    if args.config:
+        config = configs.read([f"--config={args.config}", *overrides])
+    elif overrides:
+        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+    to_stderr()
+    with reported():
+        name, *_ = datasets.split_names(args.dataset, args.data_dir)
+        split = datasets.open_split(args.dataset, name, args.data_dir)
+        example = training_example(args.dataset, split.kind, config)
+        out = epath.Path(args.out or epath.Path(split.directory) / PAGE)
+        try:
+            out.touch()
+        except OSError as error:  # better now than after hours
+            raise UnwritablePage(f"--out: {error}") from error
+        report = verification.verify(args.dataset, args.data_dir, args.workers)
+        page = contact_sheet(report, example, args.workers)
+        print(report)
+        out.write_text(page, encoding="utf-8")
+        print(f"  written to {out}")
+        if report.wrong:
+            raise DatasetIsWrong(
+                f"{args.dataset} is wrong in {report.wrong:,} places, listed above."
+            )
+
+
+if __name__ == "__main__":
+    main()
