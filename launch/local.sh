@@ -10,5 +10,5 @@ workdir="${WORKDIR:-runs/moving_shapes}"
 python -m sparse_tube_vit.prepare moving_shapes --data_dir data
 python -m sparse_tube_vit.train --config configs/moving_shapes.py \
     --workdir "$workdir" "$@"
-python -m sparse_tube_vit.figures --workdir "$workdir"
+python -m sparse_tube_vit.figures run --workdir "$workdir"
 echo "Accuracies and confusion matrices: $workdir/evaluations"

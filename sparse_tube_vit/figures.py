@@ -1,11 +1,18 @@
-"""Pictures of a run: training curves, tubes over a clip, learned kernels, confusion.
+"""Pictures of a run, and of the batches that the model gets.
 
-python -m sparse_tube_vit.figures --workdir DIR [--out DIR]
+    python -m sparse_tube_vit.figures run --workdir DIR [--out DIR]
+    python -m sparse_tube_vit.figures batch --config FILE [--config.key=value ...] \
+        [--step K] --out DIR
+
+`run` draws training curves, the tubes over a clip, learned kernels, and collects the
+confusion matrices. `batch` draws all frames of a step's batches after augmentation and
+mixup, with their targets.
 """
 
 import argparse
 import itertools
 import math
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,16 +20,19 @@ from etils import epath
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from PIL import Image
 
 from sparse_tube_vit import checkpoints, datasets
-from sparse_tube_vit.config import ConfigDict, from_json
+from sparse_tube_vit.config import ConfigDict, from_json, read
 from sparse_tube_vit.errors import TubeViTError, reported
 from sparse_tube_vit.input.pipeline import EvaluationExample
 from sparse_tube_vit.log import to_stderr
+from sparse_tube_vit.training.examples import Example, examples_of_step
 from sparse_tube_vit.training.reporting import read_metrics
 from sparse_tube_vit.tubes import Tube
 from sparse_tube_vit.variants import make_tubes
 
+DPI = 120
 _COLORS = ("#d62728", "#1f77b4", "#2ca02c", "#ff7f0e", "#9467bd", "#8c564b", "#e377c2")
 
 
@@ -33,8 +43,8 @@ _CURVES = {
 }
 
 
-def _figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained", dpi=120)
+def _figure(width: float, height: float, layout: str | None = "constrained") -> Figure:
+    figure = Figure(figsize=(width, height), layout=layout, dpi=DPI)
     FigureCanvasAgg(figure)
     return figure
 
@@ -165,6 +175,83 @@ def confusion(counts: np.ndarray, class_names: Sequence[str], title: str) -> Fig
     return figure
 
 
+def batch_grids(
+    examples: Sequence[Example], columns: int = 16, page: tuple[int, int] = (1900, 1900)
+) -> list[Figure]:
+    """All frames of examples, so many side by side, on as many pages as they need.
+
+    Frames of more than 128 pixels are halved until they have no more, those of less
+    than 64 enlarged; all others are shown as they are, pixel by pixel.
+
+    Args:
+      examples: whose videos have one shape.
+      columns: frames side by side.
+      page: width and height in pixels that hold as many examples as have room.
+    """
+    t, side, _, _ = examples[0].video.shape
+    while side > 128:
+        side = math.ceil(side / 2)
+    side *= max(1, 64 // side)
+    columns = min(columns, t)
+    letters = max(20, columns * side // 7)
+    texts = [_text(example, letters) for example in examples]
+    above = 15 * max(map(len, texts)) + 6
+    width = max(columns * (side + 2), 7 * letters) + 8
+    height = above + math.ceil(t / columns) * (side + 2) + 12
+    across, down = (max(1, p // n) for p, n in zip(page, (width, height), strict=True))
+    across = min(across, len(examples))
+    figures = []
+    for first in range(0, len(examples), across * down):
+        some = range(len(examples))[first : first + across * down]
+        h, w = height * math.ceil(len(some) / across), width * across
+        canvas = np.full((h, w, 3), 255, np.uint8)
+        figure = _figure(w / DPI, h / DPI, layout=None)
+        for i, e in enumerate(some):
+            top, left = height * (i // across), width * (i % across) + 4
+            for k, frame in enumerate(examples[e].video):
+                y, x = (n * (side + 2) for n in divmod(k, columns))
+                canvas[top + above + y :, left + x :][:side, :side] = _resized(
+                    frame, side
+                )
+            figure.text(
+                left / w,
+                1 - (top + 4) / h,
+                "\n".join(texts[e]),
+                va="top",
+                fontsize=7,
+                color="#d62728" if examples[e].problem else "black",
+                parse_math=False,
+            )
+        figure.figimage(canvas, origin="upper")
+        figures.append(figure)
+    return figures
+
+
+def _text(example: Example, letters: int, lines: int = 6) -> list[str]:
+    said = [example.target, *example.names]
+    said += [f"weight 0: {example.problem}"] if example.problem else []
+    return [part for s in said for part in textwrap.wrap(s, letters)][:lines]
+
+
+def _resized(frame, side):
+    return np.asarray(Image.fromarray(frame).resize((side, side), Image.Resampling.BOX))
+
+
+def draw_batches(config: ConfigDict, step: int, out) -> list[epath.Path]:
+    """Writes the batches of a step as PNG, `STREAM_stepK_PAGE.png`; returns the paths.
+
+    Raises: as `examples_of_step`.
+    """
+    out = epath.Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for name, examples in examples_of_step(config, step):
+        for i, figure in enumerate(batch_grids(examples), start=1):
+            paths.append(out / f"{name}_step{step}_{i}.png")
+            save(figure, paths[-1])
+    return paths
+
+
 class NoVideoStream(TubeViTError, ValueError):
     """There is no clip to draw the tubes on."""
 
@@ -185,7 +272,7 @@ def example_clip(config: ConfigDict) -> np.ndarray:
     return example["video"][0]
 
 
-def write_all(workdir, out=None) -> list[epath.Path]:
+def draw_run(workdir, out=None) -> list[epath.Path]:
     """Writes every picture of a run as PNG; returns their paths."""
     out = epath.Path(out or epath.Path(workdir) / "figures")
     out.mkdir(parents=True, exist_ok=True)
@@ -213,18 +300,45 @@ def write_all(workdir, out=None) -> list[epath.Path]:
     ]
 
 
-def main():
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m sparse_tube_vit.figures",
-        description="Draws a run's curves, its tubes over a clip, and its kernels.",
+        description="Draws a run, or the batches that the model gets.",
     )
-    parser.add_argument("--workdir", required=True, help="of the training run")
-    parser.add_argument("--out", help="default: WORKDIR/figures")
-    args = parser.parse_args()
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser(
+        "run", help="curves, tubes over a clip, kernels, confusion", allow_abbrev=False
+    )
+    run.add_argument("--workdir", required=True, help="of the training run")
+    run.add_argument("--out", help="default: WORKDIR/figures")
+    batch = commands.add_parser(
+        "batch",
+        help="all frames of a step's batches, augmented, with their targets",
+        epilog="--config.key=value sets a key of the config.",
+        allow_abbrev=False,
+    )
+    batch.add_argument("--config", required=True, help="as for training")
+    batch.add_argument("--step", type=_step, default=1, help="from 1, the default, on")
+    batch.add_argument("--out", required=True, help="where the pictures go")
+    args, overrides = parser.parse_known_args(argv)
+    if args.command == "batch":
+        config = read([f"--config={args.config}", *overrides])
+    elif overrides:
+        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
     to_stderr()
     with reported():
-        for path in write_all(args.workdir, args.out):
+        if args.command == "batch":
+            paths = draw_batches(config, args.step, args.out)
+        else:
+            paths = draw_run(args.workdir, args.out)
+        for path in paths:
             print(path)
+
+
+def _step(text):
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -291,7 +291,7 @@ def test_several_labels_are_measured_by_map(multi_label):
     assert 0 <= told["train/video/precision_at_1"] <= 1
     assert {"train/image/accuracy", "evaluation/image/top1"} < told.keys()
     assert not list((multi_label / "evaluations").glob("video*.png"))
-    assert figures.write_all(multi_label)[0].name == "training_curves.png"
+    assert figures.draw_run(multi_label)[0].name == "training_curves.png"
     assert str(result).startswith(
         f"video: mAP {expected:.1%} over {some.sum()} of 24 classes, of {n} videos of "
         "moving_shapes/crowds test (0 undecodable); 2x3 views of 4 frames at 8 fps"
@@ -351,10 +351,10 @@ def test_classes_that_differ_from_the_head_are_refused(finished, data_dir):
         evaluate.prepare(config, names)
 
 
-def test_figures(finished):
+def test_figures(finished, capsys):
     workdir, _ = finished
-    paths = figures.write_all(workdir)
-    assert [p.name for p in paths] == [
+    figures.main(["run", "--workdir", str(workdir)])
+    names = [
         "training_curves.png",
         "tubes.png",
         "kernels_0_4x4x4.png",
@@ -362,6 +362,8 @@ def test_figures(finished):
         "image_step6_confusion.png",
         "video_step6_2x3_confusion.png",
     ]
+    paths = [workdir / "figures" / name for name in names]
+    assert capsys.readouterr().out.split() == [str(path) for path in paths]
     for path in paths:
         assert path.read_bytes().startswith(b"\x89PNG")
 

@@ -33,6 +33,30 @@ def mix_pairs(key, alpha, videos, targets, weights):
     return videos, targets, weights * jnp.roll(weights, 1)
 
 
+def stream_keys(config: ConfigDict, step) -> dict[str, jax.Array]:
+    """Keys of each stream's mixup and dropout, (2,), in the step after `step` steps."""
+    key = jax.random.fold_in(jax.random.key(config.seed), step)
+    keys = jax.random.split(key, len(config.streams))
+    return {
+        name: jax.random.split(key)
+        for name, key in zip(config.streams, keys, strict=True)
+    }
+
+
+def model_input(key, stream, batch, classes: int):
+    """What a stream's batch is to the model and the loss, after smoothing and mixup.
+
+    Returns:
+      videos, uint8 as they came or normalized floats, targets (B, C), weights (B,).
+    """
+    videos, weights = batch["video"], batch["weight"]
+    targets = multi_hot(batch["label"], classes)
+    targets = smooth(targets, stream["label_smoothing"], stream["loss"])
+    if stream["mixup"]:
+        return mix_pairs(key, stream["mixup"], normalize(videos), targets, weights)
+    return videos, targets, weights
+
+
 def make_train_step(
     model: TubeViT, optimizer: optax.GradientTransformation, config: ConfigDict
 ) -> Callable:
@@ -48,15 +72,10 @@ def make_train_step(
     rates = learning_rate(config)
     streams = {name: stream.to_dict() for name, stream in config.streams.items()}
 
-    def stream_loss(params, key, stream, batch):
-        key_mixup, key_dropout = jax.random.split(key)
-        videos, weights = batch["video"], batch["weight"]
-        labels = multi_hot(batch["label"], model.classes[stream["head"]])
-        targets = smooth(labels, stream["label_smoothing"], stream["loss"])
-        if stream["mixup"]:
-            videos, targets, weights = mix_pairs(
-                key_mixup, stream["mixup"], normalize(videos), targets, weights
-            )
+    def stream_loss(params, keys, stream, batch):
+        key_mixup, key_dropout = keys
+        classes = model.classes[stream["head"]]
+        videos, targets, weights = model_input(key_mixup, stream, batch, classes)
         logits = model.apply(
             {"params": params},
             videos,
@@ -65,12 +84,12 @@ def make_train_step(
             rngs={"dropout": key_dropout},
         )
         loss = cross_entropy(logits, targets, weights, stream["loss"])
+        labels = multi_hot(batch["label"], classes)
         share = "accuracy" if batch["label"].ndim == 1 else "precision_at_1"
         return loss, {"loss": loss, share: hits(logits, labels, weights)}
 
     def train_step(state: TrainState, batches):
-        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        keys = dict(zip(streams, jax.random.split(key, len(streams)), strict=True))
+        keys = stream_keys(config, state.step)
         trained, frozen = split(state.params, parts)
 
         def loss_fn(trained):
