@@ -11,7 +11,7 @@ import av
 import numpy as np
 from av.filter import Graph
 from av.sidedata import sidedata
-from av.stream import Discard, Disposition
+from av.stream import Discard
 
 from sparse_tube_vit.errors import TubeViTError
 
@@ -133,10 +133,9 @@ def opened(data: bytes, timeout_seconds: float = math.inf):
     """
     try:
         with av.open(io.BytesIO(data), metadata_errors="replace") as container:
-            streams = [s for s in container.streams.video if not _is_cover(s)]
-            if not streams:
+            if not container.streams.video:
                 raise UndecodableClip("It has no video stream.")
-            stream = streams[0]
+            stream = container.streams.video[0]
             if stream.codec_context is None:
                 raise UndecodableClip("FFmpeg has no decoder for it.")
             for other in container.streams:
@@ -162,6 +161,22 @@ class Video:
         # Reading all packets first costs little and gives exact presentation times,
         # where frame counts and durations that containers claim are often wrong.
         self.packets = [p for p in container.demux(stream) if p.size]
+        self.clock = self._clock()
+        # MPEG program streams have some of the times, FFmpeg makes up the others.
+        self.guessed = self.format == "mpeg"
+
+    def _clock(self):
+        """What tells when frames are shown that the decoder puts in another order.
+
+        Their "pts"; in AVI, which has none, the "dts" of the packet that brings a frame
+        out of the decoder; or their "count", where packets have theirs as a time.
+        """
+        if not self.stream.codec_context.has_b_frames:
+            return "pts"
+        if self.format == "avi":
+            return "dts"
+        times = [p.pts for p in self.packets if p.pts is not None]
+        return "count" if sorted(times) == times else "pts"
 
     def frames(self, start: int = 0, needed: set[int] | None = None):
         """Yields PyAV's frames in order of presentation, decoded from a packet on.
@@ -187,22 +202,11 @@ class Video:
                 codec.skip_frame = "DEFAULT" if packet.pts in needed else "NONREF"
             yield from codec.decode(packet)
 
-    @property
-    def clock(self) -> str:
-        """What tells when a packet's frame is shown: its "pts", or else its "dts".
-
-        AVI has no presentation times. Where frames are shown in another order than
-        they are stored, the packet that brings a frame out of the decoder tells when.
-        """
-        reorders = self.stream.codec_context.has_b_frames
-        return "dts" if self.format == "avi" and reorders else "pts"
-
     def packet_times(self) -> np.ndarray | None:
         """When frames are shown, sorted; None where packets do not tell."""
-        clock = self.clock
-        times = [getattr(p, clock) for p in self.packets]
-        # MPEG program streams have some of the times, and FFmpeg guesses the others.
-        if not times or None in times or self.format == "mpeg":
+        field = "dts" if self.clock == "dts" else "pts"
+        times = [getattr(p, field) for p in self.packets]
+        if not times or None in times or self.guessed:
             return None
         vp8 = self.stream.codec_context.name == "vp8"  # has frames that none sees
         shown = sorted(
@@ -217,9 +221,10 @@ class Video:
     def frame_times(self) -> np.ndarray:
         """When frames are shown, in order, as a full decode tells."""
         usual = float(1 / (self.stream.average_rate or 25) / self.stream.time_base)
+        field = "dts" if self.clock == "dts" else "pts"
         times, durations = [], []
         for frame in self.frames():
-            t = getattr(frame, self.clock)
+            t = getattr(frame, field)
             if t is None:
                 t = times[-1] + durations[-1] if times else 0
             times.append(t)
@@ -227,7 +232,7 @@ class Video:
         if not times:
             raise UndecodableClip("It has no frames.")
         # Without good times, frames follow each other by their durations.
-        good = np.all(np.diff(times) > 0)
+        good = np.all(np.diff(times) > 0) and not self.guessed
         return np.array(times) if good else np.cumsum([0, *durations[:-1]])
 
     def seconds(self, shown: np.ndarray) -> float:
@@ -235,10 +240,6 @@ class Video:
         # The last is on show for as long as the one before it; a picture for 1/25 s.
         last = shown[-1] - shown[-2] if len(shown) > 1 else 1 / self.tick / 25
         return float(shown[-1] - shown[0] + last) * self.tick
-
-
-def _is_cover(stream):
-    return bool(stream.disposition & Disposition.attached_pic)
 
 
 def _show(video, shown, times, to_rgb, clock):
@@ -294,7 +295,7 @@ def _start(packets, first):
         # What precedes a key frame in time, but not in the file, needs the one before.
         if packet.is_keyframe and packet.pts <= first:
             starts.append(i)
-        if packet.pts == first and not packet.is_discard:
+        if packet.pts == first:
             break
     return starts[-1]
 
