@@ -322,6 +322,17 @@ def test_containers_that_tell_less_than_the_truth(container, codec, b_frames, ch
         assert_are(frames(video, at(middles(24)[i]), whole), reference, i)
 
 
+def swap_two_times(i, packet):
+    packet.pts, packet.dts = 40 * {5: 6, 6: 5}.get(i, i), 40 * (i - 1)
+    packet.time_base = fractions.Fraction(1, 1000)
+
+
+def test_frames_that_come_in_another_order_than_their_times():
+    video = write_video(moving(24), 25, "matroska", "mpeg4", b_frames=0)
+    video = remux(video, "matroska", swap_two_times)
+    assert_are(frames(video, at(*middles(24)), whole), full_decode(video))
+
+
 @pytest.mark.parametrize(
     "height, width, gaps", [(48, 64, {0, 3600, 7200}), (16, 16, {3600, 7200})]
 )
