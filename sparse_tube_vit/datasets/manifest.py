@@ -102,8 +102,8 @@ def inspect(encoded: bytes, kind: str) -> dict:
             video.stream.codec_context.options = {"err_detect": "explode"}
         sizes, frames = set(), 0
         for frame in video.frames():
-            turned = round(frame.rotation / 90) % 2
-            sizes.add((frame.width, frame.height)[:: -1 if turned else 1])
+            swapped = decode.Orientation.of(frame).swapped
+            sizes.add((frame.width, frame.height)[:: -1 if swapped else 1])
             if frame.is_corrupt:
                 raise decode.UndecodableClip(f"It is damaged from frame {frames} on.")
             frames += 1

@@ -11,6 +11,8 @@ import dataclasses
 import functools
 import itertools
 import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -268,7 +270,9 @@ def mapping(workers: int) -> Iterator[Callable]:
         return
     # Spawned, not forked: a fork of a process with threads may hang.
     spawn = multiprocessing.get_context("spawn")
-    pool = concurrent.futures.ProcessPoolExecutor(workers, mp_context=spawn)
+    pool = concurrent.futures.ProcessPoolExecutor(
+        workers, mp_context=spawn, initializer=_end_with_parent
+    )
     try:
         yield pool.map
     except concurrent.futures.BrokenExecutor:
@@ -279,6 +283,15 @@ def mapping(workers: int) -> Iterator[Callable]:
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent():
+    # A worker would wait forever for tasks of a process that was killed.
+    def wait():
+        multiprocessing.parent_process().join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 @functools.cache
