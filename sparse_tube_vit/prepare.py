@@ -4,7 +4,8 @@
     python -m sparse_tube_vit.prepare ucf101 --split 1 \
         --videos UCF-101 --annotations ucfTrainTestlist --data_dir data
     python -m sparse_tube_vit.prepare kinetics400 \
-        --videos DIR --annotations DIR --data_dir data
+        --videos DIR --annotations DIR --data_dir data \
+        --transcode short_side=256,gop=30,crf=23
     python -m sparse_tube_vit.prepare imagenet2012 --images DIR --data_dir data
     python -m sparse_tube_vit.prepare video_folder --name dances \
         --videos DIR --data_dir data
@@ -12,13 +13,16 @@
         --images DIR [--split_list FILE] --data_dir data
 
 kinetics600, kinetics700, something_something_v2 and charades are called as kinetics400.
-Encoded files are copied into ArrayRecord files as they are. Prints what was written,
-and what was left out and why.
+Every file is decoded once and copied into ArrayRecord files as it is, or transcoded;
+what does not decode is left out. manifest.csv says what was found of each. Prints how
+many examples there are of each class, and what was left out and why. The same command
+goes on with a preparation that was interrupted.
 """
 
 import argparse
-import concurrent.futures
-import multiprocessing
+import collections
+import functools
+import os
 import re
 import sys
 import time
@@ -36,11 +40,14 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     arguments = _parser().parse_args(argv)
     try:
-        for report in _prepare_all(_builders(arguments)):
-            print(report)
+        for builder in _builders(arguments):
+            print(_prepare(builder, arguments), flush=True)
     except DatasetError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on from here.", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -58,22 +65,26 @@ def _parser() -> argparse.ArgumentParser:
     add("--split", type=int, choices=(1, 2, 3), help="official split (ucf101), else 1")
     add("--split_list", help="file of `relative/path,split` lines (folders)")
     add("--name", help="what to call the data set (folders)")
+    add("--transcode", help="make clips H.264, such as short_side=256,gop=30,crf=23")
+    add("--workers", type=int, help="processes on this machine, else one a core")
+    add("--beam", help="options of an Apache Beam pipeline to run in their place")
     return parser
 
 
 # For each data set, the options it needs and those it may have.
 OPTIONS = {
-    "charades": (("videos", "annotations"), ()),
+    "charades": (("videos", "annotations"), ("transcode",)),
     "image_folder": (("images", "name"), ("split_list",)),
     "imagenet2012": (("images",), ()),
-    "kinetics400": (("videos", "annotations"), ()),
-    "kinetics600": (("videos", "annotations"), ()),
-    "kinetics700": (("videos", "annotations"), ()),
+    "kinetics400": (("videos", "annotations"), ("transcode",)),
+    "kinetics600": (("videos", "annotations"), ("transcode",)),
+    "kinetics700": (("videos", "annotations"), ("transcode",)),
     "moving_shapes": ((), ()),
-    "something_something_v2": (("videos", "annotations"), ()),
-    "ucf101": (("videos", "annotations"), ("split",)),
-    "video_folder": (("videos", "name"), ("split_list",)),
+    "something_something_v2": (("videos", "annotations"), ("transcode",)),
+    "ucf101": (("videos", "annotations"), ("split", "transcode")),
+    "video_folder": (("videos", "name"), ("split_list", "transcode")),
 }
+FOR_ALL = ("dataset", "data_dir", "workers", "beam")
 
 
 def _builders(arguments) -> list:
@@ -81,8 +92,8 @@ def _builders(arguments) -> list:
     needed, optional = OPTIONS[arguments.dataset]
     given = {
         option
-        for option in vars(arguments)
-        if option not in ("dataset", "data_dir") and getattr(arguments, option)
+        for option, value in vars(arguments).items()
+        if option not in FOR_ALL and value is not None
     }
     if missing := [option for option in needed if option not in given]:
         raise BadArguments(
@@ -93,6 +104,10 @@ def _builders(arguments) -> list:
             f"{arguments.dataset} has no use for"
             f" {', '.join(f'--{e}' for e in excess)}; leave it out"
         )
+    if arguments.workers is not None and arguments.workers < 1:
+        raise BadArguments(f"--workers {arguments.workers}: one or more are needed")
+    if arguments.workers is not None and arguments.beam is not None:
+        raise BadArguments("--workers and --beam: give one of them")
     cls, data_dir = builder_class(arguments.dataset), arguments.data_dir
     if arguments.dataset == "moving_shapes":
         return [cls(config=kind, data_dir=data_dir) for kind in cls.KINDS]
@@ -117,46 +132,128 @@ def _builders(arguments) -> list:
     return [cls(config=arguments.name, listing=listing, data_dir=data_dir)]
 
 
-def _prepare_all(builders):
-    """Yields a report of every data set; several are made side by side."""
-    if len(builders) == 1:
-        yield _prepare(builders[0])
-        return
-    # Spawned, not forked: a fork of a process with threads may hang.
-    spawn = multiprocessing.get_context("spawn")
-    with concurrent.futures.ProcessPoolExecutor(mp_context=spawn) as pool:
-        yield from pool.map(_prepare, builders)
-
-
-def _prepare(builder) -> str:
+def _prepare(builder, arguments) -> str:
     """Writes the data set unless it is there; returns what to tell of it."""
-    from sparse_tube_vit.datasets import encoded
+    from sparse_tube_vit.datasets import manifest, writing
+    from sparse_tube_vit.datasets.transcode import Transcode
 
     start = time.monotonic()
-    config = builder.builder_config
-    name = f"{builder.name}/{config.name}" if config else builder.name
-    if not encoded.write(builder):
+    transcode = Transcode.parse(arguments.transcode) if arguments.transcode else None
+    run = functools.partial(_run, builder, arguments)
+    if not writing.write(builder, transcode, run):
         return (
-            f"{name}: already in {builder.data_dir}, left as it is"
+            f"{builder.dataset}: already in {builder.directory}, left as it is"
             " (to prepare it again, delete that directory)"
         )
     seconds = time.monotonic() - start
-    lines = [f"{name}: written to {builder.data_dir} in {seconds:.1f} s"]
-    for split in builder.split_names:
-        per_class = [builder.counts[split][label] for label in builder.class_names]
+    path = builder.directory / manifest.NAME
+    return "\n".join(
+        [
+            f"{builder.dataset}: written to {builder.directory} in {seconds:.1f} s",
+            *_counts(builder, manifest.read(path)),
+            *(f"  note: {note}" for note in builder.listing.notes),
+            *_left_out(manifest.read(path), path),
+        ]
+    )
+
+
+def _run(builder, arguments, plan) -> None:
+    """Writes what is left of a plan, in processes of this machine or with Beam."""
+    from sparse_tube_vit.datasets import parallel, writing
+
+    shards = list(writing.shards(plan))
+    left = [shard for shard in shards if not shard.finished()]
+    total = sum(len(shard.examples) for shard in left)
+    what = f"{builder.dataset}: {total} {builder.kind}s"
+    if len(left) < len(shards):
+        there = len(shards) - len(left)
+        what += f" left; {there} of {len(shards)} shards are there already"
+    print(what, file=sys.stderr, flush=True)
+    if arguments.beam is not None:
+        parallel.on_beam(plan, arguments.beam)
+    elif left:
+        workers = arguments.workers or len(os.sched_getaffinity(0))
+        with _Progress(total, f" {builder.kind}s") as progress:
+            parallel.in_processes(left, min(workers, len(left)), progress.update)
+
+
+class _Progress:
+    """A bar on a terminal; elsewhere, now and then, a line that says the same."""
+
+    LINE_EVERY_SECONDS = 30
+    LINE = "{n_fmt} of {total_fmt}{unit} [{elapsed}<{remaining}, {rate_fmt}]"
+
+    def __init__(self, total: int, unit: str):
+        from tqdm import tqdm
+
+        self.bar = tqdm(total=total, unit=unit, disable=None)
+        self.total, self.unit, self.seen = total, unit, 0
+        self.start = self.said = time.monotonic()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.bar.close()
+
+    def update(self, more: int) -> None:
+        self.bar.update(more)
+        self.seen += more
+        now = time.monotonic()
+        if self.bar.disable and now >= self.said + self.LINE_EVERY_SECONDS:
+            self.said = now
+            line = self.bar.format_meter(
+                self.seen,
+                self.total,
+                now - self.start,
+                unit=self.unit,
+                bar_format=self.LINE,
+            )
+            print(line, file=sys.stderr, flush=True)
+
+
+def _counts(builder, rows) -> list[str]:
+    """The examples of each class by split, and a line for each split."""
+    listing = builder.listing
+    counts = {split: collections.Counter() for split in listing.splits}
+    examples = collections.Counter()
+    for row in rows:
+        if row.status == "ok":
+            examples[row.split] += 1
+            counts[row.split].update(row.label if builder.multi_label else [row.label])
+    table = [["", *counts]]
+    for name in listing.class_names:
+        table.append([name, *(str(counts[split][name]) for split in counts)])
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    lines = []
+    for name, *numbers in table:
+        cells = (n.rjust(w) for n, w in zip(numbers, widths[1:], strict=True))
+        lines.append(f"  {name.ljust(widths[0])}  {'  '.join(cells)}")
+    for split, count in counts.items():
+        if not examples[split]:
+            lines.append(f"  note: no split {split}: none of its examples decodes")
+            continue
+        per_class = [count[name] for name in listing.class_names]
         lines.append(
-            f"  {split}: {builder.info.splits[split].num_examples} examples of"
-            f" {len(per_class)} classes, {min(per_class)} to {max(per_class)} a class"
+            f"  {split}: {examples[split]} examples of {len(per_class)} classes,"
+            f" {min(per_class)} to {max(per_class)} a class"
         )
-    listing = getattr(builder, "listing", None)
-    left_out, notes = (listing.left_out, listing.notes) if listing else ((), ())
-    lines += [f"  note: {note}" for note in notes]
-    if left_out:
-        lines.append(f"  left out: {len(left_out)}")
-        lines += [f"    {item}: {reason}" for item, reason in left_out[:LEFT_OUT_SHOWN]]
-        if len(left_out) > LEFT_OUT_SHOWN:
-            lines.append(f"    and {len(left_out) - LEFT_OUT_SHOWN} more")
-    return "\n".join(lines)
+    return lines
+
+
+def _left_out(rows, path) -> list[str]:
+    """What was left out and why, the first of them by name."""
+    left_out = [row for row in rows if row.status != "ok"]
+    if not left_out:
+        return []
+    lines = [f"  left out: {len(left_out)}"]
+    for row in left_out[:LEFT_OUT_SHOWN]:
+        # A file that is not in UTF-8 may be left out for that.
+        name = os.fsencode(row.id).decode(errors="replace")
+        lines.append(f"    {name}: {row.status}")
+    if len(left_out) > LEFT_OUT_SHOWN:
+        lines.append(f"    and {len(left_out) - LEFT_OUT_SHOWN} more, all in {path}")
+    return lines
 
 
 if __name__ == "__main__":

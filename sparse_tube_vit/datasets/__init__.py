@@ -17,7 +17,7 @@ from etils import epath
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.log import log
 
-# Builder classes by name, as "module:class": importing one imports TFDS.
+# Builder classes by name, as "module:class".
 BUILDERS = {
     "charades": "sparse_tube_vit.datasets.charades:Charades",
     "image_folder": "sparse_tube_vit.datasets.folders:ImageFolder",
@@ -51,7 +51,7 @@ class UnsupportedDataset(DatasetError):
 
 
 def builder_class(name: str) -> type:
-    """Returns the TFDS builder class called `name`, one of `BUILDERS`."""
+    """Returns the builder class called `name`, one of `BUILDERS`."""
     module, cls = BUILDERS[name].split(":")
     return getattr(importlib.import_module(module), cls)
 
@@ -212,7 +212,7 @@ def prepared_directory(dataset: str, data_dir) -> epath.Path | None:
 
 def _make_moving_shapes(dataset: str, data_dir):
     """Prepares moving_shapes unless this code's version of it is there."""
-    from sparse_tube_vit.datasets import encoded
+    from sparse_tube_vit.datasets import writing
 
     cls = builder_class("moving_shapes")
     if dataset.partition("/")[2] not in cls.KINDS:
@@ -221,9 +221,9 @@ def _make_moving_shapes(dataset: str, data_dir):
             f" {', '.join(f'moving_shapes/{kind}' for kind in cls.KINDS)}"
         )
     builder = cls(config=dataset.partition("/")[2], data_dir=data_dir)
-    if not builder.data_path.exists():
-        log.info("Making %s in %s (once)", dataset, builder.data_dir)
-        encoded.write(builder)
+    if not (builder.directory / "dataset_info.json").exists():
+        log.info("Making %s in %s (once)", dataset, builder.directory)
+        writing.write(builder)
 
 
 def _features(dataset: str, directory: epath.Path, info):

@@ -13,6 +13,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from sparse_tube_vit.datasets import DatasetError, encoded, folders
+from sparse_tube_vit.datasets.manifest import Row
 
 
 class BadAnnotations(DatasetError):
@@ -41,12 +42,16 @@ class Entry:
     label: encoded.Label
     stems: tuple[str, ...]
 
+    def left_out(self, reason: str) -> Row:
+        """Its row in the manifest if it is not taken."""
+        return Row(self.split, self.name, label=self.label, status=reason)
+
 
 def find(
     videos,
     entries: Iterable[Entry],
     class_names: Iterable[str],
-    left_out: Iterable[tuple[str, str]] = (),
+    left_out: Iterable[Row] = (),
     notes: Iterable[str] = (),
 ) -> encoded.Listing:
     """Lists the entries' clips that are below the directory `videos`.
@@ -59,7 +64,7 @@ def find(
         MissingVideos: None of the clips is there, or one could be any of several files.
     """
     files = collections.defaultdict(list)
-    for path in sorted(pathlib.Path(videos).rglob("*")):
+    for path in encoded.files_below(videos):
         if path.suffix.lower() in folders.SUFFIXES["video"]:
             files[path.stem].append(path)
     splits, left_out, notes, seen = {}, list(left_out), list(notes), {}
@@ -78,13 +83,14 @@ def find(
             )
         examples = splits.setdefault(entry.split, [])
         if found:
-            examples.append((entry.name, entry.label, found[0]))
+            examples.append(encoded.Example(entry.name, entry.label, found[0]))
         else:
-            left_out.append((entry.name, f"listed in {entry.where}, but no such video"))
+            reason = f"listed in {entry.where}, but no such video"
+            left_out.append(entry.left_out(reason))
     if not any(splits.values()):
         raise MissingVideos(
-            f"none of the {len(seen)} listed clips is in {videos}; left out:"
-            f" {left_out[:3]} ... Give the directory that holds the clips, in folders"
+            f"none of the {len(seen)} listed clips is in {videos}, such as"
+            f" {next(iter(seen))}. Give the directory that holds the clips, in folders"
             " or not"
         )
     notes += [

@@ -28,7 +28,7 @@ COLUMNS = ("id", "actions")
 ACTION = re.compile(r"(c\d{3}) [-\d.]+ [-\d.]+")  # class, start and end in seconds
 
 
-class Charades(encoded.ListedFiles, skip_registration=True):
+class Charades(encoded.Builder):
     """Charades, given `read`'s listing."""
 
     name = "charades"
@@ -62,10 +62,11 @@ class Charades(encoded.ListedFiles, skip_registration=True):
                         f"{where}: {', '.join(sorted(unknown))} not in {path}"
                     )
                 labels = tuple(n for code, n in class_names.items() if code in codes)
+                entry = Entry(where, split, name, labels, (name,))
                 if labels:
-                    entries.append(Entry(where, split, name, labels, (name,)))
+                    entries.append(entry)
                 else:
-                    left_out.append((name, f"no action in {where}"))
+                    left_out.append(entry.left_out(f"no action in {where}"))
         notes = count_classes(path, len(class_names), CLASSES)
         return find(videos, entries, class_names.values(), left_out, notes)
 

@@ -1,23 +1,29 @@
-"""What all builders share: labelled encoded files, written by TFDS as ArrayRecord."""
+"""What all builders share: examples of an id, a label and an encoded file."""
 
-import abc
-import collections
-import contextlib
 import dataclasses
-import fcntl
-import functools
-import io
-import pathlib
-import sys
-import tempfile
-from collections.abc import Iterator
+import os
+from typing import NamedTuple
 
-import numpy as np
-import tensorflow_datasets as tfds
-from absl import logging
+from etils import epath
+
+from sparse_tube_vit.datasets.manifest import Row
 
 #: A class name, or any number of them where a data set is multi-label.
 Label = str | tuple[str, ...]
+
+
+class Example(NamedTuple):
+    """An example that is to be written.
+
+    Attributes:
+        id: Unlike every other of its split.
+        label: Its class, or its classes where the data set is multi-label.
+        source: What the builder's `load` gives the encoded file of; mostly its path.
+    """
+
+    id: str
+    label: Label
+    source: str | os.PathLike
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,62 +32,75 @@ class Listing:
 
     Attributes:
         class_names: In the order of the labels.
-        splits: For each split its examples as (id, label, file).
-        left_out: What was not taken, as (name, reason).
+        splits: For each split its examples.
+        left_out: What was not taken; `status` says why.
         notes: What else to tell whoever prepares it.
     """
 
     class_names: tuple[str, ...]
-    splits: dict[str, list[tuple[str, Label, pathlib.Path]]]
-    left_out: tuple[tuple[str, str], ...] = ()
+    splits: dict[str, list[Example]]
+    left_out: tuple[Row, ...] = ()
     notes: tuple[str, ...] = ()
 
 
-class EncodedExamples(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Examples of an id, a label and an encoded image or video.
+def files_below(directory) -> list[epath.Path]:
+    """Returns all files in a directory and the folders in it, in sorted order."""
+    found = epath.Path(directory).walk()
+    return sorted(folder / file for folder, _, files in found for file in files)
 
-    The bytes of the file are stored as they are, never frames. Subclasses say what
-    the examples are; they are not registered with TFDS, which has a ucf101 of its own.
-    One whose examples have any number of labels sets `multi_label`.
+
+class Builder:
+    """A data set that can be written, of encoded images or videos.
+
+    The bytes of the files are stored, never frames. Subclasses say what the examples
+    are; `writing.write` writes them as TFDS would, and TFDS reads them.
+
+    Attributes:
+        name: Of the data set, such as "ucf101".
+        kind: "image" or "video", the name of the feature that holds the file.
+        multi_label: Whether an example has any number of labels instead of one.
+        listing: The examples.
+        config: Which of several data sets of that name, such as "split1", or None.
     """
 
+    name: str
+    kind: str
     multi_label = False
+    VERSION = "1.0.0"
 
-    VERSION = tfds.core.Version("1.0.0")
-    # Nothing is downloaded. TFDS would look for checksums beside this module, and
-    # needs importlib_resources for that, which it does not install on Python 3.11.
-    url_infos = None
-
-    def __init__(self, **kwargs):
-        with _quiet():  # TFDS warns of what is not there yet: directory, config.
-            super().__init__(**kwargs)
-        # How many examples of each class this process has written, by split.
-        self.counts: dict[str, collections.Counter] = {}
+    def __init__(self, *, listing: Listing, data_dir, config: str | None = None):
+        self.listing, self.config = listing, config
+        self.data_dir = epath.Path(data_dir)
 
     @property
-    @abc.abstractmethod
-    def kind(self) -> str:
-        """ "image" or "video", the name of the feature that holds the file."""
+    def dataset(self) -> str:
+        """The name to open it by, such as "ucf101/split1"."""
+        return f"{self.name}/{self.config}" if self.config else self.name
 
     @property
-    @abc.abstractmethod
-    def class_names(self) -> tuple[str, ...]:
-        """The classes in the order of their labels."""
+    def directory(self) -> epath.Path:
+        """Where it is written."""
+        return self.data_dir / self.dataset / self.VERSION
 
-    @property
-    @abc.abstractmethod
-    def split_names(self) -> tuple[str, ...]:
-        """The splits that `examples` knows."""
+    @staticmethod
+    def load(source: str) -> bytes:
+        """Returns the encoded file of an example, in any process on any machine."""
+        return epath.Path(source).read_bytes()
 
-    @abc.abstractmethod
-    def examples(self, split: str) -> Iterator[tuple[str, Label, bytes]]:
-        """Yields (id, label, encoded file) for every example of the split."""
+    def info(self):
+        """Returns a tfds.core.DatasetInfo without splits."""
+        import numpy as np
+        import tensorflow_datasets as tfds
 
-    def _info(self) -> tfds.core.DatasetInfo:
-        encoded_file = tfds.features.Tensor(shape=(), dtype=np.object_)
-        label = tfds.features.ClassLabel(names=self.class_names)
-        return tfds.core.DatasetInfo(
-            builder=self,
+        label = tfds.features.ClassLabel(names=self.listing.class_names)
+        info = tfds.core.DatasetInfo(
+            builder=tfds.core.DatasetIdentity(
+                name=self.name,
+                config_name=self.config,
+                version=tfds.core.Version(self.VERSION),
+                data_dir=os.fspath(self.directory),
+                module_name=type(self).__module__,
+            ),
             features=tfds.features.FeaturesDict(
                 {
                     "id": tfds.features.Text(),
@@ -90,80 +109,9 @@ class EncodedExamples(tfds.core.GeneratorBasedBuilder, skip_registration=True):
                         if self.multi_label
                         else {"label": label}
                     ),
-                    self.kind: encoded_file,
+                    self.kind: tfds.features.Tensor(shape=(), dtype=np.object_),
                 }
             ),
         )
-
-    def _split_generators(self, dl_manager):
-        return {split: self._generate_examples(split) for split in self.split_names}
-
-    def _generate_examples(self, split):
-        self.counts[split] = collections.Counter()
-        key = "labels" if self.multi_label else "label"
-        for name, label, encoded in self.examples(split):
-            self.counts[split].update(label if self.multi_label else [label])
-            yield name, {"id": name, key: label, self.kind: encoded}
-
-
-class ListedFiles(EncodedExamples, skip_registration=True):
-    """Examples that lie in files; a `config` becomes part of the data set's path."""
-
-    def __init__(self, *, listing: Listing, data_dir, config: str | None = None):
-        self.listing = listing
-        # TFDS's own way of pickling a builder knows nothing of the listing.
-        self._again = functools.partial(
-            type(self), config=config, listing=listing, data_dir=data_dir
-        )
-        if config is not None:
-            config = tfds.core.BuilderConfig(name=config)
-        super().__init__(config=config, data_dir=data_dir)
-
-    def __reduce__(self):
-        return self._again, ()
-
-    @property
-    def class_names(self):
-        return self.listing.class_names
-
-    @property
-    def split_names(self):
-        return tuple(self.listing.splits)
-
-    def examples(self, split):
-        for name, label, path in self.listing.splits[split]:
-            yield name, label, path.read_bytes()
-
-
-def write(builder: EncodedExamples) -> bool:
-    """Writes the data set as ArrayRecord; safe against other processes doing the same.
-
-    Returns:
-        True if it was written, False if it was there already.
-    """
-    directory = pathlib.Path(builder.data_dir)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    # TFDS writes into a directory of random name and renames it, but the name comes
-    # from `random`, which two forks or two seeded processes share: one at a time.
-    with open(directory.parent / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if directory.exists():
-            return False
-        with tempfile.TemporaryDirectory() as downloads, _quiet():
-            builder.download_and_prepare(
-                download_dir=downloads, file_format="array_record"
-            )
-    return True
-
-
-@contextlib.contextmanager
-def _quiet():
-    """Keeps TFDS's announcements off stdout, and its bars off what is no terminal."""
-    tfds.display_progress_bar(sys.stderr.isatty())
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
-    try:
-        with contextlib.redirect_stdout(io.StringIO()):
-            yield
-    finally:
-        logging.set_verbosity(verbosity)
+        info.set_file_format("array_record")
+        return info

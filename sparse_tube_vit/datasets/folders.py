@@ -13,7 +13,10 @@ Labels count the sorted class names; the classes are the union over the splits.
 import pathlib
 import re
 
+from etils import epath
+
 from sparse_tube_vit.datasets import DatasetError, encoded
+from sparse_tube_vit.datasets.manifest import Row
 
 SUFFIXES = {
     "image": {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"},
@@ -36,14 +39,14 @@ class BadSplitList(DatasetError):
     """A line of the split list is malformed or names a file that is not there."""
 
 
-class ImageFolder(encoded.ListedFiles, skip_registration=True):
+class ImageFolder(encoded.Builder):
     """Images in class folders, given `read_folder`'s listing."""
 
     name = "image_folder"
     kind = "image"
 
 
-class VideoFolder(encoded.ListedFiles, skip_registration=True):
+class VideoFolder(encoded.Builder):
     """Clips in class folders, given `read_folder`'s listing."""
 
     name = "video_folder"
@@ -67,13 +70,13 @@ def read_folder(directory, kind: str, split_list=None) -> encoded.Listing:
         EmptyClassFolder: A class folder without a file of this kind.
         BadSplitList: A malformed line, a file listed twice or that does not exist.
     """
-    directory = pathlib.Path(directory)
+    directory = epath.Path(directory)
     if not directory.is_dir():
         raise NoClassFolders(f"{directory} is not a directory")
     if split_list is None:
         listed, left_out = _find(directory, kind)
     else:
-        listed, left_out = _read_split_list(directory, kind, pathlib.Path(split_list))
+        listed, left_out = _read_split_list(directory, kind, epath.Path(split_list))
     splits = {}
     for split, path in listed:
         if not re.fullmatch(r"[\w-]+", split) or split.lower() == "all":
@@ -82,15 +85,16 @@ def read_folder(directory, kind: str, split_list=None) -> encoded.Listing:
                 " cannot"
             )
         name = path.relative_to(directory).as_posix()
-        splits.setdefault(split, []).append((name, path.parent.name, path))
+        example = encoded.Example(name, path.parent.name, path)
+        splits.setdefault(split, []).append(example)
     return encoded.Listing(
         class_names=tuple(sorted({path.parent.name for _, path in listed})),
         splits=splits,
-        left_out=tuple(left_out),
+        left_out=tuple(Row("", name, status=reason) for name, reason in left_out),
     )
 
 
-def _find(directory: pathlib.Path, kind: str):
+def _find(directory: epath.Path, kind: str):
     """Returns [(split, file)], [(name, reason it was left out)]."""
     folders = _folders(directory)
     if any(_folders(folder) for folder in folders):
@@ -107,7 +111,7 @@ def _find(directory: pathlib.Path, kind: str):
             )
         # Files beside class folders have no class.
         left_out += [
-            (str(path.relative_to(directory)), "not in a class folder")
+            (path.relative_to(directory).as_posix(), "not in a class folder")
             for path in {*_files(directory), *_files(folder)}
         ]
         for class_folder in classes:
@@ -117,7 +121,7 @@ def _find(directory: pathlib.Path, kind: str):
                     f" expected files in {class_folder}"
                 )
             files = _files(class_folder)
-            taken = [f for f in files if f.suffix.lower() in SUFFIXES[kind]]
+            taken = [f for f in files if not _unfit(f.name, kind)]
             if not taken:
                 raise EmptyClassFolder(
                     f"{class_folder} holds no {kind} (of {len(files)} files, none ends"
@@ -125,14 +129,14 @@ def _find(directory: pathlib.Path, kind: str):
                 )
             listed += [(split, path) for path in taken]
             left_out += [
-                _unknown_suffix(path.relative_to(directory), kind)
+                (path.relative_to(directory).as_posix(), _unfit(path.name, kind))
                 for path in files
-                if path not in taken
+                if _unfit(path.name, kind)
             ]
     return listed, sorted(set(left_out))
 
 
-def _read_split_list(directory: pathlib.Path, kind: str, split_list: pathlib.Path):
+def _read_split_list(directory: epath.Path, kind: str, split_list: epath.Path):
     """Returns [(split, file)], [(name, reason it was left out)]."""
     if not split_list.is_file():
         raise BadSplitList(f"{split_list} does not exist")
@@ -153,24 +157,32 @@ def _read_split_list(directory: pathlib.Path, kind: str, split_list: pathlib.Pat
         if relative in seen:
             raise BadSplitList(f"{where}: {relative} is listed twice")
         seen.add(relative)
-        if relative.suffix.lower() in SUFFIXES[kind]:
-            listed.append((split, directory / relative))
+        if reason := _unfit(name, kind):
+            left_out.append((name, reason))
         else:
-            left_out.append(_unknown_suffix(relative, kind))
+            listed.append((split, directory / relative))
     if not listed:
         raise BadSplitList(f"{split_list} lists no {kind}")
     return listed, left_out
 
 
-def _unknown_suffix(path, kind: str) -> tuple[str, str]:
-    return str(path), f"{path.suffix or 'no suffix'} is not a known {kind} suffix"
+def _unfit(name: str, kind: str) -> str:
+    """Why a file of this name is left out; "" if it is not."""
+    suffix = pathlib.PurePosixPath(name).suffix
+    if suffix.lower() not in SUFFIXES[kind]:
+        return f"{suffix or 'no suffix'} is not a known {kind} suffix"
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # as TFDS has to encode it
+        return "its name is not in UTF-8"
+    return ""
 
 
-def _folders(directory: pathlib.Path) -> list[pathlib.Path]:
+def _folders(directory: epath.Path) -> list[epath.Path]:
     return sorted(
         p for p in directory.iterdir() if p.is_dir() and not p.name.startswith(".")
     )
 
 
-def _files(directory: pathlib.Path) -> list[pathlib.Path]:
+def _files(directory: epath.Path) -> list[epath.Path]:
     return sorted(p for p in directory.iterdir() if p.is_file())

@@ -8,11 +8,11 @@ The classes are the 1,000 WordNet ids in the official order, which is the sorted
 as TFDS has them: a head fits this data set and the imagenet2012 that TFDS prepares.
 """
 
-import pathlib
-
 import tensorflow_datasets as tfds
+from etils import epath
 
 from sparse_tube_vit.datasets import DatasetError, encoded, folders
+from sparse_tube_vit.datasets.manifest import Row
 
 SPLITS = {"train": ("train",), "validation": ("val", "validation")}
 
@@ -21,7 +21,7 @@ class NoImageNetFolder(DatasetError):
     """The directory is not laid out as ImageNet is, or has other classes."""
 
 
-class ImageNet2012(encoded.ListedFiles, skip_registration=True):
+class ImageNet2012(encoded.Builder):
     """ImageNet, given `read`'s listing."""
 
     name = "imagenet2012"
@@ -37,7 +37,7 @@ class ImageNet2012(encoded.ListedFiles, skip_registration=True):
         Raises:
             NoImageNetFolder: There is no image, or a folder that is no class.
         """
-        images = pathlib.Path(images)
+        images = epath.Path(images)
         class_names = _official("labels.txt")
         classes = set(class_names)
         validation = {
@@ -47,11 +47,12 @@ class ImageNet2012(encoded.ListedFiles, skip_registration=True):
         splits, left_out, notes = {}, [], []
         for split, root in _roots(images).items():
             examples, seen = [], set()
-            for path in sorted(p for p in root.rglob("*") if p.is_file()):
+            for path in encoded.files_below(root):
                 name = path.relative_to(images).as_posix()
                 folder = path.relative_to(root).parent.as_posix()
                 if path.suffix.lower() not in folders.SUFFIXES["image"]:
-                    left_out.append((name, "not a known image suffix"))
+                    reason = "not a known image suffix"
+                    left_out.append(Row(split, name, status=reason))
                     continue
                 if folder == "." and split == "validation" and path.stem in validation:
                     label = validation[path.stem]
@@ -62,7 +63,7 @@ class ImageNet2012(encoded.ListedFiles, skip_registration=True):
                         f"{path} is not in a folder of one of ImageNet's 1000 WordNet"
                         " ids; prepare images of other classes as image_folder"
                     )
-                examples.append((name, label, path))
+                examples.append(encoded.Example(name, label, path))
                 seen.add(label)
             if examples:
                 splits[split] = examples
@@ -76,7 +77,7 @@ class ImageNet2012(encoded.ListedFiles, skip_registration=True):
         return encoded.Listing(class_names, splits, tuple(left_out), tuple(notes))
 
 
-def _roots(images: pathlib.Path) -> dict[str, pathlib.Path]:
+def _roots(images: epath.Path) -> dict[str, epath.Path]:
     """The directory of each split."""
     roots = {}
     for split, names in SPLITS.items():

@@ -33,7 +33,7 @@ SPLITS = {
 }
 
 
-class Kinetics(encoded.ListedFiles, skip_registration=True):
+class Kinetics(encoded.Builder):
     """What the three sizes share."""
 
     kind = "video"
@@ -75,21 +75,21 @@ class Kinetics(encoded.ListedFiles, skip_registration=True):
         return find(videos, entries, sorted(class_names), notes=notes)
 
 
-class Kinetics400(Kinetics, skip_registration=True):
+class Kinetics400(Kinetics):
     """Kinetics-400, given `read`'s listing."""
 
     name = "kinetics400"
     classes = 400
 
 
-class Kinetics600(Kinetics, skip_registration=True):
+class Kinetics600(Kinetics):
     """Kinetics-600, given `read`'s listing."""
 
     name = "kinetics600"
     classes = 600
 
 
-class Kinetics700(Kinetics, skip_registration=True):
+class Kinetics700(Kinetics):
     """Kinetics-700 of 2019 or of 2020, given `read`'s listing."""
 
     name = "kinetics700"

@@ -22,7 +22,6 @@ from collections.abc import Callable
 
 import av
 import numpy as np
-import tensorflow_datasets as tfds
 
 from sparse_tube_vit.datasets import encoded
 
@@ -47,35 +46,42 @@ COUNTS = {
 }
 
 
-class MovingShapes(encoded.EncodedExamples, skip_registration=True):
-    """Generates `moving_shapes/images`, `videos` or `crowds`; no download."""
+class MovingShapes(encoded.Builder):
+    """Draws `moving_shapes/images`, `videos` or `crowds`; no download."""
 
     name = "moving_shapes"
     KINDS = tuple(COUNTS)
-    BUILDER_CONFIGS = [tfds.core.BuilderConfig(name=kind) for kind in COUNTS]
 
-    @property
-    def kind(self):
-        return "image" if self.builder_config.name == "images" else "video"
+    def __init__(self, *, config: str, data_dir):
+        splits = {
+            split: [_example(config, split, i) for i in range(count)]
+            for split, count in COUNTS[config].items()
+        }
+        listing = encoded.Listing(CLASS_NAMES[config], splits)
+        super().__init__(listing=listing, data_dir=data_dir, config=config)
+        self.kind = "image" if config == "images" else "video"
+        self.multi_label = config == "crowds"
 
-    @property
-    def multi_label(self):
-        return self.builder_config.name == "crowds"
+    @staticmethod
+    def load(source: str) -> bytes:
+        """Draws and encodes the example called `source`."""
+        kind, split, index = source.split("-")
+        _, frames = render(kind, split, int(index))
+        return (encode_jpeg if kind == "images" else encode_mp4)(frames)
 
-    @property
-    def class_names(self):
-        return CLASS_NAMES[self.builder_config.name]
 
-    @property
-    def split_names(self):
-        return tuple(COUNTS[self.builder_config.name])
+def _example(kind: str, split: str, index: int) -> encoded.Example:
+    name = f"{kind}-{split}-{index:05d}"
+    labels = _begin(kind, split, index)[1]
+    return encoded.Example(name, labels if kind == "crowds" else labels[0], name)
 
-    def examples(self, split):
-        kind = self.builder_config.name
-        encode = encode_jpeg if kind == "images" else encode_mp4
-        for i in range(COUNTS[kind][split]):
-            label, frames = render(kind, split, i)
-            yield f"{kind}-{split}-{i:05d}", label, encode(frames)
+
+def _begin(kind: str, split: str, index: int):
+    """The random numbers of an example after those for its labels, and the labels."""
+    seed = [SEED, list(COUNTS).index(kind), list(COUNTS[kind]).index(split), index]
+    rng = np.random.default_rng(seed)
+    label = CLASS_NAMES[kind][index % len(CLASS_NAMES[kind])]
+    return rng, _crowd(rng, label) if kind == "crowds" else (label,)
 
 
 def render(kind: str, split: str, index: int) -> tuple[encoded.Label, np.ndarray]:
@@ -90,10 +96,7 @@ def render(kind: str, split: str, index: int) -> tuple[encoded.Label, np.ndarray
         The class name, for a crowd all of its class names, and the frames: uint8
         (T, 64, 64, 3), T = 1 for an image.
     """
-    seed = [SEED, list(COUNTS).index(kind), list(COUNTS[kind]).index(split), index]
-    rng = np.random.default_rng(seed)
-    label = CLASS_NAMES[kind][index % len(CLASS_NAMES[kind])]
-    labels = _crowd(rng, label) if kind == "crowds" else (label,)
+    rng, labels = _begin(kind, split, index)
     seconds = np.arange(1 if kind == "images" else FRAMES) / FPS
 
     # The shape is the bright thing: a small model must find it within minutes.
@@ -114,7 +117,7 @@ def render(kind: str, split: str, index: int) -> tuple[encoded.Label, np.ndarray
         )
         _draw(frames, _shape(rng, shape), colours, _path(rng, velocity, seconds))
     frames = (255 * frames.clip(0, 1) + 0.5).astype(np.uint8)
-    return labels if kind == "crowds" else label, frames
+    return labels if kind == "crowds" else labels[0], frames
 
 
 def _crowd(rng, first: str) -> tuple[str, ...]:

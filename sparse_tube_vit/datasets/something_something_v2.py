@@ -23,7 +23,7 @@ from sparse_tube_vit.datasets.annotations import (
 CLASSES = 174
 
 
-class SomethingSomethingV2(encoded.ListedFiles, skip_registration=True):
+class SomethingSomethingV2(encoded.Builder):
     """Something-Something V2, given `read`'s listing."""
 
     name = "something_something_v2"

@@ -9,11 +9,12 @@ import pathlib
 
 from sparse_tube_vit.datasets import encoded
 from sparse_tube_vit.datasets.annotations import BadAnnotations, Entry, find, read
+from sparse_tube_vit.datasets.manifest import Row
 
 SPLITS = (1, 2, 3)
 
 
-class Ucf101(encoded.ListedFiles, skip_registration=True):
+class Ucf101(encoded.Builder):
     """UCF101 by one of its three official splits, given `read_lists`' listing."""
 
     name = "ucf101"
@@ -38,7 +39,8 @@ def read_lists(videos, annotations, split: int = 1) -> encoded.Listing:
         for where, clip, number in _read_list(annotations / f"{part}list0{split}.txt"):
             label, stem = clip.parent.name, clip.stem
             if label not in numbers:
-                left_out.append((stem, f"class {label} is not in classInd.txt"))
+                reason = f"class {label} is not in classInd.txt"
+                left_out.append(Row(part, stem, label=label, status=reason))
                 continue
             if number not in (None, numbers[label]):
                 raise BadAnnotations(

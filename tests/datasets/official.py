@@ -15,6 +15,11 @@ def encode(brightness: int) -> bytes:
     return moving_shapes.encode_mp4(np.full((2, 16, 16, 3), brightness, np.uint8))
 
 
+def encode_image(brightness: int) -> bytes:
+    """A picture told from others by its brightness."""
+    return moving_shapes.encode_jpeg(np.full((1, 16, 16, 3), brightness, np.uint8))
+
+
 def write_clips(videos: pathlib.Path, *names: str) -> dict[str, bytes]:
     """Writes a clip to each path below `videos`; returns them."""
     clips = {name: encode(10 * (i + 1)) for i, name in enumerate(names)}
@@ -27,6 +32,7 @@ def write_clips(videos: pathlib.Path, *names: str) -> dict[str, bytes]:
 def prepared(capsys, root: pathlib.Path, dataset: str, *arguments) -> str:
     """Prepares into root/data on the command line; returns what it printed."""
     arguments = [dataset, *map(str, arguments), "--data_dir", str(root / "data")]
+    arguments += ["--workers", "1"]
     code = prepare.main(arguments)
     printed = capsys.readouterr()
     assert code == 0, printed.err

@@ -44,7 +44,7 @@ def test_what_is_not_taken_is_reported(tmp_path):
     fill(tmp_path, "cat/1.jpg", "cat/1.txt", "cat/README", "words.txt")
     listing = folders.read_folder(tmp_path, "image")
     assert ids(listing) == {"train": [("cat/1.jpg", "cat")]}
-    assert dict(listing.left_out) == {
+    assert {row.id: row.status for row in listing.left_out} == {
         "cat/1.txt": ".txt is not a known image suffix",
         "cat/README": "no suffix is not a known image suffix",
         "words.txt": "not in a class folder",
@@ -82,7 +82,7 @@ def test_split_list(tmp_path):
         "val": [("dog/3.mp4", "dog"), ("cat/2,5.mp4", "cat")],
         "train": [("cat/1.mp4", "cat")],
     }
-    assert [name for name, _ in listing.left_out] == ["dog/4.txt"]
+    assert [row.id for row in listing.left_out] == ["dog/4.txt"]
 
 
 @pytest.mark.parametrize(

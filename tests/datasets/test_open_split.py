@@ -4,7 +4,6 @@ import collections
 import multiprocessing
 import os
 import pickle
-import random
 import subprocess
 import sys
 
@@ -17,6 +16,7 @@ from absl import flags, logging
 from sparse_tube_vit import datasets, prepare
 from sparse_tube_vit.datasets import moving_shapes
 from sparse_tube_vit.log import log
+from tests.datasets import official
 
 SMALL = {kind: {"train": 48, "test": 24} for kind in ("images", "videos")}
 
@@ -25,8 +25,8 @@ SMALL = {kind: {"train": 48, "test": 24} for kind in ("images", "videos")}
 def prepared(tmp_path_factory):
     """A data_dir with image_folder/tiny and video_folder/tiny, and their files."""
     root = tmp_path_factory.mktemp("folders")
-    rng = np.random.default_rng(0)
     files = {}
+    encoders = {"image": official.encode_image, "video": official.encode}
     for kind, suffix in (("image", "jpg"), ("video", "mp4")):
         for split, count in (("train", 6), ("val", 2)):
             for label in ("wolf", "ant"):
@@ -34,11 +34,11 @@ def prepared(tmp_path_factory):
                     name = f"{split}/{label}/{i}.{suffix}"
                     path = root / kind / name
                     path.parent.mkdir(parents=True, exist_ok=True)
-                    # Any bytes will do: nothing on this side decodes them.
-                    files[kind, name] = rng.bytes(int(rng.integers(1, 5000)))
+                    files[kind, name] = encoders[kind](8 * len(files) % 255)
                     path.write_bytes(files[kind, name])
         arguments = [f"{kind}_folder", "--name", "tiny", f"--{kind}s"]
         arguments += [str(root / kind), "--data_dir", str(root / "data")]
+        arguments += ["--workers", "1"]
         assert prepare.main(arguments) == 0
     return root / "data", files
 
@@ -123,15 +123,11 @@ def test_a_version_directory_and_the_highest_version(prepared, tmp_path):
             "python -m sparse_tube_vit.prepare kinetics600 --videos DIR"
             " --annotations DIR --data_dir ",
         ),
-        # A directory without its dataset_info.json, as a broken copy leaves.
-        (
-            "moving_shapes/images",
-            "python -m sparse_tube_vit.prepare moving_shapes --data_dir ",
-        ),
     ],
 )
 def test_not_prepared_says_where_and_how(tmp_path, dataset, command):
-    (tmp_path / "moving_shapes" / "images" / "1.0.0").mkdir(parents=True)
+    # A directory without its dataset_info.json, as a broken copy leaves.
+    (tmp_path / dataset / "1.0.0").mkdir(parents=True)
     with pytest.raises(datasets.DatasetNotPrepared) as error:
         datasets.open_split(dataset, "train", tmp_path)
     assert str(tmp_path / dataset) in str(error.value)
@@ -242,8 +238,6 @@ def test_an_embedded_data_set_that_does_not_exist(tmp_path):
 
 
 def open_at_once(barrier, data_dir, lengths):
-    # Processes that share `random`'s state would write into one directory of TFDS.
-    random.seed(0)
     moving_shapes.COUNTS = SMALL
     barrier.wait()
     lengths.put(len(datasets.open_split("moving_shapes/images", "train", data_dir)))
@@ -262,8 +256,9 @@ def test_two_processes_may_make_it_at_once(tmp_path):
         process.join(60)
     assert [process.exitcode for process in processes] == [0, 0]
     assert [lengths.get(timeout=5) for _ in processes] == [48, 48]
-    made = sorted(os.listdir(tmp_path / "moving_shapes" / "images"))
-    assert made == [".lock", "1.0.0"]
+    made = os.listdir(tmp_path / "moving_shapes" / "images" / "1.0.0")
+    assert "dataset_info.json" in made
+    assert not [name for name in made if name.startswith("preparing")]
 
 
 WITHOUT_TENSORFLOW = """

@@ -83,7 +83,7 @@ def test_the_test_split_with_its_answers(release):
     ((name, label, path),) = listing.splits["test"]
     assert (name, label) == ("1420", "Turning something upside down")
     assert path.read_bytes() == clips["1420.webm"]
-    assert "3055" in dict(listing.left_out)
+    assert "3055" in [row.id for row in listing.left_out]
     assert not any("no label" in note for note in listing.notes)
 
 

@@ -51,7 +51,7 @@ def test_missing_clips_and_other_classes_are_left_out_and_said(lists):
         file.write("Zumba/v_Zumba_g09_c01.avi 1\nYoYo/v_YoYo_g08_c01.avi 3\n")
     listing = read(lists)
     assert len(listing.splits["train"]) == 2
-    left_out = dict(listing.left_out)
+    left_out = {row.id: row.status for row in listing.left_out}
     assert "no such video" in left_out["v_Zumba_g09_c01"]
     assert left_out["v_YoYo_g08_c01"] == "class YoYo is not in classInd.txt"
 

@@ -1,0 +1,130 @@
+"""Writes the shards of a plan side by side: in processes here, or on many machines."""
+
+import concurrent.futures
+import multiprocessing
+import os
+import shlex
+import signal
+import threading
+from collections.abc import Callable, Iterable
+
+from sparse_tube_vit.datasets import DatasetError, writing
+
+
+class WorkerDied(DatasetError):
+    """A worker process ended without a word."""
+
+
+class NoBeam(DatasetError):
+    """Apache Beam is not installed."""
+
+
+class BeamFailed(DatasetError):
+    """An Apache Beam pipeline did not end well."""
+
+
+def in_processes(
+    shards: Iterable[writing.Shard], workers: int, progress: Callable[[int], None]
+) -> None:
+    """Writes shards in processes of this machine.
+
+    Args:
+        shards: What to write.
+        workers: Number of processes; with 1 it is this one.
+        progress: Called with how many more examples have been seen.
+
+    Raises:
+        WorkerDied: A process was killed, perhaps for want of memory.
+        What `write_shard` raises.
+    """
+    if workers == 1:
+        for shard in shards:
+            writing.write_shard(shard, lambda: progress(1))
+        return
+    # Spawned, not forked: a fork of a process with threads may hang.
+    spawn = multiprocessing.get_context("spawn")
+    seen, reported = spawn.Value("q", 0), 0
+    alive, stop = spawn.Pipe(duplex=False)
+    pool = concurrent.futures.ProcessPoolExecutor(
+        workers, mp_context=spawn, initializer=_start, initargs=(seen, alive)
+    )
+    with pool:
+        try:
+            waiting = {pool.submit(_write_shard, shard) for shard in shards}
+            while waiting:
+                done, waiting = concurrent.futures.wait(
+                    waiting, 0.5, concurrent.futures.FIRST_COMPLETED
+                )
+                for future in done:
+                    future.result()
+                now = seen.value
+                progress(now - reported)
+                reported = now
+        except BaseException as error:
+            stop.close()  # what the workers are at is not worth waiting for
+            if isinstance(error, concurrent.futures.BrokenExecutor):
+                raise WorkerDied(
+                    "a worker process was killed, perhaps for want of memory. Finished"
+                    " shards are kept: run the same command again, perhaps with fewer"
+                    " --workers"
+                ) from None
+            raise
+
+
+def _start(seen, alive) -> None:
+    """Prepares a worker process."""
+    global _seen
+    _seen = seen
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent sees to it
+    threading.Thread(target=_end_with_parent, args=(alive,), daemon=True).start()
+
+
+def _end_with_parent(alive) -> None:
+    # Workers would wait forever for work from a process that was killed.
+    try:
+        alive.recv()
+    except EOFError:
+        os._exit(1)
+
+
+def _write_shard(shard: writing.Shard) -> None:
+    def count():
+        with _seen.get_lock():
+            _seen.value += 1
+
+    writing.write_shard(shard, count)
+
+
+def on_beam(plan, options: str) -> None:
+    """Writes all unfinished shards as an Apache Beam pipeline.
+
+    Args:
+        plan: The plan's path, which the workers must be able to read.
+        options: Options of the pipeline, as on a command line.
+
+    Raises:
+        NoBeam: It is not installed.
+        BeamFailed: The pipeline did not end well.
+    """
+    try:
+        import apache_beam as beam
+        from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError:
+        raise NoBeam(
+            "--beam needs Apache Beam: pip install 'apache-beam[gcp]'"
+        ) from None
+    try:
+        with beam.Pipeline(options=PipelineOptions(shlex.split(options))) as pipeline:
+            (
+                pipeline
+                # One worker reads the plan, all share its shards: the list of files may
+                # be too long for a job's description.
+                | "Plan" >> beam.Create([os.fspath(plan)])
+                | "Shards" >> beam.FlatMap(writing.unfinished)
+                | "Share out" >> beam.Reshuffle()
+                | "Write" >> beam.Map(writing.write_shard)
+            )
+    except Exception as error:
+        raise BeamFailed(
+            f"{error}. Finished shards are kept: run the same command again"
+        ) from error
