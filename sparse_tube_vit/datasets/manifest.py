@@ -134,13 +134,15 @@ def inspect(encoded: bytes, kind: str) -> dict:
 
 def write(path, rows: Iterable[Row], multi_label: bool = False) -> None:
     """Writes rows in the order given, in UTF-8."""
-    with epath.Path(path).open("wb") as file, _text(file) as text:
-        text.write(_line(_columns(multi_label)) + "\n")
-        for row in rows:
-            cells = {name: getattr(row, name) for name in _columns()}
-            if multi_label:  # CSV within CSV, as a label may hold the semicolon
-                cells["label"] = _line(row.label, ";") if row.label else ""
-            text.write(_line(cells.values()) + "\n")  # of None, csv makes ""
+    lines = [_line(_columns(multi_label))]
+    for row in rows:
+        cells = {name: getattr(row, name) for name in _columns()}
+        if multi_label:  # CSV within CSV, as a label may hold the semicolon
+            cells["label"] = _line(row.label, ";") if row.label else ""
+        lines.append(_line(cells.values()))  # of None, csv makes ""
+    text = "\n".join([*lines, ""])
+    # File names, and with them ids, need not be valid UTF-8.
+    epath.Path(path).write_bytes(text.encode(errors="surrogateescape"))
 
 
 def read(path) -> Iterator[Row]:
@@ -149,25 +151,20 @@ def read(path) -> Iterator[Row]:
     Raises:
         BadManifest: The file is not what `write` writes; says where.
     """
-    with epath.Path(path).open("rb") as file, _text(file) as text:
-        reader = csv.reader(text)
-        try:
-            header = next(reader, [])
-            multi_label = header == _columns(True)
-            if not multi_label and header != _columns():
-                raise BadManifest(
-                    f"{path} has the columns {', '.join(header)}; a manifest has"
-                    f" {', '.join(_columns())}. {_AGAIN}"
-                )
-            for cells in reader:
-                yield _row(cells, multi_label)
-        except (ArithmeticError, ValueError, csv.Error) as error:
-            raise BadManifest(f"{path}:{reader.line_num}: {error}. {_AGAIN}") from None
-
-
-def _text(file):
-    # File names, and with them ids, need not be valid UTF-8.
-    return io.TextIOWrapper(file, "utf-8", errors="surrogateescape", newline="")
+    text = epath.Path(path).read_bytes().decode(errors="surrogateescape")
+    reader = csv.reader(io.StringIO(text, newline=""))
+    try:
+        header = next(reader, [])
+        multi_label = header == _columns(True)
+        if not multi_label and header != _columns():
+            raise BadManifest(
+                f"{path} has the columns {', '.join(header)}; a manifest has"
+                f" {', '.join(_columns())}. {_AGAIN}"
+            )
+        for cells in reader:
+            yield _row(cells, multi_label)
+    except (ArithmeticError, ValueError, csv.Error) as error:
+        raise BadManifest(f"{path}:{reader.line_num}: {error}. {_AGAIN}") from None
 
 
 def _columns(multi_label: bool = False) -> list[str]:

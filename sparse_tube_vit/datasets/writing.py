@@ -274,7 +274,8 @@ def write_shard(shard: Shard, seen: Callable[[], None] = lambda: None) -> None:
             if row.status == manifest.OK:
                 values = {"id": example.id, labels: example.label, kind: encoded}
                 encoded = features.encode_example(values)
-                writer.write(serializer.serialize_example(encoded))
+                record = serializer.get_tf_example(encoded)
+                writer.write(record.SerializeToString(deterministic=True))
             rows.append(row)
             seen()
         writer.close()
