@@ -124,7 +124,11 @@ def on_beam(plan, options: str) -> None:
                 | "Share out" >> beam.Reshuffle()
                 | "Write" >> beam.Map(writing.write_shard)
             )
+    except DatasetError:
+        raise
     except Exception as error:
+        # From workers comes text: a stack trace, the error itself at its end.
+        *_, last = str(error).strip().splitlines() or [type(error).__name__]
         raise BeamFailed(
-            f"{error}. Finished shards are kept: run the same command again"
+            f"{last} (Finished shards are kept: run the same command again.)"
         ) from error

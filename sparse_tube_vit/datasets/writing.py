@@ -41,8 +41,9 @@ INFO = "dataset_info.json"
 
 SHARD_BYTES = 1 << 30  # at most, as TFDS has it
 # Smaller data sets have smaller shards, so that many workers can share them and little
-# is lost when one of them ends: this many examples, in up to this many shards.
-SHARD_EXAMPLES, SHARDS = 256, 256
+# is lost when one of them ends: this many examples each, in up to this many shards.
+SHARD_EXAMPLES = {"video": 16, "image": 1024}
+SHARDS = 256
 
 
 class OtherPreparation(DatasetError):
@@ -220,7 +221,7 @@ def _number_of_shards(builder: Builder, examples: list[Example]) -> int:
     sample = examples[:: -(-len(examples) // 64)]
     size = sum(len(_load(builder, e.source)) for e in sample) / len(sample)
     by_size = round(size * len(examples)) // SHARD_BYTES + 1
-    by_number = min(-(-len(examples) // SHARD_EXAMPLES), SHARDS)
+    by_number = min(-(-len(examples) // SHARD_EXAMPLES[builder.kind]), SHARDS)
     return min(max(by_size, by_number), len(examples))
 
 

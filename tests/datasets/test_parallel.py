@@ -1,0 +1,136 @@
+"""Worker processes and Apache Beam: the same data set, whatever writes it or dies."""
+
+import functools
+import multiprocessing
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from sparse_tube_vit.datasets import folders, parallel, writing
+from tests.datasets import official
+from tests.datasets.test_writing import contents
+
+CLIPS = [f"train/{label}/{i}.mp4" for label in ("ant", "wolf") for i in range(7)]
+
+
+@pytest.fixture
+def clips(tmp_path):
+    """A folder of clips, one of which does not decode."""
+    official.write_clips(tmp_path / "clips", *CLIPS)
+    (tmp_path / "clips" / CLIPS[0]).write_bytes(b"damaged")
+    return tmp_path / "clips"
+
+
+@pytest.fixture
+def whole(clips, tmp_path, monkeypatch):
+    """What is to come out: written here, one by one, in several shards."""
+    monkeypatch.setitem(writing.SHARD_EXAMPLES, "video", 2)
+    ours = builder(clips, tmp_path / "whole")
+    assert writing.write(ours)
+    assert len(list(ours.directory.glob("*-of-00007"))) == 7
+    return contents(ours.directory)
+
+
+def builder(clips, data_dir):
+    listing = folders.read_folder(clips, "video")
+    return folders.VideoFolder(listing=listing, data_dir=data_dir, config="x")
+
+
+def test_a_worker_that_is_killed_and_then_the_rest(clips, whole, tmp_path):
+    ours = builder(clips, tmp_path)
+
+    def run(plan, progress):
+        parallel.in_processes(list(writing.unfinished(plan)), 2, progress)
+
+    def kill_one(more):
+        children = multiprocessing.active_children()
+        if more and children:
+            os.kill(children[0].pid, signal.SIGKILL)
+
+    with pytest.raises(parallel.WorkerDied, match="shards are kept: run the same"):
+        writing.write(ours, run=functools.partial(run, progress=kill_one))
+    assert not multiprocessing.active_children()
+    seen = []
+    assert writing.write(ours, run=functools.partial(run, progress=seen.append))
+    assert 0 < sum(seen) <= len(CLIPS)
+    assert contents(ours.directory) == whole
+
+
+def test_an_error_in_a_worker_arrives(clips, tmp_path):
+    ours = builder(clips, tmp_path)
+
+    def run(plan):
+        os.remove(clips / CLIPS[1])
+        parallel.in_processes(list(writing.unfinished(plan)) * 2, 2, lambda more: None)
+
+    with pytest.raises(writing.UnreadableFile, match=f"{CLIPS[1]}: .*No such file"):
+        writing.write(ours, run=run)
+
+
+BEAM = (
+    "--runner=DirectRunner --direct_num_workers=2"
+    " --direct_running_mode=multi_processing"
+)
+
+
+def test_beam(clips, whole, tmp_path):
+    ours = builder(clips, tmp_path)
+    assert writing.write(ours, run=functools.partial(parallel.on_beam, options=BEAM))
+    assert contents(ours.directory) == whole
+
+
+def test_a_beam_pipeline_that_fails(clips, tmp_path, monkeypatch):
+    ours = builder(clips, tmp_path)
+
+    def run(plan):
+        os.remove(clips / CLIPS[1])
+        parallel.on_beam(plan, BEAM)
+
+    with pytest.raises(parallel.BeamFailed, match=f"UnreadableFile: .*{CLIPS[1]}"):
+        writing.write(ours, run=run)
+    monkeypatch.setitem(sys.modules, "apache_beam", None)
+    with pytest.raises(parallel.NoBeam, match="pip install"):
+        parallel.on_beam("plan", "")
+
+
+@pytest.mark.slow
+def test_killed_outright_and_gone_on_with(real_data, tmp_path):
+    """As a user does it: kill -9 in the middle, then the same command again."""
+    program = [sys.executable, "-m", "sparse_tube_vit.prepare", "ucf101"]
+    program += ["--videos", str(real_data / "ucf10" / "videos"), "--workers", "2"]
+    program += ["--annotations", str(real_data / "ucf10")]
+    program += ["--transcode", "short_side=112,gop=15,crf=28", "--data_dir"]
+    subprocess.run([*program, tmp_path / "whole"], check=True, timeout=300)
+    killed = subprocess.Popen(
+        [*program, tmp_path / "killed"], stderr=subprocess.PIPE, text=True
+    )
+    directory = pathlib.Path("ucf101", "split1", "1.0.0")
+    deadline = time.monotonic() + 300
+    while not list((tmp_path / "killed" / directory).glob("preparing.*.csv")):
+        assert killed.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    workers = children(killed.pid)
+    assert len(workers) >= 2
+    killed.kill()
+    killed.wait()
+    while any(os.path.exists(f"/proc/{pid}") for pid in workers):
+        assert time.monotonic() < deadline, (
+            "workers outlive the process that was killed"
+        )
+        time.sleep(0.02)
+    done = subprocess.run(
+        [*program, tmp_path / "killed"], stderr=subprocess.PIPE, text=True, check=True
+    )
+    assert "of 47 shards are there already" in done.stderr
+    whole, again = (tmp_path / name / directory for name in ("whole", "killed"))
+    assert contents(again) == contents(whole)
+
+
+def children(pid):
+    path = pathlib.Path(f"/proc/{pid}/task/{pid}/children")
+    return [int(child) for child in path.read_text().split()]
