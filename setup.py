@@ -23,6 +23,7 @@ TRAIN = [
     "matplotlib>=3.10",
     "pillow>=12",
     "opencv-python-headless>=4.12",
+    "tqdm>=4.66",
 ]
 
 setup(
@@ -37,6 +38,7 @@ setup(
         "train": TRAIN,
         "tpu": ["jax[tpu]>=0.9"],
         "cuda": ["jax[cuda13]>=0.9"],
+        "beam": ["apache-beam[gcp]>=2.77", "gcsfs>=2025.3"],
         "dev": ["pytest>=9", "ruff>=0.14", "scikit-learn>=1.7"],
     },
 )

@@ -40,8 +40,9 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     arguments = _parser().parse_args(argv)
     try:
+        transcode = _transcode(arguments)
         for builder in _builders(arguments):
-            print(_prepare(builder, arguments), flush=True)
+            print(_prepare(builder, transcode, arguments), flush=True)
     except DatasetError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return 1
@@ -85,6 +86,15 @@ OPTIONS = {
     "video_folder": (("videos", "name"), ("split_list", "transcode")),
 }
 FOR_ALL = ("dataset", "data_dir", "workers", "beam")
+
+
+def _transcode(arguments):
+    """Returns the Transcode that is asked for, None if none is."""
+    if arguments.transcode is None:
+        return None
+    from sparse_tube_vit.datasets.transcode import Transcode
+
+    return Transcode.parse(arguments.transcode)
 
 
 def _builders(arguments) -> list:
@@ -132,13 +142,11 @@ def _builders(arguments) -> list:
     return [cls(config=arguments.name, listing=listing, data_dir=data_dir)]
 
 
-def _prepare(builder, arguments) -> str:
+def _prepare(builder, transcode, arguments) -> str:
     """Writes the data set unless it is there; returns what to tell of it."""
     from sparse_tube_vit.datasets import manifest, writing
-    from sparse_tube_vit.datasets.transcode import Transcode
 
     start = time.monotonic()
-    transcode = Transcode.parse(arguments.transcode) if arguments.transcode else None
     run = functools.partial(_run, builder, arguments)
     if not writing.write(builder, transcode, run):
         return (

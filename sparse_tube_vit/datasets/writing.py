@@ -375,6 +375,6 @@ def _publishing(directory) -> Iterator[pathlib.Path]:
                     os.replace(path, os.path.join(directory, path.name))
     except (OSError, RuntimeError) as error:  # RuntimeError is ArrayRecord's
         raise CannotWrite(
-            f"{directory}: {error}. Finished shards are kept: run the same command"
-            " again"
+            f"{directory}: {error}. Finished shards are kept: mend that, and run the"
+            " same command again"
         ) from None

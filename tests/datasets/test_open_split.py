@@ -277,10 +277,11 @@ for name in datasets.BUILDERS:
 datasets.builder_class("imagenet2012").read(sys.argv[2])
 assert "tensorflow" not in sys.modules, "tensorflow"
 assert "jax" not in sys.modules, "jax"
+assert "apache_beam" not in sys.modules, "apache_beam"
 """
 
 
-def test_neither_tensorflow_nor_jax_is_imported(tmp_path):
+def test_neither_tensorflow_nor_jax_nor_beam_is_imported(tmp_path):
     image = tmp_path / "images" / "n01440764" / "1.jpg"
     image.parent.mkdir(parents=True)
     image.touch()

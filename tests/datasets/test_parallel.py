@@ -61,15 +61,18 @@ def test_a_worker_that_is_killed_and_then_the_rest(clips, whole, tmp_path):
     assert contents(ours.directory) == whole
 
 
-def test_an_error_in_a_worker_arrives(clips, tmp_path):
+def test_an_error_in_a_worker_ends_the_others(clips, tmp_path):
     ours = builder(clips, tmp_path)
 
     def run(plan):
         os.remove(clips / CLIPS[1])
-        parallel.in_processes(list(writing.unfinished(plan)) * 2, 2, lambda more: None)
+        work_for_minutes = list(writing.unfinished(plan)) * 20_000
+        parallel.in_processes(work_for_minutes, 2, lambda more: None)
 
+    start = time.monotonic()
     with pytest.raises(writing.UnreadableFile, match=f"{CLIPS[1]}: .*No such file"):
         writing.write(ours, run=run)
+    assert time.monotonic() - start < 30
 
 
 BEAM = (

@@ -5,7 +5,10 @@ import sys
 
 import pytest
 
-from sparse_tube_vit import prepare
+from sparse_tube_vit import datasets, prepare
+from sparse_tube_vit.datasets import writing
+from sparse_tube_vit.datasets.manifest import Row
+from sparse_tube_vit.datasets.transcode import Transcode
 from tests.datasets import official
 
 
@@ -23,19 +26,79 @@ def run(*arguments):
 
 
 def test_says_what_was_written_and_left_out(images, tmp_path, capsys):
+    (tmp_path / "images" / "cat" / "3.jpg").write_bytes(b"damaged")
     arguments = ("image_folder", "--name", "pets", "--images", images)
-    arguments += ("--data_dir", str(tmp_path / "data"))
-    arguments += ("--workers", "1")
+    arguments += ("--data_dir", str(tmp_path / "data"), "--workers", "1")
     assert run(*arguments) == 0
-    out = capsys.readouterr().out
+    printed = capsys.readouterr()
     directory = tmp_path / "data" / "image_folder" / "pets" / "1.0.0"
-    assert f"image_folder/pets: written to {directory} in" in out
-    assert "train: 3 examples of 2 classes, 1 to 2 a class" in out
-    assert "left out: 1\n    dog/1.txt: .txt is not a known image suffix" in out
+    assert printed.err == "image_folder/pets: 4 images\n"
+    first, *lines = printed.out.splitlines()
+    assert first.startswith(f"image_folder/pets: written to {directory} in")
+    assert lines == [
+        "       train",
+        "  cat      2",
+        "  dog      1",
+        "  train: 3 examples of 2 classes, 1 to 2 a class",
+        "  left out: 2",
+        lines[5],
+        "    dog/1.txt: .txt is not a known image suffix",
+    ]
+    assert lines[5].startswith("    cat/3.jpg: FFmpeg cannot decode it: ")
     before = {path: path.stat().st_mtime_ns for path in directory.iterdir()}
     assert run(*arguments) == 0
     assert f"already in {directory}" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in directory.iterdir()}
+
+
+def test_interrupted_and_gone_on_with(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(writing.SHARD_EXAMPLES, "video", 1)
+    names = [f"{split}/cat/{i}.mp4" for split in ("train", "test") for i in range(2)]
+    clips = official.write_clips(tmp_path / "clips", *names)
+    arguments = ("video_folder", "--name", "cats", "--videos", str(tmp_path / "clips"))
+    arguments += ("--data_dir", str(tmp_path), "--transcode", "crf=30")
+    arguments += ("--workers", "1")
+    steps = []
+
+    def interrupt(progress, more):
+        steps.append(more)
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(prepare._Progress, "update", interrupt)
+    assert run(*arguments) == 130
+    assert capsys.readouterr().err.endswith("The same command goes on from here.\n")
+    monkeypatch.undo()
+    assert run(*arguments) == 0
+    assert capsys.readouterr().err == (
+        "video_folder/cats: 2 videos left; 2 of 4 shards are there already\n"
+    )
+    for split in ("train", "test"):
+        for example in datasets.open_split("video_folder/cats", split, tmp_path):
+            transcoded = Transcode(crf=30)(clips[example["id"]])
+            assert example["video"] == transcoded
+
+
+def test_progress_without_a_terminal(capsys, monkeypatch):
+    now = iter([100.0, 120.0, 135.0, 140.0, 170.0])
+    monkeypatch.setattr(prepare.time, "monotonic", lambda: next(now))
+    with prepare._Progress(40, " clips") as progress:
+        for more in (1, 6, 1, 20):
+            progress.update(more)
+    assert capsys.readouterr().err.splitlines() == [
+        "7 of 40 clips [00:35<02:45,  5.00s/ clips]",
+        "28 of 40 clips [01:10<00:30,  2.50s/ clips]",
+    ]
+
+
+def test_lists_of_what_was_left_out_are_cut(tmp_path):
+    rows = [Row("train", str(i), status="damaged") for i in range(25)]
+    lines = prepare._left_out([Row("train", "good"), *rows], "there/manifest.csv")
+    assert lines[0] == "  left out: 25" and len(lines) == 22
+    assert lines[-2:] == [
+        "    19: damaged",
+        "    and 5 more, all in there/manifest.csv",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -45,6 +108,10 @@ def test_says_what_was_written_and_left_out(images, tmp_path, capsys):
         (["image_folder", "--images", "x"], "image_folder needs --name"),
         (["moving_shapes", "--videos", "x"], "moving_shapes has no use for --videos"),
         (["video_folder", "--name", "a/b", "--videos", "x"], "--name 'a/b'"),
+        (["moving_shapes", "--workers", "0"], "--workers 0: one or more are needed"),
+        (["moving_shapes", "--workers", "2", "--beam", ""], "give one of them"),
+        (["moving_shapes", "--transcode", "crf=20"], "no use for --transcode"),
+        (["imagenet2012", "--transcode", "crf=x"], "BadTranscode: --transcode crf=x: "),
         (["video_folder", "--name", "a", "--videos", "no/such"], "NoClassFolders: no/"),
     ],
 )
