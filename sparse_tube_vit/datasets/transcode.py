@@ -5,10 +5,11 @@ import fractions
 import io
 
 import av
+import numpy as np
 from av.filter import Graph
 
 from sparse_tube_vit.datasets import DatasetError
-from sparse_tube_vit.input.decode import UndecodableClip, opened, read_packets
+from sparse_tube_vit.input.decode import Orientation, UndecodableClip, opened, placed
 
 
 class BadTranscode(DatasetError):
@@ -63,64 +64,55 @@ class Transcode:
 
     def __call__(self, encoded: bytes) -> bytes:
         """Transcodes a file; raises UndecodableClip if it does not decode wholly."""
-        with opened(encoded) as (container, stream):
-            file = io.BytesIO()
-            with av.open(file, "w", format="mp4") as target:
-                self._encode(target, stream, _frames(container, stream))
-            return file.getvalue()
+        with opened(encoded) as video:
+            shown = video.packet_times()
+            transcoded = None
+            if shown is not None:
+                transcoded = self._encode(video, shown, video.clock)
+            if transcoded is None:
+                transcoded = self._encode(video, video.frame_times(), "count")
+            if transcoded is None:
+                raise UndecodableClip("Decoded again, it has fewer frames.")
+            return transcoded
 
-    def _encode(self, target, stream, frames):
-        output = target.add_stream("libx264", rate=stream.average_rate or 25)
-        context = output.codec_context
-        # Ticks of a whole fraction of a second, as mp4 has them: times stay exact.
-        scale = stream.time_base.numerator
-        context.time_base = fractions.Fraction(1, stream.time_base.denominator)
-        context.pix_fmt, context.gop_size = "yuv420p", self.gop
-        context.options = {
-            "crf": str(self.crf),
-            "preset": "faster",
-            # Decodes in half the time, for a tenth more bytes.
-            "tune": "fastdecode",
-            # Bytes would depend on the machine with more threads, and on what lies in
-            # memory with x264's macroblock tree.
-            "threads": "1",
-            "x264-params": "mbtree=0",
-        }
-        upright, first = None, None
-        for pts, frame in frames:
-            if upright is None:
-                upright = _Upright(stream.time_base, self.short_side)
-                first = pts
-            picture = upright(frame)
-            if pts == first:
-                context.height, context.width = picture.height, picture.width
-                context.color_range = picture.color_range
-                context.colorspace = picture.colorspace
-                context.color_primaries = picture.color_primaries
-                context.color_trc = picture.color_trc
-            picture.pts = (pts - first) * scale
-            picture.time_base = context.time_base
-            target.mux(output.encode(picture))
-        if upright is None:
-            raise UndecodableClip("None of its frames decodes.")
-        target.mux(output.encode(None))
-
-
-def _frames(container, stream):
-    """Yields all frames with the ticks at which they are shown, in that order."""
-    packets, shown = read_packets(container, stream)
-    count = 0
-    for packet in [*packets, None]:  # None drains the decoder
-        for frame in stream.codec_context.decode(packet):
-            if frame.is_corrupt:
-                raise UndecodableClip(f"It is damaged from frame {count} on.")
-            # AVI stores no presentation times. FFmpeg guesses them, and only their
-            # order is right.
-            yield (
-                (int(shown[count]) if container.format.name == "avi" else frame.pts),
-                frame,
-            )
-            count += 1
+    def _encode(self, video, shown, clock) -> bytes | None:
+        """The file with the frames shown at these ticks; None if not all are found."""
+        file = io.BytesIO()
+        with av.open(file, "w", format="mp4") as target:
+            stream = target.add_stream("libx264", rate=video.stream.average_rate or 25)
+            encoder, tick = stream.codec_context, video.stream.time_base
+            # A whole fraction of a second, as in mp4: times stay exact.
+            encoder.time_base = fractions.Fraction(1, tick.denominator)
+            encoder.pix_fmt, encoder.gop_size = "yuv420p", self.gop
+            encoder.options = {
+                "crf": str(self.crf),
+                "preset": "faster",
+                # Decodes in half the time, for a tenth more bytes.
+                "tune": "fastdecode",
+                # Bytes would depend on the machine with more threads, and on what lies
+                # in memory with x264's macroblock tree.
+                "threads": "1",
+                "x264-params": "mbtree=0",
+            }
+            upright, count = _Upright(tick, self.short_side), 0
+            for place, frame in placed(video, shown, np.arange(len(shown)), clock):
+                if frame.is_corrupt:
+                    raise UndecodableClip(f"It is damaged from frame {count} on.")
+                picture = upright(frame)
+                if count == 0:
+                    encoder.height, encoder.width = picture.height, picture.width
+                    encoder.color_range = picture.color_range
+                    encoder.colorspace = picture.colorspace
+                    encoder.color_primaries = picture.color_primaries
+                    encoder.color_trc = picture.color_trc
+                picture.pts = int(shown[place] - shown[0]) * tick.numerator
+                picture.time_base = encoder.time_base
+                target.mux(stream.encode(picture))
+                count += 1
+            if count < len(shown):
+                return None
+            target.mux(stream.encode(None))
+        return file.getvalue()
 
 
 class _Upright:
@@ -131,8 +123,8 @@ class _Upright:
         self.size = self.layout = None
 
     def __call__(self, frame):
-        layout = (frame.width, frame.height, frame.format.name, frame.rotation)
-        if layout != self.layout:
+        layout = (frame.width, frame.height, frame.format.name)
+        if layout != self.layout:  # the first frame, or the stream changes
             self._configure(frame)
             self.layout = layout
         self.graph.vpush(frame)
@@ -146,17 +138,17 @@ class _Upright:
         short = min(size)
         short_side = min(short, self.short_side)
         width, height = (max(2, n * short_side // short // 2 * 2) for n in size)
-        turn = {
-            0: (),
-            1: (("transpose", "cclock"),),
-            2: (("hflip", ""), ("vflip", "")),
-            3: (("transpose", "clock"),),
-        }[round(frame.rotation / 90) % 4]
         flags = "bicubic+accurate_rnd+bitexact"  # the same on any processor
+        orientation = Orientation.of(frame)
+        turns = {
+            "transpose": orientation.swapped,
+            "vflip": orientation.flipped,
+            "hflip": orientation.mirrored,
+        }
         filters = (
             ("scale", f"{width}:{height}:flags={flags}:out_range=limited"),
             ("format", "pix_fmts=yuv420p"),
-            *turn,
+            *((name, "") for name, needed in turns.items() if needed),
             ("buffersink", None),
         )
         self.graph = Graph()

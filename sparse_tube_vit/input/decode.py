@@ -248,7 +248,7 @@ def _show(video, shown, times, to_rgb, clock):
     # On show is the last frame presented by then; a thousandth tick absorbs rounding.
     wanted = np.searchsorted(shown, wanted + 1e-3, side="right").clip(1) - 1
     missing, last, clip = {*wanted.tolist()}, wanted.max(), None
-    for i, frame in _placed(video, shown, wanted, clock):
+    for i, frame in placed(video, shown, wanted, clock):
         if i in missing:
             picture = to_rgb(frame)
             if clip is None:
@@ -261,8 +261,8 @@ def _show(video, shown, times, to_rgb, clock):
     return None if missing else (clip, (shown[wanted] - shown[0]) * video.tick)
 
 
-def _placed(video, shown, wanted, clock):
-    """Yields frames and their places in `shown`, until one is out of place.
+def placed(video: Video, shown: np.ndarray, wanted: np.ndarray, clock: str):
+    """Yields (place in `shown`, PyAV frame) until one is out of place.
 
     They are found by their "pts", and then only those wanted and some others come; by
     the "dts" of the packet that brings them out of the decoder; or by "count" alone.
