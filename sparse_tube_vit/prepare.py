@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--split_list", help="file of `relative/path,split` lines (folders)")
     add("--name", help="what to call the data set (folders)")
     add("--transcode", help="make clips H.264, such as short_side=256,gop=30,crf=23")
-    add("--workers", type=int, help="processes on this machine, else one a core")
+    add("--workers", type=int, help="processes, else one a core; 0: this one")
     add("--beam", help="options of an Apache Beam pipeline to run in their place")
     return parser
 
@@ -114,8 +114,8 @@ def _builders(arguments) -> list:
             f"{arguments.dataset} has no use for"
             f" {', '.join(f'--{e}' for e in excess)}; leave it out"
         )
-    if arguments.workers is not None and arguments.workers < 1:
-        raise BadArguments(f"--workers {arguments.workers}: one or more are needed")
+    if arguments.workers is not None and arguments.workers < 0:
+        raise BadArguments(f"--workers {arguments.workers}: give 0 or more")
     if arguments.workers is not None and arguments.beam is not None:
         raise BadArguments("--workers and --beam: give one of them")
     cls, data_dir = builder_class(arguments.dataset), arguments.data_dir
@@ -180,7 +180,9 @@ def _run(builder, arguments, plan) -> None:
     if arguments.beam is not None:
         parallel.on_beam(plan, arguments.beam)
     elif left:
-        workers = arguments.workers or len(os.sched_getaffinity(0))
+        workers = arguments.workers
+        if workers is None:
+            workers = len(os.sched_getaffinity(0))
         with _Progress(total, f" {builder.kind}s") as progress:
             parallel.in_processes(left, min(workers, len(left)), progress.update)
 

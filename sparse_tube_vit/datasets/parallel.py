@@ -4,15 +4,9 @@ import concurrent.futures
 import multiprocessing
 import os
 import shlex
-import signal
-import threading
 from collections.abc import Callable, Iterable
 
-from sparse_tube_vit.datasets import DatasetError, writing
-
-
-class WorkerDied(DatasetError):
-    """A worker process ended without a word."""
+from sparse_tube_vit.datasets import DatasetError, processes, writing
 
 
 class NoBeam(DatasetError):
@@ -30,61 +24,34 @@ def in_processes(
 
     Args:
         shards: What to write.
-        workers: Number of processes; with 1 it is this one.
+        workers: Number of processes; with 0 it is this one.
         progress: Called with how many more examples have been seen.
 
     Raises:
-        WorkerDied: A process was killed, perhaps for want of memory.
+        WorkerDied: One of the processes was killed.
         What `write_shard` raises.
     """
-    if workers == 1:
+    if not workers:
         for shard in shards:
             writing.write_shard(shard, lambda: progress(1))
         return
-    # Spawned, not forked: a fork of a process with threads may hang.
-    spawn = multiprocessing.get_context("spawn")
-    seen, reported = spawn.Value("q", 0), 0
-    alive, stop = spawn.Pipe(duplex=False)
-    pool = concurrent.futures.ProcessPoolExecutor(
-        workers, mp_context=spawn, initializer=_start, initargs=(seen, alive)
-    )
-    with pool:
-        try:
-            waiting = {pool.submit(_write_shard, shard) for shard in shards}
-            while waiting:
-                done, waiting = concurrent.futures.wait(
-                    waiting, 0.5, concurrent.futures.FIRST_COMPLETED
-                )
-                for future in done:
-                    future.result()
-                now = seen.value
-                progress(now - reported)
-                reported = now
-        except BaseException as error:
-            stop.close()  # what the workers are at is not worth waiting for
-            if isinstance(error, concurrent.futures.BrokenExecutor):
-                raise WorkerDied(
-                    "a worker process was killed, perhaps for want of memory. Finished"
-                    " shards are kept: run the same command again, perhaps with fewer"
-                    " --workers"
-                ) from None
-            raise
+    seen, reported = multiprocessing.get_context("spawn").Value("q", 0), 0
+    with processes.pool(workers, _count_in, seen) as pool:
+        waiting = {pool.submit(_write_shard, shard) for shard in shards}
+        while waiting:
+            done, waiting = concurrent.futures.wait(
+                waiting, 0.5, concurrent.futures.FIRST_COMPLETED
+            )
+            for future in done:
+                future.result()
+            now = seen.value
+            progress(now - reported)
+            reported = now
 
 
-def _start(seen, alive) -> None:
-    """Prepares a worker process."""
+def _count_in(seen) -> None:
     global _seen
     _seen = seen
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent sees to it
-    threading.Thread(target=_end_with_parent, args=(alive,), daemon=True).start()
-
-
-def _end_with_parent(alive) -> None:
-    # Workers would wait forever for work from a process that was killed.
-    try:
-        alive.recv()
-    except EOFError:
-        os._exit(1)
 
 
 def _write_shard(shard: writing.Shard) -> None:

@@ -98,6 +98,8 @@ class Transcode:
             for place, frame in placed(video, shown, np.arange(len(shown)), clock):
                 if frame.is_corrupt:
                     raise UndecodableClip(f"It is damaged from frame {count} on.")
+                if place == len(shown):
+                    return None
                 picture = upright(frame)
                 if count == 0:
                     encoder.height, encoder.width = picture.height, picture.width
@@ -105,7 +107,7 @@ class Transcode:
                     encoder.colorspace = picture.colorspace
                     encoder.color_primaries = picture.color_primaries
                     encoder.color_trc = picture.color_trc
-                picture.pts = int(shown[place] - shown[0]) * tick.numerator
+                picture.pts = round(shown[place] - shown[0]) * tick.numerator
                 picture.time_base = encoder.time_base
                 target.mux(stream.encode(picture))
                 count += 1

@@ -5,14 +5,10 @@ files, labels and their order, counts. What differs is found by id, with what to
 """
 
 import collections
-import concurrent.futures
 import contextlib
 import dataclasses
 import functools
 import itertools
-import multiprocessing
-import os
-import threading
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -22,7 +18,7 @@ from etils import epath
 from tqdm import tqdm
 
 from sparse_tube_vit import datasets
-from sparse_tube_vit.datasets import DatasetError, Split, manifest
+from sparse_tube_vit.datasets import Split, manifest, processes
 from sparse_tube_vit.datasets.manifest import OK, Row
 
 # Whose classes have the order of their sorted names, whatever order files list them in.
@@ -31,10 +27,6 @@ SORTED = (
     *("kinetics400", "kinetics600", "kinetics700"),
 )
 RECORDS_A_TASK = {"video": 8, "image": 256}
-
-
-class WorkerDied(DatasetError):
-    """A process that decodes ended without an error of its own."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -268,30 +260,8 @@ def mapping(workers: int) -> Iterator[Callable]:
     if not workers:
         yield map
         return
-    # Spawned, not forked: a fork of a process with threads may hang.
-    spawn = multiprocessing.get_context("spawn")
-    pool = concurrent.futures.ProcessPoolExecutor(
-        workers, mp_context=spawn, initializer=_end_with_parent
-    )
-    try:
+    with processes.pool(workers) as pool:
         yield pool.map
-    except concurrent.futures.BrokenExecutor:
-        raise WorkerDied(
-            "A process that decodes was killed: by FFmpeg, or as memory ran out. Try"
-            " again with fewer --workers; --workers 0 decodes in this process, record"
-            " by record."
-        ) from None
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def _end_with_parent():
-    # A worker would wait forever for tasks of a process that was killed.
-    def wait():
-        multiprocessing.parent_process().join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 @functools.cache

@@ -32,7 +32,7 @@ def write_clips(videos: pathlib.Path, *names: str) -> dict[str, bytes]:
 def prepared(capsys, root: pathlib.Path, dataset: str, *arguments) -> str:
     """Prepares into root/data on the command line; returns what it printed."""
     arguments = [dataset, *map(str, arguments), "--data_dir", str(root / "data")]
-    arguments += ["--workers", "1"]
+    arguments += ["--workers", "0"]
     code = prepare.main(arguments)
     printed = capsys.readouterr()
     assert code == 0, printed.err

@@ -38,7 +38,7 @@ def prepared(tmp_path_factory):
                     path.write_bytes(files[kind, name])
         arguments = [f"{kind}_folder", "--name", "tiny", f"--{kind}s"]
         arguments += [str(root / kind), "--data_dir", str(root / "data")]
-        arguments += ["--workers", "1"]
+        arguments += ["--workers", "0"]
         assert prepare.main(arguments) == 0
     return root / "data", files
 

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from sparse_tube_vit.datasets import folders, parallel, writing
+from sparse_tube_vit.datasets import folders, parallel, processes, writing
 from tests.datasets import official
 from tests.datasets.test_writing import contents
 
@@ -52,7 +52,7 @@ def test_a_worker_that_is_killed_and_then_the_rest(clips, whole, tmp_path):
         if more and children:
             os.kill(children[0].pid, signal.SIGKILL)
 
-    with pytest.raises(parallel.WorkerDied, match="shards are kept: run the same"):
+    with pytest.raises(processes.WorkerDied, match="Run the same command again"):
         writing.write(ours, run=functools.partial(run, progress=kill_one))
     assert not multiprocessing.active_children()
     seen = []

@@ -28,7 +28,7 @@ def run(*arguments):
 def test_says_what_was_written_and_left_out(images, tmp_path, capsys):
     (tmp_path / "images" / "cat" / "3.jpg").write_bytes(b"damaged")
     arguments = ("image_folder", "--name", "pets", "--images", images)
-    arguments += ("--data_dir", str(tmp_path / "data"), "--workers", "1")
+    arguments += ("--data_dir", str(tmp_path / "data"), "--workers", "0")
     assert run(*arguments) == 0
     printed = capsys.readouterr()
     directory = tmp_path / "data" / "image_folder" / "pets" / "1.0.0"
@@ -57,7 +57,7 @@ def test_interrupted_and_gone_on_with(tmp_path, capsys, monkeypatch):
     clips = official.write_clips(tmp_path / "clips", *names)
     arguments = ("video_folder", "--name", "cats", "--videos", str(tmp_path / "clips"))
     arguments += ("--data_dir", str(tmp_path), "--transcode", "crf=30")
-    arguments += ("--workers", "1")
+    arguments += ("--workers", "0")
     steps = []
 
     def interrupt(progress, more):
@@ -108,7 +108,7 @@ def test_lists_of_what_was_left_out_are_cut(tmp_path):
         (["image_folder", "--images", "x"], "image_folder needs --name"),
         (["moving_shapes", "--videos", "x"], "moving_shapes has no use for --videos"),
         (["video_folder", "--name", "a/b", "--videos", "x"], "--name 'a/b'"),
-        (["moving_shapes", "--workers", "0"], "--workers 0: one or more are needed"),
+        (["moving_shapes", "--workers", "-1"], "--workers -1: give 0 or more"),
         (["moving_shapes", "--workers", "2", "--beam", ""], "give one of them"),
         (["moving_shapes", "--transcode", "crf=20"], "no use for --transcode"),
         (["imagenet2012", "--transcode", "crf=x"], "BadTranscode: --transcode crf=x: "),

@@ -7,7 +7,12 @@ import shutil
 import pytest
 
 from sparse_tube_vit import datasets
-from sparse_tube_vit.datasets import manifest, moving_shapes, verification
+from sparse_tube_vit.datasets import (
+    manifest,
+    moving_shapes,
+    processes,
+    verification,
+)
 from tests.datasets import official
 from tests.datasets.test_open_split import Other, picture
 from tests.datasets.written import write_folder
@@ -67,7 +72,7 @@ def test_worker_processes_find_the_same(sound):
 def test_a_worker_that_is_killed_is_a_named_error():
     message = "was killed.*fewer --workers"
     with (
-        pytest.raises(verification.WorkerDied, match=message),
+        pytest.raises(processes.WorkerDied, match=message),
         verification.mapping(1) as mapped,
     ):
         list(mapped(os._exit, [1]))
