@@ -68,7 +68,7 @@ class Result(abc.ABC):
         asked = p.get("temporal_views", 1) * p.get("spatial_views", 1)
         return {
             "mean_distinct_views": float(distinct.mean()) if distinct.size else None,
-            "with_fewer_views": int((distinct < asked).sum()),
+            "videos_with_fewer_views": int((distinct < asked).sum()),
         }
 
     @abc.abstractmethod

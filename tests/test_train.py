@@ -205,7 +205,7 @@ def test_evaluation_result(finished, data_dir):
     assert saved["distinct"] == COUNTS["videos"]["test"]
     # Square crops of square pictures are all the same.
     assert saved["mean_distinct_views"] == 2
-    assert saved["with_fewer_views"] == COUNTS["videos"]["test"]
+    assert saved["videos_with_fewer_views"] == COUNTS["videos"]["test"]
     told = f"8 fps (2.00 distinct on average, {saved['distinct']} videos have fewer)"
     assert told in str(video)
     expected = {"split": "test", "temporal_views": 2, "spatial_views": 3, "frames": 4}

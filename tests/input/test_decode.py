@@ -751,7 +751,7 @@ def test_a_real_clip_that_is_damaged(real_data):
 
 
 @pytest.mark.slow
-def test_no_memory_is_lost(monkeypatch):
+def test_no_memory_is_lost():
     """In 10,000 decodes, of all the ways that they may end."""
     exif = Image.Exif()
     exif[0x0112] = 5
