@@ -123,11 +123,12 @@ def time_decode(args) -> None:
         )
 
     def ours(file, numbers, rng):
-        return decode(
+        clip, _ = decode(
             file.data,
             lambda duration: (numbers + 0.5) / file.rate,
             lambda h, w: random_crop(rng, h, w, args.size, (0.3, 1.0)),
         )
+        return clip
 
     def augmented(file, numbers, rng):
         clip = flip(rng, ours(file, numbers, rng))
