@@ -1,8 +1,8 @@
 """RandAugment (Cubuk et al., 2019) for clips: all frames change in the same way.
 
 Statistics are the whole clip's, so that nothing flickers, and a one-frame clip changes
-as an image does in Pillow: exactly, or to one level of 255 in Brightness, Contrast,
-Color and Sharpness. No operation mirrors: classes may tell left from right.
+as an image does in Pillow: exactly, or to one level of 255 in AutoContrast, Brightness,
+Contrast, Color and Sharpness. No operation mirrors: classes may tell left from right.
 
 Operations and magnitudes are those of the TensorFlow Model Garden, whose defaults are
 the two layers and magnitude 10 of the TubeViT paper (section 5), but without Cutout,
@@ -63,9 +63,15 @@ def _range(clip):
 def _auto_contrast(clip, level):
     del level
     lowest, highest = _range(clip)
-    scale = 255 / np.maximum(highest - lowest, 1)
-    stretched = LEVELS[:, None] * scale - lowest * scale
-    return look_up(clip, np.where(highest > lowest, stretched, LEVELS[:, None]))
+    out = np.empty(clip.shape, np.uint8)
+    for before, after in zip(clip, out, strict=True):
+        channels = cv2.split(before)
+        for c, low, high in zip(channels, lowest, highest, strict=True):
+            if high > low:
+                scale = 255 / (high - low)
+                cv2.addWeighted(c, scale, c, 0, ROUND_DOWN - low * scale, dst=c)
+        cv2.merge(channels, dst=after)
+    return out
 
 
 def _equalize(clip, level):
@@ -89,15 +95,17 @@ def _posterize(clip, level):
 
 
 def _solarize(clip, level):
-    threshold = int(25.6 * level)
-    bright = cv2.threshold(tall(clip), threshold - 1, 255, cv2.THRESH_BINARY)[1]
-    return clip ^ bright.reshape(clip.shape)
+    frames, threshold = tall(clip), int(25.6 * level)
+    if threshold > 255:
+        return clip
+    bright = cv2.threshold(frames, threshold - 1, 255, cv2.THRESH_BINARY)[1]
+    return cv2.bitwise_xor(frames, bright, dst=bright).reshape(clip.shape)
 
 
 def _solarize_add(clip, level):
     frames, added = tall(clip), int(11 * level)
     dark = cv2.threshold(frames, 127, added, cv2.THRESH_BINARY_INV)[1]
-    return cv2.add(frames, dark).reshape(clip.shape)
+    return cv2.add(frames, dark, dst=dark).reshape(clip.shape)
 
 
 def _factor(level):
@@ -129,8 +137,8 @@ def _sharpness(clip, level):
     # The smoothed form has weight 5 in the middle and 1 around it, of 13: the mean of
     # the nine and a share of the middle itself.
     frames, smooth = tall(clip), (1 - _factor(level)) * 9 / 13
-    mean = cv2.blur(frames, (3, 3))
-    out = cv2.addWeighted(frames, 1 - smooth, mean, smooth, ROUND_DOWN)
+    out = cv2.blur(frames, (3, 3))
+    cv2.addWeighted(frames, 1 - smooth, out, smooth, ROUND_DOWN, dst=out)
     out = out.reshape(clip.shape)
     # A frame's edge stays as it is, also where the frame below would have run into it.
     out[:, [0, -1]] = clip[:, [0, -1]]
