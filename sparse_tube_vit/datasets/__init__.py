@@ -33,6 +33,9 @@ BUILDERS = {
     "video_folder": "sparse_tube_vit.datasets.folders:VideoFolder",
 }
 
+# How the names of files begin that are no part of a finished data set.
+UNFINISHED = "preparing."
+
 
 class DatasetError(TubeViTError):
     """A data set that cannot be made or read; the message says what to do."""
@@ -183,10 +186,15 @@ def _open(dataset: str, data_dir):
         _make_moving_shapes(dataset, data_dir)
     directory = prepared_directory(dataset, data_dir)
     if directory is None:
+        root = epath.Path(data_dir) / dataset
+        if begun := list(root.glob(f"*/{UNFINISHED}*")):
+            raise DatasetNotPrepared(
+                f"{dataset} is not prepared to the end: give the command that began it"
+                f" again, and it goes on. It was begun in {begun[0].parent}"
+            )
         raise DatasetNotPrepared(
-            f"{dataset} is not prepared: no dataset_info.json in"
-            f" {epath.Path(data_dir) / dataset} or a version directory below it."
-            f" {_how_to_prepare(dataset, data_dir)}"
+            f"{dataset} is not prepared: no dataset_info.json in {root} or a version"
+            f" directory below it. {_how_to_prepare(dataset, data_dir)}"
         )
     import tensorflow_datasets as tfds
 

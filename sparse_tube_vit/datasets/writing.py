@@ -29,14 +29,18 @@ from etils import epath
 from tensorflow_datasets.core import hashing
 from tensorflow_datasets.core.utils import shard_utils
 
-from sparse_tube_vit.datasets import DatasetError, builder_class, manifest
+from sparse_tube_vit.datasets import (
+    UNFINISHED,
+    DatasetError,
+    builder_class,
+    manifest,
+)
 from sparse_tube_vit.datasets.encoded import Builder, Example
 from sparse_tube_vit.datasets.manifest import Row
 from sparse_tube_vit.datasets.transcode import Transcode
 from sparse_tube_vit.input.decode import UndecodableClip
 
-PREFIX = "preparing."
-PLAN = f"{PREFIX}plan.jsonl"
+PLAN = f"{UNFINISHED}plan.jsonl"
 INFO = "dataset_info.json"
 
 SHARD_BYTES = 1 << 30  # at most, as TFDS has it
@@ -89,7 +93,7 @@ class Shard:
     @property
     def rows(self) -> epath.Path:
         """Its part of the manifest, which is there once the shard is finished."""
-        return epath.Path(self.directory) / f"{PREFIX}{self.name}.csv"
+        return epath.Path(self.directory) / f"{UNFINISHED}{self.name}.csv"
 
 
 def write(
@@ -350,7 +354,7 @@ def _finish(builder: Builder, plan: epath.Path) -> None:
 
 def _clear(directory: epath.Path) -> None:
     """Removes what a finished data set does not need."""
-    for path in directory.glob(f"{PREFIX}*"):
+    for path in directory.glob(f"{UNFINISHED}*"):
         if path.is_dir():
             path.rmtree(missing_ok=True)
         else:
@@ -366,7 +370,7 @@ def _publishing(directory) -> Iterator[pathlib.Path]:
     remote = "://" in os.fspath(directory)
     place = None if remote else directory
     try:
-        with tempfile.TemporaryDirectory(prefix=PREFIX, dir=place) as scratch:
+        with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=place) as scratch:
             yield pathlib.Path(scratch)
             for path in pathlib.Path(scratch).iterdir():
                 if remote:  # where an object appears when it is complete

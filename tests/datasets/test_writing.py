@@ -175,7 +175,7 @@ def test_finished_shards_are_kept_and_the_end_is_the_same(tmp_path, monkeypatch)
     assert writing.write(whole)
     with pytest.raises(Interrupted):
         writing.write(ours, run=interrupted_after(25))
-    with pytest.raises(datasets.DatasetNotPrepared):
+    with pytest.raises(datasets.DatasetNotPrepared, match="again, and it goes on"):
         datasets.open_split("pictures", "train", tmp_path)
     before = {
         path: os.stat(path).st_mtime_ns for path in ours.directory.glob("pictures-*")
