@@ -16,7 +16,8 @@ from av.stream import Discard
 from sparse_tube_vit.errors import TubeViTError
 
 # Codecs whose frames say that no other refers to them, so that FFmpeg can skip them.
-SKIPPABLE = ("h264", "mpeg1video", "mpeg2video", "mpeg4")
+# Not MPEG-4, where two frames may share a packet: with one, FFmpeg loses the other.
+SKIPPABLE = ("h264", "mpeg1video", "mpeg2video")
 
 
 class UndecodableClip(TubeViTError, ValueError):
