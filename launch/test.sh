@@ -4,4 +4,4 @@ set -euo pipefail
 source "$(dirname "$0")/setup.sh"
 ruff check .
 ruff format --check .
-python -m pytest tests "$@"
+python -m pytest -n auto --dist loadfile tests "$@"
