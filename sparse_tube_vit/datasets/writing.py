@@ -118,24 +118,25 @@ def write(
         CannotWrite: A full disk, or whatever else the file system says.
         NothingDecodes: Not one of the examples decodes.
     """
-    if (builder.directory / INFO).exists():
-        return False
-    try:
-        plan = _plan(builder, transcode)
-        (run or write_all)(plan)
-        _finish(builder, plan)
-    except Exception:
-        # Another process has finished it, and removed what this one was still using.
-        if not (builder.directory / INFO).exists():
-            raise
-        _clear(builder.directory)
-        return False
-    return True
+    prepared = builder.directory / INFO
+    written = False
+    if not prepared.exists():
+        try:
+            plan = _plan(builder, transcode)
+            (run or write_all)(plan)
+            _finish(builder, plan)
+            written = True
+        except Exception:
+            # Another process has finished it, and removed what this one still used.
+            if not prepared.exists():
+                raise
+    _clear(builder.directory)
+    return written
 
 
 def _plan(builder: Builder, transcode: Transcode | None) -> epath.Path:
     """Says what goes where in a file: a header, then a line for each shard."""
-    directory = builder.directory
+    directory = epath.Path(_absolute(builder.directory))
     directory.mkdir(parents=True, exist_ok=True)
     plan = directory / PLAN
     header = _header(builder, transcode)
@@ -178,7 +179,7 @@ def _header(builder: Builder, transcode: Transcode | None) -> dict:
 
 
 def _shards(builder: Builder, transcode: Transcode | None) -> Iterator[dict]:
-    """Yields the fields of each `Shard`."""
+    """Yields the fields of each `Shard`, but for the directory."""
     for split, examples in builder.listing.splits.items():
         # The order of TFDS's own writer, so that data sets keep theirs.
         hasher = hashing.Hasher(split)
@@ -189,7 +190,6 @@ def _shards(builder: Builder, transcode: Transcode | None) -> Iterator[dict]:
         for i, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
             path = template.sharded_filepath(shard_index=i, num_shards=number)
             yield {
-                "directory": _absolute(builder.directory),
                 "name": path.name,
                 "split": split,
                 "builder": builder.name,
@@ -239,7 +239,7 @@ def shards(plan) -> Iterator[Shard]:
             options = fields["transcode"]
             fields["transcode"] = Transcode.parse(options) if options else None
             fields["examples"] = [Example(*e) for e in fields["examples"]]
-            yield Shard(**fields)
+            yield Shard(directory=os.fspath(epath.Path(plan).parent), **fields)
 
 
 def unfinished(plan) -> Iterator[Shard]:
@@ -275,11 +275,11 @@ def write_shard(shard: Shard, seen: Callable[[], None] = lambda: None) -> None:
         writer = array_record_module.ArrayRecordWriter(path, "group_size:1")
         for example in shard.examples:
             encoded = _load(builder, example.source)
-            row, encoded = _inspect(shard, example, encoded, kind)
+            row, stored = _inspect(shard, example, encoded, kind)
             if row.status == manifest.OK:
-                values = {"id": example.id, labels: example.label, kind: encoded}
-                encoded = features.encode_example(values)
-                record = serializer.get_tf_example(encoded)
+                values = {"id": example.id, labels: example.label, kind: stored}
+                record = serializer.get_tf_example(features.encode_example(values))
+                # Else the order of the features would differ from process to process.
                 writer.write(record.SerializeToString(deterministic=True))
             rows.append(row)
             seen()
@@ -301,20 +301,13 @@ def _load(builder, source) -> bytes:
 
 def _inspect(shard: Shard, example: Example, encoded: bytes, kind: str):
     """Returns the example's row, and the bytes to be stored."""
-    if shard.transcode:
-        try:
-            encoded = shard.transcode(encoded)
-        except UndecodableClip as error:
-            digest = hashlib.sha256(encoded).hexdigest()
-            return Row(
-                shard.split,
-                example.id,
-                digest,
-                label=example.label,
-                status=str(error),
-            ), encoded
-    row = Row.of(shard.split, example.id, example.label, encoded, kind)
-    return row, encoded
+    try:
+        stored = shard.transcode(encoded) if shard.transcode else encoded
+    except UndecodableClip as error:
+        digest = hashlib.sha256(encoded).hexdigest()
+        status, label = str(error), example.label
+        return Row(shard.split, example.id, digest, label=label, status=status), encoded
+    return Row.of(shard.split, example.id, example.label, stored, kind), stored
 
 
 def _finish(builder: Builder, plan: epath.Path) -> None:
@@ -325,7 +318,7 @@ def _finish(builder: Builder, plan: epath.Path) -> None:
         rows += of_shard
         length = sum(row.status == manifest.OK for row in of_shard)
         lengths.setdefault(shard.split, []).append(length)
-        size = (builder.directory / shard.name).stat().length
+        size = _size(builder.directory / shard.name)
         sizes[shard.split] = sizes.get(shard.split, 0) + size
     if not any(map(sum, lengths.values())):
         raise NothingDecodes(
@@ -349,7 +342,12 @@ def _finish(builder: Builder, plan: epath.Path) -> None:
     info.set_splits(tfds.core.SplitDict(splits))
     with _publishing(builder.directory) as scratch:
         info.write_dataset_info_json(scratch)
-    _clear(builder.directory)
+
+
+def _size(path: epath.Path) -> int:
+    if "://" in os.fspath(path):
+        return path.stat().length
+    return os.path.getsize(path)  # epath's needs a name for the owner
 
 
 def _clear(directory: epath.Path) -> None:

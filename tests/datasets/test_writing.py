@@ -302,6 +302,6 @@ def test_the_plan_is_for_any_machine(tmp_path, monkeypatch):
     plan = writing._plan(ours, Transcode())
     _, line = map(json.loads, plan.read_text().splitlines())
     assert line["examples"] == [["ant/1.mp4", "ant", f"{tmp_path}/clips/ant/1.mp4"]]
-    assert line["directory"] == f"{tmp_path}/data/video_folder/x/1.0.0"
     (shard,) = writing.shards(plan)
+    assert shard.directory == f"{tmp_path}/data/video_folder/x/1.0.0"
     assert shard.transcode == Transcode()
