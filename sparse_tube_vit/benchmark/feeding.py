@@ -2,8 +2,8 @@
 
 Three measurements of each stream, all in CPU time: the pipeline of training in this
 process alone, with a stopwatch around the functions of each stage; batches that are
-ready from a worker process to the device; and all of it together, which is the total
-that the stages are compared with.
+ready, from a worker process to the device; and all of it together, the total that the
+sum of the stages is compared with.
 """
 
 import collections
@@ -33,7 +33,7 @@ STAGES = {
         (pipeline, "rand_augment"),
     ],
 }
-BATCH_BYTES = 2**26  # at most: a clip takes as long as in the batches of training
+BATCH_BYTES = 2**26  # at most; a clip takes as long as in larger batches
 
 
 class Stopwatch:
@@ -140,63 +140,79 @@ class Cost:
 
 
 def measure(config: ConfigDict, name: str, examples: int) -> Cost:
-    """Times the stream `name` on `examples` of its examples, in the order of training.
+    """Times the stream `name` on about so many of its examples, as training takes them.
 
     Raises: the named errors of datasets.
     """
     stream = config.streams[name].copy_and_resolve_references()
     frames = config.clip.frames if stream.kind == "video" else 1
-    room = BATCH_BYTES // (frames * config.clip.size**2 * 3)
+    size = config.clip.size
+    room = BATCH_BYTES // (frames * size * size * 3)
     stream.batch_size = max(1, min(stream.batch_size, room, examples))
-    count = -(-examples // stream.batch_size)
     split = datasets.open_split(
         stream.dataset, stream.split, config.data_dir, stream.kind
     )
 
-    def of_training(source, **loader):
-        loader = ConfigDict(dict(config.loader, **loader))
+    def of_training(source, **options):
+        loader = ConfigDict(dict(config.loader, **options))
         return pipeline.training_batches(
             source, name, stream, config.clip, loader, config.seed
         )
 
-    shape = (stream.batch_size, frames, config.clip.size, config.clip.size, 3)
-    ready = grain.MapDataset.source(Clocked(Ready(shape)))
-    one = ConfigDict(dict(config.loader, workers=1))
-    stopwatch, problems = Stopwatch(), {}
+    ready = Clocked(Ready((stream.batch_size, frames, size, size, 3)))
+    loader = ConfigDict(dict(config.loader, workers=1))
+    alone = Alone(of_training(split, workers=0, threads=0))
+    handed_over = Delivery(pipeline.read(grain.MapDataset.source(ready), loader))
+    whole = Delivery(of_training(Clocked(split), workers=1))
+    count = -(-examples // stream.batch_size)
     with contextlib.ExitStack() as stack:
-        alone = of_training(split, workers=0, threads=0)
-        handed_over = Delivery(pipeline.read(ready, one))
-        whole = Delivery(of_training(Clocked(split), workers=1))
-        for batches in (alone, handed_over.batches, whole.batches):
-            stack.callback(batches.close)
-        next(alone)  # opens the files, warms up
-        stack.enter_context(stopwatch.around(STAGES))
-        handed_over.take()
-        whole.take()
-        # In turns, so that a change of the machine's speed meets all three.
-        for _ in range(count):
-            with stopwatch.stage("batching"):
-                batch = next(alone)
-            handed_over.take()
-            whole.take()
-            problems |= {
-                str(i): str(problem)
-                for i, problem in zip(batch["id"], batch["problem"], strict=True)
-                if problem
-            }
-    stages = {stage: stopwatch.seconds[stage] for stage in (*STAGES, "batching")}
-    stages["handing over"] = handed_over.seconds
+        for each in (alone, handed_over, whole):
+            stack.callback(each.batches.close)
+        # In turns, so that a change of the machine's speed meets all three. The first
+        # batch warms up.
+        for _ in range(1 + count):
+            for each in (alone, handed_over, whole):
+                each.take()
     clips = count * stream.batch_size
+    stages = alone.seconds | {"handing over": handed_over.seconds}
     return Cost(
         {stage: seconds / clips for stage, seconds in stages.items()},
         whole.seconds / clips,
         clips,
-        problems,
+        alone.problems,
     )
 
 
+class Alone:
+    """Takes batches of a pipeline without workers, and times the stages of all but one.
+
+    Attributes:
+      batches: what `pipeline.training_batches` gives.
+      problems: id -> why it does not decode.
+    """
+
+    def __init__(self, batches: Iterator[dict]):
+        self.batches, self.problems = batches, {}
+        self._stopwatches = []
+
+    def take(self) -> None:
+        stopwatch = Stopwatch()
+        self._stopwatches.append(stopwatch)
+        # What is left to batching is grain's: shuffling, random numbers, stacking.
+        with stopwatch.around(STAGES), stopwatch.stage("batching"):
+            batch = next(self.batches)
+        pairs = zip(batch["id"], batch["problem"], strict=True)
+        self.problems |= {str(i): str(problem) for i, problem in pairs if problem}
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """CPU seconds by stage of all batches taken but the first."""
+        stages = (*STAGES, "batching")
+        return {s: sum(w.seconds[s] for w in self._stopwatches[1:]) for s in stages}
+
+
 class Delivery:
-    """Takes batches of a `Clocked` source from its one worker to the device."""
+    """Takes batches of a `Clocked` source from its one worker process to the device."""
 
     def __init__(self, batches: Iterator[dict]):
         self.batches, self._worker, self._here = batches, [], []
@@ -224,19 +240,18 @@ def time_input(args) -> None:
     for name, stream in config.streams.items():
         cost = measure(config, name, args.examples)
         frames = config.clip.frames if stream.kind == "video" else 1
-        size = "x".join(map(str, (frames, config.clip.size, config.clip.size)))
         print(
-            f"{name}: {cost.clips} examples of {stream.dataset} {stream.split}, "
-            f"{size}, CPU time of one\n{cost}"
+            f"{name}: {stream.dataset} {stream.split}, {frames}x{config.clip.size}x"
+            f"{config.clip.size}; CPU time of one of {cost.clips} examples\n{cost}"
         )
         step += stream.batch_size * cost.total
     sizes = [stream.batch_size for stream in config.streams.values()]
-    line = f"A step of {' + '.join(map(str, sizes))} takes {step:.2f} core seconds"
+    print(f"A step of {' + '.join(map(str, sizes))} takes {step:.2f} core seconds.")
     seconds = args.step_seconds
     if args.clips_per_second:
         seconds = sum(sizes) / args.clips_per_second
     if seconds:
-        line += (
-            f"; one each {seconds:g} s takes {step / seconds:.1f} cores of all hosts"
+        print(
+            f"A step every {seconds:.3g} s keeps {step / seconds:.1f} cores busy, over "
+            "all hosts."
         )
-    print(line + ".")

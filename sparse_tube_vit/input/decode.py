@@ -19,6 +19,9 @@ from sparse_tube_vit.errors import TubeViTError
 # Not MPEG-4, where two frames may share a packet: with one, FFmpeg loses the other.
 SKIPPABLE = ("h264", "mpeg1video", "mpeg2video")
 
+# 8 bits of luma and chroma, each in its plane; "j": all 256 levels, as JPEG has.
+PLANAR = {f"yuv{j}{layout}p" for j in ("", "j") for layout in (420, 422, 444)}
+
 
 class UndecodableClip(TubeViTError, ValueError):
     """The bytes hold no picture that can be decoded."""
@@ -334,8 +337,8 @@ class _ToRgb:
         # Neighbouring pixels may share their colour: it must stay theirs.
         left = c.left - c.left % (4 // frame.format.chroma_width(4))
         top = c.top - c.top % (4 // frame.format.chroma_height(4))
-        # Scaling in 4:2:0 and then converting is 2 to 3 times as fast as both at once.
-        scaled = "yuv420p" if frame.format.name == "yuv420p" else "rgb24"
+        # Scaling first and then converting is up to 3 times as fast as both at once.
+        scaled = frame.format.name if frame.format.name in PLANAR else "rgb24"
         filters = (
             ("crop", f"{c.width}:{c.height}:{left}:{top}:exact=1"),
             ("scale", f"{c.out_width}:{c.out_height}:flags=bilinear"),
