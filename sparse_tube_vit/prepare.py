@@ -17,6 +17,9 @@ Every file is decoded once and copied into ArrayRecord files as it is, or transc
 what does not decode is left out. manifest.csv says what was found of each. Prints how
 many examples there are of each class, and what was left out and why. The same command
 goes on with a preparation that was interrupted.
+
+Worker processes share the files, one a core or `--workers`; with --beam "OPTIONS" those
+of an Apache Beam pipeline do, such as "--runner=DataflowRunner --project=...".
 """
 
 import argparse
@@ -38,6 +41,10 @@ class BadArguments(DatasetError):
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if "--beam" in argv[:-1]:  # its value looks like options of ours
+        i = argv.index("--beam")
+        argv[i : i + 2] = [f"--beam={argv[i + 1]}"]
     arguments = _parser().parse_args(argv)
     try:
         transcode = _transcode(arguments)
@@ -182,7 +189,7 @@ def _run(builder, arguments, plan) -> None:
     elif left:
         workers = arguments.workers
         if workers is None:
-            workers = len(os.sched_getaffinity(0))
+            workers = os.cpu_count()
         with _Progress(total, f" {builder.kind}s") as progress:
             parallel.in_processes(left, min(workers, len(left)), progress.update)
 

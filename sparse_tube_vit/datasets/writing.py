@@ -62,6 +62,10 @@ class CannotWrite(DatasetError):
     """The file system does not take what is written."""
 
 
+class Unfinished(DatasetError):
+    """A runner ended before everything was written, as of a pipeline not waited for."""
+
+
 class NothingDecodes(DatasetError):
     """Not one of the examples decodes."""
 
@@ -116,6 +120,7 @@ def write(
         OtherPreparation: It was begun with other files or options.
         UnreadableFile: A listed file cannot be read.
         CannotWrite: A full disk, or whatever else the file system says.
+        Unfinished: `run` returned before all shards were written.
         NothingDecodes: Not one of the examples decodes.
     """
     prepared = builder.directory / INFO
@@ -314,6 +319,11 @@ def _finish(builder: Builder, plan: epath.Path) -> None:
     """Writes the manifest, and at last what makes this a prepared data set."""
     rows, lengths, sizes = [], {}, {}
     for shard in shards(plan):
+        if not shard.finished():
+            raise Unfinished(
+                f"{builder.directory / shard.name} was not written, though nothing"
+                " failed; run the same command again"
+            )
         of_shard = list(manifest.read(shard.rows))
         rows += of_shard
         length = sum(row.status == manifest.OK for row in of_shard)

@@ -107,7 +107,7 @@ def test_killed_outright_and_gone_on_with(real_data, tmp_path):
     program = [sys.executable, "-m", "sparse_tube_vit.prepare", "ucf101"]
     program += ["--videos", str(real_data / "ucf10" / "videos"), "--workers", "2"]
     program += ["--annotations", str(real_data / "ucf10")]
-    program += ["--transcode", "short_side=112,gop=15,crf=28", "--data_dir"]
+    program += ["--transcode", "short_side=32,gop=15,crf=40", "--data_dir"]
     subprocess.run([*program, tmp_path / "whole"], check=True, timeout=300)
     killed = subprocess.Popen(
         [*program, tmp_path / "killed"], stderr=subprocess.PIPE, text=True

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from sparse_tube_vit import datasets, prepare
-from sparse_tube_vit.datasets import writing
+from sparse_tube_vit.datasets import parallel, writing
 from sparse_tube_vit.datasets.manifest import Row
 from sparse_tube_vit.datasets.transcode import Transcode
 from tests.datasets import official
@@ -77,6 +77,22 @@ def test_interrupted_and_gone_on_with(tmp_path, capsys, monkeypatch):
         for example in datasets.open_split("video_folder/cats", split, tmp_path):
             transcoded = Transcode(crf=30)(clips[example["id"]])
             assert example["video"] == transcoded
+
+
+def test_options_of_beam_and_a_pipeline_that_writes_nothing(
+    images, tmp_path, monkeypatch, capsys
+):
+    given = []
+    monkeypatch.setattr(
+        parallel, "on_beam", lambda plan, options: given.append((plan, options))
+    )
+    arguments = ("image_folder", "--name", "pets", "--images", images)
+    arguments += ("--beam", "--runner=DirectRunner", "--data_dir", str(tmp_path))
+    assert run(*arguments) == 1
+    assert "Unfinished: " in capsys.readouterr().err
+    ((plan, options),) = given
+    assert options == "--runner=DirectRunner"
+    assert [len(shard.examples) for shard in writing.unfinished(plan)] == [3]
 
 
 def test_progress_without_a_terminal(capsys, monkeypatch):
