@@ -11,13 +11,17 @@ import numpy as np
 
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.input.augment import flip
-from sparse_tube_vit.input.decode import decode
+from sparse_tube_vit.input.decode import UndecodableClip, decode, opened
 from sparse_tube_vit.input.randaugment import rand_augment
 from sparse_tube_vit.input.sampling import random_crop
 
 
 class UnusableDecoder(TubeViTError, RuntimeError):
     """A library to compare with is not installed, or does not decode the file."""
+
+
+class UnreadableFile(TubeViTError, OSError):
+    """There is no such file, or it may not be read."""
 
 
 class TooFewFrames(TubeViTError, ValueError):
@@ -40,14 +44,15 @@ class File:
 
     @classmethod
     def read(cls, path: str) -> "File":
-        with open(path, "rb") as file:
-            data = file.read()
-        with av.open(io.BytesIO(data)) as container:
-            stream = container.streams.video[0]
-            packets = [p for p in container.demux(stream) if p.size]
+        try:
+            with open(path, "rb") as file:
+                data = file.read()
+        except OSError as error:
+            raise UnreadableFile(f"{path} cannot be read: {error.strerror}") from error
+        with opened(data) as video:
+            packets, rate = video.packets, float(video.stream.average_rate)
             shown = sorted(p.pts for p in packets)
             keys = [(shown.index(p.pts), p.pts) for p in packets if p.is_keyframe]
-            rate = float(stream.average_rate)
         return cls(path, data, len(shown), rate, keys)
 
 
@@ -113,7 +118,12 @@ DECODERS = {
 
 
 def time_decode(args) -> None:
-    """Prints milliseconds of CPU time to decode and crop a clip, beside other ways."""
+    """Prints milliseconds of CPU time to decode and crop a clip, beside other ways.
+
+    Raises:
+      UnreadableFile, UndecodableClip, TooFewFrames: of the file.
+      UnusableDecoder: of `args.beside`.
+    """
     file = File.read(args.file)
     span = (args.frames - 1) * args.stride + 1
     if file.frames < span + (args.start or 0):
@@ -134,6 +144,11 @@ def time_decode(args) -> None:
         clip = flip(rng, ours(file, numbers, rng))
         return rand_augment(rng, clip, args.randaugment, 10.0)
 
+    first = np.arange(args.frames) * args.stride
+    try:
+        ours(file, first, np.random.default_rng(0))
+    except UndecodableClip as error:
+        raise UndecodableClip(f"{args.file}: {error}") from error
     ways = {
         "decoding alone": lambda file, numbers, rng: limit(file, numbers),
         "ours": ours,
@@ -143,7 +158,7 @@ def time_decode(args) -> None:
     for name in args.beside:
         function = DECODERS[name]
         try:
-            function(file, np.arange(args.frames) * args.stride)
+            function(file, first)
         except Exception as error:  # whatever a library raises
             raise UnusableDecoder(
                 f"{name} does not decode {args.file} here: "

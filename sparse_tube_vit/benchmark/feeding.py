@@ -148,7 +148,7 @@ def measure(config: ConfigDict, name: str, examples: int) -> Cost:
     frames = config.clip.frames if stream.kind == "video" else 1
     size = config.clip.size
     room = BATCH_BYTES // (frames * size * size * 3)
-    stream.batch_size = max(1, min(stream.batch_size, room, examples))
+    stream.batch_size = max(1, min(stream.batch_size, room, examples // 8))
     split = datasets.open_split(
         stream.dataset, stream.split, config.data_dir, stream.kind
     )

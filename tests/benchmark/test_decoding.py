@@ -99,3 +99,9 @@ def test_named_errors(path, monkeypatch, capsys, arguments, message):
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1
     assert re.match(message, error)
+
+
+def test_a_file_that_is_not_there(monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "decode", "nowhere.mp4")
+    assert "UnreadableFile: nowhere.mp4 cannot be read" in capsys.readouterr().err
