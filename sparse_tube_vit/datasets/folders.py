@@ -66,9 +66,11 @@ def read_folder(directory, kind: str, split_list=None) -> encoded.Listing:
             begin with # do not count. Only listed files are taken.
 
     Raises:
-        NoClassFolders: There are no class folders, or files where folders belong.
+        NoClassFolders: There are no class folders, folders where files belong, or
+            names that TFDS cannot keep.
         EmptyClassFolder: A class folder without a file of this kind.
-        BadSplitList: A malformed line, a file listed twice or that does not exist.
+        BadSplitList: It is no text, a line is malformed, or a file is listed twice or
+            does not exist.
     """
     directory = epath.Path(directory)
     if not directory.is_dir():
@@ -87,8 +89,15 @@ def read_folder(directory, kind: str, split_list=None) -> encoded.Listing:
         name = path.relative_to(directory).as_posix()
         example = encoded.Example(name, path.parent.name, path)
         splits.setdefault(split, []).append(example)
+    class_names = tuple(sorted({path.parent.name for _, path in listed}))
+    for name in class_names:
+        if re.search(r"[\r\n]", name) or name != name.strip():
+            raise NoClassFolders(
+                f"{name!r} cannot name a class: TFDS keeps names on lines of their own,"
+                " without spaces around them; rename that folder"
+            )
     return encoded.Listing(
-        class_names=tuple(sorted({path.parent.name for _, path in listed})),
+        class_names=class_names,
         splits=splits,
         left_out=tuple(Row("", name, status=reason) for name, reason in left_out),
     )
@@ -141,7 +150,11 @@ def _read_split_list(directory: epath.Path, kind: str, split_list: epath.Path):
     if not split_list.is_file():
         raise BadSplitList(f"{split_list} does not exist")
     listed, left_out, seen = [], [], set()
-    for i, line in enumerate(split_list.read_text().splitlines(), start=1):
+    try:
+        text = split_list.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadSplitList(f"{split_list} is not in UTF-8: {error}") from None
+    for i, line in enumerate(text.splitlines(), start=1):
         where = f"{split_list}:{i}"
         if not line.strip() or line.startswith("#"):
             continue
@@ -185,4 +198,5 @@ def _folders(directory: epath.Path) -> list[epath.Path]:
 
 
 def _files(directory: epath.Path) -> list[epath.Path]:
-    return sorted(p for p in directory.iterdir() if p.is_file())
+    # Links that lead nowhere too, which then cannot be read.
+    return sorted(p for p in directory.iterdir() if not p.is_dir())

@@ -142,7 +142,10 @@ def write(
 def _plan(builder: Builder, transcode: Transcode | None) -> epath.Path:
     """Says what goes where in a file: a header, then a line for each shard."""
     directory = epath.Path(_absolute(builder.directory))
-    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CannotWrite(f"{directory}: {error}. Choose another --data_dir") from None
     plan = directory / PLAN
     header = _header(builder, transcode)
     if plan.exists():

@@ -104,3 +104,29 @@ def test_bad_split_lists(tmp_path, line, message):
 def test_split_names_that_tfds_cannot_read(tmp_path):
     with pytest.raises(folders.NoClassFolders, match="'my train' cannot name a split"):
         folders.read_folder(fill(tmp_path, "my train/cat/1.jpg"), "image")
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\rb", "a ", " a"])
+def test_class_names_that_tfds_cannot_keep(tmp_path, name):
+    fill(tmp_path, f"{name}/1.jpg")
+    with pytest.raises(folders.NoClassFolders, match="cannot name a class"):
+        folders.read_folder(tmp_path, "image")
+
+
+def test_links_that_lead_nowhere_are_not_skipped(tmp_path):
+    fill(tmp_path, "a/1.jpg")
+    (tmp_path / "a/2.jpg").symlink_to("nowhere")
+    listing = folders.read_folder(tmp_path, "image")
+    assert ids(listing) == {"train": [("a/1.jpg", "a"), ("a/2.jpg", "a")]}
+
+
+def test_split_lists_of_other_encodings(tmp_path):
+    fill(tmp_path, "a/1.jpg")
+    split_list = tmp_path / "list.csv"
+    split_list.write_bytes(b"\xef\xbb\xbfa/1.jpg,test")  # as spreadsheets save it
+    assert ids(folders.read_folder(tmp_path, "image", split_list)) == {
+        "test": [("a/1.jpg", "a")]
+    }
+    split_list.write_bytes(b"a/\xff.jpg,test")
+    with pytest.raises(folders.BadSplitList, match="not in UTF-8"):
+        folders.read_folder(tmp_path, "image", split_list)

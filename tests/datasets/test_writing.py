@@ -225,6 +225,12 @@ def test_a_file_that_cannot_be_read_is_not_skipped(tmp_path, monkeypatch):
     assert Pictures.loaded == sources[1:]
 
 
+def test_a_directory_that_cannot_be_made(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(writing.CannotWrite, match="Not a directory"):
+        writing.write(builder(tmp_path / "file", train=numbers(2)))
+
+
 def test_a_file_system_that_is_full(tmp_path):
     ours = builder(tmp_path, train=numbers(3))
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
