@@ -52,10 +52,12 @@ def main():
         "input", help="clips per second per core, by stage; takes --config as train"
     )
     host.add_argument("--data_dir", help="in place of the config's")
-    host.add_argument("--examples", type=int, default=64, help="of each stream")
+    host.add_argument("--examples", type=_positive(int), default=64, help="a stream")
     rate = host.add_mutually_exclusive_group()
-    rate.add_argument("--step_seconds", type=float, help="that a step takes")
-    rate.add_argument("--clips_per_second", type=float, help="of all streams together")
+    rate.add_argument("--step_seconds", type=_positive(float), help="a step takes")
+    rate.add_argument(
+        "--clips_per_second", type=_positive(float), help="of all streams together"
+    )
     host.set_defaults(run=feeding.time_input)
     args, rest = parser.parse_known_args()
     if args.run is feeding.time_input:
@@ -66,6 +68,17 @@ def main():
         parser.error(f"unknown arguments: {' '.join(rest)}")
     with reported():
         args.run(args)
+
+
+def _positive(kind):
+    def parse(text):
+        number = kind(text)
+        if not 0 < number < float("inf"):
+            raise argparse.ArgumentTypeError(f"{text} is not more than 0")
+        return number
+
+    parse.__name__ = kind.__name__  # which argparse names where it fails
+    return parse
 
 
 if __name__ == "__main__":
