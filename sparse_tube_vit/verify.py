@@ -68,10 +68,13 @@ def main(argv: list[str] | None = None) -> None:
     add = parser.add_argument
     add("dataset", help="as prepared, for example ucf101/split1")
     add("--data_dir", default="data", help="of prepared data sets; default: data")
-    add("--workers", type=int, default=os.cpu_count(), help="default: one a core")
+    cores = len(os.sched_getaffinity(0))  # in a container fewer than the machine has
+    add("--workers", type=int, default=cores, help="default: one a core; 0: this one")
     add("--config", help="whose stream samples the clips of the page")
     add("--out", help=f"the page; default: {PAGE} in the data set's directory")
     args, overrides = parser.parse_known_args(argv)
+    if args.workers < 0:
+        parser.error(f"argument --workers: {args.workers}: give 0 or more")
     config = None
     if args.config:
         config = configs.read([f"--config={args.config}", *overrides])

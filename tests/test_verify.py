@@ -26,7 +26,7 @@ def prepared(tmp_path):
 
 def run(prepared, *arguments, dataset="video_folder/clips"):
     arguments = (dataset, "--data_dir", str(prepared.parents[2]), *arguments)
-    verify.main([*arguments, "--workers", "0"])
+    verify.main(["--workers", "0", *arguments])
 
 
 def test_a_sound_data_set(prepared, capsys):
@@ -68,6 +68,7 @@ def test_sampling_by_a_config(prepared, tmp_path):
         (["--config=CONFIG"], "InvalidConfig: No stream of --config reads video_fold"),
         (["--config=CONFIG", "--config.clp.fps=8"], '"clip" instead of "clp"'),
         (["--out", "no/such/page.html"], "UnwritablePage: --out: "),
+        (["--workers", "-1"], "--workers: -1: give 0 or more"),
         (["--config.clip.fps=8"], "unrecognized arguments: --config.clip.fps=8"),
     ],
 )

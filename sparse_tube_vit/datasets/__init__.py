@@ -149,7 +149,7 @@ def open_split(dataset: str, split: str, data_dir, kind: str = "") -> Split:
         DatasetNotPrepared: Nothing prepared there; says how to prepare it.
         UnknownSplit: No such split; says which there are.
         UnsupportedDataset: It holds no labelled images or videos in ArrayRecord, or
-            not those asked for.
+            not those asked for, or TFDS cannot open it.
     """
     directory, info = _open(dataset, data_dir)
     found, label, multi_label = _features(dataset, directory, info)
@@ -198,7 +198,15 @@ def _open(dataset: str, data_dir):
         )
     import tensorflow_datasets as tfds
 
-    return directory, tfds.builder_from_directory(directory).info
+    try:
+        return directory, tfds.builder_from_directory(directory).info
+    except Exception as error:  # of many kinds, as of TFDS, etils and protobuf
+        raise UnsupportedDataset(
+            f"TFDS cannot open {dataset} in {directory}: {str(error) or repr(error)}."
+            " Copy dataset_info.json, features.json and the other files that are no"
+            " shards again from where it was prepared, or delete it and prepare it"
+            " again"
+        ) from error
 
 
 def prepared_directory(dataset: str, data_dir) -> epath.Path | None:

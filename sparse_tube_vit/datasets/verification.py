@@ -184,16 +184,18 @@ def verify(dataset: str, data_dir, workers: int = 0) -> Report:
     names = sorted(names, key=lambda name: name != "train")  # train first
     splits = (datasets.open_split(dataset, name, data_dir) for name in names)
     report = Report(dataset, tuple(splits))
+    path = report.directory / manifest.NAME
+    # Read first: better a bad one now than after hours.
+    listed = list(manifest.read(path)) if path.exists() else None
     _check_order(report)
     _check_shards(report)
     rows = list(_decode(report, workers))
     _count(report, rows)
     _check_ids(report, rows)
-    path = report.directory / manifest.NAME
-    if path.exists():
-        _compare(report, rows, list(manifest.read(path)))
-    else:
+    if listed is None:
         report.add(NO_MANIFEST, str(path))
+    else:
+        _compare(report, rows, listed)
     _find_twins(report, rows)
     return report
 

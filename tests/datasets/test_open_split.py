@@ -4,6 +4,7 @@ import collections
 import multiprocessing
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 
@@ -132,6 +133,14 @@ def test_not_prepared_says_where_and_how(tmp_path, dataset, command):
         datasets.open_split(dataset, "train", tmp_path)
     assert str(tmp_path / dataset) in str(error.value)
     assert command in str(error.value)
+
+
+@pytest.mark.parametrize("file", ["dataset_info.json", "features.json"])
+def test_a_data_set_that_tfds_cannot_open(prepared, tmp_path, file):
+    shutil.copytree(prepared[0], tmp_path, dirs_exist_ok=True)
+    (tmp_path / "image_folder/tiny/1.0.0" / file).write_text("{")
+    with pytest.raises(datasets.UnsupportedDataset, match="TFDS cannot open"):
+        datasets.open_split("image_folder/tiny", "val", tmp_path)
 
 
 def test_unknown_split_says_which_there_are(prepared):
