@@ -73,14 +73,15 @@ class Checkpoints:
         return self.manager.latest_step() is not None
 
     def resume(self, state: TrainState) -> TrainState:
-        """The latest checkpoint's state, sharded as `state`; `state` if there is none.
+        """The latest checkpoint's state, on the devices that `state` says.
+
+        Args:
+          state: of arrays, or of their shapes, dtypes and shardings.
 
         Raises:
           OtherRun: it was written with another config or for other classes.
         """
         step = self.manager.latest_step()
-        if step is None:
-            return state
         self._check_run(read_run(self.directory, step))
         if not (self.directory / str(step) / "optimizer").exists():
             raise OtherRun(

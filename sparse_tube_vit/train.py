@@ -14,8 +14,6 @@ import numpy as np
 from absl import app, flags
 from clu import parameter_overview
 from etils import epath
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 from ml_collections import config_flags
 
 from sparse_tube_vit import datasets, evaluate, pretrained
@@ -25,13 +23,11 @@ from sparse_tube_vit.datasets.classes import check_loss, classes_by_head
 from sparse_tube_vit.errors import TubeViTError, reported
 from sparse_tube_vit.input import pipeline
 from sparse_tube_vit.log import log, to_stderr
-from sparse_tube_vit.model import init_params
 from sparse_tube_vit.training import sharding
-from sparse_tube_vit.training.freezing import check_new, join
-from sparse_tube_vit.training.optimizer import make_optimizer
+from sparse_tube_vit.training.freezing import check_new
+from sparse_tube_vit.training.program import Program
 from sparse_tube_vit.training.reporting import Reporter
 from sparse_tube_vit.training.state import TrainState
-from sparse_tube_vit.training.step import make_train_step
 from sparse_tube_vit.variants import make_model
 
 
@@ -63,40 +59,19 @@ def train(config: ConfigDict, workdir) -> TrainState:
     )
     evaluations = evaluate.prepare(config, class_names)
 
-    # ---- model, optimizer and state, made in their shards
+    # ---- one compiled program for all streams, and the state it starts from
     mesh = sharding.make_mesh(config)
-    for name, stream in config.streams.items():
-        sharding.check_batch(stream.batch_size, mesh, f"streams.{name}")
     for name, source in config.evaluations.items():
         sharding.check_batch(source.batch_size, mesh, f"evaluations.{name}")
-    model = make_model(config, {h: len(names) for h, names in class_names.items()})
-    optimizer = make_optimizer(config)
-
-    def init(key, given):
-        params = join(init_params(model, key, model.clip), given)
-        return TrainState.create(params, optimizer, config)
-
-    key = jax.random.key(config.seed)
-    shapes = jax.eval_shape(init, key, {})
-    shardings = sharding.state_shardings(shapes, mesh)
+    classes = {head: len(names) for head, names in class_names.items()}
+    program = Program(config, classes, mesh)
     checkpoints = Checkpoints(
         workdir, config.checkpoint.keep, describe_run(config, class_names)
     )
-    given = {}
-    if config.init.weights and not checkpoints.resumable:
-        given, report = pretrained.initial_params(
-            config, model, shapes.params, class_names
-        )
-        log.info("%s", report)
-        check_new(report.new, config)
-    elif config.optimizer.frozen_layers is not None and not checkpoints.resumable:
-        log.warning(
-            "optimizer.frozen_layers is %d and init.weights is empty: what is frozen "
-            "keeps its random parameters.",
-            config.optimizer.frozen_layers,
-        )
-    state = jax.jit(init, out_shardings=shardings)(key, given)
-    state = checkpoints.resume(state)
+    if checkpoints.resumable:
+        state = checkpoints.resume(program.state)
+    else:
+        state = program.init(initial_params(config, program, class_names))
     first_step = int(state.step)
     if first_host:
         overview = parameter_overview.get_parameter_overview(
@@ -105,15 +80,6 @@ def train(config: ConfigDict, workdir) -> TrainState:
         (workdir / "parameters.txt").write_text(overview + "\n")
     count = sum(x.size for x in jax.tree.leaves(state.params))
     log.info("%s parameters, listed in %s/parameters.txt", f"{count:,}", workdir)
-
-    # ---- one compiled program for all streams
-    batched = NamedSharding(mesh, sharding.BATCH)
-    train_step = jax.jit(
-        make_train_step(model, optimizer, config),
-        in_shardings=(shardings, batched),
-        out_shardings=(shardings, NamedSharding(mesh, P())),
-        donate_argnums=0,
-    )
 
     # ---- the streams, each from the first step that is still to be taken
     streams = {
@@ -164,7 +130,9 @@ def train(config: ConfigDict, workdir) -> TrainState:
         def run_evaluations(step):
             with reporter.pause():
                 for evaluation in evaluations:
-                    result = evaluation.run(model, state.eval_params, mesh, step)
+                    result = evaluation.run(
+                        program.model, state.eval_params, mesh, step
+                    )
                     reporter.write(step, result.scalars())
                     log.info("%s", result)
                     if first_host:
@@ -177,7 +145,7 @@ def train(config: ConfigDict, workdir) -> TrainState:
             started = time.perf_counter()
             batches = next_batches()
             reporter.waiting(time.perf_counter() - started)
-            previous, (state, metrics) = metrics, train_step(state, batches)
+            previous, (state, metrics) = metrics, program.train_step(state, batches)
             if step == first_step + 1:
                 jax.block_until_ready(metrics)
                 reporter.compiled()
@@ -204,6 +172,28 @@ def train(config: ConfigDict, workdir) -> TrainState:
             if due(step):
                 run_evaluations(step)
     return state
+
+
+def initial_params(config: ConfigDict, program: Program, class_names: dict) -> dict:
+    """The parameters that a fresh run takes from `init.weights`, a part of the tree.
+
+    Raises:
+      NewButFrozen: what they lack is frozen; and the errors of `pretrained`.
+    """
+    if config.init.weights:
+        given, report = pretrained.initial_params(
+            config, program.model, program.state.params, class_names
+        )
+        log.info("%s", report)
+        check_new(report.new, config)
+        return given
+    if config.optimizer.frozen_layers is not None:
+        log.warning(
+            "optimizer.frozen_layers is %d and init.weights is empty: what is frozen "
+            "keeps its random parameters.",
+            config.optimizer.frozen_layers,
+        )
+    return {}
 
 
 class UnusableWorkdir(TubeViTError, OSError):

@@ -1,5 +1,7 @@
 """The device mesh, and which axis of it every array is split over."""
 
+from collections.abc import Sequence
+
 import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
@@ -18,30 +20,37 @@ class MeshDoesNotFit(TubeViTError, ValueError):
     """The axes of the mesh do not multiply to the number of devices."""
 
 
-def make_mesh(config: ConfigDict) -> Mesh:
-    """A mesh over all devices; one axis of size -1 takes what is left.
+def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over devices; one axis of size -1 takes what is left.
+
+    Args:
+      config: of the run.
+      devices: all that there are if not given; or those of a topology that is compiled
+        for.
 
     Raises:
       MeshDoesNotFit: the sizes do not fit the devices.
     """
+    devices = jax.devices() if devices is None else devices
     sizes = [config.mesh[axis] for axis in AXES]
-    devices = jax.device_count()
     fixed = int(np.prod([s for s in sizes if s != -1]))
-    if sizes.count(-1) == 1 and devices % fixed == 0:
-        sizes[sizes.index(-1)] = devices // fixed
-    if int(np.prod(sizes)) != devices or min(sizes) < 1:
+    if sizes.count(-1) == 1 and len(devices) % fixed == 0:
+        sizes[sizes.index(-1)] = len(devices) // fixed
+    if int(np.prod(sizes)) != len(devices) or min(sizes) < 1:
         asked = ", ".join(f"{a}={config.mesh[a]}" for a in AXES)
         raise MeshDoesNotFit(
-            f"config.mesh ({asked}) does not make {devices} devices. Let the axes "
+            f"config.mesh ({asked}) does not make {len(devices)} devices. Let the axes "
             "multiply to that number, or set one of them to -1."
         )
-    if (sizes[0] * sizes[1]) % jax.process_count():
+    hosts = len({device.process_index for device in devices})
+    if (sizes[0] * sizes[1]) % hosts:
         raise MeshDoesNotFit(
-            f"Each of the {jax.process_count()} hosts feeds its own share of a batch, "
+            f"Each of the {hosts} hosts feeds its own share of a batch, "
             f"but data {sizes[0]} x fsdp {sizes[1]} is not a multiple of them: tensor "
             f"{sizes[2]} must not reach across hosts."
         )
-    return jax.make_mesh(sizes, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+    placed = np.array(devices).reshape(sizes)
+    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 # The layers whose outputs are split over `tensor`, and those that read such outputs.
