@@ -24,12 +24,17 @@ _PACKAGES = ("sparse_tube_vit", "jax", "flax", "optax", "orbax-checkpoint", "num
 #: What a resumed run may set otherwise: none of it changes what is learnt.
 FREE_KEYS = (
     "checkpoint",
+    "compilation_cache",
     "data_dir",
     "evaluate_every_steps",
     "evaluations",
     "loader",
     "log_every_steps",
     "mesh",
+    "model.attention",
+    "model.remat",
+    "model.scan",
+    "optimizer.accumulate_steps",
 )
 
 
@@ -129,7 +134,8 @@ class Checkpoints:
             f"  {key}: {before!r} then, {now!r} now"
             for section in ("config", "class_names")
             for key, before, now in _differences(saved[section], self.run[section])
-            if section == "class_names" or key.split(".")[0] not in FREE_KEYS
+            if section == "class_names"
+            or not f"{key}.".startswith(tuple(f"{free}." for free in FREE_KEYS))
         ]
         if differences:
             raise OtherRun(

@@ -23,6 +23,8 @@ MODEL_CHOICES = {
     "positions": ("fixed", "fixed_no_stride", "learned", "none"),
     "pooling": ("attention", "mean", "class_token"),
     "gelu": ("tanh", "erf"),
+    "attention": ("auto", "heads_first", "xla", "cudnn", "splash"),
+    "remat": ("none", "full", "dots"),
 }
 
 
@@ -61,6 +63,10 @@ def default_config() -> ConfigDict:
             "gelu": "tanh",  # or "erf"
             "norm_epsilon": 1e-6,
             "dtype": "float32",
+            "attention": "auto",  # or "heads_first", "xla", "cudnn", "splash"
+            "scan": False,  # or True: blocks run in a loop, compiled once for all
+            "remat": "none",  # all of a block is kept for its gradient; or "dots": what
+            # dense layers and attention put out; or "full": nothing
         }
     )
     config.model.tubes = "main"
@@ -92,6 +98,9 @@ def default_config() -> ConfigDict:
             "beta1": 0.9,
             "beta2": 0.999,
             "clip_norm": 1.0,  # of the global gradient; 0: not clipped
+            "first_moment_dtype": "float32",  # or "bfloat16", for less memory
+            # A step takes its batches in so many parts, one after the other.
+            "accumulate_steps": 1,
             "ema_decay": 0.0,  # of an average of the parameters; 0: none is kept
             # Tubes, positions and so many of the model's first layers are not trained;
             # at all of them, only pooling and heads are. None: everything is trained.
@@ -99,8 +108,13 @@ def default_config() -> ConfigDict:
         }
     )
 
-    # Mesh axes, -1: whatever devices are left.
-    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+    # Mesh axes, -1: whatever devices are left. The data axis, of this size in all,
+    # reaches across `slices` of a pod.
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1, "slices": 1})
+
+    # Directory on a local disk where compiled programs are kept for the next start;
+    # "": as JAX_COMPILATION_CACHE_DIR says.
+    config.compilation_cache = ""
 
     # `workers` processes a stream decode, or `threads` threads where there are none.
     # A run stops when more than `max_undecodable` of a stream's examples do not decode,
@@ -409,10 +423,18 @@ _RULES = (
             "model.heads",
             "loader.threads",
             "loader.prefetch",
+            "mesh.slices",
+            "optimizer.accumulate_steps",
         ),
         _whole,
         "a whole number of at least 1",
     ),
+    (
+        ("mesh.data", "mesh.fsdp", "mesh.tensor"),
+        lambda x: x == -1 or _whole(x),
+        "a whole number of at least 1, or -1",
+    ),
+    (("model.scan",), lambda x: isinstance(x, bool), "True or False"),
     (
         (
             "seed",
@@ -453,6 +475,7 @@ _RULES = (
         for key, choices in {
             **{f"model.{key}": choices for key, choices in MODEL_CHOICES.items()},
             "model.dtype": ("float32", "bfloat16"),
+            "optimizer.first_moment_dtype": ("float32", "bfloat16"),
             "init.positions": ("drop", "keep"),
             "init.inflate": ("none", "repeat", "central_frame"),
         }.items()

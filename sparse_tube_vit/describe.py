@@ -71,7 +71,9 @@ def compiled_flops(model: TubeViT, clip: tuple[int, int, int], head: str) -> flo
     """FLOPs of one clip's forward pass as XLA counts them, of all operations.
 
     On the CPU: elsewhere XLA leaves matrix products to libraries, and does not count.
+    Without a loop over layers, of which XLA counts one.
     """
+    model = model.clone(scan=False)
     params = jax.eval_shape(lambda: init_params(model, jax.random.key(0), clip))
     x = jax.ShapeDtypeStruct((1, *clip, 3), np.uint8)
     forward = jax.jit(lambda params, x: model.apply({"params": params}, x, head))

@@ -1,33 +1,22 @@
 """The ViT encoder: pre-norm blocks with global attention, and attention pooling."""
 
+import functools
+import itertools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-
-def attention(q, k, v):
-    """softmax(q k^T / sqrt(d)) v, the softmax in float32.
-
-    Heads next to the batch make one batched matmul of it, which XLA runs faster on
-    CPUs than with heads where the projections leave them.
-
-    Args:
-      q: (B, M, heads, d).
-      k, v: (B, N, heads, d).
-
-    Returns:
-      (B, M, heads, d).
-    """
-    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))  # (B, heads, N, d)
-    scores = q * q.shape[-1] ** -0.5 @ k.swapaxes(-1, -2)  # (B, heads, M, N)
-    weights = jax.nn.softmax(scores.astype(jnp.float32)).astype(v.dtype)
-    return (weights @ v).transpose(0, 2, 1, 3)
+from sparse_tube_vit.attention import attention
+from sparse_tube_vit.dense import Dense
+from sparse_tube_vit.mesh import BATCH, constrain
 
 
 class Attention(nn.Module):
     """Multi-head attention of queries (B, M, D) to keys and values (B, N, D)."""
 
     heads: int
+    implementation: str = "auto"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -36,23 +25,13 @@ class Attention(nn.Module):
 
         def project(name, x):
             split = (self.heads, width // self.heads)
-            return nn.DenseGeneral(
-                split,
-                dtype=self.dtype,
-                kernel_init=nn.initializers.xavier_uniform(),
-                name=name,
-            )(x)
+            y = Dense(split, dtype=self.dtype, name=name)(x)  # (B, N, heads, d)
+            return constrain(y, BATCH, None, "tensor")
 
-        out = attention(
-            project("query", queries), project("key", x), project("value", x)
-        )
-        return nn.DenseGeneral(
-            width,
-            axis=(-2, -1),
-            dtype=self.dtype,
-            kernel_init=nn.initializers.xavier_uniform(),
-            name="out",
-        )(out)
+        q, k, v = project("query", queries), project("key", x), project("value", x)
+        out = attention(q, k, v, self.implementation)
+        out = Dense((width,), axes=2, dtype=self.dtype, name="out")(out)
+        return constrain(out, BATCH)
 
 
 #: The Gaussian error linear unit: its approximation by tanh, which ViTs in JAX are
@@ -64,7 +43,7 @@ GELUS = {
 
 
 class Mlp(nn.Module):
-    """Two dense layers with a GELU between them."""
+    """Two dense layers with a GELU between them; dropout where there is a key."""
 
     mlp_dim: int
     dropout: float = 0.0
@@ -72,42 +51,61 @@ class Mlp(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x, train=False):
-        dense = {"dtype": self.dtype, "kernel_init": nn.initializers.xavier_uniform()}
+    def __call__(self, x, key=None):
         width = x.shape[-1]
-        x = GELUS[self.gelu](nn.Dense(self.mlp_dim, name="up", **dense)(x))
-        x = nn.Dropout(self.dropout)(x, deterministic=not train)
-        return nn.Dense(width, name="down", **dense)(x)
+        x = Dense((self.mlp_dim,), dtype=self.dtype, name="up")(x)
+        x = GELUS[self.gelu](constrain(x, BATCH, None, "tensor"))  # (B, N, M)
+        x = nn.Dropout(self.dropout)(x, deterministic=key is None, rng=key)
+        return Dense((width,), dtype=self.dtype, name="down")(x)
 
 
 class Block(nn.Module):
-    """x + MSA(LN x), then x + MLP(LN x) (paper table 11).
-
-    With stochastic depth (Huang et al., 2016), either branch is left out for an example
-    at the given rate, in training.
-    """
+    """x + MSA(LN x), then x + MLP(LN x) (paper table 11)."""
 
     heads: int
     mlp_dim: int
     dropout: float = 0.0
-    stochastic_depth: float = 0.0
     gelu: str = "tanh"
     norm_epsilon: float = 1e-6
+    attention: str = "auto"
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
-    def __call__(self, x, train=False):
-        def branch(y):
-            y = nn.Dropout(self.dropout)(y, deterministic=not train)
-            whole = nn.Dropout(self.stochastic_depth, broadcast_dims=(1, 2))
-            return whole(y, deterministic=not train)
+    def __call__(self, x, key=None, skip=None):
+        """(B, N, D) to (B, N, D).
+
+        Args:
+          x: tokens.
+          key: of dropout and skipping; None: there is neither.
+          skip: the rate at which either branch is left out for an example, stochastic
+            depth (Huang et al., 2016); None: never.
+        """
+        keys = [None] * 5 if key is None else list(jax.random.split(key, 5))
+
+        def branch(y, key_dropout, key_skip):
+            drop = nn.Dropout(self.dropout)
+            y = drop(y, deterministic=key is None, rng=key_dropout)
+            if key is None or skip is None:
+                return y
+            kept = jax.random.bernoulli(key_skip, 1 - skip, (len(y), 1, 1))
+            return jnp.where(kept, y / (1 - skip), 0).astype(y.dtype)
 
         norm = {"epsilon": self.norm_epsilon, "dtype": self.dtype}
+        x = constrain(x, BATCH)
         y = nn.LayerNorm(**norm, name="norm_1")(x)
-        x = x + branch(Attention(self.heads, self.dtype, name="attention")(y, y))
+        attend = Attention(self.heads, self.attention, self.dtype, name="attention")
+        x = x + branch(attend(y, y), *keys[:2])
         y = nn.LayerNorm(**norm, name="norm_2")(x)
         mlp = Mlp(self.mlp_dim, self.dropout, self.gelu, self.dtype, name="mlp")
-        return x + branch(mlp(y, train))
+        return x + branch(mlp(y, keys[2]), *keys[3:])
+
+
+#: What is kept of a block for its gradient, by name; the rest is computed again.
+REMAT_POLICIES = {
+    "full": jax.checkpoint_policies.nothing_saveable,
+    # What the dense layers and attention put out, but no scores of attention.
+    "dots": jax.checkpoint_policies.save_only_these_names("dense", "attention"),
+}
 
 
 def block_names(depth: int, new_layers: int) -> list[str]:
@@ -126,8 +124,16 @@ class Encoder(nn.Module):
       gate_after: the number of blocks after which the tokens that came in are added
         again, times tanh of the learned scalar `gate`, which starts at 0 (paper 3.6,
         eq. 8). None: nowhere.
-      heads, mlp_dim, dropout, gelu, norm_epsilon, dtype: as in `Block`.
+      heads, mlp_dim, dropout, gelu, norm_epsilon, attention, dtype: as in `Block`.
       stochastic_depth: rate of the last block; it grows linearly from 0.
+      scan: whether blocks run in a loop, which is compiled once for all of them. The
+        parameters are those of the blocks one by one; intermediates of blocks cannot be
+        captured.
+      remat: what is kept for the gradient: everything ("none"), or as in
+        `REMAT_POLICIES`.
+      frozen_layers: number of blocks that the loop takes by themselves, because no
+        gradient of their parameters is taken. Such a gradient of a loop is of all that
+        run in it.
     """
 
     depth: int
@@ -139,27 +145,61 @@ class Encoder(nn.Module):
     gate_after: int | None = None
     gelu: str = "tanh"
     norm_epsilon: float = 1e-6
+    attention: str = "auto"
+    scan: bool = False
+    remat: str = "none"
+    frozen_layers: int = 0
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(self, x, train=False):
-        x = raw = nn.Dropout(self.dropout)(x, deterministic=not train)
         names = block_names(self.depth, self.new_layers)
-        for i, name in enumerate(names):
-            if i == self.gate_after:
-                gate = self.param("gate", nn.initializers.zeros, ())
-                x = x + jnp.tanh(gate).astype(x.dtype) * raw
-            x = Block(
-                heads=self.heads,
-                mlp_dim=self.mlp_dim,
-                dropout=self.dropout,
-                stochastic_depth=self.stochastic_depth * i / max(1, len(names) - 1),
-                gelu=self.gelu,
-                norm_epsilon=self.norm_epsilon,
-                dtype=self.dtype,
-                name=name,
-            )(x, train)
+        keys = skips = None
+        if train and (self.dropout or self.stochastic_depth):
+            keys = jax.random.split(self.make_rng("dropout"), len(names) + 1)
+            x = nn.Dropout(self.dropout)(x, deterministic=False, rng=keys[-1])
+        if train and self.stochastic_depth:
+            skips = jnp.linspace(0, self.stochastic_depth, len(names))
+        raw, gate = x, self.gate_after or 0
+        stops = sorted({0, self.frozen_layers, gate, len(names)})
+        for start, stop in itertools.pairwise(stops):
+            if start and start == gate:
+                scale = jnp.tanh(self.param("gate", nn.initializers.zeros, ()))
+                x = (x + scale * raw).astype(x.dtype)
+            own = slice(start, stop)
+            noise = jax.tree.map(lambda a, own=own: a[own], (keys, skips))
+            x = self._run(names[own], x, noise)
         return nn.LayerNorm(self.norm_epsilon, dtype=self.dtype, name="norm")(x)
+
+    @nn.nowrap
+    def _run(self, names, x, noise):
+        """Blocks by name, one after the other; `noise` is what each takes after x."""
+        block = Block
+        if self.remat != "none":
+            policy = REMAT_POLICIES[self.remat]
+            block = nn.remat(Block, policy=policy, prevent_cse=not self.scan)
+        block = functools.partial(
+            block,
+            heads=self.heads,
+            mlp_dim=self.mlp_dim,
+            dropout=self.dropout,
+            gelu=self.gelu,
+            norm_epsilon=self.norm_epsilon,
+            attention=self.attention,
+            dtype=self.dtype,
+        )
+        if not self.scan or self.is_initializing():
+            for i, name in enumerate(names):
+                x = block(name=name)(x, *jax.tree.map(lambda a, i=i: a[i], noise))
+            return x
+
+        def layer(x, given):
+            params, noise = given
+            return block(parent=None).apply({"params": params}, x, *noise), None
+
+        params = [self.variables["params"][name] for name in names]
+        params = jax.tree.map(lambda *each: jnp.stack(each), *params)
+        return jax.lax.scan(layer, x, (params, noise))[0]
 
 
 class AttentionPooling(nn.Module):
@@ -172,5 +212,7 @@ class AttentionPooling(nn.Module):
     def __call__(self, x):
         b, _, d = x.shape
         probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, d))
-        probe = jnp.broadcast_to(probe.astype(self.dtype), (b, 1, d))
-        return Attention(self.heads, self.dtype, name="attention")(probe, x)[:, 0]
+        probe = jnp.broadcast_to(probe, (b, 1, d)).astype(self.dtype)
+        probe = constrain(probe, BATCH)
+        attend = Attention(self.heads, dtype=self.dtype, name="attention")
+        return attend(probe, x)[:, 0]

@@ -274,8 +274,7 @@ class Evaluation:
             source,
             clip,
             self.config.loader,
-            jax.process_index(),
-            jax.process_count(),
+            *sharding.batch_share(mesh),
         )
         for batch in batches:
             for name, problem in zip(batch["id"], batch["problem"], strict=True):
@@ -284,7 +283,8 @@ class Evaluation:
             kept = ("video", "label", "weight", "index", "distinct_views")
             arrays = {k: batch[k] for k in kept}
             arrays = sharding.to_devices(arrays, mesh)
-            probabilities = self._scores(params, arrays.pop("video"))
+            with jax.set_mesh(mesh):
+                probabilities = self._scores(params, arrays.pop("video"))
             rest = {k: np.asarray(v) for k, v in self._gather(arrays).items()}
             real = rest["index"] >= 0
             index = rest["index"][real]
@@ -390,8 +390,9 @@ def main():
             step = checkpoints.latest_step(args.workdir)
         run = checkpoints.read_run(epath.Path(args.workdir) / "checkpoints", step)
         config = from_json(run["config"])
-        # Parameters are not split here: any number of devices will do.
+        # Parameters are not split here: devices of any kind and number will do.
         config.mesh.update(data=-1, fsdp=1, tensor=1)
+        config.model.attention = "auto"
         if args.data_dir:
             config.data_dir = args.data_dir
         for source in config.evaluations.values():

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from sparse_tube_vit.config import MODEL_CHOICES
 from sparse_tube_vit.encoder import AttentionPooling, Encoder
 from sparse_tube_vit.errors import TubeViTError
+from sparse_tube_vit.mesh import BATCH, constrain
 from sparse_tube_vit.positions import Positions
 from sparse_tube_vit.tubes import SparseTubes, Tube
 
@@ -38,8 +39,9 @@ class TubeViT(nn.Module):
       clip: (T, H, W) that learned positions are for.
       pooling: "attention" by a learned probe, "mean" of all tokens, or "class_token".
       dropout, stochastic_depth: rates in the encoder, in training.
-      new_layers, gate_after, gelu, norm_epsilon: as in `Encoder`.
-      dtype: of the computation; parameters and logits are float32.
+      new_layers, gate_after, gelu, norm_epsilon, attention, scan, remat, frozen_layers:
+        as in `Encoder`.
+      dtype: of the computation; parameters, their gradients and logits are float32.
 
     Raises:
       InvalidModel: an option has no such value.
@@ -61,6 +63,10 @@ class TubeViT(nn.Module):
     gate_after: int | None = None
     gelu: str = "tanh"
     norm_epsilon: float = 1e-6
+    attention: str = "auto"
+    scan: bool = False
+    remat: str = "none"
+    frozen_layers: int = 0
     dtype: jnp.dtype = jnp.float32
 
     def _check(self):
@@ -103,6 +109,10 @@ class TubeViT(nn.Module):
             gate_after=self.gate_after,
             gelu=self.gelu,
             norm_epsilon=self.norm_epsilon,
+            attention=self.attention,
+            scan=self.scan,
+            remat=self.remat,
+            frozen_layers=self.frozen_layers,
             dtype=self.dtype,
         )
         self.head = {
@@ -132,7 +142,8 @@ class TubeViT(nn.Module):
                 "Expected images (B, H, W, 3) or videos (B, T, H, W, 3), got an array "
                 f"of shape {x.shape}."
             )
-        z = self.stem(x) + self.place(x.shape[1:4]).astype(self.dtype)  # (B, N, D)
+        z = self.stem(x) + self.place(x.shape[1:4])  # (B, N, D)
+        z = constrain(z.astype(self.dtype), BATCH)
         if self.pooling == "class_token":
             token = jnp.broadcast_to(self.class_token, (len(z), 1, self.width))
             z = jnp.concatenate([token.astype(self.dtype), z], axis=1)
@@ -156,7 +167,7 @@ class TubeViT(nn.Module):
         pooled = self.features(x, train)["pooled"].astype(jnp.float32)
         if self.is_initializing():  # parameters of every head, whichever is asked for
             return {name: dense(pooled) for name, dense in self.head.items()}[head]
-        return self.head[head](pooled)
+        return constrain(self.head[head](constrain(pooled, BATCH)), BATCH)
 
 
 def init_params(model: TubeViT, key: jax.Array, clip: tuple[int, int, int]):

@@ -38,6 +38,8 @@ def train(config: ConfigDict, workdir) -> TrainState:
     """
     validate(config)
     make_model(config, {})  # before data sets are made or opened
+    if config.compilation_cache:
+        jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
     workdir = epath.Path(workdir)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -75,7 +77,7 @@ def train(config: ConfigDict, workdir) -> TrainState:
     first_step = int(state.step)
     if first_host:
         overview = parameter_overview.get_parameter_overview(
-            state.params, include_stats=False
+            state.params, include_stats="sharding"
         )
         (workdir / "parameters.txt").write_text(overview + "\n")
     count = sum(x.size for x in jax.tree.leaves(state.params))
@@ -91,8 +93,7 @@ def train(config: ConfigDict, workdir) -> TrainState:
             config.loader,
             config.seed,
             first_step,
-            jax.process_index(),
-            jax.process_count(),
+            *sharding.batch_share(mesh),
         )
         for name, stream in config.streams.items()
     }
@@ -140,12 +141,14 @@ def train(config: ConfigDict, workdir) -> TrainState:
 
         if first_step and due(first_step):  # stopped before they were done, perhaps
             run_evaluations(first_step)
-        metrics = None
+        metrics = following = None
         for step in range(first_step + 1, config.total_steps + 1):
-            started = time.perf_counter()
-            batches = next_batches()
-            reporter.waiting(time.perf_counter() - started)
+            batches = following or next_batches()
             previous, (state, metrics) = metrics, program.train_step(state, batches)
+            # The next batches go to the devices while these take the step.
+            started = time.perf_counter()
+            following = next_batches() if step < config.total_steps else None
+            reporter.waiting(time.perf_counter() - started)
             if step == first_step + 1:
                 jax.block_until_ready(metrics)
                 reporter.compiled()

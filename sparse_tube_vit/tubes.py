@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sparse_tube_vit.dense import product
 from sparse_tube_vit.errors import TubeViTError
 
 
@@ -357,13 +358,14 @@ class SparseTubes(nn.Module):
         parameters = self._parameters()
         clip, tokens = x.shape[1:4], []
         for i in tubes_for(self.tubes, clip[0]):
-            kernel, bias = (p.astype(self.dtype) for p in parameters[i])
+            kernel, bias = parameters[i]
             # Cutting bytes is twice as fast as cutting floats. But past the clip is
             # mid-grey, which only floats can say.
             y = normalize(x, self.dtype) if any(self.tubes[i].past(clip)) else x
             windows = cut_windows(y, self.tubes[i])  # (B, N, windows per token, K)
             windows = normalize(windows, self.dtype)
-            z = windows @ kernel.reshape(windows.shape[-1], -1) + bias
+            z = product(windows, kernel.reshape(windows.shape[-1], -1)) + bias
+            z = z.astype(self.dtype)
             tokens.append(z.reshape(*z.shape[:2], -1)[..., : self.width])
         return jnp.concatenate(tokens, axis=1)
 

@@ -152,4 +152,11 @@ def make_model(config: ConfigDict, classes: Mapping[str, int]) -> TubeViT:
         count_tokens(tubes, clip if kind == "video" else (1, *clip[1:]))
     kernel_channels(tubes, sizes["width"], sizes["kernels"])
     dtype = jnp.dtype(sizes.pop("dtype"))
-    return TubeViT(tubes=tubes, classes=dict(classes), clip=clip, dtype=dtype, **sizes)
+    return TubeViT(
+        tubes=tubes,
+        classes=dict(classes),
+        clip=clip,
+        frozen_layers=config.optimizer.frozen_layers or 0,
+        dtype=dtype,
+        **sizes,
+    )

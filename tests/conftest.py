@@ -4,9 +4,9 @@ import os
 import tempfile
 from pathlib import Path
 
-# Four devices on one CPU, for the tests of meshes. Tests compile more than they run.
+# Eight devices on one CPU, for the tests of meshes. Tests compile more than they run.
 os.environ["XLA_FLAGS"] = (
-    "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")

@@ -78,10 +78,13 @@ def test_every_config_is_smoked():
 def test_every_config_trains_for_two_steps(name, data_dir, tmp_path):
     name, _, argument = name.partition(":")
     config = get_config(name, argument)
+    sources = (*config.streams.values(), *config.evaluations.values())
+    for source in sources:
+        source.batch_size = jax.device_count()
     if not argument:  # made for a CPU: smaller alone, on the embedded data
         config.model.update(depth=1, width=24, mlp_dim=32, heads=2)
-        for source in (*config.streams.values(), *config.evaluations.values()):
-            source.update(dataset=f"moving_shapes/{source.kind}s", batch_size=4)
+        for source in sources:
+            source.dataset = f"moving_shapes/{source.kind}s"
         for source in config.evaluations.values():
             source.split = "test"
     config.update(total_steps=2, data_dir=str(data_dir))

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from sparse_tube_vit.encoder import AttentionPooling, Block, Encoder, attention
+from sparse_tube_vit.encoder import AttentionPooling, Block, Encoder
 
 
 def random_like(params, seed=0):
@@ -89,12 +89,10 @@ def test_encoder_is_that_of_loops(options, blocks, gelu):
 
 
 def test_stochastic_depth_leaves_branches_out_for_whole_examples():
-    block = Block(heads=2, mlp_dim=8, stochastic_depth=0.5)
+    block = Block(heads=2, mlp_dim=8)
     x = np.random.default_rng(0).normal(size=(64, 3, 8)).astype(np.float32)
     params = random_like(block.init(jax.random.key(0), x[:1])["params"])
-    out = block.apply(
-        {"params": params}, x, train=True, rngs={"dropout": jax.random.key(1)}
-    )
+    out = block.apply({"params": params}, x, jax.random.key(1), 0.5)
 
     # All that can become of an example: each branch is there, doubled, or not.
     def without(*branches):
@@ -118,13 +116,97 @@ def test_stochastic_depth_grows_linearly_from_none():
 
     def see(call, args, kwargs, context):
         if isinstance(context.module, Block):
-            rates[context.module.name] = context.module.stochastic_depth
+            rates[context.module.name] = float(args[2])
         return call(*args, **kwargs)
 
+    x = jnp.zeros((1, 4, 8))
+    params = model.init(jax.random.key(0), x)
     with nn.intercept_methods(see):
-        jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 4, 8)))
+        model.apply(params, x, train=True, rngs={"dropout": jax.random.key(1)})
     np.testing.assert_allclose(list(rates.values()), [0, 0.1, 0.2, 0.3, 0.4])
     assert list(rates)[2:] == ["block_2", "new_block_0", "new_block_1"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"remat": "full"},
+        {"scan": True, "gate_after": 2},
+        {"scan": True, "remat": "dots", "frozen_layers": 1, "gate_after": 3},
+        {"scan": True, "remat": "full", "frozen_layers": 4},
+    ],
+    ids=lambda options: "-".join(options),
+)
+def test_scan_and_remat_change_neither_tokens_nor_gradients(options):
+    """With dropout and a rate of its own for every block."""
+    sizes = {"depth": 3, "new_layers": 1, "heads": 2, "mlp_dim": 12}
+    noise = {"dropout": 0.2, "stochastic_depth": 0.5}
+    model = Encoder(**sizes, **noise, **options)
+    plain = Encoder(**sizes, **noise, gate_after=model.gate_after)
+    x = jax.random.normal(jax.random.key(0), (3, 5, 8))
+    params = model.init(jax.random.key(0), x)["params"]
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        params,
+        plain.init(jax.random.key(0), x)["params"],
+    )
+    params = random_like(params)
+
+    def gradient(model):
+        def loss(params, x):
+            rngs = {"dropout": jax.random.key(1)}
+            return (model.apply({"params": params}, x, True, rngs=rngs) ** 3).sum()
+
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))(params, x)
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        gradient(model),
+        gradient(plain),
+    )
+
+
+def equations(jaxpr):
+    """All of a program, those of its inner programs too."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for inner in jax.core.jaxprs_in_params(equation.params):
+            yield from equations(inner)
+
+
+def program_of_gradient(trained, **options):
+    """The gradient with respect to the last blocks of an encoder of 6."""
+    model = Encoder(depth=6, heads=2, mlp_dim=12, **options)
+    x = jnp.zeros((3, 5, 8))
+    params = model.init(jax.random.key(0), x)["params"]
+    last = {f"block_{i}": params[f"block_{i}"] for i in range(6 - trained, 6)}
+
+    def loss(last):
+        return (model.apply({"params": params | last}, x) ** 2).sum()
+
+    return equations(jax.make_jaxpr(jax.grad(loss))(last).jaxpr)
+
+
+def test_no_gradient_is_computed_in_loops_of_frozen_layers():
+    def loops(**options):
+        found = program_of_gradient(2, scan=True, **options)
+        return sorted(e.params["length"] for e in found if e.primitive.name == "scan")
+
+    assert loops(frozen_layers=4) == [2, 2, 4]  # forward and back; forward
+    assert loops() == [6, 6]
+
+
+def test_remat_keeps_what_its_name_says():
+    """The products that are computed again: those of a block, of attention, none."""
+
+    def products(**options):
+        found = program_of_gradient(6, **options)
+        return sum(e.primitive.name == "dot_general" for e in found)
+
+    none = products()
+    assert none == 6 * 8 * 3
+    assert products(remat="dots") == none + 6 * 1  # the scores of attention
+    assert products(remat="full") > none + 6 * 5
 
 
 def test_pooling_is_that_of_loops():
@@ -136,13 +218,6 @@ def test_pooling_is_that_of_loops():
     for pooled, example in zip(out, x, strict=True):
         expected = multi_head(host["probe"][0], example, host["attention"])[0]
         np.testing.assert_allclose(pooled, expected, atol=1e-5)
-
-
-def test_attention_is_that_of_jax_nn():
-    q, k, v = jax.random.normal(jax.random.key(0), (3, 2, 9, 4, 8))
-    ours = attention(q[:, :5], k, v)
-    theirs = jax.nn.dot_product_attention(q[:, :5], k, v)
-    np.testing.assert_allclose(ours, theirs, atol=1e-6)
 
 
 def test_dropout_acts_in_training_alone():

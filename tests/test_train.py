@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 
 import jax
 import numpy as np
@@ -100,7 +101,7 @@ def test_a_run_with_frozen_layers_resumes_bit_identical(
         config.init.weights = str(finished[0])
         config.model.new_layers = 1
         config.optimizer.frozen_layers = 1
-        config.mesh.update(data=2, fsdp=2)
+        config.mesh.update(data=2, fsdp=2, tensor=2)
         del config.evaluations.video, config.evaluations.image
         return config
 
@@ -118,6 +119,67 @@ def test_a_run_with_frozen_layers_resumes_bit_identical(
     everything.optimizer.frozen_layers = 2
     with pytest.raises(NewButFrozen, match="no encoder/new_block_0/.* keeps from"):
         train.train(everything, tmp_path / "head")
+
+
+def test_a_run_goes_on_with_other_devices_and_options(
+    finished, data_dir, tmp_path, monkeypatch
+):
+    """From eight devices that share parameters, in a loop over layers, to one."""
+    config = tiny_config(data_dir)
+    config.mesh.update(data=1, fsdp=8)
+    config.model.update(scan=True, remat="full", attention="xla")
+    with monkeypatch.context() as patch:
+        cut_power_in(5, patch)
+        with pytest.raises(PowerCut):
+            train.train(config, tmp_path)
+    assert checkpoints.latest_step(tmp_path) == 4
+    one = functools.partial(train.sharding.make_mesh, devices=jax.devices()[:1])
+    monkeypatch.setattr(train.sharding, "make_mesh", one)
+    state = train.train(tiny_config(data_dir), tmp_path)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), state, finished[1]
+    )
+    # The checkpoint of the eight and that of the one are of the same form.
+    ours, theirs = (
+        checkpoints.read_params(tmp_path / "checkpoints", step) for step in (4, 6)
+    )
+    assert jax.tree.map(np.shape, ours) == jax.tree.map(np.shape, theirs)
+
+
+def test_the_next_batch_is_on_its_way_before_a_step_is_looked_at(
+    finished, data_dir, tmp_path, monkeypatch
+):
+    events = []
+
+    def told(name, function):
+        return lambda *args: events.append(name) or function(*args)
+
+    for owner, name in (
+        (train.sharding, "to_devices"),
+        (train.Program, "train_step"),
+        (train, "check_finite"),
+    ):
+        monkeypatch.setattr(owner, name, told(name, getattr(owner, name)))
+    config = tiny_config(data_dir)
+    config.update(total_steps=3, log_every_steps=10, evaluations={})
+    config.checkpoint.every_steps = 10
+    train.train(config, tmp_path)
+    ahead = ["train_step", "to_devices", "check_finite"]
+    assert events[:7] == ["to_devices", *ahead, *ahead]
+    assert Counter(events)["to_devices"] == 3  # and none that no step takes
+
+
+def test_programs_are_kept_where_the_config_says(data_dir, tmp_path):
+    before = jax.config.jax_compilation_cache_dir
+    config = tiny_config(data_dir)
+    config.compilation_cache = str(tmp_path / "cache")
+    config.evaluations.video.batch_size = 6  # ends before anything is compiled
+    try:
+        with pytest.raises(IndivisibleBatch):
+            train.train(config, tmp_path)
+        assert jax.config.jax_compilation_cache_dir == config.compilation_cache
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)
 
 
 def test_another_seed_is_another_run(finished, data_dir, tmp_path):

@@ -11,7 +11,7 @@ from sparse_tube_vit.config import ConfigDict, validate
 from sparse_tube_vit.datasets.classes import check_loss
 from sparse_tube_vit.input.pipeline import training_batches
 from sparse_tube_vit.training.losses import LOSSES
-from sparse_tube_vit.training.step import mix_pairs, model_input, stream_keys
+from sparse_tube_vit.training.step import model_input, pictures, stream_keys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,14 +66,17 @@ def _example(key, stream, batch, i, split) -> Example:
     # Of mixup it takes the example and its neighbour alone: whole batches of floats may
     # not fit where pictures are looked at.
     pair = {k: batch[k][[i - 1, i]] for k in ("video", "label", "weight")}
-    videos, targets, weights = model_input(key, stream, pair, len(split.class_names))
-    video, target, weight = (np.asarray(x[1]) for x in (videos, targets, weights))
+    seen = model_input(key, stream, pair, len(split.class_names))
+    seen = {
+        key: np.asarray(x[1]) for key, x in (seen | {"video": pictures(seen)}).items()
+    }
+    video, target, weight = (seen[key] for key in ("video", "target", "weight"))
     if video.dtype != np.uint8:
         video = ((video + 1) * 127.5).round().astype(np.uint8)
     which = [i, i - 1] if stream.mixup else [i]
     names = batch["id"][which].tolist()
     if stream.mixup:
-        share = _share(key, stream.mixup)
+        share = float(seen["share"])
         names = [f"{s:.2f} {n}" for s, n in zip((share, 1 - share), names, strict=True)]
     return Example(
         video=video,
@@ -81,13 +84,6 @@ def _example(key, stream, batch, i, split) -> Example:
         names=tuple(names),
         problem="" if weight else "; ".join(filter(None, batch["problem"][which])),
     )
-
-
-def _share(key, alpha: float) -> float:
-    """The share of mixup: what is left of a one beside a zero."""
-    probe = np.array([0.0, 1.0], np.float32)
-    mixed, _, _ = mix_pairs(key, alpha, probe, probe, probe)
-    return float(mixed[1])
 
 
 def _say(target, stream, class_names) -> str:

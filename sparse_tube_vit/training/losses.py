@@ -57,21 +57,31 @@ def smooth(targets, share: float, loss: str):
     return (1 - share) * targets + share * uninformed
 
 
+def mean_weights(weights):
+    """What every example counts for in a mean over those of weight > 0: float32 (B,).
+
+    Args:
+      weights: (B,), 0 for examples to leave out. They sum to 1 afterwards, or to 0
+        where all are left out.
+    """
+    return weights / jnp.maximum(jnp.sum(weights), 1.0)
+
+
 def cross_entropy(logits, targets, weights, loss: str = "softmax"):
-    """Mean over examples of weight > 0, in float32.
+    """Weighted sum over examples, in float32.
 
     Args:
       logits: (B, C).
       targets: (B, C), the probability of every class.
-      weights: (B,), 0 for examples to leave out.
+      weights: (B,), `mean_weights` for a mean.
       loss: one of `LOSSES`.
     """
     losses = LOSSES[loss].cross_entropy(logits.astype(jnp.float32), targets)
-    return jnp.sum(losses * weights) / jnp.maximum(jnp.sum(weights), 1.0)
+    return jnp.sum(losses * weights)
 
 
 def hits(logits, labels, weights):
-    """Share of the examples whose highest-scored class is a label of theirs.
+    """Weighted share of the examples whose highest-scored class is a label of theirs.
 
     Args:
       logits, weights: as for `cross_entropy`.
@@ -79,4 +89,4 @@ def hits(logits, labels, weights):
     """
     best = jnp.argmax(logits, axis=-1, keepdims=True)
     hit = jnp.take_along_axis(labels, best, axis=-1)[:, 0]
-    return jnp.sum(hit * weights) / jnp.maximum(jnp.sum(weights), 1.0)
+    return jnp.sum(hit * weights)

@@ -21,7 +21,7 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     o = config.optimizer
     return optax.chain(
         optax.clip_by_global_norm(o.clip_norm) if o.clip_norm else optax.identity(),
-        optax.scale_by_adam(b1=o.beta1, b2=o.beta2),
+        optax.scale_by_adam(b1=o.beta1, b2=o.beta2, mu_dtype=o.first_moment_dtype),
         optax.add_decayed_weights(o.weight_decay, mask=_kernels),
         optax.scale_by_learning_rate(learning_rate(config)),
     )

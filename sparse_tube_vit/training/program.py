@@ -4,10 +4,12 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from sparse_tube_vit.config import ConfigDict
+from sparse_tube_vit.mesh import BATCH
 from sparse_tube_vit.model import init_params
 from sparse_tube_vit.training import sharding
 from sparse_tube_vit.training.freezing import join
@@ -21,28 +23,29 @@ class Program:
     """Model, optimizer and train step of a config, split over a mesh.
 
     Nothing is computed or compiled before `init` or `train_step` is called, so that the
-    mesh may be one of devices that are not there:
-    `program.train_step.lower(program.state, program.batches).compile()`.
+    mesh may be one of devices that are not there: `program.lower().compile()`.
 
     Attributes:
+      mesh: of axes `mesh.AXES`.
       model: a `TubeViT` with a head for every name in `classes`.
       optimizer: an optax transformation.
       state: `TrainState` of shapes, dtypes and shardings.
       batches: the same of what a step takes: for every stream uint8 (B, T, H, W, 3)
         "video", int32 "label" (B,), or (B, C) with a sigmoid loss, and float32 "weight"
         (B,).
-      init: jitted, init(given) -> state before the first step: fresh parameters from
-        the config's seed, with those of `given`, a part of the tree, in their place.
-      train_step: jitted, train_step(state, batches) -> (state, metrics); it takes the
-        memory of the state that it is given.
 
     Raises:
-      IndivisibleBatch: the mesh does not divide a stream's batch; and as `make_model`.
+      IndivisibleBatch: the mesh does not divide a stream's batch.
+      MeshDoesNotFit: it does not divide the encoder's layers.
+      And as `make_model`.
     """
 
     def __init__(self, config: ConfigDict, classes: Mapping[str, int], mesh: Mesh):
+        sharding.check_model(config, mesh)
+        parts = config.optimizer.accumulate_steps
         for name, stream in config.streams.items():
-            sharding.check_batch(stream.batch_size, mesh, f"streams.{name}")
+            sharding.check_batch(stream.batch_size, mesh, f"streams.{name}", parts)
+        self.mesh = mesh
         model = self.model = make_model(config, classes)
         optimizer = self.optimizer = make_optimizer(config)
 
@@ -52,18 +55,47 @@ class Program:
 
         shapes = jax.eval_shape(init, {})
         shardings = sharding.state_shardings(shapes, mesh)
-        batched = NamedSharding(mesh, sharding.BATCH)
+        batched = NamedSharding(mesh, P(BATCH))
         self.state = jax.tree.map(_shaped, shapes, shardings)
         self.batches = jax.tree.map(
             lambda x: _shaped(x, batched), _batch_shapes(config, model)
         )
-        self.init = jax.jit(init, out_shardings=shardings)
-        self.train_step = jax.jit(
+        self._init = jax.jit(init, out_shardings=shardings)
+        self._train_step = jax.jit(
             make_train_step(model, optimizer, config),
             in_shardings=(shardings, batched),
             out_shardings=(shardings, NamedSharding(mesh, P())),
             donate_argnums=0,
         )
+
+    def init(self, given: Mapping) -> TrainState:
+        """The state before the first step: fresh parameters from the config's seed.
+
+        Args:
+          given: a part of the parameters' tree, to take their place: numpy arrays, of
+            which every device gets its share.
+        """
+        params = flatten_dict(self.state.params)
+
+        def split(name, x):
+            sharding = params[name].sharding
+            return jax.make_array_from_callback(x.shape, sharding, x.__getitem__)
+
+        given = {name: split(name, x) for name, x in flatten_dict(given).items()}
+        return self._init(unflatten_dict(given))
+
+    def train_step(self, state: TrainState, batches) -> tuple[TrainState, dict]:
+        """(state, metrics) after a step; takes the memory of the `state` it is given.
+
+        `training.step.make_train_step` says what it computes.
+        """
+        with jax.set_mesh(self.mesh):
+            return self._train_step(state, batches)
+
+    def lower(self) -> jax.stages.Lowered:
+        """The train step, for its shapes, ready to be compiled."""
+        with jax.set_mesh(self.mesh):
+            return self._train_step.lower(self.state, self.batches)
 
 
 def _batch_shapes(config, model):

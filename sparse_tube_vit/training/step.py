@@ -7,30 +7,47 @@ import jax.numpy as jnp
 import optax
 
 from sparse_tube_vit.config import ConfigDict
+from sparse_tube_vit.mesh import BATCH, constrain
 from sparse_tube_vit.model import TubeViT
 from sparse_tube_vit.training.freezing import frozen_parts, join, split
 from sparse_tube_vit.training.losses import (
     LOSSES,
     cross_entropy,
     hits,
+    mean_weights,
     multi_hot,
     smooth,
 )
 from sparse_tube_vit.training.optimizer import learning_rate
+from sparse_tube_vit.training.sharding import constrain_parameters
 from sparse_tube_vit.training.state import TrainState
 from sparse_tube_vit.tubes import normalize
 
 
-def mix_pairs(key, alpha, videos, targets, weights):
+def mix_pairs(key, alpha, examples):
     """Mixup: every example with its neighbour, by a share from Beta(alpha, alpha).
 
-    A pair counts where both of it could be decoded.
+    A pair counts where both of it could be decoded. Pictures are mixed by `pictures`,
+    as late as can be: until then they are bytes.
     """
+    neighbours = jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), examples)
     share = jax.random.beta(key, alpha, alpha)
-    videos, targets = (
-        share * x + (1 - share) * jnp.roll(x, 1, axis=0) for x in (videos, targets)
-    )
-    return videos, targets, weights * jnp.roll(weights, 1)
+    target = share * examples["target"] + (1 - share) * neighbours["target"]
+    return examples | {
+        "target": target,
+        "weight": examples["weight"] * neighbours["weight"],
+        "neighbour": neighbours["video"],
+        "share": jnp.full_like(examples["weight"], share),
+    }
+
+
+def pictures(examples):
+    """Clips (B, T, H, W, 3) as the model takes them: bytes, or mixed floats."""
+    if "neighbour" not in examples:
+        return examples["video"]
+    share = examples["share"].reshape(-1, 1, 1, 1, 1)
+    one, other = (normalize(examples[key]) for key in ("video", "neighbour"))
+    return share * one + (1 - share) * other
 
 
 def stream_keys(config: ConfigDict, step) -> dict[str, jax.Array]:
@@ -47,14 +64,14 @@ def model_input(key, stream, batch, classes: int):
     """What a stream's batch is to the model and the loss, after smoothing and mixup.
 
     Returns:
-      videos, uint8 as they came or normalized floats, targets (B, C), weights (B,).
+      Of every example its "video", "label" (B, C), "target" (B, C) and "weight" (B,),
+      and what `mix_pairs` adds; `pictures` are what the model takes.
     """
-    videos, weights = batch["video"], batch["weight"]
-    targets = multi_hot(batch["label"], classes)
-    targets = smooth(targets, stream["label_smoothing"], stream["loss"])
-    if stream["mixup"]:
-        return mix_pairs(key, stream["mixup"], normalize(videos), targets, weights)
-    return videos, targets, weights
+    label = multi_hot(batch["label"], classes)
+    target = smooth(label, stream["label_smoothing"], stream["loss"])
+    examples = {key: batch[key] for key in ("video", "weight")}
+    examples |= {"label": label, "target": target}
+    return mix_pairs(key, stream["mixup"], examples) if stream["mixup"] else examples
 
 
 def make_train_step(
@@ -67,41 +84,58 @@ def make_train_step(
     losses; the gradient of all of them is taken at once, of those parameters that are
     trained. The share of `hits` is called accuracy, and precision_at_1 where examples
     have several labels.
+
+    With `optimizer.accumulate_steps` k, the gradient is the sum of those of k parts of
+    every batch, one after the other. Pairs for mixup and the means are of the whole
+    batch, so that only the random numbers of dropout differ.
     """
     parts = frozen_parts(config)
     rates = learning_rate(config)
     streams = {name: stream.to_dict() for name, stream in config.streams.items()}
 
-    def stream_loss(params, keys, stream, batch):
-        key_mixup, key_dropout = keys
-        classes = model.classes[stream["head"]]
-        videos, targets, weights = model_input(key_mixup, stream, batch, classes)
+    def stream_loss(params, stream, key, examples):
         logits = model.apply(
             {"params": params},
-            videos,
+            pictures(examples),
             stream["head"],
             train=True,
-            rngs={"dropout": key_dropout},
+            rngs={"dropout": key},
         )
-        loss = cross_entropy(logits, targets, weights, stream["loss"])
-        labels = multi_hot(batch["label"], classes)
-        share = "accuracy" if batch["label"].ndim == 1 else "precision_at_1"
-        return loss, {"loss": loss, share: hits(logits, labels, weights)}
+        weight = examples["weight"]
+        loss = cross_entropy(logits, examples["target"], weight, stream["loss"])
+        return loss, hits(logits, examples["label"], weight)
+
+    def examples_of(stream, key, batch):
+        examples = model_input(key, stream, batch, model.classes[stream["head"]])
+        return examples | {"weight": mean_weights(examples["weight"])}
 
     def train_step(state: TrainState, batches):
         keys = stream_keys(config, state.step)
         trained, frozen = split(state.params, parts)
+        examples = {
+            name: examples_of(stream, keys[name][0], batches[name])
+            for name, stream in streams.items()
+        }
 
-        def loss_fn(trained):
+        def loss_fn(trained, examples, part):
             params = join(frozen, trained)
             total, metrics = 0.0, {}
             for name, stream in streams.items():
-                loss, seen = stream_loss(params, keys[name], stream, batches[name])
+                key = jax.random.fold_in(keys[name][1], part)
+                loss, right = stream_loss(params, stream, key, examples[name])
                 total += stream["loss_weight"] * loss
-                metrics |= {f"{name}/{key}": value for key, value in seen.items()}
-            return total, metrics
+                one_label = batches[name]["label"].ndim == 1
+                share = "accuracy" if one_label else "precision_at_1"
+                metrics |= {f"{name}/loss": loss, f"{name}/{share}": right}
+            return total, metrics | {"loss": total}
 
-        (loss, metrics), gradients = jax.value_and_grad(loss_fn, has_aux=True)(trained)
+        def gradient(examples, part):
+            gradient, metrics = jax.grad(loss_fn, has_aux=True)(trained, examples, part)
+            return constrain_parameters(gradient), metrics
+
+        gradients, metrics = sum_of_parts(
+            gradient, examples, config.optimizer.accumulate_steps
+        )
         updates, optimizer_state = optimizer.update(gradients, state.optimizer, trained)
         trained = optax.apply_updates(trained, updates)
         ema = state.ema
@@ -112,7 +146,6 @@ def make_train_step(
             )
             ema = optax.incremental_update(trained, ema, 1 - decay)
         metrics |= {
-            "loss": loss,
             "gradient_norm": optax.global_norm(gradients),
             "learning_rate": rates(state.step),
         }
@@ -120,6 +153,31 @@ def make_train_step(
         return TrainState(state.step + 1, params, optimizer_state, ema), metrics
 
     return train_step
+
+
+def sum_of_parts(function: Callable, examples, parts: int):
+    """Sum of function(part i of the examples, i), a part at a time in memory.
+
+    Example e is of part e % parts: every device has its share of each.
+    """
+    if parts == 1:
+        return function(examples, 0)
+
+    def part(i):
+        def take(x):
+            x = x.reshape(-1, parts, *x.shape[1:])
+            x = jax.lax.dynamic_index_in_dim(x, i, axis=1, keepdims=False)
+            return constrain(x, BATCH)
+
+        return function(jax.tree.map(take, examples), i)
+
+    def add(total, i):
+        return jax.tree.map(jnp.add, total, part(i)), None
+
+    nothing = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(part, 0)
+    )
+    return jax.lax.scan(add, nothing, jnp.arange(parts))[0]
 
 
 def make_scores(model: TubeViT, head: str, loss: str = "softmax") -> Callable:

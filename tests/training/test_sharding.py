@@ -1,14 +1,19 @@
+"""Meshes: what they refuse, how they split, and that all of them compute the same."""
+
+import dataclasses
+import math
+import re
+from collections import Counter
+
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from sparse_tube_vit.config import default_config, stream
 from sparse_tube_vit.input.pipeline import IndivisibleBatch
-from sparse_tube_vit.model import TubeViT, init_params
 from sparse_tube_vit.training import sharding
-from sparse_tube_vit.training.optimizer import make_optimizer
-from sparse_tube_vit.training.step import TrainState, make_train_step
-from sparse_tube_vit.tubes import Tube
+from sparse_tube_vit.training.program import Program
 
 
 def make_mesh(**axes):
@@ -18,96 +23,279 @@ def make_mesh(**axes):
 
 
 def test_one_axis_takes_the_devices_that_are_left():
-    assert dict(make_mesh(fsdp=2).shape) == {"data": 2, "fsdp": 2, "tensor": 1}
+    assert dict(make_mesh(fsdp=2).shape) == {"data": 4, "fsdp": 2, "tensor": 1}
     mesh = make_mesh(data=1, fsdp=2, tensor=-1)
-    assert dict(mesh.shape) == {"data": 1, "fsdp": 2, "tensor": 2}
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 2, "tensor": 4}
 
 
 @pytest.mark.parametrize("axes", [{"fsdp": 3}, {"data": 2}, {"data": -1, "fsdp": -1}])
 def test_a_mesh_that_does_not_make_the_devices(axes):
-    with pytest.raises(sharding.MeshDoesNotFit, match="does not make 4 devices"):
+    with pytest.raises(sharding.MeshDoesNotFit, match="does not make 8 devices"):
         make_mesh(**axes)
 
 
-def test_a_batch_that_the_mesh_does_not_divide():
-    with pytest.raises(IndivisibleBatch, match=r"streams.v.batch_size 6 .* of 4"):
+@dataclasses.dataclass(frozen=True)
+class Device:
+    """What a mesh asks of a device that is not there."""
+
+    id: int
+    process_index: int = 0
+    slice_index: int = 0
+    device_kind: str = "cpu"
+    platform: str = "cpu"
+
+
+def place(devices, **axes):
+    """Numbers of the devices where the mesh puts them."""
+    config = default_config()
+    config.mesh.update(**axes)
+    mesh = sharding.make_mesh(config, devices)
+    return np.vectorize(lambda d: d.id)(mesh.devices), mesh
+
+
+def test_the_data_axis_alone_reaches_across_slices():
+    # Of two slices, whose devices come in turns.
+    devices = [Device(i, slice_index=i % 2) for i in range(8)]
+    ids, _ = place(devices, slices=2, fsdp=2, tensor=2)
+    assert ids.shape == (2, 2, 2)
+    assert (ids[0] % 2 == 0).all() and (ids[1] % 2 == 1).all()
+    ids, _ = place(devices, slices=2, fsdp=2)
+    assert ids.tolist() == [[[0], [2]], [[4], [6]], [[1], [3]], [[5], [7]]]
+    with pytest.raises(sharding.MeshDoesNotFit, match="in 2 slices. Set it to that"):
+        place(devices)
+    with pytest.raises(sharding.MeshDoesNotFit, match="mesh.slices 2 does not divide"):
+        place(devices, slices=2, data=1, fsdp=-1)
+    # Devices that know of no slices are taken for equal parts.
+    assert np.array_equal(make_mesh(slices=2).devices, make_mesh().devices)
+    with pytest.raises(sharding.MeshDoesNotFit, match="slices is 3"):
+        make_mesh(slices=3)
+
+
+def test_every_host_feeds_its_share_of_a_batch():
+    devices = [Device(i, process_index=i // 2) for i in range(8)]
+    _, mesh = place(devices, fsdp=2)
+    assert [sharding.batch_share(mesh, h) for h in range(4)] == [
+        (0, 4),
+        (1, 4),
+        (2, 4),
+        (3, 4),
+    ]
+    # Hosts that tensor connects feed the same.
+    _, mesh = place(devices, tensor=4)
+    assert [sharding.batch_share(mesh, h) for h in range(4)] == [
+        (0, 2),
+        (0, 2),
+        (1, 2),
+        (1, 2),
+    ]
+    with pytest.raises(sharding.MeshDoesNotFit, match="shares that overlap"):
+        place([Device(i, process_index=i // 3) for i in range(6)], tensor=2)
+
+
+def test_what_the_mesh_does_not_divide():
+    with pytest.raises(IndivisibleBatch, match=r"streams.v.batch_size 6 .* of 8"):
         sharding.check_batch(6, make_mesh(fsdp=2), "streams.v")
+    with pytest.raises(IndivisibleBatch, match=r"24 .* 16 .*accumulate_steps 2"):
+        sharding.check_batch(24, make_mesh(), "streams.v", parts=2)
+    config = default_config()
+    for axes, message in (
+        ({"fsdp": 8}, "model.width 12 .* axis fsdp 8"),
+        ({"tensor": 4}, "model.heads 6 .* axis tensor 4"),
+    ):
+        config.model.update(width=12, heads=6)
+        with pytest.raises(sharding.MeshDoesNotFit, match=message):
+            sharding.check_model(config, make_mesh(**axes))
 
 
-def test_rules_on_names():
-    mesh = make_mesh(data=1, fsdp=2, tensor=2)
+# A joint run of tiny clips. Sizes are such that none is a product of others: a size in
+# a compiled program tells what it is of.
+BATCH, MLP = 24, 80
+CLASSES = {"video": 5, "image": 7}
 
-    def spec(path, *shape):
-        return tuple(sharding.parameter_spec(tuple(path.split("/")), shape, mesh))
 
-    block = "params/encoder/block_0"
-    assert spec(f"{block}/attention/query/kernel", 64, 4, 16) == (
-        "fsdp",
-        "tensor",
-        None,
+def make_config(**options):
+    config = default_config()
+    config.total_steps = 10
+    config.clip.update(frames=6, size=16)
+    config.model.update(depth=2, width=32, mlp_dim=MLP, heads=4)
+    config.model.tubes = (
+        {"kernel": (2, 8, 8), "stride": (2, 8, 8)},
+        {"kernel": (1, 8, 8), "stride": (6, 8, 8)},
     )
-    assert spec(f"{block}/attention/query/bias", 4, 16) == ("tensor", "fsdp")
-    assert spec(f"{block}/attention/out/kernel", 4, 16, 64) == ("tensor", None, "fsdp")
-    assert spec(f"{block}/mlp/up/kernel", 64, 256) == ("fsdp", "tensor")
-    assert spec(f"{block}/mlp/down/kernel", 256, 64) == ("tensor", "fsdp")
-    assert spec(f"{block}/mlp/down/bias", 64) == (None,)
-    assert spec("params/stem/tube_0/kernel", 8, 8, 8, 3, 64) == (*[None] * 4, "fsdp")
-    assert spec(f"{block}/norm_1/scale", 64) == (None,)
-    assert spec("params/head_k/kernel", 63, 5) == (None, None)  # 2 divides neither
-    assert spec("step") == ()
+    config.optimizer.update(learning_rate=1e-3, warmup_steps=1, ema_decay=0.9)
+    for kind in CLASSES:
+        config.streams[kind] = stream(
+            kind=kind, dataset="", head=kind, batch_size=BATCH, mixup=0.2
+        )
+    for key, value in options.items():
+        section, key = key.split(".")
+        config[section][key] = value
+    return config
+
+
+def make_batches(shapes):
+    rng = np.random.default_rng(0)
+    return {
+        name: {
+            "video": rng.integers(0, 256, x["video"].shape, np.uint8),
+            "label": rng.integers(0, 5, BATCH).astype(np.int32),
+            "weight": (rng.random(BATCH) < 0.8).astype(np.float32),
+        }
+        for name, x in shapes.items()
+    }
+
+
+@dataclasses.dataclass
+class Run:
+    """Five steps of a program."""
+
+    program: Program
+    text: str  # of the compiled step, of one device
+    losses: list
+    state: dict
+
+
+@pytest.fixture(scope="module")
+def five_steps():
+    """Runs a config, each once, from the same state."""
+    runs, start = {}, None
+
+    def run(devices=None, **options):
+        nonlocal start
+        name = str((devices, options))
+        if name not in runs:
+            config = make_config(**options)
+            mesh = sharding.make_mesh(config, jax.devices()[:devices])
+            program = Program(config, CLASSES, mesh)
+            if start is None:
+                start = jax.device_get(program.init({}))
+            places = jax.tree.map(lambda x: x.sharding, program.state)
+            state, losses = jax.device_put(start, places), []
+            batches = sharding.to_devices(make_batches(program.batches), mesh)
+            step = program.lower().compile()
+            for _ in range(5):
+                state, metrics = step(state, batches)
+                losses.append(float(metrics["loss"]))
+            runs[name] = Run(program, step.as_text(), losses, state)
+        return runs[name]
+
+    return run
+
+
+DATA = {}
+FSDP = {"mesh.fsdp": 8, "model.scan": True, "model.remat": "full"}
+TENSOR = {"mesh.data": 2, "mesh.tensor": 4, "model.remat": "dots"}
+MIXED = {
+    "mesh.slices": 2,
+    "mesh.fsdp": 2,
+    "mesh.tensor": 2,
+    "model.scan": True,
+    "model.remat": "dots",
+    "optimizer.accumulate_steps": 2,
+}
 
 
 @pytest.mark.parametrize(
-    "axes",
-    [{}, {"fsdp": 4}, {"data": 1, "fsdp": 2, "tensor": 2}],
-    ids=lambda axes: "-".join(f"{k}{v}" for k, v in axes.items()) or "data4",
+    "options", [DATA, FSDP, TENSOR, MIXED], ids=["data", "fsdp", "tensor", "mixed"]
 )
-def test_every_mesh_computes_what_one_device_computes(axes):
-    """Two joint steps; the parameters are split and yet the same."""
-    config = default_config()
-    config.total_steps = 10
-    config.optimizer.update(learning_rate=0.01, warmup_steps=1)
-    for name in ("video", "image"):
-        config.streams[name] = stream(kind=name, dataset="", head=name, batch_size=8)
-    model = TubeViT(
-        tubes=(Tube((4, 8, 8), (4, 8, 8)), Tube((1, 8, 8), (4, 8, 8))),
-        classes={"video": 5, "image": 3},
-        depth=1,
-        width=16,
-        mlp_dim=32,
-        heads=2,
-    )
-    rng = np.random.default_rng(0)
-    batches = {
-        name: {
-            "video": rng.integers(0, 256, (8, frames, 16, 16, 3), np.uint8),
-            "label": rng.integers(0, 3, 8).astype(np.int32),
-            "weight": np.ones(8, np.float32),
-        }
-        for name, frames in (("video", 4), ("image", 1))
-    }
-    optimizer = make_optimizer(config)
-    params = init_params(model, jax.random.key(0), (4, 16, 16))
-    state = TrainState.create(params, optimizer, config)
-    train_step = make_train_step(model, optimizer, config)
+def test_every_mesh_computes_what_one_device_computes(options, five_steps):
+    """With the options that save memory, too: none of them changes what is learnt."""
+    expected, run = five_steps(devices=1), five_steps(**options)
+    assert run.program.mesh.size == 8
+    np.testing.assert_allclose(run.losses, expected.losses, rtol=1e-5)
+    assert expected.losses[-1] < expected.losses[0] - 0.01
+    for name in ("params", "ema"):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5),
+            getattr(run.state, name),
+            getattr(expected.state, name),
+        )
+    moments = run.state.optimizer[1], expected.state.optimizer[1]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), *moments)
 
-    mesh = make_mesh(**axes)
-    shardings = sharding.state_shardings(state, mesh)
-    split = jax.device_put(state, shardings)
-    in_batches = sharding.to_devices(batches, mesh)
-    sharded_step = jax.jit(train_step, out_shardings=(shardings, None))
-    plain_step = jax.jit(train_step)
-    for _ in range(2):
-        split, ours = sharded_step(split, in_batches)
-        state, expected = plain_step(state, batches)
-        np.testing.assert_allclose(ours["loss"], expected["loss"], rtol=1e-5)
-    jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5),
-        split.params,
-        state.params,
-    )
-    up = split.params["encoder"]["block_0"]["mlp"]["up"]["kernel"]
-    moment = split.optimizer[1].mu["encoder"]["block_0"]["mlp"]["up"]["kernel"]
-    ways = axes.get("fsdp", 1) * axes.get("tensor", 1)
-    assert up.addressable_shards[0].data.size * ways == up.size
-    assert moment.sharding == up.sharding
+
+@pytest.mark.parametrize(
+    "options", [FSDP, TENSOR, MIXED], ids=["fsdp", "tensor", "mixed"]
+)
+def test_every_matrix_is_split_and_so_are_its_moments(options, five_steps):
+    run = five_steps(**options)
+    shape = run.program.mesh.shape
+    params = flatten_dict(run.state.params, sep="/")
+    adam = run.state.optimizer[1]
+    kept = [flatten_dict(x, sep="/") for x in (adam.mu, adam.nu, run.state.ema)]
+    layers = ("query", "key", "value", "out", "up", "down")
+    split = Counter()
+    for name, x in params.items():
+        ways = 1
+        if name.endswith("kernel"):
+            of_a_layer = name.split("/")[-2] in layers
+            ways = shape["fsdp"] * (shape["tensor"] if of_a_layer else 1)
+        elif name.split("/")[-2] in ("query", "key", "value", "up"):
+            ways = shape["tensor"]
+        for array in (x, *(tree[name] for tree in kept)):
+            shard = array.addressable_shards[0].data
+            assert shard.size * ways == array.size, name
+            assert array.sharding.is_equivalent_to(x.sharding, x.ndim)
+        split[ways] += 1
+    assert max(split) == shape["fsdp"] * shape["tensor"] and split[max(split)] >= 12
+
+
+def collectives(text):
+    """[(operation, dtype, shape)] of all that a program's devices exchange."""
+    found = []
+    pattern = r"= (.*?) (all-gather|all-reduce|reduce-scatter|all-to-all)(?:-start)?\("
+    for line in text.splitlines():
+        if match := re.search(pattern, line):
+            for dtype, sizes in re.findall(r"([a-z]+\d+)\[([\d,]*)\]", match[1]):
+                shape = tuple(int(n) for n in sizes.split(",") if n)
+                found.append((match[2], dtype, shape))
+    return found
+
+
+def sizes_in(text):
+    """All sizes of axes of arrays in a program."""
+    shapes = re.findall(r"[a-z]+\d+\[([\d,]+)\]", text)
+    return {int(n) for shape in shapes for n in shape.split(",")}
+
+
+def test_fsdp_gathers_parameters_reduces_gradients_and_nothing_else(five_steps):
+    run = five_steps(**FSDP)
+    kernels = {
+        name: x.shape
+        for name, x in flatten_dict(run.state.params, sep="/").items()
+        if name.endswith("kernel")
+    }
+    # As the model takes them: tubes as matrices.
+    matrices = {math.prod(shape) for shape in kernels.values()}
+    per_layer = sum(name.startswith("encoder/block_0/") for name in kernels)
+    gathered = [x for op, _, x in collectives(run.text) if op == "all-gather"]
+    reduced = [
+        shape
+        for op, _, shape in collectives(run.text)
+        if op in ("all-reduce", "reduce-scatter") and len(shape) > 1
+    ]
+    assert {math.prod(shape) for shape in gathered} == matrices
+    assert not [x for op, _, x in collectives(run.text) if op == "all-to-all"]
+    # Layer by layer: each loop (two streams, forward and back) gathers one layer, and
+    # the loops back reduce its gradient.
+    in_loops = 4 * per_layer
+    outside = len([name for name in kernels if "block_" not in name])
+    assert len(gathered) <= in_loops + 3 * outside
+    assert {math.prod(kernel) for kernel in kernels.values()} <= {
+        math.prod(shape) for shape in reduced
+    }
+    # No device holds more of a batch than its share.
+    assert BATCH not in sizes_in(run.text) and BATCH // 8 in sizes_in(run.text)
+
+
+def test_other_meshes_split_batches_heads_and_hidden_units(five_steps):
+    data = five_steps(**DATA)
+    assert {op for op, *_ in collectives(data.text)} == {"all-reduce"}
+    assert BATCH not in sizes_in(data.text)
+    tensor = five_steps(**TENSOR)
+    assert {op for op, *_ in collectives(tensor.text)} == {"all-reduce"}
+    assert {BATCH, MLP}.isdisjoint(sizes_in(tensor.text))
+    assert {BATCH // 2, MLP // 4} <= sizes_in(tensor.text)
+    mixed = five_steps(**MIXED)
+    assert {BATCH, MLP}.isdisjoint(sizes_in(mixed.text))
+    assert {BATCH // 4, MLP // 2} <= sizes_in(mixed.text)

@@ -139,27 +139,29 @@ def test_no_example_at_all_is_no_loss(model, batches):
     assert metrics["loss"] == 0 and np.isfinite(metrics["gradient_norm"])
 
 
+def mix(videos, targets, weights):
+    examples = {"video": videos, "target": targets, "weight": weights}
+    return steps.mix_pairs(jax.random.key(0), 0.8, examples)
+
+
 def test_mixup_mixes_pictures_and_labels_alike():
-    videos = jnp.arange(4.0).reshape(4, 1, 1, 1, 1)
-    targets = jnp.eye(4)
-    weights = jnp.array([1.0, 1.0, 0.0, 1.0])
-    mixed, labels, counted = steps.mix_pairs(
-        jax.random.key(0), 0.8, videos, targets, weights
-    )
+    levels = jnp.arange(4, dtype=jnp.uint8) * 50
+    videos = jnp.broadcast_to(levels.reshape(4, 1, 1, 1, 1), (4, 1, 2, 2, 3))
+    mixed = mix(videos, jnp.eye(4), jnp.array([1.0, 1.0, 0.0, 1.0]))
+    labels, seen = mixed["target"], steps.pictures(mixed)
     share = float(labels[1, 1])
     assert 0 < share < 1
     for i, partner in ((0, 3), (1, 0), (2, 1), (3, 2)):
-        np.testing.assert_allclose(
-            mixed[i].item(), share * i + (1 - share) * partner, rtol=1e-6
-        )
+        level = share * 50 * i + (1 - share) * 50 * partner
+        np.testing.assert_allclose(seen[i], level / 127.5 - 1, atol=1e-6)
         np.testing.assert_allclose(labels[i, partner], 1 - share, rtol=1e-6)
-    assert counted.tolist() == [1, 1, 0, 0]  # both of a pair must be there
+    # Both of a pair must be there.
+    assert mixed["weight"].tolist() == [1, 1, 0, 0]
 
 
 def test_mixup_mixes_several_labels_too():
-    videos, weights = jnp.zeros((3, 1, 1, 1, 1)), jnp.ones(3)
     targets = jnp.array([[1.0, 1, 0], [0, 0, 0], [0, 1, 1]])
-    _, mixed, _ = steps.mix_pairs(jax.random.key(0), 0.8, videos, targets, weights)
+    mixed = mix(jnp.zeros((3, 1, 1, 1, 3), jnp.uint8), targets, jnp.ones(3))["target"]
     share = float(mixed[0, 0])
     assert 0 < share < 1
     expected = share * targets + (1 - share) * targets[jnp.array([2, 0, 1])]
@@ -199,6 +201,21 @@ def test_bfloat16_is_near_float32(model, batches):
     state, rough = run(model.clone(dtype=jnp.bfloat16), config, batches)
     assert {x.dtype.name for x in jax.tree.leaves(state.params)} == {"float32"}
     np.testing.assert_allclose(rough["loss"], exact["loss"], rtol=2e-2)
+
+
+def test_the_first_moment_takes_half_the_memory(model, batches):
+    config = make_config(image={})
+    exact, _ = run(model, config, {"image": batches["image"]}, n=3)
+    config.optimizer.first_moment_dtype = "bfloat16"
+    rough, _ = run(model, config, {"image": batches["image"]}, n=3)
+    adam = rough.optimizer[1]
+    for moment, dtype in ((adam.mu, "bfloat16"), (adam.nu, "float32")):
+        assert {x.dtype.name for x in jax.tree.leaves(moment)} == {dtype}
+    up, expected = (
+        s.params["encoder"]["block_0"]["mlp"]["up"]["kernel"] for s in (rough, exact)
+    )
+    np.testing.assert_allclose(up, expected, atol=1e-3)
+    assert not np.array_equal(up, expected)
 
 
 def test_learning_rate_warms_up_and_decays_to_zero():

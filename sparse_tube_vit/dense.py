@@ -1,0 +1,85 @@
+"""Dense layers that multiply in one dtype and add up in float32."""
+
+import functools
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def product(x: jax.Array, kernel: jax.Array, axes: int = 1) -> jax.Array:
+    """Contracts the last axes of x with the first of a kernel.
+
+    Factors have the dtype of x, sums are float32: those of the output, and those of the
+    kernel's gradient over examples, tokens and devices. Differentiating a product of
+    bfloat16 as it stands would round every device's share of that gradient first.
+
+    Args:
+      x: (..., *K), K being so many axes.
+      kernel: (*K, *F) float32.
+      axes: number of axes in K.
+
+    Returns:
+      (..., *F) float32.
+    """
+    return _dot(x, kernel.astype(x.dtype), (_last(x, axes), tuple(range(axes))))
+
+
+def _dot(a, b, contracted):
+    numbers = (contracted, ((), ()))
+    return jax.lax.dot_general(a, b, numbers, preferred_element_type=jnp.float32)
+
+
+def _last(x, axes):
+    return tuple(range(x.ndim - axes, x.ndim))
+
+
+def _forward(x, kernel, axes):
+    return product(x, kernel, axes), (x, kernel)
+
+
+def _backward(axes, saved, gradient):
+    x, kernel = saved
+    gradient = gradient.astype(x.dtype)
+    outputs = kernel.ndim - axes
+    to_x = _dot(
+        gradient,
+        kernel.astype(x.dtype),
+        (_last(gradient, outputs), _last(kernel, outputs)),
+    )
+    batch = tuple(range(x.ndim - axes))
+    return to_x.astype(x.dtype), _dot(x, gradient, (batch, batch))
+
+
+product.defvjp(_forward, _backward)
+
+
+class Dense(nn.Module):
+    """(..., *K) to (..., *features) by a `kernel` (*K, *features) and a `bias`.
+
+    Attributes:
+      features: axes of the output.
+      axes: number of axes of the input that are contracted, the last ones.
+      dtype: of factors and output; parameters are float32.
+    """
+
+    features: tuple[int, ...]
+    axes: int = 1
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        inputs = x.shape[x.ndim - self.axes :]
+
+        def initial(key, shape):
+            flat = (math.prod(inputs), math.prod(self.features))
+            return nn.initializers.xavier_uniform()(key, flat).reshape(shape)
+
+        kernel = self.param("kernel", initial, (*inputs, *self.features))
+        bias = self.param("bias", nn.initializers.zeros, self.features)
+        y = product(x.astype(self.dtype), kernel, self.axes) + bias
+        # Named for remat, whose policies do not see into `product`.
+        return checkpoint_name(y.astype(self.dtype), "dense")

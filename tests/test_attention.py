@@ -1,0 +1,106 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sparse_tube_vit import attention as attentions
+from sparse_tube_vit.attention import UnavailableAttention, attention
+from sparse_tube_vit.mesh import AXES
+
+
+def inputs(tokens, queries=None, dtype=jnp.float32):
+    """q, k, v and a gradient of the output; 2 examples, 2 heads, 8 channels each."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    sizes = (queries or tokens, tokens, tokens, queries or tokens)
+    return [
+        jax.random.normal(key, (2, n, 2, 8), dtype)
+        for key, n in zip(keys, sizes, strict=True)
+    ]
+
+
+def by_loops(q, k, v):
+    out = np.zeros(q.shape)
+    for b, m, h in np.ndindex(q.shape[:3]):
+        scores = k[b, :, h] @ q[b, m, h] / np.sqrt(q.shape[3])
+        weights = np.exp(scores - scores.max())
+        out[b, m, h] = weights / weights.sum() @ v[b, :, h]
+    return out
+
+
+@pytest.mark.parametrize("name", ["auto", "heads_first", "xla"])
+def test_attention_is_that_of_loops(name):
+    q, k, v, _ = inputs(9, queries=5)
+    expected = by_loops(*(np.asarray(x, np.float64) for x in (q, k, v)))
+    np.testing.assert_allclose(attention(q, k, v, name), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "tokens", [130, pytest.param(128, marks=pytest.mark.slow)], ids=["padded", "whole"]
+)
+def test_splash_and_its_gradient_are_those_of_plain_attention(tokens):
+    """As a TPU computes it, step by step; in parts of the batch and of the heads."""
+    q, k, v, gradient = inputs(tokens)
+    mesh = jax.make_mesh((2, 1, 2), AXES, (jax.sharding.AxisType.Auto,) * 3)
+    assert mesh.size == 4
+
+    def splash(q, k, v):
+        return attentions.splash(q, k, v, interpret=True)
+
+    def run(function):
+        def both(*inputs):
+            out, back = jax.vjp(function, *inputs[:3])
+            return out, back(inputs[3])
+
+        return jax.jit(both)(q, k, v, gradient)
+
+    expected = run(attentions.heads_first)
+    with jax.set_mesh(mesh):
+        found = run(splash)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found, expected
+    )
+
+
+def test_scores_and_softmax_are_not_rounded_to_the_dtype_of_the_factors():
+    q, k, v, _ = inputs(64)
+    exact = attention(q, k, v)
+    rough = [x.astype(jnp.bfloat16) for x in (q, k, v)]
+    for name in ("heads_first", "xla"):
+        out = attention(*rough, name)
+        assert out.dtype == jnp.bfloat16
+        np.testing.assert_allclose(out.astype(jnp.float32), exact, atol=0.03)
+
+
+def chosen(platform, monkeypatch, **options):
+    """Which implementation "auto" takes on a device that is not there."""
+    device = jax.sharding.AbstractDevice(platform, None, platform)
+    mesh = jax.sharding.AbstractMesh(
+        (1, 1, 1), AXES, (jax.sharding.AxisType.Auto,) * 3, abstract_device=device
+    )
+    called = []
+    with monkeypatch.context() as patch:
+        for name in attentions.IMPLEMENTATIONS:
+            patch.setitem(
+                attentions.IMPLEMENTATIONS,
+                name,
+                lambda q, k, v, name=name: called.append(name) or q,
+            )
+        with jax.sharding.use_abstract_mesh(mesh):
+            attention(*inputs(**options)[:3])
+    return called
+
+
+def test_what_each_device_computes_attention_with(monkeypatch):
+    bfloat16 = {"dtype": jnp.bfloat16}
+    assert chosen("cpu", monkeypatch, tokens=9) == ["heads_first"]
+    assert chosen("tpu", monkeypatch, tokens=9) == ["splash"]
+    assert chosen("tpu", monkeypatch, tokens=9, queries=1) == ["heads_first"]
+    assert chosen("gpu", monkeypatch, tokens=9) == ["xla"]
+    assert chosen("gpu", monkeypatch, tokens=9, **bfloat16) == ["cudnn"]
+
+
+def test_what_does_not_run_here_is_named():
+    q, k, v, _ = inputs(9)
+    for name in ("splash", "cudnn"):
+        with pytest.raises(UnavailableAttention, match=f"'{name}', .* not run on cpu"):
+            attention(q, k, v, name)
