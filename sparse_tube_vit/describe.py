@@ -67,6 +67,22 @@ def flops(model: TubeViT, clip: tuple[int, int, int], head: str) -> dict[str, in
     }
 
 
+def training_flops(config: ConfigDict, model: TubeViT, stream: ConfigDict) -> int:
+    """FLOPs of the matrix products of training on one example of a stream.
+
+    The gradients of a product are two more of it; below frozen layers there are none.
+    """
+    clip = model.clip if stream.kind == "video" else (1, *model.clip[1:])
+    parts = flops(model, clip, stream.head)
+    trained = dict(parts)
+    frozen = config.optimizer.frozen_layers
+    if frozen is not None:
+        layers = model.depth + model.new_layers
+        trained["stem"] = 0
+        trained["encoder"] = parts["encoder"] * (layers - frozen) // layers
+    return sum(parts.values()) + 2 * sum(trained.values())
+
+
 def compiled_flops(model: TubeViT, clip: tuple[int, int, int], head: str) -> float:
     """FLOPs of one clip's forward pass as XLA counts them, of all operations.
 
@@ -135,7 +151,7 @@ def _tubes(tubes, clip):
         union = pixels_read([tubes[i] for i in tubes_for(tubes, 1)], image).mean()
         tokens = count_tokens(tubes, image)
         rows.append((f"an image of {_size(clip[1:])}", tokens, "", f"{union:.2%}"))
-    return _table(rows)
+    return table(rows)
 
 
 def _parameters(model, config, classes):
@@ -151,7 +167,7 @@ def _parameters(model, config, classes):
 
     rows = [("parameters", "trained", "frozen", "all")]
     rows += [(part, *counts(part)) for part in params] + [("all", *counts())]
-    lines = ["", *_table(rows)]
+    lines = ["", *table(rows)]
     if unknown:
         lines.append(f"Without {', '.join(unknown)}, whose data sets are not prepared.")
     return lines
@@ -164,7 +180,7 @@ def _flops(model, kind, clip, head):
     rows += [(part, f"{count / 1e9:.2f}") for part, count in parts.items()]
     rows.append(("by formula", f"{sum(parts.values()) / 1e9:.2f}"))
     rows.append(("as XLA counts", f"{compiled_flops(model, clip, head) / 1e9:.2f}"))
-    return ["", *_table(rows)]
+    return ["", *table(rows)]
 
 
 def _beside_the_paper(config, model):
@@ -202,7 +218,8 @@ def _beside_the_paper(config, model):
     return lines
 
 
-def _table(rows):
+def table(rows: Sequence[tuple]) -> list[str]:
+    """Lines of a table: the first column to the left, the others to the right."""
     widths = [
         max(len(str(cell)) for cell in column) for column in zip(*rows, strict=True)
     ]

@@ -5,6 +5,20 @@ from collections.abc import Iterable
 from sparse_tube_vit.datasets import Split
 from sparse_tube_vit.errors import TubeViTError
 
+#: Number of classes of data sets, prepared or not, that have an official list of them.
+OFFICIAL_CLASSES = {
+    "charades": 157,
+    "imagenet2012": 1000,
+    "kinetics400": 400,
+    "kinetics600": 600,
+    "kinetics700": 700,
+    "moving_shapes/crowds": 24,
+    "moving_shapes/images": 6,
+    "moving_shapes/videos": 24,
+    "something_something_v2": 174,
+    "ucf101": 101,
+}
+
 
 class ClassNamesDiffer(TubeViTError, ValueError):
     """A data set has other classes, or another order, than the head it is used with."""

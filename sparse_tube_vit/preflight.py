@@ -1,0 +1,494 @@
+"""What a config's training would take on a TPU pod, before one is paid for.
+
+    python -m sparse_tube_vit.preflight --config configs/X.py --topology v5e:16x16
+
+Compiles the train step for the pod, with its shardings, on a machine that needs no TPU
+but the TPU compiler (pip install "jax[tpu]"), and reads what it takes in the compiled
+program. All times are predictions of the compiler's cost model, not measurements. Ends
+with exit code 1 if the step does not fit the memory of a chip.
+"""
+
+import collections
+import dataclasses
+import json
+import math
+import re
+import time
+from collections.abc import Iterator, Mapping
+
+import jax
+from absl import app, flags
+from ml_collections import config_flags
+
+from sparse_tube_vit.config import ConfigDict, parse_flags, validate
+from sparse_tube_vit.datasets.classes import OFFICIAL_CLASSES
+from sparse_tube_vit.describe import classes_of, table, training_flops
+from sparse_tube_vit.errors import TubeViTError, reported
+from sparse_tube_vit.log import log, to_stderr
+from sparse_tube_vit.tpu import hlo
+from sparse_tube_vit.tpu.chips import GIB, Topology
+from sparse_tube_vit.tpu.cost import Estimate, Network, estimate
+from sparse_tube_vit.training import sharding
+from sparse_tube_vit.training.program import Program
+
+
+class UnknownClasses(TubeViTError, ValueError):
+    """How many outputs a head has is not known without its data set."""
+
+
+class DoesNotFit(TubeViTError, MemoryError):
+    """The step needs more memory than a chip has.
+
+    Attributes:
+      needed: bytes, None if the compiler did not say.
+    """
+
+    def __init__(self, message, needed=None):
+        super().__init__(message)
+        self.needed = needed
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes on every chip.
+
+    Attributes:
+      parameters, optimizer, batches: what a step takes, with its averages and counters.
+      temporaries: activations and all else that the step makes.
+      program: the compiled code.
+      available: to a program.
+    """
+
+    parameters: int
+    optimizer: int
+    batches: int
+    temporaries: int
+    program: int
+    available: float
+
+    @property
+    def peak(self) -> int:
+        parts = dataclasses.astuple(self)[:-1]
+        return sum(parts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Preflight:
+    """What a step of a config takes on a topology.
+
+    Attributes:
+      mesh: sizes of its axes by name.
+      compiling: seconds that it took here.
+      memory: bytes on every chip.
+      estimate: of the time.
+      model_flops: of all chips: the model's matrix products forward and backward.
+      batch: examples a step by stream.
+      steps: of the config.
+    """
+
+    topology: Topology
+    mesh: Mapping[str, int]
+    compiling: float
+    memory: Memory
+    estimate: Estimate
+    model_flops: int
+    batch: Mapping[str, int]
+    steps: int
+
+    @property
+    def mfu(self) -> float:
+        """Share of the matrix units' peak that the model's FLOPs take."""
+        peak = self.topology.chips * self.topology.chip.peak_flops
+        return self.model_flops / (self.estimate.seconds * peak)
+
+    @property
+    def chip_hours(self) -> float:
+        """Of all the config's steps, without evaluations and checkpoints."""
+        return self.estimate.seconds * self.steps * self.topology.chips / 3600
+
+    def summary(self) -> dict:
+        """All figures, as JSON takes them: bytes, FLOPs and seconds."""
+        e, chip = self.estimate, self.topology.chip
+        return {
+            "topology": str(self.topology),
+            "chips": self.topology.chips,
+            "mesh": dict(self.mesh),
+            "compile_seconds": self.compiling,
+            "chip_bytes": {
+                **dataclasses.asdict(self.memory),
+                "peak": self.memory.peak,
+            },
+            "flops": {
+                "model": self.model_flops,
+                "chip_executes": e.flops,
+                "chip_peak_per_second": chip.peak_flops,
+            },
+            "step_seconds": {
+                "all": e.seconds,
+                "compiler_estimate": e.computing,
+                "kernels_by_roofline": e.kernels,
+                "waiting_for_collectives": e.exposed,
+            },
+            "mfu": self.mfu,
+            "examples_per_second": {
+                name: batch / e.seconds for name, batch in self.batch.items()
+            },
+            "chip_hours": self.chip_hours,
+            "steps": self.steps,
+            "collectives": collectives(e),
+            "operations": operations(e),
+            "unknown_loops": e.unknown_loops,
+            "unknown_kernels": e.unknown_kernels,
+        }
+
+
+def preflight(
+    config: ConfigDict, topology: Topology, classes: Mapping[str, int]
+) -> Preflight:
+    """Compiles a config's train step for a topology and reads what it takes.
+
+    Args:
+      config: of the run.
+      topology: with as many slices as `config.mesh.get("slices", 1)`.
+      classes: number of outputs by head.
+
+    Raises:
+      DoesNotFit: a chip has too little memory.
+      NoTpuCompiler, UnknownTopology: as `Topology.devices`.
+      MeshDoesNotFit, IndivisibleBatch, ...: as training with this config would.
+    """
+    validate(config)
+    mesh = sharding.make_mesh(config, topology.devices())
+    program = Program(config, classes, mesh)
+    started = time.perf_counter()
+    try:
+        compiled = program.train_step.lower(program.state, program.batches).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "Ran out of memory" not in str(error):
+            raise
+        raise DoesNotFit(*_out_of_memory(str(error), topology)) from error
+    compiling = time.perf_counter() - started
+    return Preflight(
+        topology=topology,
+        mesh=dict(mesh.shape),
+        compiling=compiling,
+        memory=_memory(program, compiled.memory_analysis(), topology.chip.memory),
+        estimate=estimate(hlo.parse(compiled.as_text()), _network(mesh, topology)),
+        model_flops=sum(
+            stream.batch_size * training_flops(config, program.model, stream)
+            for stream in config.streams.values()
+        ),
+        batch={name: stream.batch_size for name, stream in config.streams.items()},
+        steps=config.total_steps,
+    )
+
+
+def _out_of_memory(message, topology):
+    found = re.search(r"(?:Used |\()([\d.]+)([KMG])", message)
+    needed = found and float(found[1]) * 2 ** {"K": 10, "M": 20, "G": 30}[found[2]]
+    has = f"a chip of {topology.name} has {topology.chip.memory / GIB:.2f}"
+    needs = f"needs {needed / GIB:.2f} GiB" if needed else "does not fit"
+    return f"A step {needs}, {has} GiB.", needed
+
+
+def _memory(program, analysis, available):
+    def on_a_chip(tree):
+        return sum(
+            math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+            for x in jax.tree.leaves(tree)
+        )
+
+    state = program.state
+    made = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    return Memory(
+        parameters=on_a_chip(state.params),
+        optimizer=on_a_chip(state) - on_a_chip(state.params),
+        batches=on_a_chip(program.batches),
+        temporaries=analysis.temp_size_in_bytes + made,
+        program=analysis.generated_code_size_in_bytes,
+        available=available,
+    )
+
+
+def _network(mesh, topology):
+    """One slice of the mesh; the others do the same."""
+    axes = dict(mesh.shape)
+    axes["data"] //= topology.slices
+    devices = mesh.devices.flat[: math.prod(axes.values())]
+    places = [tuple(device.coords) for device in devices]
+    return Network(topology.chip, topology.grid, axes, places)
+
+
+def collectives(e: Estimate) -> list[dict]:
+    """The collectives of a step, those alike together, the longest first."""
+    groups = collections.defaultdict(list)
+    for c in e.collectives:
+        groups[c.kind, c.axes, c.bytes].append(c)
+    rows = [
+        {
+            "kind": kind,
+            "axes": axes,
+            "bytes": size,
+            "times": sum(c.times for c in group),
+            "seconds": sum(c.seconds * c.times for c in group),
+            "waiting_seconds": sum(c.exposed * c.times for c in group),
+            "source": group[0].source,
+        }
+        for (kind, axes, size), group in groups.items()
+    ]
+    return sorted(rows, key=lambda row: -row["seconds"])
+
+
+def operations(e: Estimate) -> list[dict]:
+    """The operations of a step, those of one place in the model together.
+
+    Blocks are taken together; what the compiler added goes by its own name.
+    """
+    groups = collections.defaultdict(list)
+    for o in e.operations:
+        place = re.sub(r"block_\d+", "block", o.source).removeprefix("jit(train_step)/")
+        groups[place or re.sub(r"[.\d]+", "", o.name), o.roofline].append(o)
+    rows = [
+        {
+            "source": source,
+            "times": sum(o.times for o in group),
+            "seconds": sum(o.seconds * o.times for o in group),
+            "flops": sum(o.flops * o.times for o in group),
+            "by_roofline": roofline,
+        }
+        for (source, roofline), group in groups.items()
+    ]
+    return sorted(rows, key=lambda row: -row["seconds"])
+
+
+def report(found: Preflight, config: ConfigDict) -> str:
+    """The figures as text."""
+    e, memory = found.estimate, found.memory
+    axes = " x ".join(f"{axis} {size}" for axis, size in found.mesh.items())
+    batch = ", ".join(f"{n} {name}" for name, n in found.batch.items())
+    flops = found.model_flops / found.topology.chips
+    lines = [
+        f"{found.topology}: {found.topology.chips} chips, mesh {axes}; {batch} a step; "
+        f"compiled in {found.compiling:.0f} s",
+        "Predictions of the TPU compiler, not measurements.",
+        "",
+    ]
+    rows = [("memory of a chip", "GiB", "share")]
+    for field in dataclasses.fields(memory)[:-1]:
+        size = getattr(memory, field.name)
+        rows.append((field.name, *_gib(size, memory.available)))
+    rows.append(("peak", *_gib(memory.peak, memory.available)))
+    rows.append(("available", f"{memory.available / GIB:.2f}", ""))
+    lines += table(rows)
+    products = [o for o in e.operations if o.flops and not o.roofline]
+    multiplying = sum(o.seconds * o.times for o in products)
+    rows = [
+        ("a step", "ms", "share"),
+        ("matrix products, with what is fused", *_ms(multiplying, e.seconds)),
+        ("other operations", *_ms(e.computing - multiplying, e.seconds)),
+        ("custom kernels, by roofline", *_ms(e.kernels, e.seconds)),
+        ("waiting for collectives", *_ms(e.exposed, e.seconds)),
+        ("all", *_ms(e.seconds, e.seconds)),
+    ]
+    lines += ["", *table(rows)]
+    speeds = ", ".join(
+        f"{n / e.seconds:,.0f} {name}/s" for name, n in found.batch.items()
+    )
+    lines += [
+        "",
+        f"MFU {found.mfu:.1%}: the model's {flops / 1e12:.2f} TFLOP a chip; "
+        f"{e.flops / 1e12:.2f} are computed",
+        f"{speeds}; {found.steps:,} steps take {found.chip_hours:,.0f} chip-hours, "
+        f"{found.chip_hours / found.topology.chips:,.1f} hours",
+    ]
+    rows = [("collectives", "mesh axes", "MB", "times", "ms", "hidden")]
+    for c in collectives(e):
+        hidden = 1 - c["waiting_seconds"] / c["seconds"] if c["seconds"] else 1
+        rows.append(
+            (
+                c["kind"],
+                ",".join(c["axes"]),
+                f"{c['bytes'] / 1e6:.2f}",
+                c["times"],
+                f"{c['seconds'] * 1e3:.2f}",
+                f"{hidden:.0%}",
+            )
+        )
+    lines += ["", *table(rows)]
+    rows = [("largest operations", "times", "ms", "share", "of peak")]
+    for o in operations(e)[:10]:
+        rate = o["flops"] / o["seconds"] / found.topology.chip.peak_flops
+        rows.append(
+            (
+                o["source"] + (" (roofline)" if o["by_roofline"] else ""),
+                o["times"],
+                *_ms(o["seconds"], e.seconds),
+                f"{rate:.0%}" if o["flops"] else "",
+            )
+        )
+    lines += ["", *table(rows)]
+    if e.unknown_loops:
+        lines.append(
+            f"Counted once, as only the data tells how often they run: "
+            f"{', '.join(e.unknown_loops)}."
+        )
+    if e.unknown_kernels:
+        lines.append(
+            f"Counted by their bytes alone, kernels unknown to this program: "
+            f"{', '.join(e.unknown_kernels)}."
+        )
+    return "\n".join(lines)
+
+
+def _gib(size, available):
+    return f"{size / GIB:.2f}", f"{size / available:.0%}"
+
+
+def _ms(seconds, whole):
+    return f"{1e3 * seconds:.2f}", f"{seconds / whole:.1%}"
+
+
+def changes(config: ConfigDict, mesh: Mapping[str, int]) -> Iterator[dict]:
+    """Changes with which a step takes less memory, the small ones first.
+
+    First each alone, then more and more of them together.
+
+    Args:
+      config: that does not fit.
+      mesh: sizes of the axes that its mesh has.
+
+    Yields:
+      Values by the config's keys.
+    """
+    ways = mesh["data"] * mesh["fsdp"]
+    slices = config.mesh.get("slices", 1)
+    parts = config.optimizer.accumulate_steps
+    batches = {name: s.batch_size for name, s in config.streams.items()}
+    most = min(batches.values()) // ways  # parts of one example a chip
+
+    def smaller(factor):
+        return {
+            f"streams.{name}.batch_size": size // factor // ways * ways
+            for name, size in batches.items()
+        }
+
+    milder = []
+    if config.model.remat != "full":
+        milder.append({"model.remat": "full"})
+    if not config.model.scan:
+        milder.append({"model.scan": True})
+    if 2 * parts <= most:
+        milder.append({"optimizer.accumulate_steps": 2 * parts})
+    if mesh["fsdp"] * slices < ways:
+        milder.append({"mesh.data": slices, "mesh.fsdp": -1})
+    yield from milder
+    if most >= 2:
+        yield smaller(2)
+    together = {}
+    for change in milder:
+        together |= change
+        if together != milder[0]:
+            yield dict(together)
+    while together.get("optimizer.accumulate_steps", most) * 2 <= most:
+        together["optimizer.accumulate_steps"] *= 2
+        yield dict(together)
+    together.pop("optimizer.accumulate_steps", None)
+    for factor in (2**i for i in range(1, most.bit_length())):
+        yield together | smaller(factor)
+
+
+def head_classes(config: ConfigDict, given: Mapping[str, int]) -> dict[str, int]:
+    """Number of outputs of every head.
+
+    As given; or as its data set has them, which need not be prepared if its classes are
+    official.
+
+    Raises:
+      UnknownClasses: neither is known.
+    """
+    prepared = classes_of(config)
+    classes = {}
+    for name, stream in config.streams.items():
+        official = OFFICIAL_CLASSES.get(stream.dataset.split("/")[0])
+        official = official or OFFICIAL_CLASSES.get(stream.dataset)
+        classes[stream.head] = (
+            given.get(stream.head) or prepared[stream.head] or official
+        )
+        if not classes[stream.head]:
+            raise UnknownClasses(
+                f"How many classes {stream.dataset} has, which streams.{name} trains "
+                f"head {stream.head!r} on, is not known before it is prepared. Say it "
+                f"with --classes {stream.head}=N."
+            )
+    if unknown := set(given) - set(classes):
+        raise UnknownClasses(
+            f"--classes names {', '.join(sorted(unknown))}, but the streams train "
+            f"{', '.join(classes)}."
+        )
+    return classes
+
+
+def _given_classes(texts):
+    given = {}
+    for text in texts:
+        head, _, number = text.partition("=")
+        if not number.isdigit() or not int(number):
+            raise UnknownClasses(f"--classes takes head=N, not {text!r}.")
+        given[head] = int(number)
+    return given
+
+
+def run(config: ConfigDict, topology: str, given: Mapping[str, int], as_json: bool):
+    """Prints what a config takes. Raises what `preflight` does.
+
+    Where it does not fit, the changes that might mend it are tried first.
+    """
+    topology = Topology.parse(topology, config.mesh.get("slices", 1))
+    classes = head_classes(config, given)
+    log.info("Compiling for %s", topology)
+    try:
+        found = preflight(config, topology, classes)
+    except DoesNotFit as error:
+        raise DoesNotFit(f"{error} {_advice(config, topology, classes)}") from None
+    print(json.dumps(found.summary(), indent=1) if as_json else report(found, config))
+
+
+def _advice(config, topology, classes):
+    """The first change with which the step fits."""
+    mesh = sharding.make_mesh(config, topology.devices()).shape
+    for change in changes(config, mesh):
+        changed = config.copy_and_resolve_references()
+        changed.update_from_flattened_dict(change)
+        options = " ".join(f"--config.{key}={value}" for key, value in change.items())
+        log.info("Trying %s", options)
+        try:
+            found = preflight(changed, topology, classes)
+        except DoesNotFit as error:
+            log.info("%s", error)
+            continue
+        return (
+            f"It fits with {options}: {found.memory.peak / GIB:.2f} GiB, "
+            f"{1e3 * found.estimate.seconds:.0f} ms a step."
+        )
+    return "Nor does it with rematerialization, accumulation and smaller batches."
+
+
+def main(argv):
+    del argv
+    to_stderr()
+    jax.config.update("jax_platforms", "cpu")  # the TPUs are not here
+    with reported():
+        run(_CONFIG.value, _TOPOLOGY.value, _given_classes(_CLASSES.value), _JSON.value)
+
+
+if __name__ == "__main__":
+    _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
+    _TOPOLOGY = flags.DEFINE_string(
+        "topology", None, "Chip and grid of a slice: v5e:16x16, v5p:4x4x8, v4, v6e."
+    )
+    _CLASSES = flags.DEFINE_multi_string(
+        "classes", [], "head=N, for a data set that is not prepared; may be repeated."
+    )
+    _JSON = flags.DEFINE_boolean("json", False, "Print JSON.")
+    flags.mark_flags_as_required(["config", "topology"])
+    app.run(main, flags_parser=parse_flags)

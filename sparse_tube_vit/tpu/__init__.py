@@ -1,0 +1,1 @@
+"""What a program compiled for TPUs costs, read on a machine that has none."""

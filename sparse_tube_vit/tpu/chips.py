@@ -1,0 +1,207 @@
+"""TPU chips, and pods of them that programs can be compiled for without having one."""
+
+import dataclasses
+import importlib.util
+import math
+import os
+import re
+from collections.abc import Sequence
+
+import jax
+from jax.experimental import topologies
+
+from sparse_tube_vit.errors import TubeViTError
+
+GIB = 2**30
+
+
+class UnknownTopology(TubeViTError, ValueError):
+    """There are no such chips, or no such arrangement of them."""
+
+
+class NoTpuCompiler(TubeViTError, ImportError):
+    """The TPU compiler is not installed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One chip, all its cores together.
+
+    Attributes:
+      memory: bytes that a program may take. The compiler names them when one does not
+        fit; they are 0.25 to 1.25 GiB below what the data sheets say.
+      peak_flops: bf16 FLOPs a second, a multiply-add as two.
+      memory_bandwidth: bytes a second.
+      link_bandwidth: bytes a second of one link to a neighbour, each way.
+      slice_bandwidth: bytes a second to other slices, over the data center's network.
+      matrix_unit: rows and columns of one matrix unit.
+      flops_per_cycle: of all matrix units.
+      dimensions: of the torus; rows of `wraps` chips, and multiples, close to rings.
+      most_chips: in one slice.
+    """
+
+    memory: float
+    peak_flops: float
+    memory_bandwidth: float
+    link_bandwidth: float
+    slice_bandwidth: float
+    matrix_unit: int
+    flops_per_cycle: int
+    dimensions: int
+    wraps: int
+    most_chips: int
+
+    @property
+    def clock(self) -> float:
+        """Cycles a second."""
+        return self.peak_flops / self.flops_per_cycle
+
+
+# Speeds are those of Google Cloud's pages on the architecture of each chip
+# (cloud.google.com/tpu/docs/v4, v5e, v5p, v6e). These give links as all of a chip's
+# together, both ways; v4's are from Jouppi et al., "TPU v4" (2023), and no page gives
+# v4's share of the data center's network: we take v5p's.
+#
+# FLOPs a cycle are cores x units a core x unit^2 x 2, which makes clocks of 1.05, 1.50
+# and 1.75 GHz. The two units of v6e's page would make 3.5 GHz, and the compiler counts
+# more FLOPs a cycle than they have: we take four, which makes 1.75 GHz.
+CHIPS = {
+    "v4": Chip(
+        memory=30.75 * GIB,
+        peak_flops=275e12,
+        memory_bandwidth=1228e9,
+        link_bandwidth=50e9,
+        slice_bandwidth=6.25e9,
+        matrix_unit=128,
+        flops_per_cycle=2 * 4 * 128**2 * 2,
+        dimensions=3,
+        wraps=4,
+        most_chips=4096,
+    ),
+    "v5e": Chip(
+        memory=15.75 * GIB,
+        peak_flops=197e12,
+        memory_bandwidth=819e9,
+        link_bandwidth=50e9,
+        slice_bandwidth=3.125e9,
+        matrix_unit=128,
+        flops_per_cycle=4 * 128**2 * 2,
+        dimensions=2,
+        wraps=16,
+        most_chips=256,
+    ),
+    "v5p": Chip(
+        memory=95.74 * GIB,
+        peak_flops=459e12,
+        memory_bandwidth=2765e9,
+        link_bandwidth=100e9,
+        slice_bandwidth=6.25e9,
+        matrix_unit=128,
+        flops_per_cycle=2 * 4 * 128**2 * 2,
+        dimensions=3,
+        wraps=4,
+        most_chips=6144,
+    ),
+    "v6e": Chip(
+        memory=31.25 * GIB,
+        peak_flops=918e12,
+        memory_bandwidth=1638e9,
+        link_bandwidth=100e9,
+        slice_bandwidth=12.5e9,
+        matrix_unit=256,
+        flops_per_cycle=4 * 256**2 * 2,
+        dimensions=2,
+        wraps=16,
+        most_chips=256,
+    ),
+}
+
+
+#: Keeps the compiler from looking for a TPU, and from saying that there is none.
+_NO_TPU_HERE = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_MIN_LOG_LEVEL": "3",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Topology:
+    """A slice of chips in a grid, or several.
+
+    Attributes:
+      name: of the chip, as in `CHIPS`.
+      grid: chips along each axis of a slice.
+      slices: of such a grid, joined by the data center's network.
+    """
+
+    name: str
+    grid: tuple[int, ...]
+    slices: int = 1
+
+    @classmethod
+    def parse(cls, text: str, slices: int = 1) -> "Topology":
+        """Reads a chip and the grid of a slice, as "v5e:16x16".
+
+        Raises:
+          UnknownTopology: there is no such chip or grid.
+        """
+        found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", text)
+        if not found or found[1] not in CHIPS:
+            raise UnknownTopology(
+                f"There is no topology {text!r}; give a chip and the grid of a slice, "
+                f"as v5e:16x16 or v5p:4x4x8. Chips: {', '.join(CHIPS)}."
+            )
+        topology = cls(found[1], tuple(map(int, found[2].split("x"))), slices)
+        chip = topology.chip
+        chips = math.prod(topology.grid)
+        if len(topology.grid) != chip.dimensions or not 0 < chips <= chip.most_chips:
+            raise UnknownTopology(
+                f"{text} is no slice of {topology.name}: it has {chip.dimensions} axes "
+                f"and up to {chip.most_chips} chips."
+            )
+        return topology
+
+    def __str__(self):
+        slices = f"{self.slices} slices of " if self.slices > 1 else ""
+        return f"{slices}{self.name}:{'x'.join(map(str, self.grid))}"
+
+    @property
+    def chip(self) -> Chip:
+        return CHIPS[self.name]
+
+    @property
+    def chips(self) -> int:
+        return self.slices * math.prod(self.grid)
+
+    def devices(self) -> Sequence[jax.Device]:
+        """The devices to compile for, one a chip; nothing can run on them.
+
+        Raises:
+          NoTpuCompiler: libtpu is not installed.
+          UnknownTopology: the compiler knows no such grid.
+        """
+        if importlib.util.find_spec("libtpu") is None:
+            raise NoTpuCompiler(
+                "The TPU compiler is not installed; it needs no TPU. Install it with "
+                'pip install "jax[tpu]", or this package with its extra: pip install '
+                '"sparse_tube_vit[tpu]".'
+            )
+        for name, value in _NO_TPU_HERE.items():
+            os.environ.setdefault(name, value)
+        single = math.prod(self.grid) == 1
+        options = {"chips_per_host_bounds": (1, 1, 1)} if single else {}
+        if self.name == "v4":
+            options["chip_config_name"] = "megacore"  # both cores as one device
+        if self.slices > 1:
+            options["num_slices"] = self.slices
+        try:
+            grid = "x".join(map(str, self.grid))
+            return topologies.get_topology_desc(
+                platform="tpu", topology_name=f"{self.name}:{grid}", **options
+            ).devices
+        except jax.errors.JaxRuntimeError as error:
+            raise UnknownTopology(
+                f"The compiler knows no topology {self}: {str(error).splitlines()[0]}"
+            ) from error
