@@ -149,7 +149,7 @@ def preflight(
 
     Args:
       config: of the run.
-      topology: with as many slices as `config.mesh.get("slices", 1)`.
+      topology: with as many slices as `config.mesh.slices`.
       classes: number of outputs by head.
 
     Raises:
@@ -162,11 +162,11 @@ def preflight(
     program = Program(config, classes, mesh)
     started = time.perf_counter()
     try:
-        compiled = program.train_step.lower(program.state, program.batches).compile()
+        compiled = program.lower().compile()
     except jax.errors.JaxRuntimeError as error:
         if "Ran out of memory" not in str(error):
             raise
-        raise DoesNotFit(*_out_of_memory(str(error), topology)) from error
+        raise DoesNotFit(*out_of_memory(str(error), topology)) from error
     compiling = time.perf_counter() - started
     return Preflight(
         topology=topology,
@@ -183,7 +183,7 @@ def preflight(
     )
 
 
-def _out_of_memory(message, topology):
+def out_of_memory(message, topology):
     found = re.search(r"(?:Used |\()([\d.]+)([KMG])", message)
     needed = found and float(found[1]) * 2 ** {"K": 10, "M": 20, "G": 30}[found[2]]
     has = f"a chip of {topology.name} has {topology.chip.memory / GIB:.2f}"
@@ -261,87 +261,84 @@ def operations(e: Estimate) -> list[dict]:
     return sorted(rows, key=lambda row: -row["seconds"])
 
 
-def report(found: Preflight, config: ConfigDict) -> str:
+def report(found: Preflight) -> str:
     """The figures as text."""
-    e, memory = found.estimate, found.memory
+    e, topology = found.estimate, found.topology
     axes = " x ".join(f"{axis} {size}" for axis, size in found.mesh.items())
     batch = ", ".join(f"{n} {name}" for name, n in found.batch.items())
-    flops = found.model_flops / found.topology.chips
+    speeds = ", ".join(f"{n / e.seconds:,.0f} {s}/s" for s, n in found.batch.items())
     lines = [
-        f"{found.topology}: {found.topology.chips} chips, mesh {axes}; {batch} a step; "
-        f"compiled in {found.compiling:.0f} s",
-        "Predictions of the TPU compiler, not measurements.",
+        f"{topology}: {topology.chips} chips, mesh {axes}; {batch} a step; compiled in "
+        f"{found.compiling:.0f} s",
+        "Times are predictions of the TPU compiler, not measurements.",
         "",
-    ]
-    rows = [("memory of a chip", "GiB", "share")]
-    for field in dataclasses.fields(memory)[:-1]:
-        size = getattr(memory, field.name)
-        rows.append((field.name, *_gib(size, memory.available)))
-    rows.append(("peak", *_gib(memory.peak, memory.available)))
-    rows.append(("available", f"{memory.available / GIB:.2f}", ""))
-    lines += table(rows)
-    products = [o for o in e.operations if o.flops and not o.roofline]
-    multiplying = sum(o.seconds * o.times for o in products)
-    rows = [
-        ("a step", "ms", "share"),
-        ("matrix products, with what is fused", *_ms(multiplying, e.seconds)),
-        ("other operations", *_ms(e.computing - multiplying, e.seconds)),
-        ("custom kernels, by roofline", *_ms(e.kernels, e.seconds)),
-        ("waiting for collectives", *_ms(e.exposed, e.seconds)),
-        ("all", *_ms(e.seconds, e.seconds)),
-    ]
-    lines += ["", *table(rows)]
-    speeds = ", ".join(
-        f"{n / e.seconds:,.0f} {name}/s" for name, n in found.batch.items()
-    )
-    lines += [
+        *_memory_table(found.memory),
         "",
-        f"MFU {found.mfu:.1%}: the model's {flops / 1e12:.2f} TFLOP a chip; "
-        f"{e.flops / 1e12:.2f} are computed",
-        f"{speeds}; {found.steps:,} steps take {found.chip_hours:,.0f} chip-hours, "
-        f"{found.chip_hours / found.topology.chips:,.1f} hours",
+        *_time_table(e),
+        "",
+        f"MFU {found.mfu:.1%}: {found.model_flops / topology.chips / 1e12:.2f} TFLOP a "
+        f"chip for the model, {e.flops / 1e12:.2f} computed",
+        f"{speeds}; {found.steps:,} steps: {found.chip_hours:,.0f} chip-hours, "
+        f"{found.chip_hours / topology.chips:,.1f} hours",
+        "",
+        *_collective_table(e),
+        "",
+        *_operation_table(e, topology.chip.peak_flops),
     ]
-    rows = [("collectives", "mesh axes", "MB", "times", "ms", "hidden")]
-    for c in collectives(e):
-        hidden = 1 - c["waiting_seconds"] / c["seconds"] if c["seconds"] else 1
-        rows.append(
-            (
-                c["kind"],
-                ",".join(c["axes"]),
-                f"{c['bytes'] / 1e6:.2f}",
-                c["times"],
-                f"{c['seconds'] * 1e3:.2f}",
-                f"{hidden:.0%}",
-            )
-        )
-    lines += ["", *table(rows)]
-    rows = [("largest operations", "times", "ms", "share", "of peak")]
-    for o in operations(e)[:10]:
-        rate = o["flops"] / o["seconds"] / found.topology.chip.peak_flops
-        rows.append(
-            (
-                o["source"] + (" (roofline)" if o["by_roofline"] else ""),
-                o["times"],
-                *_ms(o["seconds"], e.seconds),
-                f"{rate:.0%}" if o["flops"] else "",
-            )
-        )
-    lines += ["", *table(rows)]
     if e.unknown_loops:
         lines.append(
-            f"Counted once, as only the data tells how often they run: "
+            "Counted once, as only the data tells how often they run: "
             f"{', '.join(e.unknown_loops)}."
         )
     if e.unknown_kernels:
         lines.append(
-            f"Counted by their bytes alone, kernels unknown to this program: "
+            "Counted by their bytes alone, as their FLOPs are unknown: "
             f"{', '.join(e.unknown_kernels)}."
         )
     return "\n".join(lines)
 
 
-def _gib(size, available):
-    return f"{size / GIB:.2f}", f"{size / available:.0%}"
+def _memory_table(memory):
+    sizes = dataclasses.asdict(memory) | {"peak": memory.peak}
+    sizes["available"] = sizes.pop("available")  # to the end
+    rows = [("memory of a chip", "GiB", "share")]
+    for name, size in sizes.items():
+        rows.append((name, f"{size / GIB:.2f}", f"{size / memory.available:.0%}"))
+    return table(rows)
+
+
+def _time_table(e):
+    products = [o for o in e.operations if o.flops and not o.roofline]
+    multiplying = sum(o.seconds * o.times for o in products)
+    parts = {
+        "matrix products, with what is fused": multiplying,
+        "other operations": e.computing - multiplying,
+        "custom kernels, by roofline": e.kernels,
+        "waiting for collectives": e.exposed,
+        "all": e.seconds,
+    }
+    rows = [("a step", "ms", "share")]
+    rows += [(name, *_ms(part, e.seconds)) for name, part in parts.items()]
+    return table(rows)
+
+
+def _collective_table(e):
+    rows = [("collectives", "mesh axes", "MB", "times", "ms", "hidden")]
+    for c in collectives(e):
+        hidden = 1 - c["waiting_seconds"] / c["seconds"] if c["seconds"] else 1
+        size, took = f"{c['bytes'] / 1e6:.2f}", f"{c['seconds'] * 1e3:.2f}"
+        axes = ",".join(c["axes"])
+        rows.append((c["kind"], axes, size, c["times"], took, f"{hidden:.0%}"))
+    return table(rows)
+
+
+def _operation_table(e, peak):
+    rows = [("largest operations", "times", "ms", "share", "of peak")]
+    for o in operations(e)[:10]:
+        name = o["source"] + (" (roofline)" if o["by_roofline"] else "")
+        rate = f"{o['flops'] / o['seconds'] / peak:.0%}" if o["flops"] else ""
+        rows.append((name, o["times"], *_ms(o["seconds"], e.seconds), rate))
+    return table(rows)
 
 
 def _ms(seconds, whole):
@@ -361,14 +358,15 @@ def changes(config: ConfigDict, mesh: Mapping[str, int]) -> Iterator[dict]:
       Values by the config's keys.
     """
     ways = mesh["data"] * mesh["fsdp"]
-    slices = config.mesh.get("slices", 1)
+    slices = config.mesh.slices
     parts = config.optimizer.accumulate_steps
     batches = {name: s.batch_size for name, s in config.streams.items()}
     most = min(batches.values()) // ways  # parts of one example a chip
 
     def smaller(factor):
+        unit = ways * parts
         return {
-            f"streams.{name}.batch_size": size // factor // ways * ways
+            f"streams.{name}.batch_size": size // factor // unit * unit
             for name, size in batches.items()
         }
 
@@ -382,7 +380,7 @@ def changes(config: ConfigDict, mesh: Mapping[str, int]) -> Iterator[dict]:
     if mesh["fsdp"] * slices < ways:
         milder.append({"mesh.data": slices, "mesh.fsdp": -1})
     yield from milder
-    if most >= 2:
+    if most >= 2 * parts:
         yield smaller(2)
     together = {}
     for change in milder:
@@ -393,7 +391,7 @@ def changes(config: ConfigDict, mesh: Mapping[str, int]) -> Iterator[dict]:
         together["optimizer.accumulate_steps"] *= 2
         yield dict(together)
     together.pop("optimizer.accumulate_steps", None)
-    for factor in (2**i for i in range(1, most.bit_length())):
+    for factor in (2**i for i in range(1, (most // parts).bit_length())):
         yield together | smaller(factor)
 
 
@@ -428,7 +426,7 @@ def head_classes(config: ConfigDict, given: Mapping[str, int]) -> dict[str, int]
     return classes
 
 
-def _given_classes(texts):
+def given_classes(texts):
     given = {}
     for text in texts:
         head, _, number = text.partition("=")
@@ -443,14 +441,14 @@ def run(config: ConfigDict, topology: str, given: Mapping[str, int], as_json: bo
 
     Where it does not fit, the changes that might mend it are tried first.
     """
-    topology = Topology.parse(topology, config.mesh.get("slices", 1))
+    topology = Topology.parse(topology, config.mesh.slices)
     classes = head_classes(config, given)
     log.info("Compiling for %s", topology)
     try:
         found = preflight(config, topology, classes)
     except DoesNotFit as error:
         raise DoesNotFit(f"{error} {_advice(config, topology, classes)}") from None
-    print(json.dumps(found.summary(), indent=1) if as_json else report(found, config))
+    print(json.dumps(found.summary(), indent=1) if as_json else report(found))
 
 
 def _advice(config, topology, classes):
@@ -478,7 +476,7 @@ def main(argv):
     to_stderr()
     jax.config.update("jax_platforms", "cpu")  # the TPUs are not here
     with reported():
-        run(_CONFIG.value, _TOPOLOGY.value, _given_classes(_CLASSES.value), _JSON.value)
+        run(_CONFIG.value, _TOPOLOGY.value, given_classes(_CLASSES.value), _JSON.value)
 
 
 if __name__ == "__main__":

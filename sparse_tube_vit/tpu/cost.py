@@ -247,9 +247,9 @@ class _Estimator:
         seconds = moved / chip.memory_bandwidth
         for name, matrix_products in ATTENTION_KERNELS.items():
             if name in instruction.op_name:
-                q, k = _queries_and_keys(operands)
-                flops = 2 * matrix_products * math.prod(q) * k[-2]
-                rate = chip.peak_flops * min(1, q[-1] / chip.matrix_unit)
+                heads, queries, keys, width = _attention(operands)
+                flops = 2 * matrix_products * heads * queries * keys * width
+                rate = chip.peak_flops * min(1, width / chip.matrix_unit)
                 return _one(instruction, max(seconds, flops / rate), flops, True)
         unknown = Estimate(unknown_kernels=(instruction.name,))
         return unknown + _one(instruction, seconds, 0, True)
@@ -399,8 +399,12 @@ def _one(instruction, seconds, flops, roofline=False):
     return Estimate(operations=(operation,))
 
 
-def _queries_and_keys(operands):
-    """Dimensions (..., N, d) of the first two operands that are wide arrays."""
+def _attention(operands):
+    """Heads of all examples, queries, keys and head width, of an attention kernel.
+
+    Its first two operands of numbers are queries and keys, with heads and then either
+    tokens or the head's width in front. There are more tokens than channels in a head.
+    """
     floats = [o for o in operands if re.match(r"bf16|f32", o.shape)]
-    q, k = (arrays(o.shape)[0][1] for o in floats[:2])
-    return q, k
+    (*heads, a, b), (*_, c, d) = (arrays(o.shape)[0][1] for o in floats[:2])
+    return math.prod(heads), max(a, b), max(c, d), min(a, b)
