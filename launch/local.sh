@@ -4,6 +4,7 @@
 #
 #   ./launch/local.sh [--config.key=value ...]      WORKDIR=runs/moving_shapes
 set -euo pipefail
+# shellcheck source=launch/setup.sh
 source "$(dirname "$0")/setup.sh"
 workdir="${WORKDIR:-runs/moving_shapes}"
 

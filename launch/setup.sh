@@ -1,6 +1,7 @@
+# shellcheck shell=bash
 # Sourced by the other scripts: makes .venv with everything pinned, and activates it.
 # PYTHON names the interpreter to use, 3.11 or newer.
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 python="${PYTHON:-python3}"
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
     echo "Python 3.11 or newer is needed; $("$python" --version) is what $python is." >&2
@@ -17,5 +18,6 @@ if [ "$(cat .venv/installed 2>/dev/null)" != "$wanted" ]; then
         --no-deps --editable .
     echo "$wanted" >.venv/installed
 fi
+# shellcheck source=/dev/null
 source .venv/bin/activate
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Trains on GKE by XPK (github.com/AI-Hypercomputer/xpk), which makes the JobSet.
+#
+#   ./launch/gke/xpk.sh CLUSTER NAME TYPE SLICES IMAGE --config=FILE --workdir=gs://...
+#                       [--config.key=VALUE ...]
+#
+# TYPE is an accelerator type as for tpu_vm.sh, IMAGE that of launch/gke/Dockerfile. Of
+# several SLICES, --config.mesh.slices has to be told as well. XPK takes the cluster's
+# project and zone from gcloud's configuration. Where the run ends early, as when a host
+# is taken away, it is resumed: RESTARTS times, 10 if not set.
+set -euo pipefail
+if [ $# -lt 7 ]; then
+    sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p;}' "$0"
+    exit 1
+fi
+cluster="$1" name="$2" type="$3" slices="$4" image="$5"
+shift 5
+command -v xpk >/dev/null || {
+    echo "NoXpk: xpk is not on PATH: pip install xpk" >&2
+    exit 1
+}
+# A shell in the container reads the command; exec, so that SIGTERM gets to train.py.
+printf -v arguments ' %q' "$@"
+exec xpk workload create --cluster="$cluster" --workload="$name" --tpu-type="$type" \
+    --num-slices="$slices" --docker-image="$image" --restart-on-exit-codes=1 \
+    --max-restarts="${RESTARTS:-10}" --termination-grace-period-seconds=300 \
+    --command="exec python -m sparse_tube_vit.train$arguments"
