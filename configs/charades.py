@@ -21,7 +21,7 @@ from sparse_tube_vit.config import (
     smoke,
     stream,
 )
-from sparse_tube_vit.variants import OPTIMIZERS, VARIANTS
+from sparse_tube_vit.variants import MANY_LAYERS, OPTIMIZERS, VARIANTS
 
 
 def get_config(argument: str = ""):
@@ -36,6 +36,7 @@ def get_config(argument: str = ""):
     config.clip.update(frames=128, fps=6.0, size=224)
     config.model.update(
         **VARIANTS[args.variant],
+        **MANY_LAYERS[args.variant],
         tubes="charades",
         kernels=args.kernels,
         dropout=0.2,

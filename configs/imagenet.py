@@ -17,7 +17,7 @@ from sparse_tube_vit.config import (
     smoke,
     stream,
 )
-from sparse_tube_vit.variants import OPTIMIZERS, VARIANTS
+from sparse_tube_vit.variants import MANY_LAYERS, OPTIMIZERS, VARIANTS
 
 
 def get_config(argument: str = ""):
@@ -25,7 +25,12 @@ def get_config(argument: str = ""):
     config = default_config()
     config.total_steps = 300_000
     config.clip.update(frames=64, fps=15.0, size=224)
-    config.model.update(**VARIANTS[args.variant], tubes="main", dtype="bfloat16")
+    config.model.update(
+        **VARIANTS[args.variant],
+        **MANY_LAYERS[args.variant],
+        tubes="main",
+        dtype="bfloat16",
+    )
     config.optimizer.update(OPTIMIZERS[args.variant], warmup_steps=10_000)
     images = {"kind": "image", "dataset": "imagenet2012", "head": "imagenet2012"}
     config.streams.image = stream(**images, batch_size=256, randaugment_layers=2)

@@ -31,7 +31,7 @@ from sparse_tube_vit.config import (
 )
 from sparse_tube_vit.scaling import scale_config
 from sparse_tube_vit.tubes import Tube
-from sparse_tube_vit.variants import OPTIMIZERS, VARIANTS
+from sparse_tube_vit.variants import MANY_LAYERS, OPTIMIZERS, VARIANTS
 
 WEIGHTS = {
     "augreg": {},
@@ -54,7 +54,9 @@ def get_config(argument: str = ""):
     config = default_config()
     config.total_steps = 50_000
     config.clip.update(frames=64, fps=15.0, size=224)
-    config.model.update(**VARIANTS[args.small], tubes="main", dtype="bfloat16")
+    config.model.update(
+        **VARIANTS[args.small], **MANY_LAYERS[args.big], tubes="main", dtype="bfloat16"
+    )
     side = 14 if args.big == "H" else 16
     patches = Tube(kernel=(1, side, side), stride=(1, side, side))
     scale_config(config, VARIANTS[args.big] | WEIGHTS[args.weights], patches)

@@ -18,7 +18,7 @@ from sparse_tube_vit.config import (
     smoke,
     stream,
 )
-from sparse_tube_vit.variants import OPTIMIZERS, VARIANTS
+from sparse_tube_vit.variants import MANY_LAYERS, OPTIMIZERS, VARIANTS
 
 
 def get_config(argument: str = ""):
@@ -27,7 +27,11 @@ def get_config(argument: str = ""):
     config.total_steps = 300_000
     config.clip.update(frames=32, fps=24.0, size=224)
     config.model.update(
-        **VARIANTS[args.variant], tubes="main", dropout=0.3, dtype="bfloat16"
+        **VARIANTS[args.variant],
+        **MANY_LAYERS[args.variant],
+        tubes="main",
+        dropout=0.3,
+        dtype="bfloat16",
     )
     config.init.weights = f"runs/kinetics600_{args.variant}"
     config.optimizer.update(

@@ -28,6 +28,13 @@ OPTIMIZERS = {
     for name in VARIANTS
 }
 
+#: How the layers are trained: many of them are compiled once, and of each is kept what
+#: its dense layers and attention put out.
+MANY_LAYERS = {
+    name: {"scan": True, "remat": "dots"} if name in ("L", "H") else {}
+    for name in VARIANTS
+}
+
 _IMAGE = Tube(kernel=(1, 16, 16), stride=(32, 16, 16))
 _FOUR = (
     Tube(kernel=(8, 8, 8), stride=(16, 32, 32)),
