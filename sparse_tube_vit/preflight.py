@@ -10,6 +10,7 @@ with exit code 1 if the step does not fit the memory of a chip.
 
 import collections
 import dataclasses
+import itertools
 import json
 import math
 import re
@@ -242,23 +243,44 @@ def collectives(e: Estimate) -> list[dict]:
 def operations(e: Estimate) -> list[dict]:
     """The operations of a step, those of one place in the model together.
 
-    Blocks are taken together; what the compiler added goes by its own name.
+    What the compiler added goes by its own name. All blocks are one place.
     """
     groups = collections.defaultdict(list)
     for o in e.operations:
-        place = re.sub(r"block_\d+", "block", o.source).removeprefix("jit(train_step)/")
-        groups[place or re.sub(r"[.\d]+", "", o.name), o.roofline].append(o)
+        name = place(o.source) or re.sub(r"[.\d]+$", "", o.name)
+        groups[name, o.roofline].append(o)
     rows = [
         {
-            "source": source,
+            "name": name,
             "times": sum(o.times for o in group),
             "seconds": sum(o.seconds * o.times for o in group),
             "flops": sum(o.flops * o.times for o in group),
             "by_roofline": roofline,
+            "source": group[0].source,
         }
-        for (source, roofline), group in groups.items()
+        for (name, roofline), group in groups.items()
     ]
     return sorted(rows, key=lambda row: -row["seconds"])
+
+
+#: Steps of jax's paths that say how, not where, something is computed.
+_WRAPPERS = re.compile(
+    r"(jit|jvp|vmap|transpose)\(.*|while|body|closed_call|checkpoint|cond|shard_map|"
+    r"rematted_computation|pallas_call|Tube[vV]i[tT]\.features|TubeViT"
+)
+
+
+def place(source: str) -> str:
+    """Where in the model, and in which pass, jax's path of an operation is."""
+    steps = [s for s in source.split("/") if not _WRAPPERS.fullmatch(s)]
+    steps = [re.sub(r"^(new_)?block_\d+$", "block", s).lower() for s in steps]
+    if not steps:
+        return ""
+    backward = "transpose(" in source
+    again = "rematted_computation" in source
+    phase = "recomputed" if again else "backward" if backward else "forward"
+    where = "/".join(step for step, _ in itertools.groupby(steps))
+    return f"{phase} {where}" if "TubeViT" in source else where
 
 
 def report(found: Preflight) -> str:
@@ -335,7 +357,7 @@ def _collective_table(e):
 def _operation_table(e, peak):
     rows = [("largest operations", "times", "ms", "share", "of peak")]
     for o in operations(e)[:10]:
-        name = o["source"] + (" (roofline)" if o["by_roofline"] else "")
+        name = o["name"] + (" (roofline)" if o["by_roofline"] else "")
         rate = f"{o['flops'] / o['seconds'] / peak:.0%}" if o["flops"] else ""
         rows.append((name, o["times"], *_ms(o["seconds"], e.seconds), rate))
     return table(rows)
