@@ -91,8 +91,8 @@ class Shard:
     examples: list[Example]
 
     def finished(self) -> bool:
-        """Whether it is written already."""
-        return self.rows.exists()
+        """Whether it is written already, or all of the data set is."""
+        return self.rows.exists() or (epath.Path(self.directory) / INFO).exists()
 
     @property
     def rows(self) -> epath.Path:
@@ -264,7 +264,8 @@ def write_all(plan) -> None:
 def write_shard(shard: Shard, seen: Callable[[], None] = lambda: None) -> None:
     """Writes a shard's file of records, then its part of the manifest.
 
-    An example that does not decode is left out of the records; its row says why.
+    An example that does not decode is left out of the records; its row says why. A
+    shard that another process has written meanwhile is left as it is.
 
     Args:
         shard: What to write.
@@ -272,6 +273,10 @@ def write_shard(shard: Shard, seen: Callable[[], None] = lambda: None) -> None:
 
     Raises: UnreadableFile, CannotWrite.
     """
+    if shard.finished():
+        for _ in shard.examples:
+            seen()
+        return
     builder = builder_class(shard.builder)
     features = tfds.features.FeaturesDict.from_config(shard.directory)
     serializer = tfds.core.ExampleSerializer(features.get_serialized_info())

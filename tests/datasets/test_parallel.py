@@ -1,5 +1,6 @@
 """Worker processes and Apache Beam: the same data set, whatever writes it or dies."""
 
+import dataclasses
 import functools
 import multiprocessing
 import os
@@ -66,7 +67,12 @@ def test_an_error_in_a_worker_ends_the_others(clips, tmp_path):
 
     def run(plan):
         os.remove(clips / CLIPS[1])
-        work_for_minutes = list(writing.unfinished(plan)) * 20_000
+        shards = list(writing.unfinished(plan))
+        work_for_minutes = [
+            dataclasses.replace(shard, name=f"{i}.{shard.name}")
+            for i in range(20_000)
+            for shard in shards
+        ]
         parallel.in_processes(work_for_minutes, 2, lambda more: None)
 
     start = time.monotonic()

@@ -208,6 +208,21 @@ def test_two_preparations_are_never_mixed(tmp_path, splits, transcode, message):
     assert writing.write(ours)
 
 
+@pytest.mark.parametrize("all_of_it", [False, True])
+def test_a_shard_that_another_process_has_written(tmp_path, all_of_it):
+    ours, seen = builder(tmp_path, train=numbers(3)), []
+
+    def run(plan):
+        (shard,) = writing.unfinished(plan)
+        writing.write(ours) if all_of_it else writing.write_all(plan)
+        Pictures.loaded.clear()
+        writing.write_shard(shard, lambda: seen.append(1))
+
+    assert writing.write(ours, run=run) != all_of_it
+    assert len(seen) == 3 and not Pictures.loaded
+    assert len(read(tmp_path, "train")) == 3
+
+
 def test_a_file_that_cannot_be_read_is_not_skipped(tmp_path, monkeypatch):
     monkeypatch.setitem(writing.SHARD_EXAMPLES, "image", 1)
     ours = builder(tmp_path, train=["1", "2", "3"])
