@@ -8,6 +8,10 @@ class TubeViTError(Exception):
     """Base of the named errors; the message says all that a user needs."""
 
 
+class UnwritableOutput(TubeViTError, OSError):
+    """What a command makes cannot be written where it is to go."""
+
+
 @contextlib.contextmanager
 def reported():
     """Ends a command on a named error with its message instead of a stack trace."""

@@ -24,7 +24,7 @@ from PIL import Image
 
 from sparse_tube_vit import checkpoints, datasets
 from sparse_tube_vit.config import ConfigDict, from_json, read
-from sparse_tube_vit.errors import TubeViTError, reported
+from sparse_tube_vit.errors import TubeViTError, UnwritableOutput, reported
 from sparse_tube_vit.input.pipeline import EvaluationExample
 from sparse_tube_vit.log import to_stderr
 from sparse_tube_vit.training.examples import Example, examples_of_step
@@ -240,16 +240,25 @@ def _resized(frame, side):
 def draw_batches(config: ConfigDict, step: int, out) -> list[epath.Path]:
     """Writes the batches of a step as PNG, `STREAM_stepK_PAGE.png`; returns the paths.
 
-    Raises: as `examples_of_step`.
+    Raises: UnwritableOutput; and as `examples_of_step`.
     """
-    out = epath.Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    out = _made(out)
     paths = []
     for name, examples in examples_of_step(config, step):
         for i, figure in enumerate(batch_grids(examples), start=1):
             paths.append(out / f"{name}_step{step}_{i}.png")
             save(figure, paths[-1])
     return paths
+
+
+def _made(directory) -> epath.Path:
+    """The directory, made where it is not there."""
+    try:
+        directory = epath.Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UnwritableOutput(f"--out: {error}") from error
+    return directory
 
 
 class NoVideoStream(TubeViTError, ValueError):
@@ -273,10 +282,12 @@ def example_clip(config: ConfigDict) -> np.ndarray:
 
 
 def draw_run(workdir, out=None) -> list[epath.Path]:
-    """Writes every picture of a run as PNG; returns their paths."""
-    out = epath.Path(out or epath.Path(workdir) / "figures")
-    out.mkdir(parents=True, exist_ok=True)
+    """Writes every picture of a run as PNG; returns their paths.
+
+    Raises: UnwritableOutput; what reading the run raises.
+    """
     step = checkpoints.latest_step(workdir)
+    out = _made(out or epath.Path(workdir) / "figures")
     directory = epath.Path(workdir) / "checkpoints"
     config = from_json(checkpoints.read_run(directory, step)["config"])
     params = checkpoints.read_params(directory, step)

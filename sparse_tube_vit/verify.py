@@ -20,7 +20,7 @@ from sparse_tube_vit import datasets
 from sparse_tube_vit.config import ConfigDict
 from sparse_tube_vit.contact_sheet import contact_sheet
 from sparse_tube_vit.datasets import DatasetError, verification
-from sparse_tube_vit.errors import TubeViTError, reported
+from sparse_tube_vit.errors import UnwritableOutput, reported
 from sparse_tube_vit.input.pipeline import TrainingExample
 from sparse_tube_vit.log import to_stderr
 
@@ -29,10 +29,6 @@ PAGE = "contact_sheet.html"
 
 class DatasetIsWrong(DatasetError):
     """A prepared data set is not what was prepared, or does not decode."""
-
-
-class UnwritablePage(TubeViTError, OSError):
-    """The page cannot be written where it is to go."""
 
 
 def training_example(
@@ -89,7 +85,7 @@ def main(argv: list[str] | None = None) -> None:
         try:
             out.touch()
         except OSError as error:  # better now than after hours
-            raise UnwritablePage(f"--out: {error}") from error
+            raise UnwritableOutput(f"--out: {error}") from error
         report = verification.verify(args.dataset, args.data_dir, args.workers)
         page = contact_sheet(report, example, args.workers)
         print(report)

@@ -116,7 +116,8 @@ def test_batches_from_the_command_line(prepared, tmp_path, capsys):
     [
         (["--step", "0"], "--step: '0' is not a number of at least 1"),
         (["--config.clip.frames=0"], "clip.frames is 0"),
-        (["--config.streams.one.dataset=none"], "none is not prepared"),
+        (["--config.streams.two.dataset=none"], "none is not prepared"),
+        (["--out", "/dev/null/out"], "UnwritableOutput: --out: "),
         (["--workdir=x"], "Unknown command line flag 'workdir'"),
     ],
 )

@@ -45,11 +45,14 @@ def examples_of_step(
     validate(config)
     loader = config.loader.copy_and_resolve_references()
     loader.workers = 0  # one batch is not worth starting processes
+    splits = {}
     for name, stream in config.streams.items():
-        split = datasets.open_split(
+        splits[name] = datasets.open_split(
             stream.dataset, stream.split, config.data_dir, stream.kind
         )
-        check_loss(f"streams.{name}", stream.loss, split)
+        check_loss(f"streams.{name}", stream.loss, splits[name])
+    for name, stream in config.streams.items():
+        split = splits[name]
         batches = training_batches(
             split, name, stream, config.clip, loader, config.seed, start_step=step - 1
         )
