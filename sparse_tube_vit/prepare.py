@@ -30,7 +30,8 @@ import re
 import sys
 import time
 
-from sparse_tube_vit.datasets import BUILDERS, DatasetError, builder_class
+from sparse_tube_vit.datasets import BUILDERS, DatasetError, builder_class, manifest
+from sparse_tube_vit.errors import reported
 
 LEFT_OUT_SHOWN = 20
 
@@ -39,24 +40,20 @@ class BadArguments(DatasetError):
     """The command line does not say what this data set needs."""
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
+def main(argv: list[str] | None = None) -> None:
     argv = list(sys.argv[1:] if argv is None else argv)
     if "--beam" in argv[:-1]:  # its value looks like options of ours
         i = argv.index("--beam")
         argv[i : i + 2] = [f"--beam={argv[i + 1]}"]
     arguments = _parser().parse_args(argv)
-    try:
-        transcode = _transcode(arguments)
-        for builder in _builders(arguments):
-            print(_prepare(builder, transcode, arguments), flush=True)
-    except DatasetError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("Stopped. The same command goes on from here.", file=sys.stderr)
-        return 130
-    return 0
+    with reported():
+        try:
+            transcode = _transcode(arguments)
+            for builder in _builders(arguments):
+                print(_prepare(builder, transcode, arguments), flush=True)
+        except KeyboardInterrupt:
+            print("Stopped. The same command goes on from here.", file=sys.stderr)
+            sys.exit(130)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -75,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--name", help="what to call the data set (folders)")
     add("--transcode", help="make clips H.264, such as short_side=256,gop=30,crf=23")
     add("--workers", type=int, help="processes, else one a core; 0: this one")
-    add("--beam", help="options of an Apache Beam pipeline to run in their place")
+    add("--beam", help='Apache Beam pipeline in their place: --beam="--runner=..."')
     return parser
 
 
@@ -151,7 +148,7 @@ def _builders(arguments) -> list:
 
 def _prepare(builder, transcode, arguments) -> str:
     """Writes the data set unless it is there; returns what to tell of it."""
-    from sparse_tube_vit.datasets import manifest, writing
+    from sparse_tube_vit.datasets import writing
 
     start = time.monotonic()
     run = functools.partial(_run, builder, arguments)
@@ -235,7 +232,7 @@ def _counts(builder, rows) -> list[str]:
     counts = {split: collections.Counter() for split in listing.splits}
     examples = collections.Counter()
     for row in rows:
-        if row.status == "ok":
+        if row.status == manifest.OK:
             examples[row.split] += 1
             counts[row.split].update(row.label if builder.multi_label else [row.label])
     table = [["", *counts]]
@@ -260,7 +257,7 @@ def _counts(builder, rows) -> list[str]:
 
 def _left_out(rows, path) -> list[str]:
     """What was left out and why, the first of them by name."""
-    left_out = [row for row in rows if row.status != "ok"]
+    left_out = [row for row in rows if row.status != manifest.OK]
     if not left_out:
         return []
     lines = [f"  left out: {len(left_out)}"]
@@ -274,4 +271,4 @@ def _left_out(rows, path) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

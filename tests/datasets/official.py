@@ -33,10 +33,8 @@ def prepared(capsys, root: pathlib.Path, dataset: str, *arguments) -> str:
     """Prepares into root/data on the command line; returns what it printed."""
     arguments = [dataset, *map(str, arguments), "--data_dir", str(root / "data")]
     arguments += ["--workers", "0"]
-    code = prepare.main(arguments)
-    printed = capsys.readouterr()
-    assert code == 0, printed.err
-    return printed.out
+    prepare.main(arguments)
+    return capsys.readouterr().out
 
 
 def examples(root: pathlib.Path, dataset: str, split: str) -> dict:
