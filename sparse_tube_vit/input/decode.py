@@ -149,7 +149,8 @@ def opened(data: bytes, timeout_seconds: float = math.inf):
             stream.thread_type, stream.codec_context.thread_count = "NONE", 1
             yield Video(container, stream, timeout_seconds)
     except (av.error.FFmpegError, EOFError) as error:
-        raise UndecodableClip(f"FFmpeg cannot decode it: {error}") from error
+        why = getattr(error, "strerror", None) or error
+        raise UndecodableClip(f"FFmpeg cannot decode it: {why}.") from error
 
 
 class Video:
