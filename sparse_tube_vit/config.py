@@ -434,7 +434,6 @@ _RULES = (
         lambda x: x == -1 or _whole(x),
         "a whole number of at least 1, or -1",
     ),
-    (("model.scan",), lambda x: isinstance(x, bool), "True or False"),
     (
         (
             "seed",

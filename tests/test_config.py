@@ -80,7 +80,6 @@ def test_a_misspelt_key_in_a_config_file_names_the_nearest(config):
             lambda c: c.optimizer.update(first_moment_dtype="float16"),
             "first_moment_dtype is 'float16': it must be one of float32, bfloat16",
         ),
-        (lambda c: c.model.update(scan="yes"), "model.scan is 'yes'.*True or False"),
         (lambda c: c.model.update(remat="some"), "one of none, full, dots"),
         (lambda c: c.model.update(attention="flash"), "auto, heads_first, xla, cudnn"),
         (lambda c: c.mesh.update(fsdp=0), "mesh.fsdp is 0: .*at least 1, or -1"),

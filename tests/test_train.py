@@ -129,7 +129,7 @@ def test_a_run_goes_on_with_other_devices_and_options(
     config.mesh.update(data=1, fsdp=8)
     config.model.update(scan=True, remat="full", attention="xla")
     with monkeypatch.context() as patch:
-        cut_power_in(5, patch)
+        cut_power_in(6, patch)
         with pytest.raises(PowerCut):
             train.train(config, tmp_path)
     assert checkpoints.latest_step(tmp_path) == 4
@@ -161,7 +161,9 @@ def test_the_next_batch_is_on_its_way_before_a_step_is_looked_at(
     ):
         monkeypatch.setattr(owner, name, told(name, getattr(owner, name)))
     config = tiny_config(data_dir)
-    config.update(total_steps=3, log_every_steps=10, evaluations={})
+    config.update(total_steps=3, log_every_steps=10)
+    for name in tuple(config.evaluations):
+        del config.evaluations[name]
     config.checkpoint.every_steps = 10
     train.train(config, tmp_path)
     ahead = ["train_step", "to_devices", "check_finite"]
