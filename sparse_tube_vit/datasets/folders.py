@@ -130,7 +130,7 @@ def _find(directory: epath.Path, kind: str):
                     f" expected files in {class_folder}"
                 )
             files = _files(class_folder)
-            taken = [f for f in files if not _unfit(f.name, kind)]
+            taken = [f for f in files if not unfit(f.name, kind)]
             if not taken:
                 raise EmptyClassFolder(
                     f"{class_folder} holds no {kind} (of {len(files)} files, none ends"
@@ -138,9 +138,9 @@ def _find(directory: epath.Path, kind: str):
                 )
             listed += [(split, path) for path in taken]
             left_out += [
-                (path.relative_to(directory).as_posix(), _unfit(path.name, kind))
+                (path.relative_to(directory).as_posix(), unfit(path.name, kind))
                 for path in files
-                if _unfit(path.name, kind)
+                if unfit(path.name, kind)
             ]
     return listed, sorted(set(left_out))
 
@@ -170,7 +170,7 @@ def _read_split_list(directory: epath.Path, kind: str, split_list: epath.Path):
         if relative in seen:
             raise BadSplitList(f"{where}: {relative} is listed twice")
         seen.add(relative)
-        if reason := _unfit(name, kind):
+        if reason := unfit(name, kind):
             left_out.append((name, reason))
         else:
             listed.append((split, directory / relative))
@@ -179,7 +179,7 @@ def _read_split_list(directory: epath.Path, kind: str, split_list: epath.Path):
     return listed, left_out
 
 
-def _unfit(name: str, kind: str) -> str:
+def unfit(name: str, kind: str) -> str:
     """Why a file of this name is left out; "" if it is not."""
     suffix = pathlib.PurePosixPath(name).suffix
     if suffix.lower() not in SUFFIXES[kind]:

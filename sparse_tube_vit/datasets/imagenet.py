@@ -50,8 +50,7 @@ class ImageNet2012(encoded.Builder):
             for path in encoded.files_below(root):
                 name = path.relative_to(images).as_posix()
                 folder = path.relative_to(root).parent.as_posix()
-                if path.suffix.lower() not in folders.SUFFIXES["image"]:
-                    reason = "not a known image suffix"
+                if reason := folders.unfit(name, "image"):
                     left_out.append(Row(split, name, status=reason))
                     continue
                 if folder == "." and split == "validation" and path.stem in validation:

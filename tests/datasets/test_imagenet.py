@@ -29,7 +29,7 @@ def test_prepared_and_read_back(tmp_path, capsys):
     assert "imagenet2012: written to" in out
     assert "train: 2 examples of 1000 classes, 0 to 1 a class" in out
     assert "note: 998 of the 1000 classes have no image in train" in out
-    assert "left out: 1\n    train/words.txt: not a known image suffix" in out
+    assert "left out: 1\n    train/words.txt: .txt is not a known image suffix" in out
     assert official.examples(tmp_path, "imagenet2012", "train") == {
         train[0]: (TISSUE, images[train[0]]),
         train[1]: (GOLDFISH, images[train[1]]),
