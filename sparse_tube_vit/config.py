@@ -558,7 +558,10 @@ def read(arguments: Sequence[str]) -> ConfigDict:
 def parse_flags(argv, values: flags.FlagValues = flags.FLAGS):
     """Parses flags for absl.app; a config that does not load ends with its message."""
     try:
-        return values(argv)
+        rest = values(argv)
+        # A file that is not there is an error only once something is asked of it.
+        getattr(values.config, "seed", None)
+        return rest
     except flags.Error as error:
         # What a config file raises comes as the text of its traceback.
         _, _, message = str(error).rpartition("Traceback (most recent call last):")
@@ -569,5 +572,17 @@ def parse_flags(argv, values: flags.FlagValues = flags.FLAGS):
         places = [
             f"{f.filename}:{f.lineno}: " for f in frames if f.name == "get_config"
         ]
-        message = error.args[0] if isinstance(error, KeyError) else error
-        sys.exit(f"InvalidConfig: {places[-1] if places else ''}{message}")
+        sys.exit(f"InvalidConfig: {places[-1] if places else ''}{_message(error)}")
+
+
+def _message(error: Exception) -> str:
+    """What ml_collections or a config file raises, in a line."""
+    if error.args and isinstance(error.args[0], KeyError):
+        error = error.args[0]  # ml_collections wraps it
+    if isinstance(error, KeyError):
+        what, *nearest = str(error.args[0]).splitlines()
+        if len(what.split()) == 1:  # the key alone
+            what = f"There is no key {what}."
+        return " ".join([what, *nearest])
+    *_, last = str(error).strip().splitlines() or [type(error).__name__]
+    return last.strip()  # of a file that is not there: its name, after what was tried

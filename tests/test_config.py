@@ -8,6 +8,7 @@ from sparse_tube_vit.config import (
     arguments,
     default_config,
     evaluation,
+    read,
     stream,
     validate,
 )
@@ -135,6 +136,28 @@ def test_arguments_of_config_files():
     for wrong in ("smoke=yes", "from_", "from_="):
         with pytest.raises(InvalidConfig, match=f"'{wrong}'.*from_=..., smoke"):
             arguments(wrong, **more)
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (
+            ["--config=no/such.py"],
+            "[Errno 2] No such file or directory: 'no/such.py'",
+        ),
+        (["--config=FILE", "--config.nonsense=1"], "There is no key 'nonsense'."),
+        (["--config=FILE", "--config.clip.x.y=1"], "There is no key 'x'."),
+        (
+            ["--config=FILE", "--config.clip.frame=1"],
+            'There is no key \'frame\'. Did you mean "frames" instead of "frame"?',
+        ),
+    ],
+)
+def test_a_command_line_is_refused_in_a_line(given, message):
+    given = [g.replace("FILE", "configs/moving_shapes.py") for g in given]
+    with pytest.raises(SystemExit) as end:
+        read(given)
+    assert end.value.code == f"InvalidConfig: {message}"
 
 
 @pytest.mark.parametrize(
