@@ -14,7 +14,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from sparse_tube_vit.config import ConfigDict
+from sparse_tube_vit.config import ConfigDict, differences
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.log import log
 from sparse_tube_vit.training.state import TrainState
@@ -35,6 +35,7 @@ FREE_KEYS = (
     "model.remat",
     "model.scan",
     "optimizer.accumulate_steps",
+    "profile_steps",
 )
 
 
@@ -130,17 +131,17 @@ class Checkpoints:
         self.manager.close()
 
     def _check_run(self, saved):
-        differences = [
+        changed = [
             f"  {key}: {before!r} then, {now!r} now"
             for section in ("config", "class_names")
-            for key, before, now in _differences(saved[section], self.run[section])
+            for key, before, now in differences(saved[section], self.run[section])
             if section == "class_names"
             or not f"{key}.".startswith(tuple(f"{free}." for free in FREE_KEYS))
         ]
-        if differences:
+        if changed:
             raise OtherRun(
                 f"{self.directory.parent} holds a run with other settings:\n"
-                + "\n".join(differences)
+                + "\n".join(changed)
                 + "\nChoose another --workdir, or set them as they were to resume."
             )
 
@@ -173,16 +174,6 @@ def save_params(workdir, params, run: dict) -> None:
 def _items(state):
     items = {"params": state.params, "optimizer": state.optimizer}
     return items | ({"ema": state.ema} if state.ema is not None else {})
-
-
-def _differences(before, now, prefix=""):
-    """(key, before, now) for every leaf in which two nested dicts differ."""
-    for key in sorted(before.keys() | now.keys()):
-        a, b = before.get(key), now.get(key)
-        if isinstance(a, dict) and isinstance(b, dict):
-            yield from _differences(a, b, f"{prefix}{key}.")
-        elif a != b:
-            yield f"{prefix}{key}", a, b
 
 
 def latest_step(workdir) -> int:

@@ -4,6 +4,7 @@ A file in `configs/` starts from `default_config()` and states what differs. The
 is locked, so that a key which does not exist is an error wherever it is set.
 """
 
+import re
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
@@ -131,6 +132,8 @@ def default_config() -> ConfigDict:
 
     config.log_every_steps = 50
     config.evaluate_every_steps = 0  # 0: at the end only
+    # Steps of which the first host writes a trace for XProf, "10:15"; "": of none.
+    config.profile_steps = ""
     config.checkpoint = ConfigDict({"every_steps": 1000, "keep": 3})
     config.lock()
     config.streams.unlock()
@@ -152,6 +155,16 @@ def from_json(values: Mapping) -> ConfigDict:
             config[section][name] = make(**source)
     config.update(values)
     return config
+
+
+def differences(before: dict, now: dict, prefix: str = ""):
+    """(key, before, now) for every leaf in which two nested dicts differ."""
+    for key in sorted(before.keys() | now.keys()):
+        a, b = before.get(key), now.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from differences(a, b, f"{prefix}{key}.")
+        elif a != b:
+            yield f"{prefix}{key}", a, b
 
 
 def stream(
@@ -316,6 +329,13 @@ def validate(config: ConfigDict) -> None:
             f"optimizer.warmup_steps {config.optimizer.warmup_steps} is not below "
             f"total_steps {config.total_steps}."
         )
+    if not wrong and config.profile_steps:
+        first, last = profiled_steps(config) or (0, 0)
+        if not 1 <= first <= last <= config.total_steps:
+            wrong.append(
+                f"profile_steps is {config.profile_steps!r}: it must be empty or two "
+                f"steps, first and last, of 1 to {config.total_steps}, as 10:15."
+            )
     if wrong:
         raise InvalidConfig("\n".join(["The configuration cannot work:", *wrong]))
 
@@ -396,6 +416,12 @@ def _wrong_losses(config, heads):
 def head_loss(config: ConfigDict, head: str) -> str:
     """The loss that a head is trained with: what its logits mean."""
     return {s.head: s.loss for s in config.streams.values()}[head]
+
+
+def profiled_steps(config: ConfigDict) -> tuple[int, int] | None:
+    """(first, last) of the steps to trace; None where `profile_steps` names none."""
+    match = re.fullmatch(r"(\d+):(\d+)", config.profile_steps)
+    return match and (int(match[1]), int(match[2]))
 
 
 def _lookup(config, key):

@@ -18,5 +18,10 @@ def reported():
     try:
         yield
     except TubeViTError as error:
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print_error(error)
         sys.exit(1)
+
+
+def print_error(error: TubeViTError) -> None:
+    """Prints an error's name and message to stderr."""
+    print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)

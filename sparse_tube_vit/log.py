@@ -20,3 +20,16 @@ def to_stderr() -> None:
         log.addHandler(handler)
         log.setLevel(logging.INFO)
         log.propagate = False
+
+
+def name_host(index: int) -> None:
+    """Names this host, one of several, in its lines; the first alone says all of them.
+
+    The others say warnings and errors: the rest is the same on all hosts.
+    """
+    if index:
+        log.setLevel(logging.WARNING)
+    for handler in log.handlers:
+        handler.setFormatter(
+            logging.Formatter(f"%(asctime)s host {index}: %(message)s", "%H:%M:%S")
+        )

@@ -7,7 +7,6 @@ The same command again resumes an interrupted run from its latest checkpoint.
 
 import contextlib
 import signal
-import time
 
 import jax
 import numpy as np
@@ -16,7 +15,7 @@ from clu import parameter_overview
 from etils import epath
 from ml_collections import config_flags
 
-from sparse_tube_vit import datasets, evaluate, pretrained
+from sparse_tube_vit import datasets, evaluate, hosts, pretrained
 from sparse_tube_vit.checkpoints import Checkpoints, describe_run
 from sparse_tube_vit.config import ConfigDict, parse_flags, validate
 from sparse_tube_vit.datasets.classes import check_loss, classes_by_head
@@ -25,6 +24,7 @@ from sparse_tube_vit.input import pipeline
 from sparse_tube_vit.log import log, to_stderr
 from sparse_tube_vit.training import sharding
 from sparse_tube_vit.training.freezing import check_new
+from sparse_tube_vit.training.profiling import traced_steps
 from sparse_tube_vit.training.program import Program
 from sparse_tube_vit.training.reporting import Reporter
 from sparse_tube_vit.training.state import TrainState
@@ -45,6 +45,7 @@ def train(config: ConfigDict, workdir) -> TrainState:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UnusableWorkdir(f"--workdir {workdir} cannot be made: {error}") from error
+    hosts.check_shared(workdir)
     first_host = jax.process_index() == 0
 
     # ---- data sets and their classes
@@ -60,6 +61,9 @@ def train(config: ConfigDict, workdir) -> TrainState:
         (stream.head, splits[name]) for name, stream in config.streams.items()
     )
     evaluations = evaluate.prepare(config, class_names)
+    run = describe_run(config, class_names)
+    examples = {name: len(split) for name, split in splits.items()}
+    hosts.check_same(run | {"examples": examples})
 
     # ---- one compiled program for all streams, and the state it starts from
     mesh = sharding.make_mesh(config)
@@ -67,9 +71,7 @@ def train(config: ConfigDict, workdir) -> TrainState:
         sharding.check_batch(source.batch_size, mesh, f"evaluations.{name}")
     classes = {head: len(names) for head, names in class_names.items()}
     program = Program(config, classes, mesh)
-    checkpoints = Checkpoints(
-        workdir, config.checkpoint.keep, describe_run(config, class_names)
-    )
+    checkpoints = Checkpoints(workdir, config.checkpoint.keep, run)
     if checkpoints.resumable:
         state = checkpoints.resume(program.state)
     else:
@@ -102,11 +104,14 @@ def train(config: ConfigDict, workdir) -> TrainState:
         for name, split in splits.items()
     }
 
+    found = {}  # what does not decode and was not told yet: stream -> id -> problem
+
     def next_batches():
-        batches = {name: next(stream) for name, stream in streams.items()}
+        with reporter.time("input"):
+            batches = {name: next(stream) for name, stream in streams.items()}
         for name, batch in batches.items():
-            for line in undecodable[name].check(batch):
-                log.warning(line)
+            if new := undecodable[name].find(batch):
+                found[name] = found.get(name, {}) | new
         return sharding.to_devices(
             {
                 name: {key: batch[key] for key in ("video", "label", "weight")}
@@ -115,21 +120,29 @@ def train(config: ConfigDict, workdir) -> TrainState:
             mesh,
         )
 
+    def finish_checkpoints():
+        with reporter.time("checkpoint"):
+            checkpoints.close()
+
     reporter = Reporter(workdir, first_step, config.total_steps, first_host)
+    news = hosts.News()
     clips_per_step = sum(stream.batch_size for stream in config.streams.values())
 
     with contextlib.ExitStack() as stack, StopOnSignal() as stop:
-        stack.callback(checkpoints.close)
         stack.callback(reporter.close)
+        stack.callback(finish_checkpoints)
         for stream in streams.values():
             stack.callback(stream.close)
+        steps = traced_steps(config, workdir, first_step + 1, reporter)
+        stack.callback(steps.close)
+        stack.push(hosts.announce)
 
         def due(step):
             every = config.evaluate_every_steps
             return step == config.total_steps or bool(every and step % every == 0)
 
         def run_evaluations(step):
-            with reporter.pause():
+            with reporter.time("evaluation"):
                 for evaluation in evaluations:
                     result = evaluation.run(
                         program.model, state.eval_params, mesh, step
@@ -142,20 +155,26 @@ def train(config: ConfigDict, workdir) -> TrainState:
         if first_step and due(first_step):  # stopped before they were done, perhaps
             run_evaluations(first_step)
         metrics = following = None
-        for step in range(first_step + 1, config.total_steps + 1):
+        for step in steps:
             batches = following or next_batches()
+            news.send(stop=stop.requested, undecodable=dict(found))
+            found.clear()
             previous, (state, metrics) = metrics, program.train_step(state, batches)
+            reporter.given(metrics)
             # The next batches go to the devices while these take the step.
-            started = time.perf_counter()
             following = next_batches() if step < config.total_steps else None
-            reporter.waiting(time.perf_counter() - started)
             if step == first_step + 1:
                 jax.block_until_ready(metrics)
                 reporter.compiled()
             # The loss of the step before is there by now: looking at it costs no time.
             check_finite(previous, step - 1)
 
-            last, stopping = step == config.total_steps, stop.requested
+            last, stopping = step == config.total_steps, False
+            for told in news.receive():
+                stopping |= told["stop"]
+                for name, problems in told["undecodable"].items():
+                    for line in undecodable[name].note(problems):
+                        log.warning(line)
             if last or stopping or step % config.log_every_steps == 0:
                 values = {k: float(v) for k, v in jax.device_get(metrics).items()}
                 check_finite(values, step)
@@ -166,7 +185,7 @@ def train(config: ConfigDict, workdir) -> TrainState:
                 reporter.training(step, values | counts, clips_per_step)
             if stopping or due(step) or step % config.checkpoint.every_steps == 0:
                 check_finite(metrics, step)
-                with reporter.pause():
+                with reporter.time("checkpoint"):
                     checkpoints.save(state)
             if stopping and not last:
                 raise Interrupted(
@@ -248,7 +267,7 @@ class StopOnSignal:
 def main(argv):
     del argv
     to_stderr()
-    with reported():
+    with reported(), hosts.connected():
         train(_CONFIG.value, _WORKDIR.value)
 
 

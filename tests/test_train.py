@@ -22,7 +22,7 @@ from sparse_tube_vit.datasets import UnsupportedDataset, open_split
 from sparse_tube_vit.datasets.classes import ClassNamesDiffer, LossDoesNotFit
 from sparse_tube_vit.input.pipeline import IndivisibleBatch
 from sparse_tube_vit.training.freezing import NewButFrozen
-from sparse_tube_vit.training.reporting import read_metrics
+from sparse_tube_vit.training.reporting import PARTS, read_metrics
 from tests.tiny import (
     COUNTS,
     shrink_moving_shapes,
@@ -70,8 +70,10 @@ def assert_bit_identical(a, b):
 
 
 def without_times(lines):
-    timed = ("step_seconds", "clips_per_second", "waiting_share")
-    return [{k: v for k, v in x.items() if not k.endswith(timed)} for x in lines]
+    timed = ("second", "waiting_share")
+    return [
+        {k: v for k, v in x.items() if not any(t in k for t in timed)} for x in lines
+    ]
 
 
 def test_interrupted_and_resumed_ends_bit_identical(
@@ -254,7 +256,12 @@ def test_metrics_tell_of_both_streams_and_of_speed(finished):
     parts = training[-1]
     total = parts["train/video/loss"] + parts["train/image/loss"]
     np.testing.assert_allclose(parts["train/loss"], total, rtol=1e-5)
-    assert 0 < parts["train/waiting_share"] < 1
+    assert 0 <= parts["train/waiting_share"] <= 1
+    spent = {part: parts[f"train/seconds/{part}"] for part in PARTS}
+    # Since step 4: two steps, and the evaluations of none.
+    assert spent["step"] > 0 and spent["checkpoint"] > 0 and spent["evaluation"] == 0
+    training = spent["input"] + spent["step"] + spent["logging"]
+    np.testing.assert_allclose(training, 2 * parts["train/step_seconds"], rtol=1e-6)
     assert list(workdir.glob("events.out.tfevents.*"))
     assert "encoder/block_0/mlp/up/kernel" in (workdir / "parameters.txt").read_text()
 
@@ -458,17 +465,17 @@ def test_a_gradient_that_is_not_finite_stops_the_run_too():
 def test_a_signal_saves_the_step_and_the_run_goes_on_from_there(
     finished, data_dir, tmp_path, monkeypatch
 ):
-    waiting = train.Reporter.waiting
+    given = train.Reporter.given
 
-    def send_signal(self, seconds):
-        waiting(self, seconds)
-        sent.append(seconds)
-        if len(sent) == 3:
+    def send_signal(self, metrics):
+        given(self, metrics)
+        sent.append(metrics)
+        if len(sent) == 2:
             signal.raise_signal(signal.SIGTERM)
 
     sent = []
     with monkeypatch.context() as patch:
-        patch.setattr(train.Reporter, "waiting", send_signal)
+        patch.setattr(train.Reporter, "given", send_signal)
         with pytest.raises(train.Interrupted, match="step 3 is saved"):
             train.train(tiny_config(data_dir), tmp_path)
     assert checkpoints.latest_step(tmp_path) == 3

@@ -273,17 +273,21 @@ class Undecodable:
         self.split, self.max_share = split, max_share
         self.problems = {}  # id -> what is wrong
 
-    def check(self, batch: dict) -> list[str]:
-        """Takes note of a batch; returns a line for every example that is new.
-
-        Raises:
-          TooManyUndecodable: more than `max_share` of the data set; lists them.
-        """
-        new = {
+    def find(self, batch: dict) -> dict[str, str]:
+        """id -> what is wrong, of the examples of a batch that are not noted yet."""
+        return {
             str(i): str(problem)
             for i, problem in zip(batch["id"], batch["problem"], strict=True)
             if problem and str(i) not in self.problems
         }
+
+    def note(self, found: dict[str, str]) -> list[str]:
+        """Takes note of what any host found; returns a line for every example.
+
+        Raises:
+          TooManyUndecodable: more than `max_share` of the data set; lists them.
+        """
+        new = {i: p for i, p in found.items() if i not in self.problems}
         self.problems |= new
         if len(self.problems) > self.max_share * len(self.split):
             listed = "\n".join(f"  {i}: {p}" for i, p in self.problems.items())

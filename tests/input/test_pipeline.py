@@ -255,14 +255,14 @@ def test_what_does_not_decode_is_counted_once_and_named_and_stops_past_a_share(c
     damaged = dataclasses.replace(clips, damaged=(4, 7))
     batches = take(4, damaged)
     enough = pipeline.Undecodable(damaged, max_share=2 / SIZE)
-    lines = [line for batch in batches for line in enough.check(batch)]
+    lines = [line for batch in batches for line in enough.note(enough.find(batch))]
     assert sorted(enough.problems) == ["clip 4", "clip 7"]
     assert len(lines) == 2 and all("does not decode" in line for line in lines)
 
     strict = pipeline.Undecodable(damaged, max_share=1 / SIZE)
     with pytest.raises(pipeline.TooManyUndecodable) as error:
         for batch in batches:
-            strict.check(batch)
+            strict.note(strict.find(batch))
     assert "2 of the 11 examples of clips train" in str(error.value)
     assert "clip 4: " in str(error.value) and "clip 7: " in str(error.value)
 

@@ -1,0 +1,128 @@
+import threading
+
+import numpy as np
+import pytest
+
+from sparse_tube_vit.training import reporting
+from sparse_tube_vit.training.reporting import PARTS, Stopwatch
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self):
+        return self.now
+
+    def go(self, seconds):
+        self.now += seconds
+
+
+class Devices:
+    """Stands for jax.block_until_ready: results are there when `finish` says so."""
+
+    def __init__(self, monkeypatch):
+        monkeypatch.setattr(
+            reporting.jax, "block_until_ready", lambda event: event.wait()
+        )
+        self.pending = []
+
+    def work(self, watch):
+        self.pending.append(threading.Event())
+        watch.given(self.pending[-1])
+
+    def finish(self, watch):
+        """The oldest work is done now."""
+        done = watch._done
+        self.pending.pop(0).set()
+        if not self.pending:
+            done.result()  # seen by the thread that waits, at the time of the clock
+
+
+@pytest.fixture
+def clock():
+    return Clock()
+
+
+@pytest.fixture
+def devices(monkeypatch):
+    return Devices(monkeypatch)
+
+
+def test_time_is_split_by_part_and_adds_up(clock):
+    watch = Stopwatch(clock)
+    clock.go(1)
+    with watch.time("input"):
+        clock.go(2)
+    with watch.time("evaluation"):
+        clock.go(4)
+        with watch.time("logging"):
+            clock.go(8)
+        clock.go(16)
+    seconds = watch.read()
+    expected = {"step": 1, "input": 2, "evaluation": 20, "logging": 8, "checkpoint": 0}
+    assert seconds == expected and set(PARTS) == set(expected)
+    assert sum(seconds.values()) == clock.now - 100
+    assert sum(watch.read().values()) == 0  # counted once
+
+
+def test_reading_while_the_devices_work_is_no_waiting(clock, devices):
+    watch = Stopwatch(clock)
+    devices.work(watch)
+    with watch.time("input"):  # 3 s beside the step, and 2 s in which nothing runs
+        clock.go(3)
+        devices.finish(watch)
+        clock.go(2)
+    devices.work(watch)
+    with watch.time("input"):  # done before the step is
+        clock.go(4)
+    clock.go(1)
+    devices.finish(watch)
+    assert watch.read() == pytest.approx(
+        {"input": 2, "step": 8, "logging": 0, "checkpoint": 0, "evaluation": 0}
+    )
+
+
+def test_work_in_a_queue_keeps_the_devices_busy(clock, devices):
+    watch = Stopwatch(clock)
+    devices.work(watch)
+    devices.work(watch)
+    with watch.time("input"):
+        clock.go(1)
+        devices.finish(watch)  # the first of two
+        clock.go(5)
+    seconds = watch.read()  # in the middle of the second
+    assert seconds["input"] == 0 and seconds["step"] == 6
+    with watch.time("checkpoint"):
+        clock.go(1)
+        devices.finish(watch)
+        clock.go(2)
+    seconds = watch.read()
+    assert seconds["step"] == 1 and seconds["checkpoint"] == 2
+
+
+def test_parts_add_up_whatever_happens(clock, devices):
+    rng = np.random.default_rng(0)
+    watch, total, begun = Stopwatch(clock), 0.0, clock.now
+    for _ in range(200):
+        act = rng.choice(["work", "finish", "read", *PARTS])
+        if act == "work":
+            devices.work(watch)
+        elif act == "finish" and devices.pending:
+            devices.finish(watch)
+        elif act == "read":
+            total += sum(watch.read().values())
+        elif act in PARTS:
+            with watch.time(act):
+                clock.go(rng.exponential())
+        clock.go(rng.exponential())
+    while devices.pending:
+        devices.finish(watch)
+    total += sum(watch.read().values())
+    assert total == pytest.approx(clock.now - begun)
+
+
+def test_shares_and_times_as_the_log_tells_them():
+    assert reporting._shares({"step": 3.0, "input": 0.99, "logging": 0.01}) == (
+        "75% step, 25% input"
+    )
+    assert reporting._clock_time(3 * 24 * 3600 + 61) == "3 d 00:01:01"
