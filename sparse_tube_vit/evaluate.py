@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import json
 import re
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -16,7 +17,7 @@ from etils import epath
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from sparse_tube_vit import checkpoints, datasets, figures
+from sparse_tube_vit import checkpoints, datasets, figures, hosts
 from sparse_tube_vit.config import ConfigDict, from_json, head_loss, validate
 from sparse_tube_vit.datasets.classes import check_classes, check_loss
 from sparse_tube_vit.errors import TubeViTError, reported
@@ -249,8 +250,22 @@ class Evaluation:
         check_loss(f"evaluations.{self.name}", self.loss, self.split)
         self._scores = None
 
-    def run(self, model: TubeViT, params, mesh, step: int) -> Result:
-        """Scores every example once; every host gets the whole result."""
+    def run(
+        self,
+        model: TubeViT,
+        params,
+        mesh,
+        step: int,
+        before_batch: Callable = lambda: None,
+    ) -> Result:
+        """Scores every example once; every host gets the whole result.
+
+        Args:
+          model, params: that are evaluated.
+          mesh: of all devices.
+          step: of the checkpoint, for the result.
+          before_batch: called before each; what it raises ends the evaluation.
+        """
         source, clip = self.source, self.config.clip
         sharding.check_batch(source.batch_size, mesh, f"evaluations.{self.name}")
         tubes = tuple(tube.restride(source.stride_scale) for tube in model.tubes)
@@ -277,6 +292,7 @@ class Evaluation:
             *sharding.batch_share(mesh),
         )
         for batch in batches:
+            before_batch()
             for name, problem in zip(batch["id"], batch["problem"], strict=True):
                 if problem:
                     log.warning("%s: %s does not decode: %s", self.name, name, problem)
@@ -344,12 +360,20 @@ def evaluate(config: ConfigDict, workdir, step: int, names=None) -> list[Result]
     model = make_model(config, {h: len(c) for h, c in class_names.items()})
     params = checkpoints.read_params(directory, step)
     mesh = sharding.make_mesh(config)
-    params = jax.device_put(params, NamedSharding(mesh, P()))
-    return [
-        evaluation.run(model, params, mesh, step)
+    whole = NamedSharding(mesh, P())
+    params = jax.tree.map(
+        lambda x: jax.make_array_from_process_local_data(whole, x, x.shape), params
+    )
+    evaluations = [
+        evaluation
         for evaluation in prepare(config, class_names)
         if not names or evaluation.name in names
     ]
+    hosts.check_same(
+        checkpoints.describe_run(config, class_names)
+        | {"step": step, "evaluations": {e.name: len(e.split) for e in evaluations}}
+    )
+    return [evaluation.run(model, params, mesh, step) for evaluation in evaluations]
 
 
 def _views(text):
@@ -384,7 +408,7 @@ def main():
     parser.add_argument("--out", help="default: WORKDIR/evaluations")
     args = parser.parse_args()
     to_stderr()
-    with reported():
+    with reported(), hosts.connected():
         step = args.step
         if step is None:
             step = checkpoints.latest_step(args.workdir)
@@ -403,9 +427,10 @@ def main():
             if args.views and source.kind == "video":
                 source.temporal_views, source.spatial_views = args.views
         for result in evaluate(config, args.workdir, step, args.only):
-            print(result)
-            out = epath.Path(args.out or epath.Path(args.workdir) / "evaluations")
-            print(f"  written to {result.save(out)}")
+            if jax.process_index() == 0:
+                print(result)
+                out = epath.Path(args.out or epath.Path(args.workdir) / "evaluations")
+                print(f"  written to {result.save(out)}")
 
 
 if __name__ == "__main__":

@@ -130,6 +130,10 @@ def _join() -> bool:
         raise UnknownHosts(f"jax cannot tell which hosts there are: {error}") from error
     except jax.errors.JaxRuntimeError as error:
         raise HostMissing(f"The first host cannot listen{where}: {error}") from error
+    except RuntimeError as error:
+        if address is None and jax.process_count() == 1:
+            return False  # jax computes here already, in a notebook say, and alone
+        raise UnknownHosts(f"jax cannot join other hosts any more: {error}") from error
     finally:
         late.cancel()
     # jax took SIGTERM for itself; until training takes it there is nothing to save.

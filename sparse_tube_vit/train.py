@@ -62,8 +62,11 @@ def train(config: ConfigDict, workdir) -> TrainState:
     )
     evaluations = evaluate.prepare(config, class_names)
     run = describe_run(config, class_names)
-    examples = {name: len(split) for name, split in splits.items()}
-    hosts.check_same(run | {"examples": examples})
+    hosts.check_same(
+        run
+        | {"streams": {name: len(split) for name, split in splits.items()}}
+        | {"evaluations": {e.name: len(e.split) for e in evaluations}}
+    )
 
     # ---- one compiled program for all streams, and the state it starts from
     mesh = sharding.make_mesh(config)
@@ -141,11 +144,19 @@ def train(config: ConfigDict, workdir) -> TrainState:
             every = config.evaluate_every_steps
             return step == config.total_steps or bool(every and step % every == 0)
 
+        def stop_if_told():
+            news.send(stop=stop.requested)
+            if news.receive():
+                raise Interrupted(
+                    "Stopped by a signal in an evaluation; the step before it is saved "
+                    f"in {workdir}."
+                )
+
         def run_evaluations(step):
             with reporter.time("evaluation"):
                 for evaluation in evaluations:
                     result = evaluation.run(
-                        program.model, state.eval_params, mesh, step
+                        program.model, state.eval_params, mesh, step, stop_if_told
                     )
                     reporter.write(step, result.scalars())
                     log.info("%s", result)

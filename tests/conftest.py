@@ -14,6 +14,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import jax
 import pytest
 
+from sparse_tube_vit.datasets import open_split
+from tests.tiny import COUNTS, shrink_moving_shapes, tiny_config
+
 # The tiny run is trained many times over: each of its programs is compiled once.
 _COMPILED = tempfile.TemporaryDirectory()
 jax.config.update("jax_compilation_cache_dir", _COMPILED.name)
@@ -39,3 +42,24 @@ def real_data():
     if not REAL_DATA.exists():
         pytest.skip(f"no real clips: {REAL_DATA} is absent")
     return REAL_DATA
+
+
+@pytest.fixture(scope="session")
+def data_dir(tmp_path_factory):
+    """The embedded data sets, tiny."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        shrink_moving_shapes(monkeypatch)
+        directory = tmp_path_factory.mktemp("data")
+        # The first run prepares the data: the counts must still be small then.
+        for kind in COUNTS:
+            open_split(f"moving_shapes/{kind}", "train", directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def finished(data_dir, tmp_path_factory):
+    """(workdir, last state) of a run that nothing interrupted."""
+    from sparse_tube_vit import train
+
+    workdir = tmp_path_factory.mktemp("finished")
+    return workdir, train.train(tiny_config(data_dir), workdir)

@@ -15,38 +15,19 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
-from sparse_tube_vit import checkpoints, evaluate, figures, train
+from sparse_tube_vit import checkpoints, evaluate, figures, hosts, train
 from sparse_tube_vit.checkpoints import NoCheckpoint, OtherRun
 from sparse_tube_vit.config import from_json
-from sparse_tube_vit.datasets import UnsupportedDataset, open_split
+from sparse_tube_vit.datasets import UnsupportedDataset
 from sparse_tube_vit.datasets.classes import ClassNamesDiffer, LossDoesNotFit
 from sparse_tube_vit.input.pipeline import IndivisibleBatch
 from sparse_tube_vit.training.freezing import NewButFrozen
 from sparse_tube_vit.training.reporting import PARTS, read_metrics
 from tests.tiny import (
     COUNTS,
-    shrink_moving_shapes,
     tiny_config,
     tiny_multi_label_config,
 )
-
-
-@pytest.fixture(scope="module")
-def data_dir(tmp_path_factory):
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        shrink_moving_shapes(monkeypatch)
-        directory = tmp_path_factory.mktemp("data")
-        # The first run prepares the data: the counts must still be small then.
-        for kind in COUNTS:
-            open_split(f"moving_shapes/{kind}", "train", directory)
-    return directory
-
-
-@pytest.fixture(scope="module")
-def finished(data_dir, tmp_path_factory):
-    """(workdir, last state) of a run that nothing interrupted."""
-    workdir = tmp_path_factory.mktemp("finished")
-    return workdir, train.train(tiny_config(data_dir), workdir)
 
 
 class PowerCut(Exception):
@@ -480,6 +461,28 @@ def test_a_signal_saves_the_step_and_the_run_goes_on_from_there(
             train.train(tiny_config(data_dir), tmp_path)
     assert checkpoints.latest_step(tmp_path) == 3
     assert_bit_identical(train.train(tiny_config(data_dir), tmp_path), finished[1])
+
+
+def test_a_signal_ends_an_evaluation_which_is_done_again(
+    finished, data_dir, tmp_path, monkeypatch
+):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    shutil.rmtree(workdir / "evaluations")
+    send = hosts.News.send
+
+    def send_signal(self, **news):
+        signal.raise_signal(signal.SIGTERM)
+        monkeypatch.undo()
+        send(self, **news)
+
+    monkeypatch.setattr(hosts.News, "send", send_signal)
+    with pytest.raises(train.Interrupted, match="in an evaluation"):
+        train.train(tiny_config(data_dir), workdir)
+    assert not list(workdir.glob("evaluations/video*"))
+    train.train(tiny_config(data_dir), workdir)
+    assert list(workdir.glob("evaluations/video*.json"))
+    ours, theirs = (without_times(read_metrics(d)) for d in (workdir, finished[0]))
+    assert ours == theirs
 
 
 def test_what_is_found_before_anything_is_compiled(data_dir, tmp_path):

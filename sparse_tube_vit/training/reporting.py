@@ -161,7 +161,8 @@ class Reporter:
             for name, value in metrics.items()
             if name.endswith(("/accuracy", "/precision_at_1"))
         )
-        longest = f" (on host {waits.argmax()})" if waits.argmax() else ""
+        told = waits.argmax() and speed["waiting_share"] >= 0.01
+        longest = f" (on host {waits.argmax()})" if told else ""
         log.info(
             "step %d of %d: loss %.3f%s; %.3f s a step, %.1f clips/s, %.0f%% waiting "
             "for data%s; time: %s; %s left",
