@@ -106,22 +106,21 @@ def train(config: ConfigDict, workdir) -> TrainState:
         name: pipeline.Undecodable(split, config.loader.max_undecodable)
         for name, split in splits.items()
     }
-
     found = {}  # what does not decode and was not told yet: stream -> id -> problem
 
     def next_batches():
         with reporter.time("input"):
             batches = {name: next(stream) for name, stream in streams.items()}
-        for name, batch in batches.items():
-            if new := undecodable[name].find(batch):
-                found[name] = found.get(name, {}) | new
-        return sharding.to_devices(
-            {
-                name: {key: batch[key] for key in ("video", "label", "weight")}
-                for name, batch in batches.items()
-            },
-            mesh,
-        )
+            for name, batch in batches.items():
+                if new := undecodable[name].find(batch):
+                    found[name] = found.get(name, {}) | new
+            return sharding.to_devices(
+                {
+                    name: {key: batch[key] for key in ("video", "label", "weight")}
+                    for name, batch in batches.items()
+                },
+                mesh,
+            )
 
     def finish_checkpoints():
         with reporter.time("checkpoint"):
