@@ -288,41 +288,42 @@ def test_four_hosts_train_as_one(pod, finished, data_dir, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "mesh", [{"data": 1, "fsdp": 4}, {"data": 1, "fsdp": 2, "tensor": 2}]
+    "devices, mesh",
+    [
+        (2, {"data": 1, "fsdp": 2, "tensor": 2}),  # fsdp across hosts
+        (1, {"data": 1, "fsdp": 1, "tensor": 2}),  # tensor: both feed the same examples
+    ],
 )
-def test_parameters_split_over_hosts(mesh, pod, finished, data_dir, tmp_path):
-    two = pod(2, f"config.mesh.update({mesh})")
+def test_parameters_split_over_hosts(devices, mesh, pod, finished, data_dir, tmp_path):
+    two = pod(2, f"config.mesh.update({mesh})", DEVICES=devices)
     assert two.ended() == (0, {0: 0, 1: 0}), two
     assert_same_run(tmp_path / "run", finished, data_dir)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "change, seconds",
+    "change",
     [
-        # A connection breaks at once, or the others wait in vain for a sign of life.
-        (IN_STEP.format(step=5, host=1, signal="SIGKILL"), 30),
-        (IN_STEP.format(step=5, host=0, signal="SIGKILL"), 30),
-        (IN_STEP.format(step=5, host=1, signal="SIGSTOP"), 30),
-        (IN_CHECKPOINT.format(host=1, signal="SIGKILL", before=""), 30),
-        (
-            IN_CHECKPOINT.format(host=1, signal="SIGKILL", before="save(self, state)"),
-            30,
-        ),
+        IN_STEP.format(step=5, host=1, signal="SIGKILL"),
+        IN_STEP.format(step=5, host=0, signal="SIGKILL"),
+        IN_STEP.format(step=5, host=1, signal="SIGSTOP"),
+        IN_CHECKPOINT.format(host=1, signal="SIGKILL", before=""),
+        IN_CHECKPOINT.format(host=1, signal="SIGKILL", before="save(self, state)"),
     ],
     ids=["step", "step_first_host", "step_frozen", "checkpoint", "checkpoint_begun"],
 )
 def test_a_lost_host_ends_the_others_and_the_run_resumes(
-    change, seconds, pod, finished, data_dir, tmp_path
+    change, pod, finished, data_dir, tmp_path
 ):
     two = pod(2, change, HOSTS_LOST_SECONDS=10)
     lost = 0 if ", 0)" in change else 1
-    step_2 = two.wait_for("step 2 of 6")
+    compiled = two.wait_for("step 2 of 6")
     ended = two.wait_for(rf"\[{1 - lost}\] ended with [1-9]")
+    assert ended - compiled < 45, two  # of which 10 without a sign of life at most
     if "SIGSTOP" in change:
         os.kill(two.pids[lost], signal.SIGKILL)
     code, codes = two.ended()
-    assert code == 1 and codes[lost] == 137 and ended - step_2 < seconds, two
+    assert code == 1 and codes[lost] == 137, two
     assert checkpoints.latest_step(tmp_path / "run") in (2, 4)
     assert_same_run(tmp_path / "run", finished, data_dir)
 
