@@ -117,8 +117,10 @@ CHIPS = {
 }
 
 
-#: Keeps the compiler from looking for a TPU, and from saying that there is none.
+#: Keeps the compiler from looking for a TPU, from saying that there is none, and from
+#: taking it for itself: several may compile at once.
 _NO_TPU_HERE = {
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
     "TPU_WORKER_HOSTNAMES": "localhost",
