@@ -85,8 +85,9 @@ def test_one_step_is_adam_on_the_weighted_sum_of_both_losses(model, batches):
             total -= weight * jnp.mean(jnp.sum(target * jax.nn.log_softmax(logits), 1))
         return total
 
+    gradients = jax.jit(jax.value_and_grad(loss))
     for i in range(2):
-        value, gradient = jax.value_and_grad(loss)(params)
+        value, gradient = gradients(params)
         updates, adam = adamw.update(gradient, adam, params)
         params = optax.apply_updates(params, updates)
         decay = min(0.9, (1 + i) / (10 + i))
