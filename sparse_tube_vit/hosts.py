@@ -33,6 +33,10 @@ from sparse_tube_vit.errors import TubeViTError, print_error
 from sparse_tube_vit.log import log, name_host
 
 
+class NoDevices(TubeViTError, RuntimeError):
+    """The devices that were asked for are not there."""
+
+
 class UnknownHosts(TubeViTError, ValueError):
     """The environment says in part, or wrongly, which hosts a run has."""
 
@@ -65,12 +69,16 @@ def connected():
     a connection to it breaks, or after HOSTS_LOST_SECONDS.
 
     Raises:
+      NoDevices: JAX_PLATFORMS names devices that this host does not have.
       UnknownHosts: the environment is incomplete or wrong.
       HostMissing: this host cannot listen, as the first, to others.
     """
-    if not _join():
+    _join()
+    if _hosts() == 1:
         yield
         return
+    name_host(jax.process_index())
+    log.info("%d hosts with %d devices each", _hosts(), jax.local_device_count())
     watch = threading.Thread(target=_follow_a_failure, daemon=True)
     watch.start()
     try:
@@ -89,8 +97,8 @@ def connected():
     jax.distributed.shutdown()
 
 
-def _join() -> bool:
-    """Joins the others; False where this host is the only one."""
+def _join():
+    """Joins the others, where the environment tells of any."""
     names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     address, *numbers = (os.environ.get(name) for name in names)
     count = index = None
@@ -104,7 +112,7 @@ def _join() -> bool:
         if index >= count:
             raise UnknownHosts(f"{told}: the hosts are numbered from 0.")
         if count == 1:
-            return False
+            return
     start = _start_seconds()
     where = f" at {address}" if address else ""
     missing = HostMissing(
@@ -123,25 +131,31 @@ def _join() -> bool:
             heartbeat_timeout_seconds=_seconds("HOSTS_LOST_SECONDS", 60),
             shutdown_timeout_seconds=start,
         )
-        hosts = jax.process_count()
     except ValueError as error:
         if address is None and "coordinator_address" in str(error):
-            return False  # jax finds no sign of other hosts
+            return  # jax finds no sign of others
         raise UnknownHosts(f"jax cannot tell which hosts there are: {error}") from error
     except jax.errors.JaxRuntimeError as error:
         raise HostMissing(f"The first host cannot listen{where}: {error}") from error
     except RuntimeError as error:
-        if address is None and jax.process_count() == 1:
-            return False  # jax computes here already, in a notebook say, and alone
+        if address is None and _hosts() == 1:
+            return  # jax computes here already, in a notebook say, and alone
         raise UnknownHosts(f"jax cannot join other hosts any more: {error}") from error
     finally:
         late.cancel()
     # jax took SIGTERM for itself; until training takes it there is nothing to save.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    if hosts > 1:
-        name_host(jax.process_index())
-        log.info("%d hosts with %d devices each", hosts, jax.local_device_count())
-    return hosts > 1
+
+
+def _hosts():
+    """How many there are, which jax asks the devices."""
+    try:
+        return jax.process_count()
+    except (RuntimeError, AssertionError) as error:  # the latter for lack of a plugin
+        asked = os.environ.get("JAX_PLATFORMS", "")
+        raise NoDevices(
+            f"JAX_PLATFORMS={asked} asks for devices that jax does not find. {error}"
+        ) from error
 
 
 def _start_seconds():

@@ -267,6 +267,13 @@ def test_an_environment_that_names_no_hosts(variables, message, monkeypatch):
         pass
 
 
+@pytest.mark.parametrize("platforms", ["cuda", "nonsense,cpu"])
+def test_devices_that_are_not_there(platforms):
+    ((code, _, error),) = run_hosts("pass", count=1, JAX_PLATFORMS=platforms)
+    assert code == 1
+    assert error.startswith(f"NoDevices: JAX_PLATFORMS={platforms} asks for")
+
+
 def test_one_host_alone_joins_nobody(monkeypatch):
     entered = []
     with hosts.connected():  # nothing says that there are others
