@@ -22,6 +22,10 @@ SKIPPABLE = ("h264", "mpeg1video", "mpeg2video")
 # 8 bits of luma and chroma, each in its plane; "j": all 256 levels, as JPEG has.
 PLANAR = {f"yuv{j}{layout}p" for j in ("", "j") for layout in (420, 422, 444)}
 
+# Between a picture's sides. Beyond it, a short side scaled to 224 makes a long one of
+# thousands of pixels.
+MAX_ASPECT = 20
+
 
 class UndecodableClip(TubeViTError, ValueError):
     """The bytes hold no picture that can be decoded."""
@@ -327,6 +331,11 @@ class _ToRgb:
         self.orientation = Orientation.of(frame)
         swapped = self.orientation.swapped
         upright = (frame.height, frame.width)[:: -1 if swapped else 1]
+        if max(upright) > MAX_ASPECT * min(upright):
+            raise UndecodableClip(
+                f"It has {upright[0]} x {upright[1]} pixels, one side more than "
+                f"{MAX_ASPECT} times the other."
+            )
         if self.layout is None:
             self.crop = self.choose_crop(*upright)
             self.chosen_on = upright

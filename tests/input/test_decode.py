@@ -783,3 +783,22 @@ def test_no_memory_is_lost():
             decode(data, times, whole, timeout)
     # Less than half a kilobyte each: what opens a file has 32 of them.
     assert resident() - before < 5e6
+
+
+@pytest.mark.parametrize("size, decodes", [((40, 2), True), ((3, 63), False)])
+def test_a_picture_that_is_hardly_more_than_a_line(size, decodes):
+    file = io.BytesIO()
+    Image.new("RGB", size).save(file, "PNG")
+
+    def read():
+        return decode(
+            file.getvalue(),
+            lambda duration: np.zeros(1),
+            lambda height, width: Crop(0, 0, height, width, 8, 8),
+        )
+
+    if decodes:
+        assert read()[0].shape == (1, 8, 8, 3)
+    else:
+        with pytest.raises(UndecodableClip, match="63 x 3 pixels, one side"):
+            read()
