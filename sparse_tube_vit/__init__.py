@@ -6,6 +6,9 @@ import importlib
 _PUBLIC = {
     "Tube": "sparse_tube_vit.tubes",
     "TubeViT": "sparse_tube_vit.model",
+    "load": "sparse_tube_vit.inference",
+    "read_clip": "sparse_tube_vit.input.views",
+    "read_image": "sparse_tube_vit.input.views",
 }
 __all__ = [*_PUBLIC]
 __version__ = "0.1.0"

@@ -2,24 +2,31 @@
 
 `WORKDIR/checkpoints/<step>` holds the items `params`, `ema` (where one is kept) and
 `optimizer` (both of what is trained), unstacked trees of arrays, and `run`: JSON with
-the whole config, the class names of every head, and the versions of the packages.
+the whole config, the class names of every head, the versions of the packages, and the
+`FORMAT` of all this.
 """
 
+import contextlib
 import importlib.metadata
 import json
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging as absl_logging
 from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from sparse_tube_vit.config import ConfigDict, differences
+from sparse_tube_vit.config import ConfigDict, differences, from_json
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.log import log
 from sparse_tube_vit.training.state import TrainState
 
 _PACKAGES = ("sparse_tube_vit", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
+
+#: Of what is saved. What a later one says cannot be read; what an earlier one lacks has
+#: its default. The first to say so is 1.
+FORMAT = 1
 
 #: What a resumed run may set otherwise: none of it changes what is learnt.
 FREE_KEYS = (
@@ -43,6 +50,22 @@ class NoCheckpoint(TubeViTError, FileNotFoundError):
     """There is no finished checkpoint where one is needed."""
 
 
+class UnfinishedCheckpoint(NoCheckpoint):
+    """A checkpoint that is not written to its end."""
+
+
+class ForeignCheckpoint(TubeViTError, ValueError):
+    """What lies there is not of this package."""
+
+
+class DamagedCheckpoint(TubeViTError, ValueError):
+    """A part of a checkpoint or release is lost or changed."""
+
+
+class NewerCheckpoint(TubeViTError, ValueError):
+    """A newer version of this package wrote it, in a format unknown to this one."""
+
+
 class OtherRun(TubeViTError, ValueError):
     """The work directory belongs to a run with another config or other classes."""
 
@@ -56,6 +79,7 @@ def describe_run(config: ConfigDict, class_names: dict[str, tuple[str, ...]]) ->
         except importlib.metadata.PackageNotFoundError:  # run from a source tree
             versions[package] = "not installed"
     return {
+        "format": FORMAT,
         "config": json.loads(config.to_json()),
         "class_names": {head: list(names) for head, names in class_names.items()},
         "versions": versions,
@@ -131,6 +155,8 @@ class Checkpoints:
         self.manager.close()
 
     def _check_run(self, saved):
+        # Keys that were added since it was saved have their defaults.
+        saved = saved | {"config": json.loads(from_json(saved["config"]).to_json())}
         changed = [
             f"  {key}: {before!r} then, {now!r} now"
             for section in ("config", "class_names")
@@ -196,47 +222,87 @@ def latest_step(workdir) -> int:
     return max(steps)
 
 
-def locate(path) -> tuple[epath.Path, int]:
-    """(directory, step) of a checkpoint: of this step, or a work directory's latest.
+def read_run(directory, step: int) -> dict:
+    """What the checkpoint `directory/<step>` says of its run, see `describe_run`.
 
     Raises:
-      NoCheckpoint: neither `WORKDIR/checkpoints/<step>` nor a work directory with one.
+      NoCheckpoint, ForeignCheckpoint, DamagedCheckpoint, NewerCheckpoint.
     """
-    path = epath.Path(path)
-    if path.name.isdigit() and (path / "run").exists():
-        return path.parent, int(path.name)
-    return path / "checkpoints", latest_step(path)
-
-
-def read_run(directory, step: int) -> dict:
-    """What the checkpoint `directory/<step>` says of its run, see `describe_run`."""
     path = epath.Path(directory).resolve() / str(step) / "run"
     if not path.exists():
         raise NoCheckpoint(
             f"{path.parent} is not a finished checkpoint of this package."
         )
-    return ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(path)
+    with reading(path):
+        run = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(path)
+    check_run(run, path.parent)
+    return run
 
 
-def read_params(directory, step: int) -> dict:
-    """Parameters of `directory/<step>` as numpy arrays, averaged where they are.
+def check_run(run, where) -> None:
+    """Raises ForeignCheckpoint or NewerCheckpoint unless `run` says what ours do."""
+    needed = ("config", "class_names", "versions")
+    if not isinstance(run, dict) or any(
+        not isinstance(run.get(k), dict) for k in needed
+    ):
+        raise ForeignCheckpoint(
+            f"{where} is not of sparse_tube_vit: it does not say its "
+            f"{', '.join(needed)}."
+        )
+    if (found := run.get("format", 0)) > FORMAT:
+        version = run["versions"].get("sparse_tube_vit", "a newer one")
+        raise NewerCheckpoint(
+            f"{where} has format {found}, of sparse_tube_vit {version}; this version "
+            f"reads formats up to {FORMAT}. Upgrade sparse_tube_vit."
+        )
+
+
+@contextlib.contextmanager
+def reading(path):
+    """Names as DamagedCheckpoint whatever a library raises within the block."""
+    try:
+        yield
+    except TubeViTError:
+        raise
+    except Exception as error:  # each reader has its own for damaged files
+        why = str(error).strip().splitlines() or [type(error).__name__]
+        raise DamagedCheckpoint(
+            f"{path} is damaged: {why[0][:300]} Copy it again, or take another step."
+        ) from error
+
+
+def read_params(directory, step: int, ema: bool = True) -> dict:
+    """Parameters of `directory/<step>` as numpy arrays.
 
     Needs no mesh: works on any number of devices.
+
+    Args:
+      directory, step: of a checkpoint.
+      ema: whether to read the averaged parameters where there are any.
+
+    Raises:
+      NoCheckpoint, DamagedCheckpoint.
     """
     root = epath.Path(directory).resolve() / str(step)
     if not (root / "params").exists():
         raise NoCheckpoint(f"{root} holds no parameters.")
     found = {}
-    for item in ("ema", "params"):  # frozen parameters have no average
-        if (root / item).exists():
-            found |= _read_arrays(root / item, found)
+    for item in ("ema", "params") if ema else ("params",):
+        if (root / item).exists():  # frozen parameters have no average
+            with reading(root / item):
+                found |= _read_arrays(root / item, found)
     return unflatten_dict(found)
 
 
 def _read_arrays(path, known):
     """The arrays of a tree in numpy, flat, without those known already."""
     checkpointer = ocp.PyTreeCheckpointer()
-    metadata = flatten_dict(checkpointer.metadata(path).item_metadata.tree)
+    verbosity = absl_logging.get_verbosity()
+    absl_logging.set_verbosity(absl_logging.ERROR)  # warns of files that no item has
+    try:
+        metadata = flatten_dict(checkpointer.metadata(path).item_metadata.tree)
+    finally:
+        absl_logging.set_verbosity(verbosity)
     wanted = {k: m for k, m in metadata.items() if k not in known}
     if not wanted:
         return {}

@@ -142,7 +142,11 @@ def default_config() -> ConfigDict:
 
 
 def from_json(values: Mapping) -> ConfigDict:
-    """The config that a checkpoint holds as JSON; what is newer has its default."""
+    """The config that a checkpoint holds as JSON; what is newer has its default.
+
+    Raises:
+      InvalidConfig: it has what this version does not know.
+    """
 
     def tuples(value):
         if isinstance(value, Mapping):
@@ -150,10 +154,16 @@ def from_json(values: Mapping) -> ConfigDict:
         return tuple(map(tuples, value)) if isinstance(value, list) else value
 
     config, values = default_config(), tuples(values)
-    for section, make in (("streams", stream), ("evaluations", evaluation)):
-        for name, source in values.pop(section).items():
-            config[section][name] = make(**source)
-    config.update(values)
+    try:
+        for section, make in (("streams", stream), ("evaluations", evaluation)):
+            for name, source in values.pop(section).items():
+                config[section][name] = make(**source)
+        config.update(values)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise InvalidConfig(
+            "The saved config is none that this version of sparse_tube_vit knows: "
+            f"{_message(error)} A newer version may have written it: upgrade."
+        ) from error
     return config
 
 

@@ -25,8 +25,8 @@ from sparse_tube_vit.input import pipeline
 from sparse_tube_vit.log import log, to_stderr
 from sparse_tube_vit.metrics import average_precision, top_k
 from sparse_tube_vit.model import TubeViT
+from sparse_tube_vit.scoring import make_scores
 from sparse_tube_vit.training import sharding
-from sparse_tube_vit.training.step import make_scores
 from sparse_tube_vit.tubes import count_tokens
 from sparse_tube_vit.variants import make_model
 
@@ -268,10 +268,9 @@ class Evaluation:
         """
         source, clip = self.source, self.config.clip
         sharding.check_batch(source.batch_size, mesh, f"evaluations.{self.name}")
-        tubes = tuple(tube.restride(source.stride_scale) for tube in model.tubes)
+        model = model.restride(source.stride_scale)
         frames = clip.frames if source.kind == "video" else 1
         if self._scores is None:
-            model = model.clone(tubes=tubes)
             self._scores = jax.jit(
                 make_scores(model, source.head, self.loss),
                 out_shardings=NamedSharding(mesh, P()),
@@ -314,7 +313,7 @@ class Evaluation:
         protocol = {
             "evaluation": self.name,
             **{k: v for k, v in source.items() if k != "batch_size"},
-            "tokens": count_tokens(tubes, (frames, clip.size, clip.size)),
+            "tokens": count_tokens(model.tubes, (frames, clip.size, clip.size)),
             "frames": frames,
             "fps": clip.fps,
             "size": clip.size,

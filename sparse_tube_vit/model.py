@@ -120,6 +120,10 @@ class TubeViT(nn.Module):
             for name, outputs in self.classes.items()
         }
 
+    def restride(self, scale: float) -> "TubeViT":
+        """The model with more or fewer tokens (paper table 7d), see `Tube.restride`."""
+        return self.clone(tubes=tuple(tube.restride(scale) for tube in self.tubes))
+
     def features(self, x, train=False):
         """Describes clips or images.
 

@@ -1,4 +1,4 @@
-"""Parameters to start from: an image ViT's weights, or another run's.
+"""Parameters to start from: an image ViT's weights, or another run's or release's.
 
 Weights of image ViTs are read from the files of google-research/vision_transformer
 (AugReg `.npz`), timm and Hugging Face transformers (`.safetensors`) by explicit maps of
@@ -18,7 +18,7 @@ import numpy as np
 import safetensors
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from sparse_tube_vit import checkpoints
+from sparse_tube_vit import saved
 from sparse_tube_vit.config import ConfigDict, is_weights_file
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.model import TubeViT
@@ -240,7 +240,7 @@ def initial_params(
       UnreadableWeights: a file of another kind.
       WeightsDoNotMatch: an array is of another shape, left over in the file, or missing
         there; lists all.
-      NoCheckpoint: neither a file of weights nor a run.
+      NoCheckpoint, ForeignCheckpoint: neither a file of weights nor a run or release.
     """
     path = config.init.weights
     shapes = {name: x.shape for name, x in _flat(shapes).items()}
@@ -567,10 +567,9 @@ def positions_at(grid: np.ndarray, tube, clip) -> np.ndarray:
 
 
 def _from_run(path, config, shapes, class_names):
-    """Everything of a checkpoint; of its heads, those of the same classes."""
-    directory, step = checkpoints.locate(path)
-    run = checkpoints.read_run(directory, step)
-    params = _flat(checkpoints.read_params(directory, step))
+    """All of a checkpoint or release; of its heads, those of the same classes."""
+    source = saved.read(path)
+    run, params = source.run, _flat(source.params)
     fresh = tuple(f"{part}/" for part in config.init.fresh)
     new = ["head_", "encoder/new_block_", "encoder/gate", *fresh]
     if config.init.positions == "drop":
@@ -606,7 +605,7 @@ def _from_run(path, config, shapes, class_names):
         for key, value in ours.items()
         if _plain(theirs.get(key)) != _plain(value)
     ]
-    return f"step {step} of {directory.parent}", found
+    return source.name, found
 
 
 def _plain(value):

@@ -16,7 +16,7 @@ import numpy as np
 from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from sparse_tube_vit import checkpoints, pretrained
+from sparse_tube_vit import checkpoints, pretrained, saved
 from sparse_tube_vit.config import (
     ConfigDict,
     default_config,
@@ -178,10 +178,8 @@ def read_image_vit(path, sizes: Mapping | None = None) -> ImageViT:
         params, report = pretrained.initial_params(config, *model)
         dropped = report.dropped
     else:
-        directory, step = checkpoints.locate(path)
-        config = from_json(checkpoints.read_run(directory, step)["config"])
-        params = checkpoints.read_params(directory, step)
-        dropped = {}
+        source = saved.read(path)
+        config, params, dropped = from_json(source.run["config"]), source.params, {}
     m, (tube, *others) = config.model, make_tubes(config.model.tubes)
     images_alone = not others and tube.reads_images and tube.windows_per_token == 1
     if not images_alone or m.kernels != "separate" or m.gate_after is not None:
@@ -229,10 +227,9 @@ def scale_up(
       UnreadableWeights, WeightsDoNotMatch, NoCheckpoint: a model cannot be read.
       OtherRun: the work directory is in use.
     """
-    directory, step = checkpoints.locate(small)
-    run = checkpoints.read_run(directory, step)
-    config = from_json(run["config"])
-    kernels = read_kernels(checkpoints.read_params(directory, step), config)
+    source = saved.read(small)
+    run, config = source.run, from_json(source.run["config"])
+    kernels = read_kernels(source.params, config)
     image = read_image_vit(big, sizes)
     scale_config(config, image.model, image.patches, frozen_layers)
     config.init.update(default_config().init)

@@ -349,7 +349,7 @@ def test_files_of_another_kind_are_named(tmp_path):
         with pytest.raises(UnreadableWeights, match=message):
             load(config)
     config.init.weights = str(tmp_path)
-    with pytest.raises(checkpoints.NoCheckpoint, match="no checkpoint below"):
+    with pytest.raises(checkpoints.ForeignCheckpoint, match="neither a work dir"):
         load(config)
 
 

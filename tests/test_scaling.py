@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from sparse_tube_vit import checkpoints, train
+from sparse_tube_vit import checkpoints, saved, train
 from sparse_tube_vit import scale_up as scale_up_command
 from sparse_tube_vit.checkpoints import OtherRun, describe_run
 from sparse_tube_vit.config import InvalidConfig, default_config, from_json
@@ -45,9 +45,8 @@ def write(workdir, config):
 
 
 def read(workdir):
-    run = checkpoints.read_run(*checkpoints.locate(workdir))
-    params = checkpoints.read_params(*checkpoints.locate(workdir))
-    return from_json(run["config"]), run, params
+    found = saved.read(workdir)
+    return from_json(found.run["config"]), found.run, found.params
 
 
 def small_config(data_dir="data"):

@@ -6,7 +6,6 @@ kB .. kB + B - 1, and host h of n takes the h-th of n equal shares of them.
 """
 
 import dataclasses
-import math
 import zlib
 from collections.abc import Iterator
 
@@ -18,8 +17,9 @@ from sparse_tube_vit.config import ConfigDict
 from sparse_tube_vit.datasets import Split
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.input import augment, sampling
-from sparse_tube_vit.input.decode import UndecodableClip, decode
+from sparse_tube_vit.input.decode import decode
 from sparse_tube_vit.input.randaugment import rand_augment
+from sparse_tube_vit.input.views import EvaluationExample, Example
 
 
 class TooManyUndecodable(TubeViTError, RuntimeError):
@@ -28,56 +28,6 @@ class TooManyUndecodable(TubeViTError, RuntimeError):
 
 class IndivisibleBatch(TubeViTError, ValueError):
     """A batch cannot be shared out evenly among hosts or devices."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Example:
-    """Turns a record into a training or evaluation example; grain's random map.
-
-    An example is {"video": uint8 (T, H, W, 3) or in evaluation (V, T, H, W, 3),
-    "label": int32, "weight": float32, "index": int32, "id": str, "problem": str}, in
-    evaluation also {"distinct_views": int32}. The label is a class, or multi-hot (C,)
-    where the data set is multi-label. An example that cannot be decoded is black, has
-    weight 0, and says why in `problem`.
-    """
-
-    kind: str
-    frames: int
-    fps: float
-    size: int
-    timeout_seconds: float = math.inf
-
-    @classmethod
-    def of(cls, clip: ConfigDict, source: ConfigDict, **options):
-        """With the clip of the config and its frames 1 if the source is of images."""
-        frames = clip.frames if source.kind == "video" else 1
-        return cls(source.kind, frames, clip.fps, clip.size, **options)
-
-    def __call__(self, record, rng):
-        example = self.blank | {
-            "label": np.asarray(record["label"], np.int32),
-            "id": record["id"],
-        }
-        try:
-            return (
-                example | self.read(record[self.kind], rng) | {"weight": np.float32(1)}
-            )
-        except UndecodableClip as error:
-            return example | {"problem": str(error)}
-
-    @property
-    def blank(self):
-        """What an example has before it is read, of weight 0."""
-        return {
-            "video": np.zeros(self.shape, np.uint8),
-            "weight": np.float32(0),
-            "id": "",
-            "problem": "",
-        }
-
-    @property
-    def shape(self):
-        return (self.frames, self.size, self.size, 3)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,43 +75,6 @@ class TrainingExample(Example):
             return sampling.random_crop(rng, height, width, self.size, self.crop_area)
 
         return decode(encoded, times, crop, self.timeout_seconds)
-
-
-@dataclasses.dataclass(frozen=True)
-class EvaluationExample(Example):
-    """All views of a video: clips spread over its time, crops along its longer side."""
-
-    temporal_views: int = 1
-    spatial_views: int = 1
-
-    def read(self, encoded, rng):
-        del rng
-
-        def times(duration):
-            clip = (self.frames, self.fps, duration)
-            starts = sampling.spread_starts(self.temporal_views, *clip)
-            return np.concatenate([sampling.clip_times(s, *clip) for s in starts])
-
-        def crop(height, width):
-            return sampling.whole_picture(height, width, self.size)
-
-        clip, shown = decode(encoded, times, crop, self.timeout_seconds)
-        crops = sampling.spread_crops(clip, self.spatial_views, self.size)
-        # Views differ by the frames that they show, and by their place in the picture.
-        in_time = np.unique(shown.reshape(self.temporal_views, -1), axis=0)
-        in_space = {*sampling.crop_starts(*clip.shape[1:3], self.spatial_views)}
-        return {
-            "video": crops.reshape(self.shape),
-            "distinct_views": np.int32(len(in_time) * len(in_space)),
-        }
-
-    @property
-    def blank(self):
-        return super().blank | {"distinct_views": np.int32(0)}
-
-    @property
-    def shape(self):
-        return (self.temporal_views * self.spatial_views, *super().shape)
 
 
 def training_batches(
@@ -218,11 +131,7 @@ def evaluation_batches(
     """
     share = _share(evaluation.batch_size, hosts, "the evaluation")
     example = EvaluationExample.of(
-        clip,
-        evaluation,
-        temporal_views=evaluation.temporal_views,
-        spatial_views=evaluation.spatial_views if evaluation.kind == "video" else 1,
-        timeout_seconds=loader.decode_timeout_seconds,
+        clip, evaluation, timeout_seconds=loader.decode_timeout_seconds
     )
     padded = -(-len(split) // evaluation.batch_size) * evaluation.batch_size
 

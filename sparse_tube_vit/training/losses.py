@@ -10,15 +10,13 @@ import optax
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-    """What a head's logits mean.
+    """What a head's logits are compared with, see also `scoring.PROBABILITIES`.
 
     Attributes:
-      probabilities: logits (B, C) to probabilities (B, C).
       cross_entropy: logits and targets in 0..1, both (B, C), to losses (B,).
       uninformed: the target of every class, of C, that says nothing at all.
     """
 
-    probabilities: Callable
     cross_entropy: Callable
     uninformed: Callable[[int], float]
 
@@ -35,9 +33,9 @@ def _binary_cross_entropy(logits, targets):
 
 LOSSES = {
     # One class of C is right.
-    "softmax": Loss(jax.nn.softmax, optax.softmax_cross_entropy, lambda c: 1 / c),
+    "softmax": Loss(optax.softmax_cross_entropy, lambda c: 1 / c),
     # Each class is there or not, whatever the others are (Charades, paper A).
-    "sigmoid": Loss(jax.nn.sigmoid, _binary_cross_entropy, lambda c: 1 / 2),
+    "sigmoid": Loss(_binary_cross_entropy, lambda c: 1 / 2),
 }
 
 

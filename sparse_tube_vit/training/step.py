@@ -1,4 +1,4 @@
-"""One optimizer step on a batch of every stream, and the scoring of views."""
+"""One optimizer step on a batch of every stream."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,6 @@ from sparse_tube_vit.mesh import BATCH, constrain
 from sparse_tube_vit.model import TubeViT
 from sparse_tube_vit.training.freezing import frozen_parts, join, split
 from sparse_tube_vit.training.losses import (
-    LOSSES,
     cross_entropy,
     hits,
     mean_weights,
@@ -178,23 +177,3 @@ def sum_of_parts(function: Callable, examples, parts: int):
         lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(part, 0)
     )
     return jax.lax.scan(add, nothing, jnp.arange(parts))[0]
-
-
-def make_scores(model: TubeViT, head: str, loss: str = "softmax") -> Callable:
-    """Returns scores(params, views) -> probabilities (B, C), averaged over views.
-
-    `views` is uint8 (B, V, T, H, W, 3). One view at a time goes through the model: more
-    views take no more memory. `loss` is what the head was trained with.
-    """
-
-    def scores(params, views):
-        def add(total, view):
-            logits = model.apply({"params": params}, view, head)
-            return total + LOSSES[loss].probabilities(logits), None
-
-        b, v = views.shape[:2]
-        total = jnp.zeros((b, model.classes[head]))
-        total, _ = jax.lax.scan(add, total, views.swapaxes(0, 1))
-        return total / v
-
-    return scores

@@ -243,22 +243,3 @@ def test_gradients_are_clipped_by_their_global_norm(model, batches):
     np.testing.assert_allclose(
         adam.mu["stem"]["tube_0"]["bias"], 0.1 * norm / scale, rtol=1e-5
     )
-
-
-@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
-def test_scores_are_probabilities_averaged_over_views(model, loss):
-    params = init_params(model, jax.random.key(1), CLIP)
-    kernel = params["head_video"]["kernel"]
-    params["head_video"]["kernel"] = jax.random.normal(jax.random.key(2), kernel.shape)
-    views = np.random.default_rng(0).integers(0, 256, (2, 3, *CLIP, 3), np.uint8)
-    scores = jax.jit(steps.make_scores(model, "video", loss))(params, views)
-    expected = np.mean(
-        [
-            getattr(jax.nn, loss)(model.apply({"params": params}, views[:, v], "video"))
-            for v in range(3)
-        ],
-        axis=0,
-    )
-    np.testing.assert_allclose(scores, expected, atol=1e-6)
-    if loss == "softmax":
-        np.testing.assert_allclose(scores.sum(1), 1, rtol=1e-6)

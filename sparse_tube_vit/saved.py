@@ -1,0 +1,310 @@
+"""A trained model as it lies on a disk or in a bucket: a checkpoint, or a release.
+
+A release is a folder of `model.safetensors`, the parameters under their paths in the
+tree; `config.json`, what a checkpoint says of its run and what of it was released; and
+`README.md`, the model card. Nothing in either runs code: they are JSON and arrays.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import posixpath
+import shutil
+import tempfile
+import uuid
+from pathlib import Path
+
+import fsspec
+import ml_dtypes
+import numpy as np
+import safetensors
+import safetensors.numpy
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from sparse_tube_vit import checkpoints
+from sparse_tube_vit.checkpoints import (
+    DamagedCheckpoint,
+    ForeignCheckpoint,
+    NoCheckpoint,
+    UnfinishedCheckpoint,
+)
+from sparse_tube_vit.errors import TubeViTError, UnwritableOutput
+
+ARRAYS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+
+#: What parameters may be released in, by the names that safetensors has for them.
+DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16)}
+
+
+class ReleaseExists(TubeViTError, FileExistsError):
+    """There is something already where a release is to be written."""
+
+
+class UnreachableStorage(TubeViTError, OSError):
+    """A bucket that cannot be listed or read."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """A trained model that was read.
+
+    Attributes:
+      name: what it is, in words: "step 700 of runs/x".
+      run: config, class names and versions, see `checkpoints.describe_run`.
+      step: optimizer steps that it was trained for.
+      averaged: whether these are the averaged parameters.
+      params: a nested dict of numpy arrays, float32.
+    """
+
+    name: str
+    run: dict
+    step: int
+    averaged: bool
+    params: dict
+
+
+def read(path, step: int | None = None, ema: bool = True) -> Saved:
+    """Reads a checkpoint or a release.
+
+    Args:
+      path: of a work directory, of one step's directory below its `checkpoints`, or of
+        a release; local, or a URL that fsspec knows: gs://BUCKET/DIR needs gcsfs.
+      step: of a work directory's checkpoints; None: the latest that is finished.
+      ema: whether to take the averaged parameters of a checkpoint, if there are any.
+
+    Raises:
+      NoCheckpoint: there is nothing, or nothing of that step.
+      UnfinishedCheckpoint: it is not written to its end.
+      ForeignCheckpoint: it is of something else.
+      DamagedCheckpoint: a part of it is lost or changed.
+      NewerCheckpoint: a later version of this package wrote it.
+      UnreachableStorage: the URL is none, or its bucket does not answer.
+    """
+    name = os.fspath(path)
+    with _reached(name) as (files, root):
+        if not files.isdir(root):
+            raise NoCheckpoint(f"{name} is no directory: there is no model to load.")
+        found = {posixpath.basename(p.rstrip("/")) for p in files.ls(root, False)}
+        if CONFIG in found or ARRAYS in found:
+            if step is not None:
+                raise NoCheckpoint(f"{name} is a release, which has no other steps.")
+            with _at_hand(files, root, (CONFIG, ARRAYS)) as folder:
+                return _read_release(folder, name)
+        if posixpath.basename(root).isdigit() and _says_what_it_is(found):
+            directory, step = posixpath.dirname(root), int(posixpath.basename(root))
+            shown = name
+        else:
+            directory = root if _steps(found) else posixpath.join(root, "checkpoints")
+            step = _choose_step(files, directory, step, name, found)
+            shown = f"step {step} of {name}"
+        _check_finished(files, posixpath.join(directory, str(step)), shown)
+        items = ("run", "params", "ema") if ema else ("run", "params")
+        at = posixpath.join(directory, str(step))
+        with _at_hand(files, at, items) as folder:
+            return Saved(
+                name=shown,
+                run=checkpoints.read_run(folder.parent, step),
+                step=step,
+                averaged=ema and (folder / "ema").exists(),
+                params=checkpoints.read_params(folder.parent, step, ema),
+            )
+
+
+@contextlib.contextmanager
+def _reached(name):
+    """(file system of fsspec, path on it) of a path or a URL."""
+    remote = "://" in name
+    try:
+        yield fsspec.core.url_to_fs(name if remote else os.path.abspath(name))
+    except TubeViTError:
+        raise
+    except Exception as error:  # of fsspec, or of whatever serves the protocol
+        if not remote:
+            raise
+        why = str(error).strip() or type(error).__name__
+        raise UnreachableStorage(f"{name} cannot be read: {why}") from error
+
+
+@contextlib.contextmanager
+def _at_hand(files, folder, items):
+    """The folder as a local path; of one elsewhere, a copy of those items."""
+    if isinstance(files, fsspec.implementations.local.LocalFileSystem):
+        yield Path(folder)
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        copy = Path(temporary, posixpath.basename(folder))
+        copy.mkdir()
+        for item in items:
+            source = posixpath.join(folder, item)
+            if files.exists(source):
+                files.get(source, str(copy / item), recursive=files.isdir(source))
+        yield copy
+
+
+def _steps(names):
+    return sorted(int(name) for name in names if name.isdigit())
+
+
+def _says_what_it_is(names):
+    return bool({"run", "_CHECKPOINT_METADATA"} & names)
+
+
+def _choose_step(files, directory, step, name, found):
+    """The step that is asked for, or the latest that is finished."""
+    if not files.isdir(directory):
+        if not found:
+            raise NoCheckpoint(f"{name} is empty: there is no model to load.")
+        some = ", ".join(sorted(found)[:5])
+        raise ForeignCheckpoint(
+            f"{name} holds {some}: neither a work directory with its checkpoints, nor "
+            "one step of them, nor a release."
+        )
+    names = {posixpath.basename(p.rstrip("/")) for p in files.ls(directory, False)}
+    steps = _steps(names)
+    if step is not None and step not in steps:
+        raise NoCheckpoint(
+            f"{name} has no checkpoint of step {step}; it has "
+            f"{', '.join(map(str, steps)) or 'none'}."
+        )
+    if step is not None:
+        return step
+    for latest in reversed(steps):
+        with contextlib.suppress(UnfinishedCheckpoint):
+            at = posixpath.join(directory, str(latest))
+            _check_finished(files, at, name)
+            return latest
+    if names:
+        raise UnfinishedCheckpoint(
+            f"{name} has no checkpoint that is written to its end, but "
+            f"{', '.join(sorted(names))}: the run was stopped while it saved its first."
+        )
+    raise NoCheckpoint(
+        f"{name} has no checkpoint yet. Train first: "
+        "python -m sparse_tube_vit.train --config FILE --workdir DIR"
+    )
+
+
+def _check_finished(files, folder, name):
+    """Raises unless all of a step was written, by this package, and is there."""
+    names = {posixpath.basename(p.rstrip("/")) for p in files.ls(folder, False)}
+    metadata = posixpath.join(folder, "_CHECKPOINT_METADATA")
+    items = {}
+    if files.exists(metadata):
+        with checkpoints.reading(name):
+            said = json.loads(files.cat_file(metadata))
+            items, finished = said["item_handlers"], said["commit_timestamp_nsecs"]
+        # A bucket has no renaming: what is being written there has its name already.
+        if finished is None:
+            raise UnfinishedCheckpoint(
+                f"{name} is not written to its end. Take another step."
+            )
+    if not isinstance(items, dict) or not {"run", "params"} <= names | set(items):
+        raise ForeignCheckpoint(
+            f"{name} is not of sparse_tube_vit: it holds {', '.join(sorted(names))}, "
+            "where run and params are needed."
+        )
+    lost = {"run", "params", *({"ema"} & set(items))} - names
+    if lost:
+        raise DamagedCheckpoint(
+            f"{name} is damaged: {', '.join(sorted(lost))} is gone. Copy it again, or "
+            "take another step."
+        )
+
+
+# ---- releases
+
+
+def _read_release(folder, name):
+    for file in (CONFIG, ARRAYS):
+        if not (folder / file).exists():
+            raise DamagedCheckpoint(
+                f"{name} is damaged: {file} is gone. Copy it again."
+            )
+    with checkpoints.reading(folder / CONFIG):
+        run = json.loads((folder / CONFIG).read_text())
+    checkpoints.check_run(run, name)
+    release = run.pop("release", None)
+    if not isinstance(release, dict):
+        raise ForeignCheckpoint(f"{name} is no release: {CONFIG} says nothing of one.")
+    data = (folder / ARRAYS).read_bytes()
+    if hashlib.sha256(data).hexdigest() != release.get("sha256"):
+        raise DamagedCheckpoint(
+            f"{name} is damaged: {ARRAYS} is not what {CONFIG} says. Copy it again."
+        )
+    with checkpoints.reading(folder / ARRAYS):
+        params = {
+            array: np.frombuffer(x["data"], DTYPES[x["dtype"]])
+            .reshape(x["shape"])
+            .astype(np.float32)
+            for array, x in safetensors.deserialize(data)
+        }
+    return Saved(
+        name=f"release {name}",
+        run=run,
+        step=release["step"],
+        averaged=release["averaged"],
+        params=unflatten_dict(params, sep="/"),
+    )
+
+
+def write_release(
+    directory, saved: Saved, card: str, dtype: str = "float32", overwrite: bool = False
+) -> None:
+    """Writes a release, all of it or nothing.
+
+    Args:
+      directory: of the release, on a local disk. It must not be there.
+      saved: what is released.
+      card: the model card, in Markdown.
+      dtype: "float32" or "bfloat16", of the parameters.
+      overwrite: whether a release may be there, to be replaced.
+
+    Raises:
+      ReleaseExists: something else is there, or a release and not `overwrite`.
+      UnwritableOutput: the directory cannot be written.
+    """
+    directory = Path(directory)
+    if directory.exists():
+        is_release = {CONFIG, ARRAYS} <= {p.name for p in directory.glob("*")}
+        if not (overwrite and is_release):
+            raise ReleaseExists(
+                f"{directory} exists and is "
+                + (
+                    "a release: give --overwrite to replace it."
+                    if is_release
+                    else "no release. Choose another --out."
+                )
+            )
+    arrays = {
+        name: np.ascontiguousarray(x, np.dtype(dtype))
+        for name, x in flatten_dict(saved.params, sep="/").items()
+    }
+    data = safetensors.numpy.save(arrays, metadata={"format": "sparse_tube_vit"})
+    release = {
+        "step": saved.step,
+        "averaged": saved.averaged,
+        "dtype": dtype,
+        "parameters": sum(x.size for x in arrays.values()),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+    # Written beside its place, which it takes by being renamed.
+    new = directory.with_name(f".{directory.name}.{uuid.uuid4().hex}")
+    old = new.with_name(f"{new.name}.old")
+    try:
+        new.mkdir(parents=True)
+        (new / ARRAYS).write_bytes(data)
+        text = json.dumps(saved.run | {"release": release}, indent=1)
+        (new / CONFIG).write_text(f"{text}\n")
+        (new / CARD).write_text(card)
+        if directory.exists():
+            directory.rename(old)
+        new.rename(directory)
+    except OSError as error:
+        if old.exists() and not directory.exists():
+            old.rename(directory)
+        raise UnwritableOutput(f"{directory} cannot be written: {error}") from error
+    finally:
+        shutil.rmtree(new, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)

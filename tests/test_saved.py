@@ -1,0 +1,243 @@
+"""Checkpoints and releases, read: whole, from a bucket, damaged, and of others."""
+
+import json
+import shutil
+from pathlib import Path
+
+import fsspec
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import safetensors
+
+from sparse_tube_vit import checkpoints, inference, release, saved
+from sparse_tube_vit.checkpoints import (
+    FORMAT,
+    DamagedCheckpoint,
+    ForeignCheckpoint,
+    NewerCheckpoint,
+    NoCheckpoint,
+    UnfinishedCheckpoint,
+)
+from sparse_tube_vit.config import from_json
+from sparse_tube_vit.model import init_params
+from sparse_tube_vit.training.state import TrainState
+from sparse_tube_vit.variants import make_model
+from tests.tiny import tiny_config
+
+CLASSES = {"motions": ("left", "right", "up"), "shapes": ("ring", "star")}
+MODEL = make_model(
+    tiny_config("nowhere"), {head: len(names) for head, names in CLASSES.items()}
+)
+
+
+def write_run(workdir, steps=(3, 5), **said):
+    """Checkpoints of random parameters, and of twice these as their average."""
+    config = tiny_config("nowhere")
+    params = jax.device_get(init_params(MODEL, jax.random.key(0), MODEL.clip))
+    run = checkpoints.describe_run(config, CLASSES) | said
+    writer = checkpoints.Checkpoints(workdir, 2, run)
+    ema = jax.tree.map(lambda x: 2 * x, params)
+    for step in steps:
+        optimizer = {"count": jnp.int32(step)}
+        writer.save(TrainState(jnp.int32(step), params, optimizer, ema))
+    writer.close()
+    return params
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """(work directory, parameters) of a run with steps 3 and 5."""
+    workdir = tmp_path_factory.mktemp("saved") / "run"
+    return workdir, write_run(workdir)
+
+
+@pytest.fixture
+def copy(run, tmp_path):
+    """A copy of the work directory, to be damaged, and of its last step."""
+    workdir = shutil.copytree(run[0], tmp_path / "run")
+    return workdir, workdir / "checkpoints" / "5"
+
+
+@pytest.fixture(scope="module")
+def released(run, tmp_path_factory):
+    directory = tmp_path_factory.mktemp("saved") / "release"
+    release.release(run[0], directory)
+    return directory
+
+
+def assert_equal(a, b, times=1):
+    jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, times * y), a, b)
+
+
+def test_reads_the_latest_or_one_step_averaged_or_not(run):
+    workdir, params = run
+    found = saved.read(workdir)
+    assert (found.step, found.averaged) == (5, True)
+    assert found.name == f"step 5 of {workdir}"
+    assert_equal(found.params, params, 2)
+    assert from_json(found.run["config"]) == tiny_config("nowhere")
+    found = saved.read(str(workdir), step=3, ema=False)
+    assert (found.step, found.averaged) == (3, False)
+    assert_equal(found.params, params)
+    assert saved.read(workdir / "checkpoints" / "3").step == 3
+    assert saved.read(workdir / "checkpoints").step == 5
+    with pytest.raises(NoCheckpoint, match="no checkpoint of step 4; it has 3, 5"):
+        saved.read(workdir, step=4)
+
+
+def test_a_bucket_gives_what_the_disk_gives(run, released):
+    """fsspec's file system in memory stands for gs://."""
+    memory = fsspec.filesystem("memory")
+    workdir, params = run
+    memory.put(str(workdir), "/bucket/run", recursive=True)
+    memory.put(str(released), "/bucket/release", recursive=True)
+    assert_equal(saved.read("memory://bucket/run", step=3).params, params, 2)
+    assert_equal(saved.read("memory://bucket/run/checkpoints/5").params, params, 2)
+    assert_equal(saved.read("memory://bucket/release").params, params, 2)
+    # What is being written to a bucket has its place already.
+    at = "/bucket/run/checkpoints/5/_CHECKPOINT_METADATA"
+    told = json.loads(memory.cat_file(at))
+    memory.pipe_file(at, json.dumps(told | {"commit_timestamp_nsecs": None}).encode())
+    assert saved.read("memory://bucket/run").step == 3
+    with pytest.raises(UnfinishedCheckpoint, match="not written to its end"):
+        saved.read("memory://bucket/run", step=5)
+    with pytest.raises(saved.UnreachableStorage, match="nosuch"):
+        saved.read("nosuch://bucket/run")
+
+
+def test_formats_before_the_first_are_read_and_newer_ones_are_not(tmp_path):
+    write_run(tmp_path / "newer", format=FORMAT + 1)
+    with pytest.raises(NewerCheckpoint, match="Upgrade sparse_tube_vit"):
+        saved.read(tmp_path / "newer")
+    write_run(tmp_path / "older", steps=(1,))
+    said = next((tmp_path / "older" / "checkpoints" / "1" / "run").glob("metadata"))
+    told = json.loads(said.read_text())
+    del told["format"], told["config"]["optimizer"]["first_moment_dtype"]
+    said.write_text(json.dumps(told))
+    assert inference.load(tmp_path / "older").step == 1
+
+
+def test_nothing_and_things_of_others_are_told_apart(run, tmp_path):
+    with pytest.raises(NoCheckpoint, match="is no directory"):
+        saved.read(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(NoCheckpoint, match="is empty"):
+        saved.read(tmp_path / "empty")
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "todo.txt").write_text("train")
+    with pytest.raises(ForeignCheckpoint, match="holds todo.txt: neither"):
+        saved.read(tmp_path / "notes")
+    (tmp_path / "begun" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(NoCheckpoint, match="no checkpoint yet"):
+        saved.read(tmp_path / "begun")
+    (tmp_path / "begun" / "checkpoints" / "2.orbax-checkpoint-tmp").mkdir()
+    with pytest.raises(UnfinishedCheckpoint, match="while it saved its first"):
+        saved.read(tmp_path / "begun")
+    # Of orbax, but not of this package.
+    with ocp.CheckpointManager(tmp_path / "theirs" / "checkpoints") as manager:
+        manager.save(1, args=ocp.args.StandardSave({"w": np.ones(3)}))
+    for path in (tmp_path / "theirs", tmp_path / "theirs" / "checkpoints" / "1"):
+        with pytest.raises(ForeignCheckpoint, match="where run and params are needed"):
+            saved.read(path)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text('{"model_type": "vit"}')
+    (tmp_path / "other" / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ForeignCheckpoint, match="not of sparse_tube_vit"):
+        saved.read(tmp_path / "other")
+
+
+@pytest.mark.parametrize("lost", ["run", "params", "ema", "params/manifest.ocdbt"])
+def test_a_checkpoint_that_lost_a_part_is_damaged(copy, lost):
+    workdir, step = copy
+    part = step / lost
+    shutil.rmtree(part) if part.is_dir() else part.unlink()
+    with pytest.raises(DamagedCheckpoint, match="is damaged"):
+        saved.read(workdir)
+
+
+def test_a_checkpoint_with_a_file_cut_short_is_damaged(copy):
+    """Whatever file it is: what is read is right, or an error."""
+    workdir, step = copy
+    whole, damaged = saved.read(workdir), []
+    files = (f for item in ("run", "ema") for f in (step / item).rglob("*"))
+    for file in filter(Path.is_file, files):
+        data = file.read_bytes()
+        file.write_bytes(data[: len(data) // 2])
+        try:
+            assert_equal(saved.read(workdir).params, whole.params)
+        except DamagedCheckpoint:
+            damaged.append(str(file.relative_to(step)))
+        file.write_bytes(data)
+    assert {"run/metadata", "ema/manifest.ocdbt", "ema/_METADATA"} <= {*damaged}
+    assert any("/d/" in name for name in damaged)
+
+
+def test_parameters_of_another_model_are_damage(copy):
+    workdir, step = copy
+    said = next((step / "run").glob("metadata"))
+    told = json.loads(said.read_text())
+    told["config"]["model"]["width"] = 48
+    said.write_text(json.dumps(told))
+    with pytest.raises(DamagedCheckpoint, match=r"block_0/.* is \(.*24.*48"):
+        inference.load(workdir)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_release_gives_the_checkpoint_back(run, tmp_path, dtype):
+    workdir, params = run
+    release.release(workdir, tmp_path / "out", ema=False, dtype=dtype)
+    found = saved.read(tmp_path / "out")
+    rounded = jax.tree.map(lambda x: x.astype(dtype).astype(np.float32), params)
+    assert_equal(found.params, rounded)
+    assert found.run == saved.read(workdir).run
+    assert (found.step, found.averaged) == (5, False)
+    # Any reader of safetensors finds the arrays by their paths.
+    with safetensors.safe_open(tmp_path / "out" / "model.safetensors", "np") as file:
+        x = file.get_tensor("encoder/block_0/attention/query/kernel")
+    kernel = params["encoder"]["block_0"]["attention"]["query"]["kernel"]
+    np.testing.assert_array_equal(x, kernel.astype(dtype))
+
+
+def test_a_release_with_a_damaged_file_is_damaged(released, tmp_path):
+    for name in ("config.json", "model.safetensors"):
+        for how in ("lost", "cut", "changed"):
+            broken = shutil.copytree(released, tmp_path / f"{name}.{how}")
+            data = bytearray((broken / name).read_bytes())
+            data[len(data) // 2] ^= 255
+            if how == "lost":
+                (broken / name).unlink()
+            else:
+                cut = data[: len(data) // 2] if how == "cut" else data
+                (broken / name).write_bytes(cut)
+            with pytest.raises(DamagedCheckpoint):
+                saved.read(broken)
+
+
+def test_a_release_is_written_whole_or_not_at_all(run, tmp_path, monkeypatch):
+    found, out = saved.read(run[0]), tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr(saved.Path, "rename", no_space)
+        with pytest.raises(saved.UnwritableOutput, match="no space left"):
+            saved.write_release(out, found, "card")
+    assert not any(tmp_path.iterdir())
+    saved.write_release(out, found, "card")
+    with pytest.raises(saved.ReleaseExists, match="--overwrite"):
+        saved.write_release(out, found, "new")
+    with monkeypatch.context() as patch:
+        patch.setattr(saved.Path, "write_text", no_space)
+        with pytest.raises(saved.UnwritableOutput):
+            saved.write_release(out, found, "new", overwrite=True)
+    assert (out / "README.md").read_text() == "card"
+    saved.write_release(out, found, "new", overwrite=True)
+    assert (out / "README.md").read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(saved.ReleaseExists, match="no release. Choose another"):
+        saved.write_release(tmp_path / "mine", found, "card", overwrite=True)
+
+
+def no_space(*_):
+    raise OSError("no space left")
