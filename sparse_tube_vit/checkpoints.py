@@ -32,6 +32,7 @@ FORMAT = 1
 FREE_KEYS = (
     "checkpoint",
     "compilation_cache",
+    "data",  # what follows from it is in the streams
     "data_dir",
     "evaluate_every_steps",
     "evaluations",

@@ -7,7 +7,7 @@ is locked, so that a key which does not exist is an error wherever it is set.
 import re
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import ml_collections
 from absl import flags
@@ -39,6 +39,13 @@ def default_config() -> ConfigDict:
     config.seed = 0
     config.total_steps = config_dict.placeholder(int)
     config.data_dir = "data"
+
+    # Own clips or images to fine-tune on, see `finetuning`: class folders in `folder`,
+    # or the `relative/path,split` lines of `split_list`. Where they have no split
+    # `test`, `test_share` of every class is held out. Training takes `epochs` passes.
+    config.data = ConfigDict(
+        {"folder": "", "split_list": "", "test_share": 0.2, "epochs": 30}
+    )
 
     # What the model reads: clips of `frames` frames at `fps` frames per second,
     # pictures of size x size pixels. An image is one frame.
@@ -83,6 +90,7 @@ def default_config() -> ConfigDict:
             "inflate": "none",  # a ViT's patches for the other tubes; or "repeat" on
             # all frames, or on the "central_frame" alone
             "head": "",  # of ours, that takes the ViT's classifier
+            "keep_heads": (),  # of a run, beside those that are trained; not trained
             "fresh": (),  # parts by their path that are not loaded, as ("stem",)
         }
     )
@@ -139,6 +147,12 @@ def default_config() -> ConfigDict:
     config.streams.unlock()
     config.evaluations.unlock()
     return config
+
+
+def leave_open(section: ConfigDict, keys: Iterable[str]) -> None:
+    """Makes keys None, of their type: `finetuning.complete` fills in what still is."""
+    for key in keys:
+        section[key] = config_dict.placeholder(section.get_type(key))
 
 
 def from_json(values: Mapping) -> ConfigDict:
@@ -269,7 +283,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
     if config.optimizer.frozen_layers is not None:
         head_only = config.optimizer.frozen_layers == depth
         config.optimizer.frozen_layers = config.model.depth if head_only else 1
-    config.init.update({"weights": "", "fresh": ()})
+    config.init.update({"weights": "", "keep_heads": (), "fresh": ()})
     crowds = {s.head for s in config.streams.values() if s.loss == "sigmoid"}
     for source in (*config.streams.values(), *config.evaluations.values()):
         name = "crowds" if source.head in crowds else f"{source.kind}s"
@@ -384,10 +398,16 @@ def _wrong_init(config, heads):
             f"init.head is {init.head!r}, but the streams train "
             f"{', '.join(sorted(heads)) or 'none'}."
         )
-    if init.fresh and (not init.weights or is_weights_file(init.weights)):
+    for key in ("fresh", "keep_heads"):
+        if init[key] and (not init.weights or is_weights_file(init.weights)):
+            yield (
+                f"init.{key} is {init[key]!r}, but init.weights {init.weights!r} is "
+                "not a run whose parameters could be left out or kept."
+            )
+    if both := heads.intersection(init.keep_heads):
         yield (
-            f"init.fresh is {init.fresh!r}, but init.weights {init.weights!r} is not "
-            "a run whose parameters could be left out."
+            f"init.keep_heads has {', '.join(sorted(both))}, which the streams train: "
+            "leave it out; a head of the same classes goes on from there."
         )
     if is_weights_file(init.weights) and config.model.kernels == "interpolated":
         yield (
@@ -483,9 +503,11 @@ _RULES = (
         lambda x: x >= 0,
         "at least 0",
     ),
+    (("data.test_share",), lambda x: 0 < x < 1, "above 0 and below 1"),
     (
         (
             "clip.fps",
+            "data.epochs",
             "optimizer.learning_rate",
             "model.norm_epsilon",
             "loader.decode_timeout_seconds",

@@ -50,7 +50,8 @@ def main(argv: list[str] | None = None) -> None:
         try:
             transcode = _transcode(arguments)
             for builder in _builders(arguments):
-                print(_prepare(builder, transcode, arguments), flush=True)
+                said = prepare(builder, transcode, arguments.workers, arguments.beam)
+                print(said, flush=True)
         except KeyboardInterrupt:
             print("Stopped. The same command goes on from here.", file=sys.stderr)
             sys.exit(130)
@@ -146,30 +147,46 @@ def _builders(arguments) -> list:
     return [cls(config=arguments.name, listing=listing, data_dir=data_dir)]
 
 
-def _prepare(builder, transcode, arguments) -> str:
-    """Writes the data set unless it is there; returns what to tell of it."""
+def prepare(builder, transcode=None, workers=None, beam=None) -> str:
+    """Writes a data set unless it is there; returns what to tell of it.
+
+    Args:
+        builder: Of `datasets.encoded.Builder`.
+        transcode: Applied to every clip; None stores files as they are.
+        workers: Processes, None: one a core; 0: this one.
+        beam: Options of the Beam pipeline that does the work instead.
+
+    Raises: the errors of `writing.write` and of `parallel`.
+    """
     from sparse_tube_vit.datasets import writing
 
     start = time.monotonic()
-    run = functools.partial(_run, builder, arguments)
+    run = functools.partial(_run, builder, workers, beam)
     if not writing.write(builder, transcode, run):
         return (
             f"{builder.dataset}: already in {builder.directory}, left as it is"
             " (to prepare it again, delete that directory)"
         )
     seconds = time.monotonic() - start
-    path = builder.directory / manifest.NAME
     return "\n".join(
         [
             f"{builder.dataset}: written to {builder.directory} in {seconds:.1f} s",
-            *_counts(builder, manifest.read(path)),
-            *(f"  note: {note}" for note in builder.listing.notes),
-            *_left_out(manifest.read(path), path),
+            *contents(builder),
         ]
     )
 
 
-def _run(builder, arguments, plan) -> None:
+def contents(builder) -> list[str]:
+    """What a prepared data set holds and what was left out, in lines."""
+    path = builder.directory / manifest.NAME
+    return [
+        *_counts(builder, manifest.read(path)),
+        *(f"  note: {note}" for note in builder.listing.notes),
+        *_left_out(manifest.read(path), path),
+    ]
+
+
+def _run(builder, workers, beam, plan) -> None:
     """Writes what is left of a plan, in processes of this machine or with Beam."""
     from sparse_tube_vit.datasets import parallel, writing
 
@@ -181,10 +198,9 @@ def _run(builder, arguments, plan) -> None:
         there = len(shards) - len(left)
         what += f" left; {there} of {len(shards)} shards are there already"
     print(what, file=sys.stderr, flush=True)
-    if arguments.beam is not None:
-        parallel.on_beam(plan, arguments.beam)
+    if beam is not None:
+        parallel.on_beam(plan, beam)
     elif left:
-        workers = arguments.workers
         if workers is None:
             workers = os.cpu_count()
         with _Progress(total, f" {builder.kind}s") as progress:

@@ -15,7 +15,7 @@ from clu import parameter_overview
 from etils import epath
 from ml_collections import config_flags
 
-from sparse_tube_vit import datasets, evaluate, hosts, pretrained
+from sparse_tube_vit import datasets, evaluate, finetuning, hosts, pretrained
 from sparse_tube_vit.checkpoints import Checkpoints, describe_run
 from sparse_tube_vit.config import ConfigDict, parse_flags, validate
 from sparse_tube_vit.datasets.classes import check_loss, classes_by_head
@@ -36,6 +36,7 @@ def train(config: ConfigDict, workdir) -> TrainState:
 
     Raises: the named errors of config, datasets, input, training and checkpoints.
     """
+    config = finetuning.complete(config, workdir)
     validate(config)
     make_model(config, {})  # before data sets are made or opened
     if config.compilation_cache:
@@ -59,7 +60,7 @@ def train(config: ConfigDict, workdir) -> TrainState:
         check_loss(f"streams.{name}", stream.loss, splits[name])
     class_names = classes_by_head(
         (stream.head, splits[name]) for name, stream in config.streams.items()
-    )
+    ) | finetuning.kept_heads(config, workdir)
     evaluations = evaluate.prepare(config, class_names)
     run = describe_run(config, class_names)
     hosts.check_same(

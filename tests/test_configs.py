@@ -14,7 +14,12 @@ from sparse_tube_vit.tubes import count_tokens
 from sparse_tube_vit.variants import make_model, make_tubes
 from tests.tiny import shrink_moving_shapes
 
-FILES = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+#: All but finetune.py, whose config is filled in by a model: test_finetuning.py.
+FILES = sorted(
+    file
+    for file in (Path(__file__).parents[1] / "configs").glob("*.py")
+    if file.stem != "finetune"
+)
 
 
 def get_config(name, argument=""):
@@ -61,8 +66,6 @@ SMOKED = [
     "something_something_v2:smoke",
     "charades:smoke",
     "charades:smoke,kernels=separate",
-    "finetune:smoke,trained=8",
-    "finetune:smoke,trained=head",
     "scale_up:smoke",
     "scale_up:smoke,trained=head",
     "moving_shapes",

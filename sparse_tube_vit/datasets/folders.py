@@ -8,10 +8,15 @@ Three layouts are read:
   folder that holds it.
 
 Labels count the sorted class names; the classes are the union over the splits.
+`hold_out` makes the `test` split of a folder that has none.
 """
 
+import collections
+import dataclasses
+import hashlib
 import pathlib
 import re
+from collections.abc import Mapping
 
 from etils import epath
 
@@ -37,6 +42,10 @@ class EmptyClassFolder(DatasetError):
 
 class BadSplitList(DatasetError):
     """A line of the split list is malformed or names a file that is not there."""
+
+
+class TooFewExamples(DatasetError):
+    """There is one class, or one has too few examples to be learnt and tested."""
 
 
 class ImageFolder(encoded.Builder):
@@ -101,6 +110,67 @@ def read_folder(directory, kind: str, split_list=None) -> encoded.Listing:
         splits=splits,
         left_out=tuple(Row("", name, status=reason) for name, reason in left_out),
     )
+
+
+def kind_of(directory) -> str:
+    """Whether a folder holds "image"s, or "video"s too; a GIF may be either."""
+    suffixes = {path.suffix.lower() for path in encoded.files_below(directory)}
+    videos = suffixes & (SUFFIXES["video"] - SUFFIXES["image"])
+    images = suffixes & (SUFFIXES["image"] - SUFFIXES["video"])
+    return "image" if images and not videos else "video"
+
+
+def digests(listing: encoded.Listing) -> dict[str, str]:
+    """SHA-256 of every file of a listing in hexadecimal, by its id.
+
+    Raises: UnreadableFile.
+    """
+    from sparse_tube_vit.datasets import writing
+
+    return {
+        example.id: hashlib.sha256(
+            writing.load(encoded.Builder, example.source)
+        ).hexdigest()
+        for examples in listing.splits.values()
+        for example in examples
+    }
+
+
+def hold_out(
+    listing: encoded.Listing, share: float, digests: Mapping[str, str]
+) -> encoded.Listing:
+    """Moves about this share of every class from split `train` to a split `test`.
+
+    A file's digest alone decides. So the same files are held out under other names and
+    beside more files, and copies of a file are never on both sides. Where no file of a
+    class, or every one, would be held out, the first or last by digest changes sides.
+
+    Args:
+        listing: Of one split, `train`.
+        share: Between 0 and 1.
+        digests: Of its files, as of `digests`.
+
+    Raises:
+        TooFewExamples: A class has less than two different files.
+    """
+    classes = collections.defaultdict(list)
+    for example in listing.splits["train"]:
+        classes[example.label].append(example)
+    splits = {"train": [], "test": []}
+    for label, examples in classes.items():
+        found = sorted({digests[example.id] for example in examples})
+        if len(found) < 2:
+            count = f"{len(examples)} copies of one" if len(examples) > 1 else "one"
+            raise TooFewExamples(
+                f"class {label!r} has {count} file ({examples[0].id}); it takes two,"
+                " one to train on and one to test on"
+            )
+        count = sum(int(digest[:8], 16) < share * 16**8 for digest in found)
+        held_out = found[: min(max(count, 1), len(found) - 1)]
+        for example in examples:
+            split = "test" if digests[example.id] in held_out else "train"
+            splits[split].append(example)
+    return dataclasses.replace(listing, splits=splits)
 
 
 def _find(directory: epath.Path, kind: str):

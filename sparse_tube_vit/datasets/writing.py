@@ -231,7 +231,7 @@ def _number_of_shards(builder: Builder, examples: list[Example]) -> int:
     """A function of the examples alone, whoever comes to write them."""
     # 64 files tell the size well enough, and each may be far away.
     sample = examples[:: -(-len(examples) // 64)]
-    size = sum(len(_load(builder, e.source)) for e in sample) / len(sample)
+    size = sum(len(load(builder, e.source)) for e in sample) / len(sample)
     by_size = round(size * len(examples)) // SHARD_BYTES + 1
     by_number = min(-(-len(examples) // SHARD_EXAMPLES[builder.kind]), SHARDS)
     return min(max(by_size, by_number), len(examples))
@@ -287,7 +287,7 @@ def write_shard(shard: Shard, seen: Callable[[], None] = lambda: None) -> None:
         path = os.fspath(scratch / shard.name)
         writer = array_record_module.ArrayRecordWriter(path, "group_size:1")
         for example in shard.examples:
-            encoded = _load(builder, example.source)
+            encoded = load(builder, example.source)
             row, stored = _inspect(shard, example, encoded, kind)
             if row.status == manifest.OK:
                 values = {"id": example.id, labels: example.label, kind: stored}
@@ -301,7 +301,8 @@ def write_shard(shard: Shard, seen: Callable[[], None] = lambda: None) -> None:
         manifest.write(scratch / shard.rows.name, rows, labels == "labels")
 
 
-def _load(builder, source) -> bytes:
+def load(builder: Builder | type[Builder], source) -> bytes:
+    """The encoded file that the builder has for a source; raises UnreadableFile."""
     try:
         return builder.load(source)
     except OSError as error:

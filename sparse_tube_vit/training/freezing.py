@@ -21,11 +21,13 @@ def frozen_parts(config: ConfigDict) -> tuple[str, ...]:
     """Parts of the parameters that `optimizer.frozen_layers` holds fast, by path.
 
     With s of the blocks frozen: what makes the tokens, and these blocks. The encoder's
-    norm follows the last block and is frozen with it; pooling and heads are trained.
+    norm follows the last block and is frozen with it; pooling and heads are trained,
+    but for the heads of `init.keep_heads`.
     """
     s = config.optimizer.frozen_layers
+    kept = tuple(f"head_{head}" for head in config.init.keep_heads)
     if s is None:
-        return ()
+        return kept
     blocks = block_names(config.model.depth, config.model.new_layers)
     layers = [*blocks[:s], *(["norm"] if s == len(blocks) else [])]
     return (
@@ -33,6 +35,7 @@ def frozen_parts(config: ConfigDict) -> tuple[str, ...]:
         "positions",
         "class_token",
         *(f"encoder/{layer}" for layer in layers),
+        *kept,
     )
 
 

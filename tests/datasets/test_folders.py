@@ -1,8 +1,10 @@
 """Class folders and split lists: what is taken, what is left out, what is refused."""
 
+import hashlib
+
 import pytest
 
-from sparse_tube_vit.datasets import folders
+from sparse_tube_vit.datasets import encoded, folders
 
 
 def fill(root, *names):
@@ -130,3 +132,73 @@ def test_split_lists_of_other_encodings(tmp_path):
     split_list.write_bytes(b"a/\xff.jpg,test")
     with pytest.raises(folders.BadSplitList, match="not in UTF-8"):
         folders.read_folder(tmp_path, "image", split_list)
+
+
+def listing_of(**files):
+    """A listing of class folders, and as its digests hashes of what files hold."""
+    examples = [
+        encoded.Example(f"{label}/{i}.mp4", label, "")
+        for label, held in files.items()
+        for i, _ in enumerate(held)
+    ]
+    held = [content for contents in files.values() for content in contents]
+    digests = {
+        example.id: hashlib.sha256(str(content).encode()).hexdigest()
+        for example, content in zip(examples, held, strict=True)
+    }
+    return encoded.Listing(tuple(sorted(files)), {"train": examples}), digests
+
+
+def sides(listing, digests):
+    """What files hold, by class, of each split."""
+    return {
+        split: {(label, digests[name]) for name, label, _ in examples}
+        for split, examples in listing.splits.items()
+    }
+
+
+def test_a_share_of_every_class_is_held_out():
+    listing, digests = listing_of(a=range(2000), b=range(2000, 2500))
+    held_out = folders.hold_out(listing, 0.2, digests)
+    assert sorted(sum(held_out.splits.values(), [])) == sorted(listing.splits["train"])
+    labels = [example.label for example in held_out.splits["test"]]
+    assert abs(labels.count("a") - 400) < 60 and abs(labels.count("b") - 100) < 30
+
+
+def test_the_same_files_are_held_out_beside_others():
+    before = sides(*holding_out(a=range(50), b=range(50, 90)))
+    after = sides(*holding_out(b=range(20, 90), a=range(-30, 50), c=range(100, 120)))
+    for split in ("train", "test"):
+        assert before[split] <= after[split]
+
+
+def holding_out(share=0.2, **files):
+    listing, digests = listing_of(**files)
+    return folders.hold_out(listing, share, digests), digests
+
+
+@pytest.mark.parametrize("share", [0.001, 0.999])
+def test_every_class_has_both_splits_and_copies_are_in_one(share):
+    found = sides(*holding_out(share, a=["x", "y", "x", "x"], b=range(9)))
+    for split in ("train", "test"):
+        assert {label for label, _ in found[split]} == {"a", "b"}
+    assert not found["train"] & found["test"]
+
+
+@pytest.mark.parametrize("files", [["x"], ["x", "x", "x"]])
+def test_a_class_of_one_file_cannot_be_split(files):
+    with pytest.raises(folders.TooFewExamples, match="class 'a' has .*a/0.mp4"):
+        holding_out(a=files, b=range(9))
+
+
+@pytest.mark.parametrize(
+    "names, kind",
+    [
+        (("a/1.mp4", "a/1.jpg"), "video"),
+        (("a/1.gif",), "video"),
+        (("train/a/1.JPG", "train/a/2.gif"), "image"),
+        ((), "video"),
+    ],
+)
+def test_whether_a_folder_is_of_images(tmp_path, names, kind):
+    assert folders.kind_of(fill(tmp_path, *names)) == kind

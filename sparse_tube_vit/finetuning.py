@@ -1,0 +1,244 @@
+"""Fine-tuning on own clips: what a config leaves open comes from them and a model.
+
+`configs/finetune.py` leaves open what it cannot know: the sizes and tubes of the model,
+the data set, and how many steps to take. `complete` fills that in before a run begins.
+"""
+
+import collections
+import dataclasses
+import hashlib
+import json
+import re
+
+from etils import epath
+
+from sparse_tube_vit import checkpoints, prepare
+from sparse_tube_vit.config import (
+    ConfigDict,
+    InvalidConfig,
+    from_json,
+    is_weights_file,
+)
+from sparse_tube_vit.datasets import folders, manifest
+from sparse_tube_vit.log import log
+
+#: Splits that are tested on; the first that a folder has is taken.
+TEST_SPLITS = ("test", "val", "validation")
+
+LEAST_STEPS = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A folder as a data set.
+
+    Attributes:
+      dataset: its name below `data_dir`.
+      kind: "video" or "image".
+      train, test: the splits.
+      examples: number of those to train on.
+    """
+
+    dataset: str
+    kind: str
+    train: str
+    test: str
+    examples: int
+
+
+def complete(config: ConfigDict, workdir) -> ConfigDict:
+    """The config with everything that it leaves open; it is not changed itself.
+
+    What is None in sections `clip` and `model` is as in the run of `workdir`, if that
+    is resumed, or of `init.weights`. The folder of section `data` is prepared below
+    `data_dir`, unless the same files are there already, and becomes the data set of
+    the streams and evaluations that name none. `total_steps` and
+    `optimizer.warmup_steps` follow from the number of its examples.
+
+    Raises:
+      InvalidConfig: something is open that nothing tells.
+      NoCheckpoint: there is no run to take sizes from.
+      The errors of `datasets.folders`, `prepare` and `datasets.writing`.
+    """
+    config = config.copy_and_resolve_references()
+    _take_sizes(config, workdir)
+    if config.data.folder:
+        data = prepare_folder(config)
+        for stream in config.streams.values():
+            if not stream.dataset:
+                stream.update(dataset=data.dataset, kind=data.kind, split=data.train)
+        for evaluation in config.evaluations.values():
+            if not evaluation.dataset:
+                evaluation.update(dataset=data.dataset, kind=data.kind, split=data.test)
+        if config.total_steps is None:
+            _set_steps(config, data)
+    if config.total_steps and config.optimizer.warmup_steps is None:
+        config.optimizer.warmup_steps = config.total_steps // 10
+    return config
+
+
+def _take_sizes(config, workdir):
+    """Fills in what is open of clips and model."""
+    keys = [
+        (section, key)
+        for section in ("clip", "model")
+        for key in config[section]
+        if config[section][key] is None and (section, key) != ("model", "gate_after")
+    ]
+    if not keys:
+        return
+    source, run = _run_before(config, workdir)
+    if run is None:
+        raise InvalidConfig(
+            f"config.init.weights is {config.init.weights!r}, and these are open: "
+            f"{', '.join(f'{section}.{key}' for section, key in keys)}. Name a run "
+            "that they can be taken from, or set them."
+        )
+    theirs = from_json(run["config"])
+    for section, key in [*keys, ("model", "gate_after")]:
+        if config[section][key] is None:
+            config[section][key] = theirs[section][key]
+    clip = config.clip
+    log.info(
+        "Clips of %d frames at %g fps, %dx%d pixels, and a model of %d layers of width "
+        "%d, as in %s",
+        *(clip.frames, clip.fps, clip.size, clip.size),
+        *(config.model.depth, config.model.width, source),
+    )
+
+
+def kept_heads(config: ConfigDict, workdir) -> dict[str, tuple[str, ...]]:
+    """Class names of the heads of `init.keep_heads`.
+
+    Raises:
+      InvalidConfig: the run that is started from has no such head.
+      NoCheckpoint: there is no run.
+    """
+    heads = config.init.keep_heads
+    if not heads:
+        return {}
+    _, run = _run_before(config, workdir)
+    theirs = run["class_names"] if run else {}
+    if missing := [head for head in heads if head not in theirs]:
+        raise InvalidConfig(
+            f"config.init.keep_heads has {', '.join(missing)}, but the heads of "
+            f"{config.init.weights} are {', '.join(theirs) or 'none'}."
+        )
+    return {head: tuple(theirs[head]) for head in heads}
+
+
+def _run_before(config, workdir):
+    """(where, its run) of what is resumed or started from; (None, None) of neither."""
+    weights = config.init.weights
+    try:
+        directory, step = checkpoints.locate(workdir)
+    except checkpoints.NoCheckpoint:
+        if not weights or is_weights_file(weights):
+            return None, None
+        directory, step = checkpoints.locate(weights)
+    return directory.parent, checkpoints.read_run(directory, step)
+
+
+def _set_steps(config, data):
+    """So many steps that the streams of the folder see it `epochs` times."""
+    batch = sum(
+        s.batch_size for s in config.streams.values() if s.dataset == data.dataset
+    )
+    steps = -(-config.data.epochs * data.examples // batch)
+    config.total_steps = max(steps, LEAST_STEPS)
+    log.info(
+        "%d steps of %d: %d epochs of %d %ss, and at least %d steps",
+        *(config.total_steps, batch, config.data.epochs, data.examples),
+        *(data.kind, LEAST_STEPS),
+    )
+
+
+def prepare_folder(config: ConfigDict) -> Prepared:
+    """Makes a data set of section `data`'s folder, unless it is there; says how.
+
+    Its name tells the files and their splits: when these change, it is another one.
+
+    Raises:
+      TooFewExamples: one class, or one that lacks examples to train or to test on.
+      InvalidConfig: the folder has other splits than `train` and one to test on.
+      The other errors of `datasets.folders`, `prepare` and `datasets.writing`.
+    """
+    data, folder = config.data, epath.Path(config.data.folder)
+    kind = folders.kind_of(folder)
+    listing = folders.read_folder(folder, kind, data.split_list or None)
+    if len(listing.class_names) < 2:
+        raise folders.TooFewExamples(
+            f"{folder} has one class, {listing.class_names[0]!r}: there is nothing to "
+            f"tell apart. Give every class a folder of its own: {folder}/<class>/<file>"
+        )
+    digests = folders.digests(listing)
+    how = f"splits as in {data.split_list or folder}"
+    if set(listing.splits) == {"train"}:
+        listing = folders.hold_out(listing, data.test_share, digests)
+        how = (
+            f"about {data.test_share:.0%} of each class held out for testing, by the "
+            "SHA-256 of its files (config.data.test_share)"
+        )
+    test = next((name for name in TEST_SPLITS if name in listing.splits), None)
+    if "train" not in listing.splits or test is None:
+        raise InvalidConfig(
+            f"config.data.folder {folder} has the splits {', '.join(listing.splits)}. "
+            f"It takes train and one of {', '.join(TEST_SPLITS)}; or class folders "
+            "alone, of which some clips are held out."
+        )
+    lines = [
+        (split, example.id, digests[example.id])
+        for split, examples in sorted(listing.splits.items())
+        for example in sorted(examples)
+    ]
+    digest = hashlib.sha256(json.dumps(lines).encode()).hexdigest()[:8]
+    name = re.sub(r"[^\w+-]+", "_", folder.name, flags=re.ASCII).strip("_")
+    builder = {"image": folders.ImageFolder, "video": folders.VideoFolder}[kind](
+        listing=listing,
+        data_dir=config.data_dir,
+        config=f"{name or 'clips'}-{digest}",
+    )
+    prepare.prepare(builder, workers=config.loader.workers)
+    log.info(
+        "%s\n%s",
+        f"{folder} is {builder.dataset}, {how}",
+        "\n".join(prepare.contents(builder)),
+    )
+    counts = _counts(builder)
+    _check(folder, builder, counts, ("train", test))
+    examples = sum(n for (split, _), n in counts.items() if split == "train")
+    return Prepared(builder.dataset, kind, "train", test, examples)
+
+
+def _counts(builder):
+    """How many examples were written, by split and class."""
+    rows = manifest.read(builder.directory / manifest.NAME)
+    return collections.Counter(
+        (row.split, row.label) for row in rows if row.status == manifest.OK
+    )
+
+
+def _check(folder, builder, counts, splits):
+    """Raises TooFewExamples for a class that has none in one of the splits."""
+    lacking = [
+        f"class {name!r} has none in {split}"
+        for name in builder.listing.class_names
+        for split in splits
+        if not counts[split, name]
+    ]
+    if lacking:
+        damaged = [
+            row.id
+            for row in manifest.read(builder.directory / manifest.NAME)
+            if row.split and row.status != manifest.OK
+        ]
+        remove = (
+            f" Remove what does not decode ({', '.join(damaged)}) and"
+            if damaged
+            else ""
+        )
+        raise folders.TooFewExamples(
+            f"{folder}: every class needs {builder.kind}s that decode, to train on and "
+            f"to test on; {'; '.join(lacking)}.{remove or ' '}"
+            f"{' add' if remove else 'Add'} {builder.kind}s, or remove the class."
+        )
