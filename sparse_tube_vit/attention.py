@@ -58,10 +58,15 @@ def heads_first(q, k, v):
 
     XLA runs that faster on CPUs than with heads where the projections leave them.
     """
-    q, k, v = (x.transpose(0, 2, 1, 3) for x in (q, k, v))  # (B, heads, N, d)
-    scores = q * q.shape[-1] ** -0.5 @ k.swapaxes(-1, -2)  # (B, heads, M, N)
-    weights = jax.nn.softmax(scores.astype(jnp.float32)).astype(v.dtype)
-    return (weights @ v).transpose(0, 2, 1, 3)
+    weights = attention_weights(q, k).astype(v.dtype)  # (B, heads, M, N)
+    return (weights @ v.transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3)
+
+
+def attention_weights(q, k) -> jax.Array:
+    """softmax(q k^T / sqrt(d)), (B, heads, M, N) float32; q and k as of `attention`."""
+    q, k = (x.transpose(0, 2, 1, 3) for x in (q, k))  # (B, heads, N, d)
+    scores = q * q.shape[-1] ** -0.5 @ k.swapaxes(-1, -2)
+    return jax.nn.softmax(scores.astype(jnp.float32))
 
 
 _LANES = 128  # of a TPU's vector registers: blocks are multiples of it

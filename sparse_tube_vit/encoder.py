@@ -7,13 +7,17 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sparse_tube_vit.attention import attention
+from sparse_tube_vit.attention import attention, attention_weights
 from sparse_tube_vit.dense import Dense
 from sparse_tube_vit.mesh import BATCH, constrain
 
 
 class Attention(nn.Module):
-    """Multi-head attention of queries (B, M, D) to keys and values (B, N, D)."""
+    """Multi-head attention of queries (B, M, D) to keys and values (B, N, D).
+
+    Sows its `weights` (B, heads, M, N) where intermediates are asked for: fused
+    attention never has them.
+    """
 
     heads: int
     implementation: str = "auto"
@@ -29,6 +33,8 @@ class Attention(nn.Module):
             return constrain(y, BATCH, None, "tensor")
 
         q, k, v = project("query", queries), project("key", x), project("value", x)
+        if self.is_mutable_collection("intermediates"):
+            self.sow("intermediates", "weights", attention_weights(q, k))
         out = attention(q, k, v, self.implementation)
         out = Dense((width,), axes=2, dtype=self.dtype, name="out")(out)
         return constrain(out, BATCH)
