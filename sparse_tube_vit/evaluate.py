@@ -92,6 +92,7 @@ class Result(abc.ABC):
     def to_json(self) -> dict:
         """Protocol, figures, and figures per class, as JSON types."""
         return self.protocol | {
+            "summary": str(self),
             **self.metrics(),
             "distinct": len(self.labels),
             **(self.views if self.protocol["kind"] == "video" else {}),

@@ -1,0 +1,31 @@
+"""Pictures of models and runs: arrays in, matplotlib figures out.
+
+    python -m sparse_tube_vit.figures KIND ...
+
+writes them to files, see `__main__`.
+"""
+
+from sparse_tube_vit.figures.attention import attention
+from sparse_tube_vit.figures.canvas import save
+from sparse_tube_vit.figures.confusion import confusion
+from sparse_tube_vit.figures.curves import (
+    accuracy_by_tokens,
+    throughput,
+    training_curves,
+)
+from sparse_tube_vit.figures.kernels import kernels
+from sparse_tube_vit.figures.positions import position_similarity
+from sparse_tube_vit.figures.tubes import tube_animation, tube_layout
+
+__all__ = [
+    "accuracy_by_tokens",
+    "attention",
+    "confusion",
+    "kernels",
+    "position_similarity",
+    "save",
+    "throughput",
+    "training_curves",
+    "tube_animation",
+    "tube_layout",
+]

@@ -1,0 +1,100 @@
+"""Training and evaluation in numbers."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from sparse_tube_vit.figures.canvas import new_figure
+from sparse_tube_vit.training.reporting import PARTS
+
+# Which metrics a plot shows, by the last part of their names.
+_CURVES = {
+    "loss": ("loss",),
+    "accuracy": ("accuracy", "precision_at_1", "top1", "mAP"),
+}
+
+
+def training_curves(metrics: Sequence[dict]) -> Figure:
+    """Loss and accuracy of every stream against steps, with the evaluations as points.
+
+    Where examples have several labels, precision at 1 and mAP take accuracy's place.
+
+    Args:
+      metrics: lines of metrics.jsonl, from `training.reporting.read_metrics`.
+    """
+    figure = new_figure(9, 3.5)
+    axes = figure.subplots(1, 2)
+    for (quantity, kinds), ax in zip(_CURVES.items(), axes, strict=True):
+        names = {n for line in metrics for n in line if n.rpartition("/")[2] in kinds}
+        for name in sorted(names, reverse=True):  # train/... before evaluation/...
+            points = [(line["step"], line[name]) for line in metrics if name in line]
+            phase, *what = name.split("/")
+            style, phase = ("-", "training") if phase == "train" else ("o--", phase)
+            label = f"{' '.join(what).replace('_', ' ')}, {phase}"
+            ax.plot(*zip(*points, strict=True), style, label=label)
+        ax.set(xlabel="step", ylabel=quantity)
+        ax.grid(alpha=0.3)
+    axes[1].set_ylim(0, 1)
+    for ax in axes:
+        if ax.lines:
+            ax.legend(fontsize="small")
+    return figure
+
+
+def throughput(metrics: Sequence[dict]) -> Figure:
+    """Examples a second, and the parts of a run's time, against steps.
+
+    Args:
+      metrics: as for `training_curves`.
+    """
+    lines = [line for line in metrics if "train/clips_per_second" in line]
+    steps = [line["step"] for line in lines]
+    figure = new_figure(9, 3)
+    speed, time = figure.subplots(1, 2)
+    speed.plot(steps, [line["train/clips_per_second"] for line in lines], "o-", ms=3)
+    speed.set(xlabel="step", ylabel="clips and images a second")
+    speed.set_ylim(bottom=0)
+    parts = [p for p in PARTS if any(f"train/seconds/{p}" in line for line in lines)]
+    seconds = [[line.get(f"train/seconds/{p}", 0.0) for line in lines] for p in parts]
+    shares = np.array(seconds) / np.maximum(np.sum(seconds, axis=0), 1e-9)
+    if parts:
+        time.stackplot(steps, 100 * shares, labels=parts, step="pre")
+        time.legend(fontsize="small", loc="lower right")
+    time.set(xlabel="step", ylabel="share of the time, %", ylim=(0, 100))
+    for ax in (speed, time):
+        ax.grid(alpha=0.3)
+    return figure
+
+
+def accuracy_by_tokens(results: Mapping[str, Sequence[dict]]) -> Figure:
+    """Accuracy, or mAP, against the number of tokens (paper figure 4, table 7d).
+
+    Runs that were trained with so many tokens are solid lines, a line an evaluation;
+    one run evaluated with other strides than it was trained with is a dashed one.
+
+    Args:
+      results: evaluations as their JSON files hold them, by the name of the run.
+    """
+    figure = new_figure(6, 4)
+    ax = figure.subplots()
+    trained = {}
+    for run, evaluations in results.items():
+        strided = {}
+        for e in evaluations:
+            point = e["tokens"], 100 * e.get("top1", e.get("mAP"))
+            what = f"{e['evaluation']}: {'Top-1' if 'top1' in e else 'mAP'}"
+            strided.setdefault(what, []).append(point)
+            if e["stride_scale"] == 1:
+                trained.setdefault(what, []).append(point)
+        for what, points in strided.items():
+            if len(points) > 1:
+                label = f"{what}, {run}, other strides"
+                ax.plot(*zip(*sorted(points), strict=True), "o--", mfc="w", label=label)
+    for what, points in trained.items():
+        label = f"{what}, tokens of training"
+        ax.plot(*zip(*sorted(points), strict=True), "o-", label=label)
+    ax.set(xlabel="tokens", ylabel="accuracy, %")
+    ax.grid(alpha=0.3)
+    ax.legend(fontsize="small")
+    return figure

@@ -1,0 +1,196 @@
+"""What a training run has to show, read as far as it is asked for."""
+
+import dataclasses
+import functools
+import json
+import re
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+from etils import epath
+from matplotlib.animation import Animation
+from matplotlib.figure import Figure
+
+from sparse_tube_vit import checkpoints, datasets, figures
+from sparse_tube_vit.config import ConfigDict, from_json
+from sparse_tube_vit.errors import TubeViTError
+from sparse_tube_vit.input.pipeline import EvaluationExample
+from sparse_tube_vit.model import TubeViT
+from sparse_tube_vit.rollout import attention_shares
+from sparse_tube_vit.training.reporting import read_metrics
+from sparse_tube_vit.variants import make_model, make_tubes
+
+
+class NothingToDraw(TubeViTError, ValueError):
+    """A run lacks what a picture shows."""
+
+
+class UnreadableClip(TubeViTError, OSError):
+    """The file that is to be drawn on cannot be read."""
+
+
+@dataclasses.dataclass
+class Run:
+    """A run, finished or not: what its work directory says.
+
+    Attributes:
+      workdir: of training.
+      clip_file: a video or image to draw on; by default the first of an evaluation.
+      data_dir: of prepared data sets, where it is not that of the config.
+
+    Raises:
+      NoCheckpoint: there is nothing to draw yet.
+    """
+
+    workdir: epath.Path
+    clip_file: str | None = None
+    data_dir: str | None = None
+
+    def __post_init__(self):
+        self.workdir = epath.Path(self.workdir)
+        self.step = checkpoints.latest_step(self.workdir)
+        self.directory = self.workdir / "checkpoints"
+        self.saved = checkpoints.read_run(self.directory, self.step)
+        self.config = from_json(self.saved["config"])
+        # Pictures are made on whatever device there is.
+        self.config.model.attention = "auto"
+        if self.data_dir:
+            self.config.data_dir = self.data_dir
+
+    @functools.cached_property
+    def params(self) -> dict:
+        return checkpoints.read_params(self.directory, self.step)
+
+    @functools.cached_property
+    def model(self) -> TubeViT:
+        classes = self.saved["class_names"]
+        return make_model(self.config, {h: len(c) for h, c in classes.items()})
+
+    @functools.cached_property
+    def metrics(self) -> list[dict]:
+        """The lines of metrics.jsonl; none where the parameters were only written."""
+        there = (self.workdir / "metrics.jsonl").exists()
+        return read_metrics(self.workdir) if there else []
+
+    @functools.cached_property
+    def evaluations(self) -> dict[str, dict]:
+        """The last result of every protocol, as its JSON file holds it, by its name."""
+        last = {}
+        for path in sorted((self.workdir / "evaluations").glob("*.json")):
+            result = json.loads(path.read_text())
+            protocol = re.sub(r"_step\d+", "", path.stem)
+            if protocol not in last or result["step"] > last[protocol][1]["step"]:
+                last[protocol] = path.stem, result
+        return dict(last.values())
+
+    @functools.cached_property
+    def clip(self) -> np.ndarray:
+        """(T, H, W, 3) uint8: a view of an evaluation, of a video where it has one."""
+        return read_clip(self.config, self.clip_file)
+
+
+def read_clip(config: ConfigDict, file: str | None = None) -> np.ndarray:
+    """The middle view of a file, or of the first example that the config evaluates.
+
+    Raises:
+      UnreadableClip, UndecodableClip; the errors of data sets.
+    """
+    sources = [*config.evaluations.values(), *config.streams.values()]
+    source = min(sources, key=lambda source: source.kind != "video")
+    example = EvaluationExample.of(config.clip, source)
+    if file is None:
+        split = datasets.open_split(source.dataset, source.split, config.data_dir)
+        encoded = split[0][source.kind]
+    else:
+        try:
+            encoded = epath.Path(file).read_bytes()
+        except OSError as error:
+            raise UnreadableClip(f"--clip: {error}") from error
+    return example.read(encoded, None)["video"][0]
+
+
+Pictures = Iterator[tuple[str, Figure | Animation]]
+
+
+def curves(run: Run) -> Pictures:
+    """Loss and accuracy, and throughput, against steps."""
+    if run.metrics:
+        yield "training_curves", figures.training_curves(run.metrics)
+    if any("train/clips_per_second" in line for line in run.metrics):
+        yield "throughput", figures.throughput(run.metrics)
+
+
+def tubes(run: Run) -> Pictures:
+    """The tubes over a clip, still and animated."""
+    yield from tubes_over(run.clip, run.config)
+
+
+def tubes_over(clip: np.ndarray, config: ConfigDict) -> Pictures:
+    """A config's tubes over a clip (T, H, W, 3): still and, of a video, animated."""
+    chosen = make_tubes(config.model.tubes)
+    yield "tubes", figures.tube_layout(clip, chosen)
+    if len(clip) > 1:
+        yield "tubes_animated", figures.tube_animation(clip, chosen, config.clip.fps)
+
+
+def kernels(run: Run) -> Pictures:
+    """Learned filters of every tube."""
+    for name, parameters in run.params["stem"].items():  # tube_0, ... or shared
+        size = "x".join(map(str, parameters["kernel"].shape[:3]))
+        name = f"kernels_{name.removeprefix('tube_')}_{size}"
+        yield name, figures.kernels(parameters["kernel"])
+
+
+def positions(run: Run) -> Pictures:
+    """How alike position embeddings are."""
+    if run.model.positions != "none":
+        clip = run.model.clip
+        if all(source.kind == "image" for source in run.config.streams.values()):
+            clip = (1, *clip[1:])
+        embeddings = run.model.apply(
+            {"params": run.params}, clip, method=lambda model, clip: model.place(clip)
+        )
+        yield (
+            "positions",
+            figures.position_similarity(np.asarray(embeddings), run.model.tubes, clip),
+        )
+
+
+def attention(run: Run) -> Pictures:
+    """What pooling looks at, and what roll-out traces that to, in a clip."""
+    shares = attention_shares(run.model, run.params, run.clip[None])
+    titles = {"pooling": "attention of the pooling", "rollout": "attention roll-out"}
+    for kind, title in titles.items():
+        share = np.asarray(jax.device_get(shares[kind][0]))
+        yield (
+            f"attention_{kind}",
+            figures.attention(run.clip, run.model.tubes, share, title),
+        )
+
+
+def confusion(run: Run) -> Pictures:
+    """Confusion matrices of the last evaluations with one label an example."""
+    for name, e in run.evaluations.items():
+        if "confusion" in e:
+            counts, classes = np.array(e["confusion"]), list(e["per_class"])
+            title = e.get("summary", name)
+            yield f"{name}_confusion", figures.confusion(counts, classes, title)
+
+
+def tokens(*runs: Run) -> Pictures:
+    """Accuracy against the number of tokens, of one run or of several."""
+    results = {str(run.workdir): [*run.evaluations.values()] for run in runs}
+    if len({e["tokens"] for es in results.values() for e in es}) > 1:
+        yield "tokens", figures.accuracy_by_tokens(results)
+
+
+KINDS: dict[str, Callable[..., Pictures]] = {
+    "curves": curves,
+    "tubes": tubes,
+    "kernels": kernels,
+    "positions": positions,
+    "attention": attention,
+    "confusion": confusion,
+    "tokens": tokens,
+}

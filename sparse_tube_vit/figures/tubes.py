@@ -1,0 +1,126 @@
+"""Where tubes read a clip."""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.animation import FuncAnimation
+from matplotlib.collections import PolyCollection
+from matplotlib.figure import Figure
+
+from sparse_tube_vit.figures.canvas import COLORS, new_figure
+from sparse_tube_vit.tubes import Tube, tubes_for
+
+_PALE = 0.35  # frames that a tube does not read
+
+
+def tube_layout(clip: np.ndarray, tubes: Sequence[Tube], columns: int = 8) -> Figure:
+    """One row a tube: its windows on frames of the clip. What it does not read is pale.
+
+    Args:
+      clip: (T, H, W, 3) uint8; an image has one frame, and the rows of those tubes that
+        read images.
+      columns: frames shown, as `frames_read` takes them.
+    """
+    t, h, w, _ = clip.shape
+    shown = frames_read(clip.shape[:3], tubes, columns)
+    read = tubes_for(tubes, t)
+    figure = new_figure(1.4 * len(shown) + 0.5, 1.4 * len(read) * h / w + 0.5)
+    axes = figure.subplots(len(read), len(shown), squeeze=False)
+    for row, i in zip(axes, read, strict=True):
+        windows = Windows(tubes[i], clip.shape[:3], color_of(i))
+        for ax, frame in zip(row, shown, strict=True):
+            windows.draw(ax, clip[frame], frame)
+        row[0].set_ylabel(name(tubes[i]), color=color_of(i), fontsize="small")
+    for ax, frame in zip(axes[0], shown, strict=True):
+        ax.set_title(f"frame {frame}", fontsize="small")
+    return figure
+
+
+def tube_animation(clip: np.ndarray, tubes: Sequence[Tube], fps: float):
+    """The clip as it plays, once for every tube with the windows that it reads.
+
+    Args:
+      clip: (T, H, W, 3) uint8.
+      fps: frames per second.
+
+    Returns:
+      A matplotlib FuncAnimation: `figures.save` writes it as GIF, and a notebook shows
+      `IPython.display.HTML(animation.to_jshtml())`.
+    """
+    t, h, w, _ = clip.shape
+    read = tubes_for(tubes, t)
+    across = math.ceil(math.sqrt(len(read)))
+    down = math.ceil(len(read) / across)
+    figure = new_figure(2.4 * across, 2.65 * down * h / w + 0.3)
+    figure.set_dpi(100)
+    axes = figure.subplots(down, across, squeeze=False).ravel()
+    panels = []
+    for ax, i in itertools.zip_longest(axes, read):
+        if i is None:
+            ax.set_axis_off()
+            continue
+        tokens = math.prod(tubes[i].grid(clip.shape[:3]))
+        ax.set_title(f"{name(tubes[i])}, {tokens} tokens", fontsize="small")
+        ax.spines[:].set(color=color_of(i), linewidth=2)
+        windows = Windows(tubes[i], clip.shape[:3], color_of(i))
+        panels.append((windows, *windows.draw(ax, clip[0], 0)))
+    clock = figure.suptitle("", fontsize="small", y=0.005, va="bottom")
+
+    def draw(frame):
+        clock.set_text(f"frame {frame}, {frame / fps:.2f} s")
+        for windows, picture, boxes in panels:
+            windows.update(picture, boxes, clip[frame], frame)
+
+    return FuncAnimation(figure, draw, frames=t, interval=1000 / fps, init_func=list)
+
+
+class Windows:
+    """The windows of a tube as outlines, by the frames that they are open in."""
+
+    def __init__(self, tube: Tube, clip: Sequence[int], color: str, line=0.9):
+        self.starts = tube.windows(clip).reshape(-1, 3)
+        self.kernel, self.color, self.line = tube.kernel, color, line
+
+    def draw(self, ax, picture, frame, **options):
+        image = ax.imshow(picture, **options)
+        boxes = PolyCollection([], ec=self.color, fc="none", lw=self.line)
+        ax.add_collection(boxes, autolim=False)
+        ax.set(xticks=[], yticks=[])
+        self.update(image, boxes, picture, frame)
+        return image, boxes
+
+    def update(self, image, boxes, picture, frame):
+        t, h, w = self.kernel
+        first = self.starts[:, 0]
+        corners = self.starts[(first <= frame) & (frame < first + t)][:, [2, 1]] - 0.5
+        boxes.set_verts(corners[:, None] + [(0, 0), (w, 0), (w, h), (0, h)])
+        image.set_data(picture)
+        image.set_alpha(1.0 if len(corners) else _PALE)
+
+
+def name(tube: Tube) -> str:
+    """A tube as pictures call it, by its kernel: 8x8x8."""
+    return "x".join(map(str, tube.kernel))
+
+
+def color_of(i: int) -> str:
+    """The colour of tube i."""
+    return COLORS[i % len(COLORS)]
+
+
+def frames_read(clip: Sequence[int], tubes: Sequence[Tube], columns: int) -> np.ndarray:
+    """Numbers of at most so many frames of a clip of (T, H, W).
+
+    Of as many equal parts of it, each is the first frame that the most tubes read: with
+    frames evenly spread, those of a tube that reads few could all be missed.
+    """
+    t = clip[0]
+    read = np.zeros(t, int)
+    for i in tubes_for(tubes, t):
+        starts = np.unique(tubes[i].windows(clip)[..., 0])
+        frames = starts[:, None] + np.arange(tubes[i].kernel[0])
+        read[np.unique(frames[frames < t])] += 1
+    ends = np.linspace(0, t, min(columns, t) + 1).round().astype(int)
+    return np.array([a + read[a:b].argmax() for a, b in itertools.pairwise(ends)])
