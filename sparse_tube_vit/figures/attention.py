@@ -12,7 +12,6 @@ from sparse_tube_vit.figures.canvas import new_figure
 from sparse_tube_vit.figures.tubes import Windows, color_of, frames_read, name
 from sparse_tube_vit.tubes import Tube, tubes_for
 
-
 # The less attention, the more of the picture shows through.
 _COLORS = colormaps["YlOrRd"](np.linspace(0.1, 1, 256))
 _COLORS[:, 3] = np.linspace(0.1, 0.9, 256)
