@@ -8,7 +8,6 @@ import argparse
 import dataclasses
 import functools
 import json
-import re
 from collections.abc import Callable
 
 import jax
@@ -22,6 +21,7 @@ from sparse_tube_vit.config import ConfigDict, from_json, head_loss, validate
 from sparse_tube_vit.datasets.classes import check_classes, check_loss
 from sparse_tube_vit.errors import TubeViTError, reported
 from sparse_tube_vit.input import pipeline
+from sparse_tube_vit.input.views import parse_views
 from sparse_tube_vit.log import log, to_stderr
 from sparse_tube_vit.metrics import average_precision, top_k
 from sparse_tube_vit.model import TubeViT
@@ -376,15 +376,6 @@ def evaluate(config: ConfigDict, workdir, step: int, names=None) -> list[Result]
     return [evaluation.run(model, params, mesh, step) for evaluation in evaluations]
 
 
-def _views(text):
-    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", text):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not of the form TxS, two numbers of at least 1, as 4x3"
-        )
-    temporal, spatial = text.split("x")
-    return int(temporal), int(spatial)
-
-
 def main():
     parser = argparse.ArgumentParser(
         prog="python -m sparse_tube_vit.evaluate",
@@ -396,7 +387,7 @@ def main():
     )
     parser.add_argument("--only", nargs="+", help="names of evaluations; default: all")
     parser.add_argument(
-        "--views", type=_views, help="temporal x spatial views of videos, as 4x3"
+        "--views", type=parse_views, help="temporal x spatial views of videos, as 4x3"
     )
     parser.add_argument(
         "--stride_scale",

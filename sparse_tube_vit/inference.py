@@ -14,7 +14,7 @@ from flax.traverse_util import flatten_dict
 
 from sparse_tube_vit import saved
 from sparse_tube_vit.checkpoints import DamagedCheckpoint
-from sparse_tube_vit.config import ConfigDict, evaluation, from_json, head_loss
+from sparse_tube_vit.config import ConfigDict, from_json, head_loss
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.input import views
 from sparse_tube_vit.model import TubeViT, UnknownHead, init_params
@@ -138,15 +138,45 @@ class TrainedTubeViT:
           ClipTooSmall, NoImageTube, PositionsMismatch: the model cannot read such.
         """
         if isinstance(clip, str | os.PathLike):
-            encoded = views.read_file(clip)
-            kind = views.kind_of(encoded)
-            head = self.choose_head(kind, head)
-            seen = self.example(kind, head).read(encoded, None)["video"]
+            _, seen = self.read(clip, head)
         else:
             seen = _views(clip)
-            head = self.choose_head("image" if seen.shape[1] == 1 else "video", head)
+        head = self.choose_head(_kind(seen), head)
         (scores,) = self.scores(seen[None], head)
         return self.best(scores, head, top)
+
+    def read(
+        self,
+        path,
+        head: str | None = None,
+        given: tuple[int, int] | None = None,
+    ) -> tuple[str, np.ndarray]:
+        """Reads a file as the evaluation of its head does.
+
+        Args:
+          path: of a clip in any container or an image, local or gs://.
+          head: as for `predict`; not used with views `given`.
+          given: (temporal, spatial) views of videos in place of the evaluation's.
+
+        Returns:
+          (kind, views): "image" or "video", by the number of frames, and uint8 (V, T,
+          H, W, 3).
+
+        Raises: as `predict`.
+        """
+        with views.naming(path):
+            encoded = views.read_file(path)
+            kind = views.kind_of(encoded)
+            if given:
+                source = views.unlabelled(kind, *given)
+            else:
+                source = self.protocol(kind, self.choose_head(kind, head))
+            example = views.EvaluationExample.of(
+                self.config.clip,
+                source,
+                timeout_seconds=self.config.loader.decode_timeout_seconds,
+            )
+            return kind, example.read(encoded, None)["video"]
 
     def best(self, scores, head: str, top: int):
         """[(class name, probability), ...] of the highest of scores (C,)."""
@@ -162,8 +192,8 @@ class TrainedTubeViT:
           videos: uint8 or floats (B, V, T, H, W, 3), V views of each of B.
           head: whose classes.
         """
-        kind = "image" if videos.shape[2] == 1 else "video"
-        scale = self.protocol(kind, self.choose_head(kind, head)).stride_scale
+        head = self.choose_head(_kind(videos), head)
+        scale = self.protocol(_kind(videos), head).stride_scale
         return np.asarray(self._scores(head, scale)(self.params, videos))
 
     def features(self, clip) -> Features:
@@ -176,9 +206,7 @@ class TrainedTubeViT:
         Raises: as `predict`.
         """
         if isinstance(clip, str | os.PathLike):
-            encoded = views.read_file(clip)
-            read = {"image": views.read_image, "video": views.read_clip}
-            clip = read[views.kind_of(encoded)](clip, self.config)
+            _, clip = self.read(clip, given=(1, 1))
         seen = _views(clip)
         if len(seen) > 1:
             raise NotAClip(f"Features are of one view, but there are {len(seen)}.")
@@ -228,23 +256,7 @@ class TrainedTubeViT:
         for source in self.config.evaluations.values():
             if (source.kind, source.head) == (kind, head):
                 return source
-        return evaluation(kind=kind, dataset="", head=head, batch_size=1)
-
-    def example(
-        self, kind: str, head: str, given: tuple[int, int] | None = None
-    ) -> views.EvaluationExample:
-        """Reads files of a kind by the views of the head's evaluation, or those given.
-
-        Args:
-          kind: "image" or "video".
-          head: one of the model's.
-          given: (temporal, spatial) views of videos.
-        """
-        source = self.protocol(kind, head)
-        options = {}
-        if given and kind == "video":
-            options = dict(zip(("temporal_views", "spatial_views"), given, strict=True))
-        return views.EvaluationExample.of(self.config.clip, source, **options)
+        return views.unlabelled(kind)
 
     @functools.cached_property
     def _programs(self):
@@ -275,6 +287,11 @@ class TrainedTubeViT:
             return jax.lax.map(of_view, videos.swapaxes(0, 1)).mean(axis=0)
 
         return jax.jit(pooled)
+
+
+def _kind(videos):
+    """Of views (..., T, H, W, 3)."""
+    return "image" if videos.shape[-4] == 1 else "video"
 
 
 def _views(clip):

@@ -3,9 +3,12 @@
 Imports neither jax nor what trains: a model that is loaded reads its clips here.
 """
 
+import argparse
+import contextlib
 import dataclasses
 import math
 import os
+import re
 
 import numpy as np
 from etils import epath
@@ -14,6 +17,9 @@ from sparse_tube_vit.config import ConfigDict, evaluation
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.input import sampling
 from sparse_tube_vit.input.decode import UndecodableClip, decode, opened
+
+#: What views are spread over, as an evaluation names their numbers.
+AXES = ("temporal_views", "spatial_views")
 
 
 class UnreadableFile(TubeViTError, OSError):
@@ -80,7 +86,7 @@ class EvaluationExample(Example):
     @classmethod
     def of(cls, clip: ConfigDict, source: ConfigDict, **options):
         """With the views of an evaluation; one of a stream, and one of an image."""
-        views = ("temporal_views", "spatial_views") if source.kind == "video" else ()
+        views = AXES if source.kind == "video" else ()
         given = {key: source[key] for key in views if key in source}
         return super().of(clip, source, **given | options)
 
@@ -114,6 +120,25 @@ class EvaluationExample(Example):
         return (self.temporal_views * self.spatial_views, *super().shape)
 
 
+def parse_views(text: str) -> tuple[int, int]:
+    """(temporal, spatial) of a command line's "4x3"."""
+    if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not of the form TxS, two numbers of at least 1, as 4x3"
+        )
+    temporal, spatial = text.split("x")
+    return int(temporal), int(spatial)
+
+
+@contextlib.contextmanager
+def naming(path):
+    """Names the file in what is raised because of what it holds."""
+    try:
+        yield
+    except (UnreadableFile, UndecodableClip) as error:
+        raise type(error)(f"{os.fspath(path)}: {error}") from error
+
+
 def read_file(path) -> bytes:
     """A file of a clip or an image, local or gs://.
 
@@ -123,8 +148,7 @@ def read_file(path) -> bytes:
     try:
         return epath.Path(path).read_bytes()
     except OSError as error:
-        why = error.strerror or error
-        raise UnreadableFile(f"{os.fspath(path)} cannot be read: {why}.") from error
+        raise UnreadableFile(f"{error.strerror or error}.") from error
 
 
 def kind_of(encoded: bytes) -> str:
@@ -135,6 +159,18 @@ def kind_of(encoded: bytes) -> str:
     """
     with opened(encoded) as video:
         return "video" if len(video.packets) > 1 else "image"
+
+
+def unlabelled(kind: str, temporal_views: int = 1, spatial_views: int = 1):
+    """An evaluation's views, of files that are in no data set."""
+    return evaluation(
+        kind=kind,
+        dataset="",
+        head="",
+        batch_size=1,
+        temporal_views=temporal_views,
+        spatial_views=spatial_views,
+    )
 
 
 def read_clip(
@@ -154,10 +190,8 @@ def read_clip(
     Raises:
       UnreadableFile, UndecodableClip: the file has no clip.
     """
-    temporal, spatial = views or (1, 1)
-    source = _unlabelled("video", temporal, spatial)
-    clip = _read(path, EvaluationExample.of(config.clip, source))
-    return clip if views else clip[0]
+    clips = _read(path, config, unlabelled("video", *(views or ())))
+    return clips if views else clips[0]
 
 
 def read_image(path, config: ConfigDict) -> np.ndarray:
@@ -165,23 +199,10 @@ def read_image(path, config: ConfigDict) -> np.ndarray:
 
     Args and errors as for `read_clip`.
     """
-    example = EvaluationExample.of(config.clip, _unlabelled("image"))
-    return _read(path, example)[0, 0]
+    return _read(path, config, unlabelled("image"))[0, 0]
 
 
-def _unlabelled(kind, temporal_views=1, spatial_views=1):
-    return evaluation(
-        kind=kind,
-        dataset="",
-        head="",
-        batch_size=1,
-        temporal_views=temporal_views,
-        spatial_views=spatial_views,
-    )
-
-
-def _read(path, example):
-    try:
+def _read(path, config, source):
+    with naming(path):
+        example = EvaluationExample.of(config.clip, source)
         return example.read(read_file(path), None)["video"]
-    except UndecodableClip as error:
-        raise type(error)(f"{os.fspath(path)}: {error}") from error

@@ -1,0 +1,132 @@
+"""Writes what a model makes of clips and images, for retrieval and probes.
+
+    python -m sparse_tube_vit.features --model DIR FILE... --out FILE.npz [--tokens]
+        [--views 4x3]
+
+The file holds `file` (N,) and `kind` (N,), and `pooled` (N, D), averaged over views;
+with --tokens also `tokens` (N, n, D) of the view in the middle and, of each token, its
+`tube` (n,), `time` in seconds (n,) and `place` in pixels down and across (n, 2). What
+cannot be read is named and left out; the exit code is then 1.
+"""
+
+import argparse
+import sys
+from collections.abc import Iterable
+
+import numpy as np
+from etils import epath
+
+from sparse_tube_vit.errors import TubeViTError, UnwritableOutput, reported
+from sparse_tube_vit.inference import TrainedTubeViT
+from sparse_tube_vit.input import files
+from sparse_tube_vit.input.views import parse_views
+from sparse_tube_vit.log import log, to_stderr
+from sparse_tube_vit.predict import add_model_arguments, load_model, positive
+
+
+class SeveralKinds(TubeViTError, ValueError):
+    """Images and videos have different tokens: one array cannot hold them."""
+
+
+def pooled(
+    tubevit: TrainedTubeViT,
+    paths: list[str],
+    views: tuple[int, int] = (1, 1),
+    batch_size: int | None = None,
+) -> tuple[np.ndarray, list[str], dict[int, TubeViTError]]:
+    """Pooled features of files, averaged over views.
+
+    Args:
+      tubevit: a loaded model.
+      paths: of files.
+      views: (temporal, spatial) of videos.
+      batch_size: files at a time; None: 4, or as many as there are.
+
+    Returns:
+      (pooled, kinds, problems): (N, D) float32 and N kinds, of zeros and "" where a
+      file cannot be read; and by its number why.
+    """
+    found = np.zeros((len(paths), tubevit.model.width), np.float32)
+    kinds, problems = [""] * len(paths), {}
+
+    def read(path):
+        return tubevit.read(path, given=views)
+
+    size = batch_size or min(4, len(paths))
+    for batch in files.batches(paths, read, size, problems):
+        features = tubevit.pooled(batch.videos)
+        for number, x in zip(batch.numbers, features, strict=False):
+            found[number], kinds[number] = x, batch.group
+    return found, kinds, problems
+
+
+def tokens(tubevit: TrainedTubeViT, paths: Iterable[str]) -> dict[str, np.ndarray]:
+    """Tokens (N, n, D) of files of one kind, and each one's tube, time and place.
+
+    Raises:
+      SeveralKinds: there are images and videos.
+    """
+    each = [tubevit.features(path) for path in paths]
+    if len({x.tokens.shape for x in each}) > 1:
+        raise SeveralKinds(
+            "Images and videos have different tokens. Give them one after the other, "
+            "or leave out --tokens."
+        )
+    first = each[0]
+    return {
+        "tokens": np.stack([x.tokens for x in each]),
+        "tube": first.tube,
+        "time": first.time,
+        "place": first.place,
+    }
+
+
+def main():
+    parser = argparse.ArgumentParser(
+        prog="python -m sparse_tube_vit.features",
+        description="Writes the features of clips and images.",
+    )
+    add_model_arguments(parser)
+    parser.add_argument(
+        "files", nargs="+", metavar="FILE", help="clip, image, or folder of such"
+    )
+    parser.add_argument("--out", required=True, help="the .npz file to write")
+    parser.add_argument("--tokens", action="store_true", help="write tokens, too")
+    parser.add_argument(
+        "--views",
+        type=parse_views,
+        default=(1, 1),
+        help="temporal x spatial views of videos; default: 1x1",
+    )
+    parser.add_argument("--batch_size", type=positive, help="files at a time")
+    args = parser.parse_args()
+    to_stderr()
+    with reported():
+        tubevit = load_model(args)
+        paths = files.expand(args.files)
+        features, kinds, problems = pooled(tubevit, paths, args.views, args.batch_size)
+        for error in problems.values():
+            log.warning("%s", error)
+        good = [i for i in range(len(paths)) if i not in problems]
+        arrays = {
+            "file": np.array([paths[i] for i in good]),
+            "kind": np.array([kinds[i] for i in good]),
+            "pooled": features[good],
+        }
+        if args.tokens and good:
+            arrays |= tokens(tubevit, [paths[i] for i in good])
+        try:
+            with epath.Path(args.out).open("wb") as file:
+                np.savez(file, **arrays)
+        except OSError as error:
+            raise UnwritableOutput(
+                f"{args.out} cannot be written: {error.strerror or error}"
+            ) from error
+        log.info("Wrote the features of %d files to %s", len(good), args.out)
+        if problems:
+            log.warning("%d of %d files could not be read", len(problems), len(paths))
+            sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
