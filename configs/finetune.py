@@ -6,7 +6,8 @@
 CLIPS holds `<class>/<file>`, of which a fifth is held out for testing, or
 `<split>/<class>/<file>` with the splits `train` and `test`. It is prepared below
 `data_dir`. MODEL is a work directory, one of its checkpoints or a release: clips, sizes
-and tubes are as there, unless they are set.
+and tubes are as there, unless they are set. DIR/evaluations then holds the accuracy and
+the confusion, DIR/release the model for `load` and `predict`.
 """
 
 from sparse_tube_vit.config import (
@@ -25,6 +26,7 @@ def get_config(argument: str = ""):
     leave_open(config.model, {*config.model} - {"attention", "remat", "scan"})
     leave_open(config.optimizer, ["warmup_steps"])
     config.optimizer.update(learning_rate=3e-4, weight_decay=0.05, ema_decay=0.99)
+    config.checkpoint.release = True
     clips = {"kind": "video", "dataset": "", "head": "clips"}
     config.streams.clips = stream(
         **clips, batch_size=16, crop_area=(0.35, 1.0), color_jitter=0.4, mixup=0.2

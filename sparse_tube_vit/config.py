@@ -142,7 +142,8 @@ def default_config() -> ConfigDict:
     config.evaluate_every_steps = 0  # 0: at the end only
     # Steps of which the first host writes a trace for XProf, "10:15"; "": of none.
     config.profile_steps = ""
-    config.checkpoint = ConfigDict({"every_steps": 1000, "keep": 3})
+    # With `release` the last one becomes the release WORKDIR/release.
+    config.checkpoint = ConfigDict({"every_steps": 1000, "keep": 3, "release": False})
     config.lock()
     config.streams.unlock()
     config.evaluations.unlock()
@@ -445,7 +446,8 @@ def _wrong_losses(config, heads):
 
 def head_loss(config: ConfigDict, head: str) -> str:
     """The loss that a head is trained with: what its logits mean."""
-    return {s.head: s.loss for s in config.streams.values()}[head]
+    kept = dict.fromkeys(config.init.keep_heads, "softmax")
+    return (kept | {s.head: s.loss for s in config.streams.values()})[head]
 
 
 def profiled_steps(config: ConfigDict) -> tuple[int, int] | None:

@@ -12,11 +12,12 @@ import re
 
 from etils import epath
 
-from sparse_tube_vit import checkpoints, prepare
+from sparse_tube_vit import checkpoints, prepare, saved
 from sparse_tube_vit.config import (
     ConfigDict,
     InvalidConfig,
     from_json,
+    head_loss,
     is_weights_file,
 )
 from sparse_tube_vit.datasets import folders, manifest
@@ -57,7 +58,7 @@ def complete(config: ConfigDict, workdir) -> ConfigDict:
 
     Raises:
       InvalidConfig: something is open that nothing tells.
-      NoCheckpoint: there is no run to take sizes from.
+      The errors of `saved.read`: there is no run or release to take sizes from.
       The errors of `datasets.folders`, `prepare` and `datasets.writing`.
     """
     config = config.copy_and_resolve_references()
@@ -111,8 +112,8 @@ def kept_heads(config: ConfigDict, workdir) -> dict[str, tuple[str, ...]]:
     """Class names of the heads of `init.keep_heads`.
 
     Raises:
-      InvalidConfig: the run that is started from has no such head.
-      NoCheckpoint: there is no run.
+      InvalidConfig: what is started from has no such head, or a multi-label one.
+      The errors of `saved.read`.
     """
     heads = config.init.keep_heads
     if not heads:
@@ -124,19 +125,26 @@ def kept_heads(config: ConfigDict, workdir) -> dict[str, tuple[str, ...]]:
             f"config.init.keep_heads has {', '.join(missing)}, but the heads of "
             f"{config.init.weights} are {', '.join(theirs) or 'none'}."
         )
+    before = from_json(run["config"])
+    if several := [head for head in heads if head_loss(before, head) != "softmax"]:
+        raise InvalidConfig(
+            f"config.init.keep_heads has {', '.join(several)}, whose inputs have any "
+            "number of labels: only heads with one label an input can be kept."
+        )
     return {head: tuple(theirs[head]) for head in heads}
 
 
 def _run_before(config, workdir):
-    """(where, its run) of what is resumed or started from; (None, None) of neither."""
-    weights = config.init.weights
+    """(what, its run) of what is resumed or started from; (None, None) of neither."""
     try:
-        directory, step = checkpoints.locate(workdir)
+        step = checkpoints.latest_step(workdir)
+        run = checkpoints.read_run(epath.Path(workdir) / "checkpoints", step)
+        return f"step {step} of {workdir}", run
     except checkpoints.NoCheckpoint:
-        if not weights or is_weights_file(weights):
+        if not config.init.weights or is_weights_file(config.init.weights):
             return None, None
-        directory, step = checkpoints.locate(weights)
-    return directory.parent, checkpoints.read_run(directory, step)
+        found = saved.read(config.init.weights)
+        return found.name, found.run
 
 
 def _set_steps(config, data):

@@ -15,7 +15,14 @@ from clu import parameter_overview
 from etils import epath
 from ml_collections import config_flags
 
-from sparse_tube_vit import datasets, evaluate, finetuning, hosts, pretrained
+from sparse_tube_vit import (
+    datasets,
+    evaluate,
+    finetuning,
+    hosts,
+    pretrained,
+    release,
+)
 from sparse_tube_vit.checkpoints import Checkpoints, describe_run
 from sparse_tube_vit.config import ConfigDict, parse_flags, validate
 from sparse_tube_vit.datasets.classes import check_loss, classes_by_head
@@ -204,7 +211,23 @@ def train(config: ConfigDict, workdir) -> TrainState:
                 )
             if due(step):
                 run_evaluations(step)
+    if config.checkpoint.release and first_host:
+        write_release(workdir)
     return state
+
+
+def write_release(workdir: epath.Path) -> None:
+    """Makes the last checkpoint the release WORKDIR/release, in place of another."""
+    directory = workdir / "release"
+    if "://" in str(workdir):
+        log.warning(
+            "A release is written to a local disk: python -m sparse_tube_vit.release "
+            "--workdir %s --out DIR",
+            workdir,
+        )
+        return
+    found = release.release(workdir, directory, overwrite=True)
+    log.info("Wrote %s as a release to %s", found.name, directory)
 
 
 def initial_params(config: ConfigDict, program: Program, class_names: dict) -> dict:

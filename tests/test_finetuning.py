@@ -6,6 +6,7 @@ import logging
 import numpy as np
 import pytest
 
+import sparse_tube_vit as stv
 from sparse_tube_vit import checkpoints, datasets, finetuning
 from sparse_tube_vit.checkpoints import NoCheckpoint, OtherRun
 from sparse_tube_vit.config import InvalidConfig, read, validate
@@ -185,6 +186,13 @@ def test_fine_tuned_with_another_head_kept(clips, finished, tmp_path, monkeypatc
     assert len(run["class_names"]["motions"]) == 24
     names = {path.name for path in (workdir / "evaluations").iterdir()}
     assert names == {"clips_step2_4x3.json", "clips_step2_4x3_confusion.png"}
+    measured = json.loads((workdir / "evaluations/clips_step2_4x3.json").read_text())
+    card = (workdir / "release/README.md").read_text()
+    assert f"Top-1 {measured['top1']:.1%}" in card
+    loaded = stv.load(workdir / "release")
+    said = dict(loaded.predict(clips / CLIPS[0]))
+    assert set(said) == {"Kür & pas", "walk the dog"}
+    assert len(loaded.predict(clips / CLIPS[0], head="motions", top=24)) == 24
     # To go on, the model is not needed; with other clips it is another run.
     model.unlink()
     assert finetuning.complete(config, workdir).to_json() == json.dumps(run["config"])
