@@ -156,6 +156,16 @@ def leave_open(section: ConfigDict, keys: Iterable[str]) -> None:
         section[key] = config_dict.placeholder(section.get_type(key))
 
 
+def open_keys(config: ConfigDict) -> list[str]:
+    """What is None of clips and model, and may not be."""
+    return [
+        f"{section}.{key}"
+        for section in ("clip", "model")
+        for key, value in config[section].items()
+        if value is None and key != "gate_after"
+    ]
+
+
 def from_json(values: Mapping) -> ConfigDict:
     """The config that a checkpoint holds as JSON; what is newer has its default.
 
@@ -303,6 +313,11 @@ def validate(config: ConfigDict) -> None:
     Raises:
       InvalidConfig: lists everything that is wrong.
     """
+    if keys := open_keys(config):
+        raise InvalidConfig(
+            f"These keys are open: {', '.join(keys)}. Training takes them from the run "
+            "of config.init.weights; here, set them."
+        )
     wrong = [
         f"{key} is {value!r}: it must be {rule}."
         for keys, allowed, rule in _RULES

@@ -19,6 +19,7 @@ from sparse_tube_vit.config import (
     from_json,
     head_loss,
     is_weights_file,
+    open_keys,
 )
 from sparse_tube_vit.datasets import folders, manifest
 from sparse_tube_vit.log import log
@@ -63,16 +64,23 @@ def complete(config: ConfigDict, workdir) -> ConfigDict:
     """
     config = config.copy_and_resolve_references()
     _take_sizes(config, workdir)
+    streams, evaluations = (
+        {name: source for name, source in section.items() if not source.dataset}
+        for section in (config.streams, config.evaluations)
+    )
+    if (streams or evaluations) and not config.data.folder:
+        raise InvalidConfig(
+            f"{', '.join({**streams, **evaluations})} has no data set: give "
+            "--config.data.folder=CLIPS, a folder of <class>/<file>."
+        )
     if config.data.folder:
         data = prepare_folder(config)
-        for stream in config.streams.values():
-            if not stream.dataset:
-                stream.update(dataset=data.dataset, kind=data.kind, split=data.train)
-        for evaluation in config.evaluations.values():
-            if not evaluation.dataset:
-                evaluation.update(dataset=data.dataset, kind=data.kind, split=data.test)
-        if config.total_steps is None:
-            _set_steps(config, data)
+        for stream in streams.values():
+            stream.update(dataset=data.dataset, kind=data.kind, split=data.train)
+        for evaluation in evaluations.values():
+            evaluation.update(dataset=data.dataset, kind=data.kind, split=data.test)
+        if streams and config.total_steps is None:
+            _set_steps(config, data, streams.values())
     if config.total_steps and config.optimizer.warmup_steps is None:
         config.optimizer.warmup_steps = config.total_steps // 10
     return config
@@ -80,23 +88,17 @@ def complete(config: ConfigDict, workdir) -> ConfigDict:
 
 def _take_sizes(config, workdir):
     """Fills in what is open of clips and model."""
-    keys = [
-        (section, key)
-        for section in ("clip", "model")
-        for key in config[section]
-        if config[section][key] is None and (section, key) != ("model", "gate_after")
-    ]
+    keys = open_keys(config)
     if not keys:
         return
     source, run = _run_before(config, workdir)
     if run is None:
         raise InvalidConfig(
             f"config.init.weights is {config.init.weights!r}, and these are open: "
-            f"{', '.join(f'{section}.{key}' for section, key in keys)}. Name a run "
-            "that they can be taken from, or set them."
+            f"{', '.join(keys)}. Name a run that they can be taken from, or set them."
         )
     theirs = from_json(run["config"])
-    for section, key in [*keys, ("model", "gate_after")]:
+    for section, _, key in (key.partition(".") for key in [*keys, "model.gate_after"]):
         if config[section][key] is None:
             config[section][key] = theirs[section][key]
     clip = config.clip
@@ -147,11 +149,9 @@ def _run_before(config, workdir):
         return found.name, found.run
 
 
-def _set_steps(config, data):
+def _set_steps(config, data, streams):
     """So many steps that the streams of the folder see it `epochs` times."""
-    batch = sum(
-        s.batch_size for s in config.streams.values() if s.dataset == data.dataset
-    )
+    batch = sum(stream.batch_size for stream in streams)
     steps = -(-config.data.epochs * data.examples // batch)
     config.total_steps = max(steps, LEAST_STEPS)
     log.info(

@@ -145,10 +145,19 @@ def test_what_is_open_needs_a_run(tmp_path, weights):
     config = config_of("", tmp_path, weights)
     with pytest.raises(InvalidConfig, match="are open: clip.fps, .*model.width"):
         finetuning.complete(config, tmp_path)
+    with pytest.raises(InvalidConfig, match="keys are open: clip.fps, .*model.width"):
+        validate(config)
+
+
+def test_what_is_open_needs_clips(finished, tmp_path):
+    with pytest.raises(
+        InvalidConfig, match="clips has no data set: give --config.data"
+    ):
+        finetuning.complete(config_of("", tmp_path, finished[0]), tmp_path)
 
 
 def test_a_model_that_is_not_there(tmp_path):
-    with pytest.raises(NoCheckpoint, match="nowhere"):
+    with pytest.raises(NoCheckpoint, match="nowhere is no directory"):
         finetuning.complete(config_of("", tmp_path, "nowhere"), tmp_path)
 
 
