@@ -32,6 +32,6 @@ def get_config(argument: str = ""):
         **clips, batch_size=16, crop_area=(0.35, 1.0), color_jitter=0.4, mixup=0.2
     )
     config.evaluations.clips = evaluation(
-        **clips, batch_size=4, temporal_views=4, spatial_views=3
+        **clips, batch_size=8, temporal_views=4, spatial_views=3
     )
     return config

@@ -2,12 +2,15 @@
 
 import json
 import logging
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 import sparse_tube_vit as stv
-from sparse_tube_vit import checkpoints, datasets, finetuning
+from sparse_tube_vit import checkpoints, datasets, finetuning, release
 from sparse_tube_vit.checkpoints import NoCheckpoint, OtherRun
 from sparse_tube_vit.config import InvalidConfig, read, validate
 from sparse_tube_vit.datasets.folders import TooFewExamples
@@ -209,3 +212,34 @@ def test_fine_tuned_with_another_head_kept(clips, finished, tmp_path, monkeypatc
     (clips / CLIPS[0]).write_bytes(official.encode(200))
     with pytest.raises(OtherRun, match="streams.clips.dataset: 'video_folder/my_clips"):
         train(config, workdir)
+
+
+@pytest.mark.slow
+def test_the_command_learns_from_a_folder_and_leaves_a_release(finished, tmp_path):
+    release.release(finished[0], tmp_path / "model")
+    clips = tmp_path / "clips"
+    for i in range(12):
+        for name, brightness in (("dark", 5 * i), ("bright", 255 - 5 * i)):
+            (clips / name).mkdir(parents=True, exist_ok=True)
+            (clips / name / f"{i} {i}.mp4").write_bytes(official.encode(brightness))
+    (clips / "dark" / "damaged.mp4").write_bytes(b"damaged")
+
+    def run(workdir):
+        command = [sys.executable, "-m", "sparse_tube_vit.train", "--config"]
+        command += ["configs/finetune.py", "--workdir", tmp_path / workdir]
+        command += [f"--config.data_dir={tmp_path / 'data'}"]
+        command += [f"--config.data.folder={clips}"]
+        command += [f"--config.init.weights={tmp_path / 'model'}"]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    done = run("run")
+    assert done.returncode == 0, done.stderr
+    for said in ("by the SHA-256", "dark/damaged.mp4: ", "clips: Top-1 100.0%"):
+        assert said in done.stderr
+    loaded = stv.load(tmp_path / "run" / "release")
+    assert loaded.predict(clips / "dark" / "3 3.mp4")[0][0] == "dark"
+    shutil.rmtree(clips / "dark")
+    done = run("other")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("TooFewExamples: ")
+    assert "Traceback" not in done.stderr and not (tmp_path / "other").exists()
