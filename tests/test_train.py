@@ -15,11 +15,12 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score
 
-from sparse_tube_vit import checkpoints, evaluate, figures, hosts, train
+from sparse_tube_vit import checkpoints, evaluate, hosts, train
 from sparse_tube_vit.checkpoints import NoCheckpoint, OtherRun
 from sparse_tube_vit.config import from_json
 from sparse_tube_vit.datasets import UnsupportedDataset
 from sparse_tube_vit.datasets.classes import ClassNamesDiffer, LossDoesNotFit
+from sparse_tube_vit.figures import run as run_pictures
 from sparse_tube_vit.input.pipeline import IndivisibleBatch
 from sparse_tube_vit.training.freezing import NewButFrozen
 from sparse_tube_vit.training.reporting import PARTS, read_metrics
@@ -343,7 +344,10 @@ def test_several_labels_are_measured_by_map(multi_label):
     assert 0 <= told["train/video/precision_at_1"] <= 1
     assert {"train/image/accuracy", "evaluation/image/top1"} < told.keys()
     assert not list((multi_label / "evaluations").glob("video*.png"))
-    assert figures.draw_run(multi_label)[0].name == "training_curves.png"
+    pictures = run_pictures.curves(run_pictures.Run(multi_label))
+    assert [name for name, _ in pictures] == ["training_curves", "throughput"]
+    (name, _) = next(run_pictures.confusion(run_pictures.Run(multi_label)))
+    assert name == "image_step3_confusion"
     assert str(result).startswith(
         f"video: mAP {expected:.1%} over {some.sum()} of 24 classes, of {n} videos of "
         "moving_shapes/crowds test (0 undecodable); 2x3 views of 4 frames at 8 fps"
@@ -401,23 +405,6 @@ def test_classes_that_differ_from_the_head_are_refused(finished, data_dir):
     names["shapes"] = [*names["shapes"][1:], names["shapes"][0]]
     with pytest.raises(ClassNamesDiffer, match="'square' as class 0.* has 'circle'"):
         evaluate.prepare(config, names)
-
-
-def test_figures(finished, capsys):
-    workdir, _ = finished
-    figures.main(["run", "--workdir", str(workdir)])
-    names = [
-        "training_curves.png",
-        "tubes.png",
-        "kernels_0_4x4x4.png",
-        "kernels_1_1x8x8.png",
-        "image_step6_confusion.png",
-        "video_step6_2x3_confusion.png",
-    ]
-    paths = [workdir / "figures" / name for name in names]
-    assert capsys.readouterr().out.split() == [str(path) for path in paths]
-    for path in paths:
-        assert path.read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(data_dir, tmp_path):

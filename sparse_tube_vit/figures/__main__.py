@@ -14,6 +14,7 @@ import argparse
 from collections.abc import Sequence
 
 from etils import epath
+from matplotlib.figure import Figure
 
 from sparse_tube_vit.config import ConfigDict, read
 from sparse_tube_vit.errors import UnwritableOutput, reported
@@ -48,7 +49,7 @@ def draw_run(
     """
     runs = [Run(workdir, clip, data_dir) for workdir in workdirs]
     kinds = KINDS if kind == "run" else {kind: KINDS[kind]}
-    out = _made(out or runs[0].workdir / "figures")
+    out = out or runs[0].workdir / "figures"
     paths = [path for draw in kinds.values() for path in _written(draw(*runs), out)]
     if not paths:
         raise NothingToDraw(
@@ -76,26 +77,21 @@ def draw_batches(config: ConfigDict, step: int, out) -> list[epath.Path]:
         for name, examples in examples_of_step(config, step)
         for i, figure in enumerate(batch_grids(examples), start=1)
     )
-    return _written(pages, _made(out))
+    return _written(pages, out)
 
 
-def _written(pictures: Pictures, out: epath.Path) -> list[epath.Path]:
-    paths = []
+def _written(pictures: Pictures, out) -> list[epath.Path]:
+    """Paths of the pictures, in a directory that is made where it is not there."""
+    paths, out = [], epath.Path(out)
     for name, picture in pictures:
-        suffix = "png" if hasattr(picture, "savefig") else "gif"
+        suffix = "png" if isinstance(picture, Figure) else "gif"
         paths.append(out / f"{name}.{suffix}")
-        save(picture, paths[-1])
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            save(picture, paths[-1])
+        except OSError as error:
+            raise UnwritableOutput(f"--out: {error}") from error
     return paths
-
-
-def _made(directory) -> epath.Path:
-    """The directory, made where it is not there."""
-    try:
-        directory = epath.Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UnwritableOutput(f"--out: {error}") from error
-    return directory
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -148,7 +144,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             if args.data_dir:
                 config.data_dir = args.data_dir
             pictures = tubes_over(read_clip(config, args.clip), config)
-            paths = _written(pictures, _made(args.out))
+            paths = _written(pictures, args.out)
         else:
             workdirs = args.workdir if args.command == "tokens" else [args.workdir]
             options = {k: getattr(args, k, None) for k in ("out", "clip", "data_dir")}

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from matplotlib import colormaps
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import ListedColormap, PowerNorm
 from matplotlib.figure import Figure
 
 from sparse_tube_vit.figures.canvas import new_figure
@@ -71,13 +71,13 @@ def attention(
     shown = frames_read(clip.shape[:3], tubes, columns)
     figure = new_figure(1.4 * len(shown) + 1.5, 1.4 * len(laid) * h / w + 0.8)
     axes = figure.subplots(len(laid), len(shown), squeeze=False)
-    most, end = max(2.0, len(shares) * shares.max()), 0
+    norm, end = PowerNorm(0.5, 0, max(2.0, len(shares) * shares.max())), 0
     for row, (i, over) in zip(axes, laid.items(), strict=True):
         begin, end = end, end + math.prod(tubes[i].grid(clip.shape[:3]))
         windows = Windows(tubes[i], clip.shape[:3], "0.5", line=0.3)
         for ax, frame in zip(row, shown, strict=True):
             windows.draw(ax, grey[frame], frame, cmap="gray", vmin=0, vmax=1)
-            image = ax.imshow(over[frame], cmap=_CMAP, vmin=0, vmax=most)
+            image = ax.imshow(over[frame], cmap=_CMAP, norm=norm)
         got, even = shares[begin:end].sum(), (end - begin) / len(shares)
         text = f"{name(tubes[i])}\n{got:.0%} (even: {even:.0%})"
         row[0].set_ylabel(text, color=color_of(i), fontsize="small")

@@ -8,10 +8,10 @@ from matplotlib.figure import Figure
 from sparse_tube_vit.figures.canvas import new_figure
 from sparse_tube_vit.training.reporting import PARTS
 
-# Which metrics a plot shows, by the last part of their names.
+# Which metrics a plot shows, by the last part of their names, and times what.
 _CURVES = {
-    "loss": ("loss",),
-    "accuracy": ("accuracy", "precision_at_1", "top1", "mAP"),
+    "loss": (("loss",), 1),
+    "accuracy, %": (("accuracy", "precision_at_1", "top1", "mAP"), 100),
 }
 
 
@@ -25,17 +25,20 @@ def training_curves(metrics: Sequence[dict]) -> Figure:
     """
     figure = new_figure(9, 3.5)
     axes = figure.subplots(1, 2)
-    for (quantity, kinds), ax in zip(_CURVES.items(), axes, strict=True):
+    colors = {"": "0.4"}  # a stream's in both; the sum of losses is grey
+    for (quantity, (kinds, scale)), ax in zip(_CURVES.items(), axes, strict=True):
         names = {n for line in metrics for n in line if n.rpartition("/")[2] in kinds}
         for name in sorted(names, reverse=True):  # train/... before evaluation/...
-            points = [(line["step"], line[name]) for line in metrics if name in line]
-            phase, *what = name.split("/")
+            points = [(x["step"], scale * x[name]) for x in metrics if name in x]
+            phase, *stream, what = name.split("/")
             style, phase = ("-", "training") if phase == "train" else ("o--", phase)
-            label = f"{' '.join(what).replace('_', ' ')}, {phase}"
-            ax.plot(*zip(*points, strict=True), style, label=label)
+            label = f"{' '.join(stream)} {what.replace('_', ' ')}, {phase}".strip()
+            stream = "/".join(stream)
+            color = colors.setdefault(stream, f"C{len(colors) - 1}")
+            ax.plot(*zip(*points, strict=True), style, color=color, label=label)
         ax.set(xlabel="step", ylabel=quantity)
         ax.grid(alpha=0.3)
-    axes[1].set_ylim(0, 1)
+    axes[1].set_ylim(0, 100)
     for ax in axes:
         if ax.lines:
             ax.legend(fontsize="small")
@@ -60,7 +63,7 @@ def throughput(metrics: Sequence[dict]) -> Figure:
     shares = np.array(seconds) / np.maximum(np.sum(seconds, axis=0), 1e-9)
     if parts:
         time.stackplot(steps, 100 * shares, labels=parts, step="pre")
-        time.legend(fontsize="small", loc="lower right")
+        time.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     time.set(xlabel="step", ylabel="share of the time, %", ylim=(0, 100))
     for ax in (speed, time):
         ax.grid(alpha=0.3)

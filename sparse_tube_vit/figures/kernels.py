@@ -21,16 +21,17 @@ def kernels(kernel: np.ndarray, filters: int | None = None) -> Figure:
     t, h, w, _, d = kernel.shape
     norms = np.sqrt((kernel**2).sum(axis=(0, 1, 2, 3)))
     chosen = np.argsort(-norms)[: min(filters or (64 if t == 1 else 16), d)]
-    blocks = max(1, min(len(chosen), 16 // (t + 1)))  # filters side by side
+    blocks = max(1, min(len(chosen), 16 // t, 8))  # filters side by side
     rows = math.ceil(len(chosen) / blocks)
     pad = max(1, w // 8)
-    canvas = np.ones((rows * (h + pad) + pad, blocks * (t * (w + pad) + 2 * pad), 3))
+    block = t * (w + pad) + (pad if t > 1 else 0)
+    canvas = np.ones((rows * (h + pad), blocks * block, 3))
     for i, f in enumerate(chosen):
         weights = kernel[..., f]
         scale = np.abs(weights).max() or 1.0
-        top = pad + (i // blocks) * (h + pad)
+        top = (i // blocks) * (h + pad)
         for k in range(t):
-            left = pad + (i % blocks) * (t * (w + pad) + 2 * pad) + k * (w + pad)
+            left = (i % blocks) * block + k * (w + pad)
             tile = 0.5 + weights[k] / (2 * scale)
             canvas[top : top + h, left : left + w] = tile
     height, width, _ = canvas.shape

@@ -54,15 +54,14 @@ def position_similarity(
     names = [name(tubes[i]) for i in read]
     ax.set_xticks(middles, names, rotation=30, fontsize="small")
     ax.set_yticks(middles, names, fontsize="small")
-    ax.set_title(f"all pairs of {len(embeddings)} tokens", fontsize="small")
     left.colorbar(image, ax=ax, label="cosine similarity", shrink=0.8)
 
     nt, nh, nw = grids[0]
     middle = (nt // 2 * nh + nh // 2) * nw + nw // 2
-    t, y, x = tubes[read[0]].centres(clip)[middle]
-    right.suptitle(
-        f"the token of {names[0]} at frame {t:g}, pixel ({y:g}, {x:g}),\n"
-        "with every token at its place",
+    _, y, x = tubes[read[0]].centres(clip)[middle]
+    figure.suptitle(
+        f"Position embeddings of {len(embeddings)} tokens: all pairs; and the token at "
+        "+ with every token at its place",
         fontsize="small",
     )
     axes = right.subplots(len(read), columns, squeeze=False)

@@ -12,22 +12,19 @@ from etils import epath
 from matplotlib.animation import Animation
 from matplotlib.figure import Figure
 
-from sparse_tube_vit import checkpoints, datasets, figures
-from sparse_tube_vit.config import ConfigDict, from_json
+from sparse_tube_vit import datasets, figures
+from sparse_tube_vit.config import ConfigDict
 from sparse_tube_vit.errors import TubeViTError
-from sparse_tube_vit.input.pipeline import EvaluationExample
+from sparse_tube_vit.inference import TrainedTubeViT, load
+from sparse_tube_vit.input import views
 from sparse_tube_vit.model import TubeViT
 from sparse_tube_vit.rollout import attention_shares
 from sparse_tube_vit.training.reporting import read_metrics
-from sparse_tube_vit.variants import make_model, make_tubes
+from sparse_tube_vit.variants import make_tubes
 
 
 class NothingToDraw(TubeViTError, ValueError):
     """A run lacks what a picture shows."""
-
-
-class UnreadableClip(TubeViTError, OSError):
-    """The file that is to be drawn on cannot be read."""
 
 
 @dataclasses.dataclass
@@ -35,12 +32,9 @@ class Run:
     """A run, finished or not: what its work directory says.
 
     Attributes:
-      workdir: of training.
+      workdir: of training; of a model alone, whatever `load` takes.
       clip_file: a video or image to draw on; by default the first of an evaluation.
       data_dir: of prepared data sets, where it is not that of the config.
-
-    Raises:
-      NoCheckpoint: there is nothing to draw yet.
     """
 
     workdir: epath.Path
@@ -49,23 +43,26 @@ class Run:
 
     def __post_init__(self):
         self.workdir = epath.Path(self.workdir)
-        self.step = checkpoints.latest_step(self.workdir)
-        self.directory = self.workdir / "checkpoints"
-        self.saved = checkpoints.read_run(self.directory, self.step)
-        self.config = from_json(self.saved["config"])
-        # Pictures are made on whatever device there is.
-        self.config.model.attention = "auto"
+
+    @functools.cached_property
+    def trained(self) -> TrainedTubeViT:
+        """The model of the latest checkpoint. Raises: as `load`."""
+        trained = load(self.workdir)
         if self.data_dir:
-            self.config.data_dir = self.data_dir
+            trained.config.data_dir = self.data_dir
+        return trained
 
-    @functools.cached_property
-    def params(self) -> dict:
-        return checkpoints.read_params(self.directory, self.step)
+    @property
+    def config(self) -> ConfigDict:
+        return self.trained.config
 
-    @functools.cached_property
+    @property
     def model(self) -> TubeViT:
-        classes = self.saved["class_names"]
-        return make_model(self.config, {h: len(c) for h, c in classes.items()})
+        return self.trained.model
+
+    @property
+    def params(self) -> dict:
+        return self.trained.params
 
     @functools.cached_property
     def metrics(self) -> list[dict]:
@@ -86,28 +83,25 @@ class Run:
 
     @functools.cached_property
     def clip(self) -> np.ndarray:
-        """(T, H, W, 3) uint8: a view of an evaluation, of a video where it has one."""
+        """(T, H, W, 3) uint8, as `read_clip`."""
         return read_clip(self.config, self.clip_file)
 
 
 def read_clip(config: ConfigDict, file: str | None = None) -> np.ndarray:
-    """The middle view of a file, or of the first example that the config evaluates.
+    """One view (T, H, W, 3) of a file, or of the first example that a config evaluates.
 
     Raises:
-      UnreadableClip, UndecodableClip; the errors of data sets.
+      UnreadableFile, UndecodableClip; the errors of data sets.
     """
+    if file is not None:
+        if views.kind_of(views.read_file(file)) == "video":
+            return views.read_clip(file, config)
+        return views.read_image(file, config)[None]
     sources = [*config.evaluations.values(), *config.streams.values()]
     source = min(sources, key=lambda source: source.kind != "video")
-    example = EvaluationExample.of(config.clip, source)
-    if file is None:
-        split = datasets.open_split(source.dataset, source.split, config.data_dir)
-        encoded = split[0][source.kind]
-    else:
-        try:
-            encoded = epath.Path(file).read_bytes()
-        except OSError as error:
-            raise UnreadableClip(f"--clip: {error}") from error
-    return example.read(encoded, None)["video"][0]
+    split = datasets.open_split(source.dataset, source.split, config.data_dir)
+    example = views.EvaluationExample.of(config.clip, source)
+    return example.read(split[0][source.kind], None)["video"][0]
 
 
 Pictures = Iterator[tuple[str, Figure | Animation]]
@@ -137,9 +131,10 @@ def tubes_over(clip: np.ndarray, config: ConfigDict) -> Pictures:
 def kernels(run: Run) -> Pictures:
     """Learned filters of every tube."""
     for name, parameters in run.params["stem"].items():  # tube_0, ... or shared
-        size = "x".join(map(str, parameters["kernel"].shape[:3]))
+        kernel = np.asarray(parameters["kernel"])
+        size = "x".join(map(str, kernel.shape[:3]))
         name = f"kernels_{name.removeprefix('tube_')}_{size}"
-        yield name, figures.kernels(parameters["kernel"])
+        yield name, figures.kernels(kernel)
 
 
 def positions(run: Run) -> Pictures:
@@ -181,7 +176,8 @@ def confusion(run: Run) -> Pictures:
 def tokens(*runs: Run) -> Pictures:
     """Accuracy against the number of tokens, of one run or of several."""
     results = {str(run.workdir): [*run.evaluations.values()] for run in runs}
-    if len({e["tokens"] for es in results.values() for e in es}) > 1:
+    counts = {(e["evaluation"], e["tokens"]) for es in results.values() for e in es}
+    if len(counts) > len({evaluation for evaluation, _ in counts}):
         yield "tokens", figures.accuracy_by_tokens(results)
 
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from sparse_tube_vit import figures
+from sparse_tube_vit.figures.__main__ import main
+from sparse_tube_vit.figures.batches import batch_grids
 from sparse_tube_vit.training.examples import Example
 from tests.datasets.test_verification import FILES
 from tests.datasets.written import write_folder
@@ -35,7 +36,7 @@ def coloured(n, t, side):
 def test_every_frame_is_on_a_page(n, t, side, shown):
     videos = coloured(n, t, side)
     examples = [Example(v, f"class {i}", (f"id {i}",)) for i, v in enumerate(videos)]
-    pages = figures.batch_grids(examples)
+    pages = batch_grids(examples)
     assert (len(pages) > 1) == (n == 6)
     red, green, blue = np.concatenate([pixels(p).reshape(-1, 3) for p in pages]).T
     areas = np.bincount(red[blue == 7][red[blue == 7] == 255 - green[blue == 7]])
@@ -46,7 +47,7 @@ def test_every_frame_is_on_a_page(n, t, side, shown):
 
 def test_frames_are_shown_pixel_by_pixel_in_order():
     video = np.random.default_rng(0).integers(0, 255, (5, 64, 64, 3), np.uint8)
-    (page,) = figures.batch_grids([Example(video, "class", ("id",))], columns=3)
+    (page,) = batch_grids([Example(video, "class", ("id",))], columns=3)
     page = pixels(page)
     places = []
     for frame in video:
@@ -67,7 +68,7 @@ def test_examples_without_weight_are_marked():
         Example(video, "a", ("b",)),
         Example(video, "a", ("c",), "It is broken."),
     )
-    (page,) = figures.batch_grids([good, bad])
+    (page,) = batch_grids([good, bad])
     first, second = page.texts
     assert "weight 0" not in first.get_text()
     assert second.get_text().endswith("weight 0: It is\nbroken.")
@@ -97,7 +98,7 @@ def prepared(tmp_path_factory):
 
 def run_batch(root, *arguments):
     data_dir = f"--config.data_dir={root / 'data'}"
-    figures.main(["batch", f"--config={root / 'config.py'}", data_dir, *arguments])
+    main(["batch", f"--config={root / 'config.py'}", data_dir, *arguments])
 
 
 def test_batches_from_the_command_line(prepared, tmp_path, capsys):
@@ -128,9 +129,3 @@ def test_bad_arguments(prepared, tmp_path, capsys, arguments, message):
     text = end.value.code if isinstance(end.value.code, str) else ""
     assert message in text + capsys.readouterr().err
     assert not list(tmp_path.glob("out/*"))
-
-
-def test_a_run_takes_no_config(capsys):
-    with pytest.raises(SystemExit):
-        figures.main(["run", "--workdir", "x", "--config.seed=1"])
-    assert "unrecognized arguments: --config.seed=1" in capsys.readouterr().err

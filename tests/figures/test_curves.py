@@ -1,0 +1,75 @@
+"""Lines hold the numbers of the run; tiles hold the weights."""
+
+import numpy as np
+
+from sparse_tube_vit import figures
+
+METRICS = [
+    {
+        "step": step,
+        "train/loss": 3.0 - step / 10,
+        "train/video/loss": 2.0,
+        "train/video/accuracy": step / 40,
+        "train/clips_per_second": 10.0 * step,
+        "train/seconds/input": 1.0,
+        "train/seconds/step": 3.0,
+    }
+    for step in (10, 20)
+] + [{"step": 20, "evaluation/video/top1": 0.25, "evaluation/video/top5": 0.9}]
+
+
+def lines(ax):
+    return {
+        line.get_label(): (line.get_color(), *map(list, line.get_data()))
+        for line in ax.lines
+    }
+
+
+def test_training_curves():
+    loss, accuracy = map(lines, figures.training_curves(METRICS).axes)
+    assert loss["loss, training"][1:] == ([10, 20], [2.0, 1.0])
+    assert loss["video loss, training"][1:] == ([10, 20], [2.0, 2.0])
+    assert accuracy["video accuracy, training"][1:] == ([10, 20], [25.0, 50.0])
+    assert accuracy["video top1, evaluation"][1:] == ([20], [25.0])
+    assert (len(loss), len(accuracy)) == (2, 2)
+    colors = {x["video loss, training"][0] for x in (loss,)}
+    assert colors == {c for c, *_ in accuracy.values()} != {loss["loss, training"][0]}
+
+
+def test_throughput():
+    speed, time = figures.throughput(METRICS).axes
+    assert [*map(list, speed.lines[0].get_data())] == [[10, 20], [100.0, 200.0]]
+    waits, step = time.collections  # stacked, the input below
+    assert waits.get_paths()[0].vertices[:, 1].max() == 25
+    assert step.get_paths()[0].vertices[:, 1].min() == 25
+    assert [text.get_text() for text in time.get_legend().get_texts()] == [
+        "input",
+        "step",
+    ]
+
+
+def test_accuracy_by_tokens():
+    def result(tokens, top1, scale=1.0):
+        made = {"evaluation": "video", "tokens": tokens, "stride_scale": scale}
+        return made | {"top1": top1}
+
+    few, many = [result(100, 0.5)], [result(200, 0.6), result(800, 0.7, 0.5)]
+    (ax,) = figures.accuracy_by_tokens({"b": many, "a": few}).axes
+    got = {label: data[1:] for label, data in lines(ax).items()}
+    assert got == {
+        "video: Top-1, b, other strides": ([200, 800], [60.0, 70.0]),
+        "video: Top-1, tokens of training": ([100, 200], [50.0, 60.0]),
+    }
+
+
+def test_tiles_are_the_weights_of_the_largest_filters():
+    kernel = np.random.default_rng(0).normal(size=(2, 8, 8, 3, 5))
+    kernel[..., 3] *= 10
+    (ax,) = figures.kernels(kernel, filters=4).axes
+    canvas = ax.images[0].get_array()
+    assert "4 of 5 filters, 2 frames to the right" in ax.get_title()
+    first = kernel[..., 3]
+    for t in range(2):
+        tile = canvas[:8, 9 * t : 9 * t + 8]
+        np.testing.assert_allclose(tile, 0.5 + first[t] / (2 * np.abs(first).max()))
+    assert (canvas[:, 8] == 1).all() and (canvas[:, 17:19] == 1).all()
