@@ -9,6 +9,8 @@ CORE = [
     "numpy>=2.0",
     "safetensors>=0.8",
     "etils[epath]>=1.13",
+    "fsspec>=2025.3",
+    "ml-dtypes>=0.5",
     "absl-py>=2.3",
     "av>=17",
 ]
@@ -36,6 +38,8 @@ setup(
     install_requires=CORE,
     extras_require={
         "train": TRAIN,
+        "gcs": ["gcsfs>=2025.3"],  # models and clips at gs://
+        "probe": ["scikit-learn>=1.7"],
         "tpu": ["jax[tpu]>=0.9"],
         "cuda": ["jax[cuda13]>=0.9"],
         "beam": ["apache-beam[gcp]>=2.77", "gcsfs>=2025.3"],

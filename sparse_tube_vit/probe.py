@@ -88,7 +88,7 @@ def probe(
     alone["linear_probe"] = f"{folds} stratified folds"
     results = {
         name: {
-            **{f"top{k}": float(top_k(y, of_files, k).mean()) for k in (1, 5)},
+            "top1": float(top_k(y, of_files, 1).mean()),
             "protocol": alone[name] if train is None else f"{fitted} to {measured}",
         }
         for name, of_files in scores.items()
@@ -216,13 +216,10 @@ def as_text(result: dict) -> str:
     lines = []
     for name in ("nearest_neighbours", "linear_probe"):
         r = result[name]
-        figures = ", ".join(
-            f"Top-{key.removeprefix('top')} {r[key]:.1%}"
-            for key in ("top1", "top5")
-            if key == "top1" or result["classes"] > 5
-        )
         k = f"{r['k']} by cosine, " if "k" in r else ""
-        lines.append(f"{name.replace('_', ' ')}: {figures} ({k}{r['protocol']})")
+        lines.append(
+            f"{name.replace('_', ' ')}: Top-1 {r['top1']:.1%} ({k}{r['protocol']})"
+        )
     lines.append(
         f"of {result['measured']} files of {result['classes']} classes in "
         f"{result['folder']} ({len(result['undecodable'])} undecodable left out); "

@@ -1,7 +1,9 @@
 """Checkpoints and releases, read: whole, from a bucket, damaged, and of others."""
 
+import dataclasses
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import fsspec
@@ -12,13 +14,14 @@ import orbax.checkpoint as ocp
 import pytest
 import safetensors
 
-from sparse_tube_vit import checkpoints, inference, release, saved
+from sparse_tube_vit import checkpoints, evaluate, inference, pretrained, release, saved
 from sparse_tube_vit.checkpoints import (
     FORMAT,
     DamagedCheckpoint,
     ForeignCheckpoint,
     NewerCheckpoint,
     NoCheckpoint,
+    OtherRun,
     UnfinishedCheckpoint,
 )
 from sparse_tube_vit.config import from_json
@@ -113,11 +116,34 @@ def test_formats_before_the_first_are_read_and_newer_ones_are_not(tmp_path):
     with pytest.raises(NewerCheckpoint, match="Upgrade sparse_tube_vit"):
         saved.read(tmp_path / "newer")
     write_run(tmp_path / "older", steps=(1,))
-    said = next((tmp_path / "older" / "checkpoints" / "1" / "run").glob("metadata"))
+    said = tmp_path / "older" / "checkpoints" / "1" / "run" / "metadata"
     told = json.loads(said.read_text())
     del told["format"], told["config"]["optimizer"]["first_moment_dtype"]
     said.write_text(json.dumps(told))
     assert inference.load(tmp_path / "older").step == 1
+
+
+def test_a_run_resumes_that_was_saved_before_a_key_was_added(copy):
+    workdir, step = copy
+    said = step / "run" / "metadata"
+    told = json.loads(said.read_text())
+    del told["format"], told["config"]["optimizer"]["first_moment_dtype"]
+    said.write_text(json.dumps(told))
+    empty = jax.tree.map(jnp.zeros_like, saved.read(workdir).params)
+    state = TrainState(jnp.int32(0), empty, {"count": jnp.int32(0)}, empty)
+    config = tiny_config("nowhere")
+    run = checkpoints.describe_run(config, CLASSES)
+    writer = checkpoints.Checkpoints(workdir, 2, run)
+    resumed = writer.resume(state)
+    assert resumed.step == 5
+    assert_equal(resumed.ema, resumed.params, 2)
+    writer.close()
+    config.optimizer.first_moment_dtype = "bfloat16"  # not what it was trained with
+    run = checkpoints.describe_run(config, CLASSES)
+    writer = checkpoints.Checkpoints(workdir, 2, run)
+    with pytest.raises(OtherRun, match="'float32' then, 'bfloat16' now"):
+        writer.resume(state)
+    writer.close()
 
 
 def test_nothing_and_things_of_others_are_told_apart(run, tmp_path):
@@ -177,7 +203,7 @@ def test_a_checkpoint_with_a_file_cut_short_is_damaged(copy):
 
 def test_parameters_of_another_model_are_damage(copy):
     workdir, step = copy
-    said = next((step / "run").glob("metadata"))
+    said = step / "run" / "metadata"
     told = json.loads(said.read_text())
     told["config"]["model"]["width"] = 48
     said.write_text(json.dumps(told))
@@ -192,6 +218,12 @@ def test_a_release_gives_the_checkpoint_back(run, tmp_path, dtype):
     found = saved.read(tmp_path / "out")
     rounded = jax.tree.map(lambda x: x.astype(dtype).astype(np.float32), params)
     assert_equal(found.params, rounded)
+    # And so it is to a run that starts from it.
+    config = tiny_config("nowhere")
+    config.init.weights = str(tmp_path / "out")
+    given, report = pretrained.initial_params(config, MODEL, params, CLASSES)
+    assert_equal(given, rounded)
+    assert not report.new and report.source == f"release {tmp_path / 'out'}"
     assert found.run == saved.read(workdir).run
     assert (found.step, found.averaged) == (5, False)
     # Any reader of safetensors finds the arrays by their paths.
@@ -199,6 +231,55 @@ def test_a_release_gives_the_checkpoint_back(run, tmp_path, dtype):
         x = file.get_tensor("encoder/block_0/attention/query/kernel")
     kernel = params["encoder"]["block_0"]["attention"]["query"]["kernel"]
     np.testing.assert_array_equal(x, kernel.astype(dtype))
+
+
+def test_a_model_card_tells_data_steps_and_accuracy_with_its_protocol(copy):
+    workdir, _ = copy
+    (workdir / "evaluations").mkdir()
+    result = evaluate.Accuracy(
+        {
+            "evaluation": "video",
+            **tiny_config("nowhere").evaluations.video,
+            "tokens": 8,
+            "frames": 4,
+            "fps": 8.0,
+            "size": 16,
+            "step": 5,
+        },
+        CLASSES["motions"],
+        np.array([0, 1, 2, 1]),
+        np.eye(3)[[0, 1, 1, 0]] * [[1], [1], [1], [0]],
+        ("gone",),
+        np.array([6, 6, 6, 0]),
+    )
+    result.save(workdir / "evaluations")
+    other = dict(result.protocol, step=3)  # of another checkpoint
+    dataclasses.replace(result, protocol=other).save(workdir / "evaluations")
+    release.release(workdir, workdir / "out", dtype="bfloat16", license="cc-by-4.0")
+    card = (workdir / "out" / "README.md").read_text()
+    assert card.startswith("---\n") and "license: cc-by-4.0" in card
+    assert "trained for 5 steps" in card and "averaged over training" in card
+    assert "| video | moving_shapes/videos | train | video | motions | 3 | 8 |" in card
+    assert card.count("Top-1") == 1
+    assert (
+        "| motions | Top-1 50.0% | 4 videos of moving_shapes/videos test, 1 of them "
+        "undecodable and so wrong | 2x3 views of 4 frames at 8 fps, 16x16, 8 tokens |"
+    ) in card
+    assert "in float32, before bfloat16" in card and f"jax {jax.__version__}" in card
+    # The last step's own parameters are not what was measured.
+    release.release(workdir, workdir / "own", ema=False)
+    card = (workdir / "own" / "README.md").read_text()
+    assert "Not measured: these are the parameters of the last step" in card
+
+
+def test_the_command_writes_a_release(run, tmp_path, monkeypatch, capsys):
+    options = [f"--workdir={run[0]}", f"--out={tmp_path / 'out'}", "--step=3"]
+    monkeypatch.setattr(sys, "argv", ["release", *options])
+    release.main()
+    assert inference.load(tmp_path / "out").step == 3
+    with pytest.raises(SystemExit):
+        release.main()
+    assert "ReleaseExists: " in capsys.readouterr().err
 
 
 def test_a_release_with_a_damaged_file_is_damaged(released, tmp_path):

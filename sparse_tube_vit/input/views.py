@@ -147,8 +147,9 @@ def read_file(path) -> bytes:
     """
     try:
         return epath.Path(path).read_bytes()
-    except OSError as error:
-        raise UnreadableFile(f"{error.strerror or error}.") from error
+    except (OSError, ImportError) as error:  # gs:// needs a package of its own
+        why = getattr(error, "strerror", None) or error
+        raise UnreadableFile(f"{why}.") from error
 
 
 def kind_of(encoded: bytes) -> str:
