@@ -80,8 +80,8 @@ def default_config() -> ConfigDict:
     config.model.tubes = "main"
 
     # What a run that does not resume starts from, see `pretrained`: "" for fresh
-    # parameters, an image ViT's `.npz` or `.safetensors` file, or another run's work
-    # directory or checkpoint.
+    # parameters, an image ViT's `.npz` or `.safetensors` file, another run's work
+    # directory or checkpoint, or a release.
     config.init = ConfigDict(
         {
             "weights": "",

@@ -3,7 +3,7 @@
     python -m sparse_tube_vit.features --model DIR FILE... --out FILE.npz [--tokens]
         [--views 4x3]
 
-The file holds `file` (N,) and `kind` (N,), and `pooled` (N, D), averaged over views;
+The file holds `path` (N,) and `kind` (N,), and `pooled` (N, D), averaged over views;
 with --tokens also `tokens` (N, n, D) of the view in the middle and, of each token, its
 `tube` (n,), `time` in seconds (n,) and `place` in pixels down and across (n, 2). What
 cannot be read is named and left out; the exit code is then 1.
@@ -109,7 +109,7 @@ def main():
             log.warning("%s", error)
         good = [i for i in range(len(paths)) if i not in problems]
         arrays = {
-            "file": np.array([paths[i] for i in good]),
+            "path": np.array([paths[i] for i in good]),
             "kind": np.array([kinds[i] for i in good]),
             "pooled": features[good],
         }

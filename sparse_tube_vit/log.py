@@ -8,6 +8,17 @@ from absl import logging as absl_logging
 log = logging.getLogger("sparse_tube_vit")
 
 
+class _Stderr(logging.StreamHandler):
+    """Writes to what stderr is at the time: tests and notebooks replace it."""
+
+    def __init__(self):
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self):
+        return sys.stderr
+
+
 def to_stderr() -> None:
     """Shows our log with the time of day, and of the libraries' errors alone.
 
@@ -15,7 +26,7 @@ def to_stderr() -> None:
     """
     absl_logging.set_verbosity(absl_logging.ERROR)
     if not log.handlers:
-        handler = logging.StreamHandler(sys.stderr)
+        handler = _Stderr()
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
         log.addHandler(handler)
         log.setLevel(logging.INFO)

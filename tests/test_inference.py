@@ -62,12 +62,15 @@ def test_one_device_loads_what_eight_trained_and_imports_nothing_of_training(
 ):
     """In a process of its own, which sees one device and unpickles nothing."""
     code = """if True:
-        import sys
+        import sys, time
         sys.addaudithook(lambda event, _: event == "pickle.find_class" and exit(3))
         import sparse_tube_vit as stv
         assert "jax" not in sys.modules
+        stv.load
+        assert time.process_time() < 2, "to import"
         tubevit = stv.load(sys.argv[1])
         print(tubevit.predict(sys.argv[2], "crowds", top=99))
+        assert time.process_time() < 10, "to the first prediction"
         tubevit.features(sys.argv[2])
         import jax
         assert len(jax.devices()) == 1

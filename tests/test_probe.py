@@ -129,7 +129,7 @@ def test_features_are_written_without_what_is_bad(workdir, tmp_path, monkeypatch
     with pytest.raises(SystemExit):
         features.main()
     with np.load(out, allow_pickle=False) as found:
-        assert [f.split("/")[-2] for f in found["file"]] == ["red", "red", "sea", "sea"]
+        assert [f.split("/")[-2] for f in found["path"]] == ["red", "red", "sea", "sea"]
         assert found["kind"].tolist() == ["image"] * 4
         assert found["pooled"].shape == (4, 24) and found["tokens"].shape == (4, 4, 24)
         assert found["tube"].shape == (4,) and found["place"].shape == (4, 2)

@@ -4,6 +4,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import os
+import time
 from collections.abc import Callable, Hashable, Iterable, Iterator
 
 import numpy as np
@@ -73,6 +74,8 @@ def batches(
 ) -> Iterator[Batch]:
     """Reads files ahead in threads; all batches of a group have one size.
 
+    Every ten seconds the log tells how far it is.
+
     Args:
       files: paths.
       read: a path to (group, (V, T, H, W, 3)).
@@ -87,7 +90,11 @@ def batches(
         videos = np.stack([*videos, *[videos[-1]] * missing])
         return Batch(list(numbers), group, videos)
 
+    told = time.monotonic()
     for number, found in enumerate(_ahead(read, files)):
+        if time.monotonic() - told > 10:
+            log.info("%d of %d files", number, len(files))
+            told = time.monotonic()
         if isinstance(found, TubeViTError):
             problems[number] = found
             continue
