@@ -8,6 +8,8 @@ CLIPS holds `<class>/<file>`, of which a fifth is held out for testing, or
 `data_dir`. MODEL is a work directory, one of its checkpoints or a release: clips, sizes
 and tubes are as there, unless they are set. DIR/evaluations then holds the accuracy and
 the confusion, DIR/release the model for `load` and `predict`.
+
+Where classes tell left from right: --config.streams.clips.flip=False
 """
 
 from sparse_tube_vit.config import (

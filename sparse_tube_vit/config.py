@@ -610,7 +610,8 @@ def arguments(given: str, **allowed: tuple[str, ...] | str | bool) -> ConfigDict
                 ways = [f"{k}={v or '...'}"] if isinstance(v, str) else [k]
                 takes += [f"{k}={x}" for x in v] if isinstance(v, tuple) else ways
             raise InvalidConfig(
-                f"The config takes no argument {part!r}; it takes {', '.join(takes)}."
+                f"The config takes no argument {part!r}; it takes "
+                f"{', '.join(takes) or 'none'}."
             )
     return ConfigDict(values)
 

@@ -21,12 +21,13 @@ from sparse_tube_vit.config import (
     is_weights_file,
     open_keys,
 )
-from sparse_tube_vit.datasets import folders, manifest
+from sparse_tube_vit.datasets import UnknownSplit, folders, manifest
 from sparse_tube_vit.log import log
 
 #: Splits that are tested on; the first that a folder has is taken.
 TEST_SPLITS = ("test", "val", "validation")
 
+#: That a new head takes to learn a handful of examples.
 LEAST_STEPS = 100
 
 
@@ -37,13 +38,12 @@ class Prepared:
     Attributes:
       dataset: its name below `data_dir`.
       kind: "video" or "image".
-      train, test: the splits.
-      examples: number of those to train on.
+      test: the split to test on; `train` is to train on.
+      examples: number of those of `train`.
     """
 
     dataset: str
     kind: str
-    train: str
     test: str
     examples: int
 
@@ -76,7 +76,7 @@ def complete(config: ConfigDict, workdir) -> ConfigDict:
     if config.data.folder:
         data = prepare_folder(config)
         for stream in streams.values():
-            stream.update(dataset=data.dataset, kind=data.kind, split=data.train)
+            stream.update(dataset=data.dataset, kind=data.kind, split="train")
         for evaluation in evaluations.values():
             evaluation.update(dataset=data.dataset, kind=data.kind, split=data.test)
         if streams and config.total_steps is None:
@@ -168,7 +168,7 @@ def prepare_folder(config: ConfigDict) -> Prepared:
 
     Raises:
       TooFewExamples: one class, or one that lacks examples to train or to test on.
-      InvalidConfig: the folder has other splits than `train` and one to test on.
+      UnknownSplit: the folder has splits, but not `train` and one of `TEST_SPLITS`.
       The other errors of `datasets.folders`, `prepare` and `datasets.writing`.
     """
     data, folder = config.data, epath.Path(config.data.folder)
@@ -189,8 +189,8 @@ def prepare_folder(config: ConfigDict) -> Prepared:
         )
     test = next((name for name in TEST_SPLITS if name in listing.splits), None)
     if "train" not in listing.splits or test is None:
-        raise InvalidConfig(
-            f"config.data.folder {folder} has the splits {', '.join(listing.splits)}. "
+        raise UnknownSplit(
+            f"{data.split_list or folder} has the splits {', '.join(listing.splits)}. "
             f"It takes train and one of {', '.join(TEST_SPLITS)}; or class folders "
             "alone, of which some clips are held out."
         )
@@ -207,15 +207,12 @@ def prepare_folder(config: ConfigDict) -> Prepared:
         config=f"{name or 'clips'}-{digest}",
     )
     prepare.prepare(builder, workers=config.loader.workers)
-    log.info(
-        "%s\n%s",
-        f"{folder} is {builder.dataset}, {how}",
-        "\n".join(prepare.contents(builder)),
-    )
+    contents = "\n".join(prepare.contents(builder))
+    log.info("%s as %s: %s\n%s", folder, builder.dataset, how, contents)
     counts = _counts(builder)
     _check(folder, builder, counts, ("train", test))
     examples = sum(n for (split, _), n in counts.items() if split == "train")
-    return Prepared(builder.dataset, kind, "train", test, examples)
+    return Prepared(builder.dataset, kind, test, examples)
 
 
 def _counts(builder):
@@ -229,7 +226,7 @@ def _counts(builder):
 def _check(folder, builder, counts, splits):
     """Raises TooFewExamples for a class that has none in one of the splits."""
     lacking = [
-        f"class {name!r} has none in {split}"
+        f"class {name!r} has no {builder.kind} in {split}"
         for name in builder.listing.class_names
         for split in splits
         if not counts[split, name]
@@ -240,13 +237,8 @@ def _check(folder, builder, counts, splits):
             for row in manifest.read(builder.directory / manifest.NAME)
             if row.split and row.status != manifest.OK
         ]
-        remove = (
-            f" Remove what does not decode ({', '.join(damaged)}) and"
-            if damaged
-            else ""
-        )
+        remove = f"Remove what does not decode ({', '.join(damaged)}). "
         raise folders.TooFewExamples(
-            f"{folder}: every class needs {builder.kind}s that decode, to train on and "
-            f"to test on; {'; '.join(lacking)}.{remove or ' '}"
-            f"{' add' if remove else 'Add'} {builder.kind}s, or remove the class."
+            f"{folder}: {', '.join(lacking)}. {remove if damaged else ''}Add "
+            f"{builder.kind}s, or remove the class."
         )
