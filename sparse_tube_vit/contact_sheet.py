@@ -1,15 +1,13 @@
 """A page of clips as training samples them, a strip of frames for every class."""
 
-import base64
 import dataclasses
 import html
-import io
 import itertools
 import string
 
 import numpy as np
-from PIL import Image
 
+from sparse_tube_vit import pages
 from sparse_tube_vit.datasets import Split
 from sparse_tube_vit.datasets.manifest import Row
 from sparse_tube_vit.datasets.verification import (
@@ -52,15 +50,8 @@ def sample(encoded: bytes, example: TrainingExample, seed: int, side: int) -> St
     """
     clip, times = example.sample(encoded, np.random.default_rng(seed))
     shown = np.unique(np.linspace(0, len(clip) - 1, FRAMES).round().astype(int))
-    pictures = tuple(_jpeg(clip[i], side) for i in shown)
+    pictures = tuple(pages.jpeg(clip[i], (side, side)) for i in shown)
     return Strip(pictures, tuple(times[shown].tolist()))
-
-
-def _jpeg(frame: np.ndarray, side: int) -> bytes:
-    file = io.BytesIO()
-    picture = Image.fromarray(frame).resize((side, side), Image.Resampling.BOX)
-    picture.save(file, "JPEG", quality=80, optimize=True)
-    return file.getvalue()
 
 
 def _sample(task: tuple[Split, int, TrainingExample, int]) -> Strip | str:
@@ -88,16 +79,15 @@ def contact_sheet(report: Report, example: TrainingExample, workers: int = 0) ->
             else:
                 strips[name] = row, strip
     shown = [(i, name) for i, name in enumerate(report.class_names) if name in strips]
-    return _PAGE.substitute(
-        title=html.escape(report.name),
+    body = _BODY.substitute(
         directory=html.escape(str(report.directory)),
-        counts=_items(report.counts),
+        counts=pages.items(report.counts),
         findings="\n".join(itertools.starmap(_finding, report.findings)),
         how=html.escape(_how(example)),
         kind=report.kind,
-        side=side,
         sections="\n".join(_section(i, name, *strips[name]) for i, name in shown),
     )
+    return pages.page(report.name, body, _STYLE.substitute(side=side))
 
 
 def _how(example: TrainingExample) -> str:
@@ -116,16 +106,12 @@ def _how(example: TrainingExample) -> str:
     )
 
 
-def _items(lines) -> str:
-    return "\n".join(f"<li>{html.escape(line)}" for line in lines)
-
-
 def _finding(what: str, advice: str, places: list[str]) -> str:
     what, advice = html.escape(what), html.escape(advice)
-    state = " open" if what.startswith("wrong") else ""
-    return (
-        f"<details{state}><summary><b>{what}.</b> {advice}</summary>"
-        f"<ul>{_items(places)}</ul></details>"
+    return pages.details(
+        f"<b>{what}.</b> {advice}",
+        f"<ul>{pages.items(places)}</ul>",
+        opened=what.startswith("wrong"),
     )
 
 
@@ -138,8 +124,7 @@ def _section(number: int, name: str, row: Row, strip: Strip) -> str:
         )
     figures = []
     for picture, time in zip(strip.pictures, strip.times, strict=True):
-        source = base64.b64encode(picture).decode()
-        image = f'<img loading="lazy" alt="" src="data:image/jpeg;base64,{source}">'
+        image = pages.picture(picture, "jpeg")
         caption = f"<figcaption>{time:.2f} s</figcaption>" if row.seconds else ""
         figures.append(f"<figure>{image}{caption}</figure>")
     return (
@@ -148,22 +133,8 @@ def _section(number: int, name: str, row: Row, strip: Strip) -> str:
     )
 
 
-_PAGE = string.Template("""\
-<!DOCTYPE html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>$title</title>
-<style>
-:root { color-scheme: light dark; }
-body { font: 15px/1.4 system-ui, sans-serif; overflow-wrap: anywhere; }
-body { margin: 0 auto; padding: 1em; max-width: 1440px; }
-h1, h2, p, figure { margin: 0; }
-h2 { font-size: 1em; }
+_STYLE = string.Template("""\
 section { content-visibility: auto; contain-intrinsic-size: auto 14em; }
-section p, figcaption { font-size: 0.85em; opacity: 0.75; }
-details { margin: 0.5em 0; }
-details[open] b { color: #d33; }
 main { margin-top: 1em; display: grid; gap: 1.2em 0.8em; }
 main.image { grid-template-columns: repeat(auto-fill, minmax(8.5em, 1fr)); }
 .video .strip { display: grid; gap: 4px; --side: minmax(0, ${side}px); }
@@ -171,9 +142,9 @@ main.image { grid-template-columns: repeat(auto-fill, minmax(8.5em, 1fr)); }
 @media (max-width: 700px) {
   .video .strip { grid-template-columns: repeat(4, var(--side)); }
 }
-img { display: block; width: 100%; max-width: ${side}px; }
-</style>
-<h1>$title</h1>
+img { max-width: ${side}px; }""")
+
+_BODY = string.Template("""\
 <p>$directory</p>
 <ul>
 $counts
@@ -182,6 +153,4 @@ $findings
 <p>$how</p>
 <main class="$kind">
 $sections
-</main>
-</html>
-""")
+</main>""")
