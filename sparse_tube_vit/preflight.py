@@ -399,8 +399,9 @@ def changes(config: ConfigDict, mesh: Mapping[str, int]) -> Iterator[dict]:
         milder.append({"model.scan": True})
     if 2 * parts <= most:
         milder.append({"optimizer.accumulate_steps": 2 * parts})
-    if mesh["fsdp"] * slices < ways:
-        milder.append({"mesh.data": slices, "mesh.fsdp": -1})
+    fsdp = math.gcd(config.model.width, ways // slices)  # it splits every width
+    if mesh["fsdp"] < fsdp:
+        milder.append({"mesh.data": ways // fsdp, "mesh.fsdp": fsdp})
     yield from milder
     if most >= 2 * parts:
         yield smaller(2)

@@ -173,7 +173,7 @@ def test_changes_are_small_first_and_never_what_is_already_set():
         {"model.remat": "full"},
         {"model.scan": True},
         {"optimizer.accumulate_steps": 2},
-        {"mesh.data": 1, "mesh.fsdp": -1},
+        {"mesh.data": 1, "mesh.fsdp": 8},
     ]
     assert changes[4] == {
         "streams.video.batch_size": 16,
@@ -189,6 +189,9 @@ def test_changes_are_small_first_and_never_what_is_already_set():
     config.model.update(remat="full", scan=True)
     mesh = {"data": 1, "fsdp": 8, "tensor": 1}
     assert next(preflight.changes(config, mesh)) == {"optimizer.accumulate_steps": 2}
+    config.streams.video.batch_size = config.streams.image.batch_size = 1024
+    mesh = {"data": 512, "fsdp": 1, "tensor": 1}  # 512 does not divide a width of 768
+    assert {"mesh.data": 2, "mesh.fsdp": 256} in preflight.changes(config, mesh)
 
 
 class FakeMesh:
