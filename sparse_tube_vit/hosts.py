@@ -113,7 +113,11 @@ def _join():
             raise UnknownHosts(f"{told}: the hosts are numbered from 0.")
         if count == 1:
             return
-    start = _start_seconds()
+    if address and not re.fullmatch(r".+:\d+", address):
+        raise UnknownHosts(
+            f"JAX_COORDINATOR_ADDRESS={address}: it must be host:port of the first."
+        )
+    start, lost = _start_seconds(), _seconds("HOSTS_LOST_SECONDS", 60)
     where = f" at {address}" if address else ""
     missing = HostMissing(
         f"The hosts did not find each other within {start} s. The same command must "
@@ -128,7 +132,7 @@ def _join():
             count,
             index,
             initialization_timeout=start + 60,  # at which jax would abort
-            heartbeat_timeout_seconds=_seconds("HOSTS_LOST_SECONDS", 60),
+            heartbeat_timeout_seconds=lost,
             shutdown_timeout_seconds=start,
         )
     except ValueError as error:

@@ -255,7 +255,9 @@ def test_a_host_that_starts_late_is_waited_for_and_one_that_does_not_is_missed()
     [
         ({"JAX_NUM_PROCESSES": ""}, "are needed"),
         ({"JAX_PROCESS_ID": "2"}, "numbered from 0"),
-        ({"HOSTS_START_SECONDS": "-1"}, "it must be a whole number"),
+        ({"JAX_COORDINATOR_ADDRESS": "localhost"}, "must be host:port of the first"),
+        ({"HOSTS_START_SECONDS": "-1"}, "^HOSTS_START_SECONDS is '-1': it must be"),
+        ({"HOSTS_LOST_SECONDS": "abc"}, "^HOSTS_LOST_SECONDS is 'abc': it must be"),
     ],
 )
 def test_an_environment_that_names_no_hosts(variables, message, monkeypatch):
