@@ -406,7 +406,8 @@ def main():
         run = checkpoints.read_run(epath.Path(args.workdir) / "checkpoints", step)
         config = from_json(run["config"])
         # Parameters are not split here: devices of any kind and number will do.
-        config.mesh.update(data=-1, fsdp=1, tensor=1)
+        slices = sharding.count_slices(jax.devices())
+        config.mesh.update(data=-1, fsdp=1, tensor=1, slices=slices)
         config.model.attention = "auto"
         if args.data_dir:
             config.data_dir = args.data_dir

@@ -54,6 +54,18 @@ def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -
     return mesh
 
 
+def count_slices(devices: Sequence[jax.Device]) -> int:
+    """How many slices of a pod the devices are in; 1 where they know of none."""
+    return len(_by_slice(devices))
+
+
+def _by_slice(devices):
+    found = collections.defaultdict(list)
+    for device in devices:
+        found[getattr(device, "slice_index", 0)].append(device)
+    return found
+
+
 def _axis_sizes(config, devices):
     """Sizes of the axes, which multiply to the number of devices."""
     sizes = [config.mesh[axis] for axis in AXES]
@@ -71,10 +83,7 @@ def _axis_sizes(config, devices):
 
 def _slices(config, devices):
     """The devices of every slice. Where devices know of none, equal parts in order."""
-    count = config.mesh.slices
-    found = collections.defaultdict(list)
-    for device in devices:
-        found[getattr(device, "slice_index", 0)].append(device)
+    count, found = config.mesh.slices, _by_slice(devices)
     if len(found) > 1 and len(found) != count:
         raise MeshDoesNotFit(
             f"config.mesh.slices is {count}, but the devices are in {len(found)} "

@@ -58,6 +58,9 @@ def test_the_data_axis_alone_reaches_across_slices():
     devices = [Device(i, slice_index=i % 2) for i in range(8)]
     ids, _ = place(devices, slices=2, fsdp=2, tensor=2)
     assert ids.shape == (2, 2, 2)
+    assert (
+        sharding.count_slices(devices) == 2 and sharding.count_slices(devices[:1]) == 1
+    )
     assert (ids[0] % 2 == 0).all() and (ids[1] % 2 == 1).all()
     ids, _ = place(devices, slices=2, fsdp=2)
     assert ids.tolist() == [[[0], [2]], [[4], [6]], [[1], [3]], [[5], [7]]]
