@@ -50,9 +50,11 @@ def train(config: ConfigDict, workdir) -> TrainState:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
     workdir = epath.Path(workdir)
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
+        (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UnusableWorkdir(f"--workdir {workdir} cannot be made: {error}") from error
+        raise UnusableWorkdir(
+            f"--workdir {workdir} cannot be made or written to: {error}"
+        ) from error
     hosts.check_shared(workdir)
     first_host = jax.process_index() == 0
 

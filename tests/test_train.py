@@ -206,6 +206,23 @@ def test_options_of_evaluate_follow_the_rules_of_the_config(
     assert message in capsys.readouterr().err
 
 
+def test_devices_of_any_number_evaluate_what_several_slices_trained(
+    finished, tmp_path, monkeypatch, capsys
+):
+    read_run = checkpoints.read_run
+
+    def of_three_slices(*where):
+        run = read_run(*where)
+        run["config"]["mesh"].update(data=3, slices=3)
+        return run
+
+    monkeypatch.setattr(checkpoints, "read_run", of_three_slices)
+    command = ["evaluate", f"--workdir={finished[0]}", f"--out={tmp_path}", "--only"]
+    monkeypatch.setattr(sys, "argv", [*command, "image"])
+    evaluate.main()
+    assert "image: Top-1" in capsys.readouterr().out
+
+
 def test_the_last_checkpoints_are_kept_with_config_classes_and_versions(finished):
     workdir, state = finished
     directory = workdir / "checkpoints"
@@ -484,6 +501,10 @@ def test_what_is_found_before_anything_is_compiled(data_dir, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(train.UnusableWorkdir, match="file cannot be made"):
         train.train(tiny_config(data_dir), tmp_path / "file")
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "checkpoints").touch()  # root may write everywhere else
+    with pytest.raises(train.UnusableWorkdir, match="there cannot be .* written to"):
+        train.train(tiny_config(data_dir), tmp_path / "there")
 
 
 def one_still_step_from(source, data_dir):
