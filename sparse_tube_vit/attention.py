@@ -8,49 +8,64 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 from sparse_tube_vit.errors import TubeViTError
-from sparse_tube_vit.mesh import BATCH
+from sparse_tube_vit.mesh import BATCH, platform
 
 
 class UnavailableAttention(TubeViTError, ValueError):
     """An implementation of attention that does not run where it is asked for."""
 
 
-def attention(q, k, v, implementation: str = "auto") -> jax.Array:
+def choose(implementation: str, queries, keys, dtype) -> str:
+    """The implementation that "auto" stands for.
+
+    Args:
+      implementation: one of `IMPLEMENTATIONS`, or "auto": on TPUs splash for
+        self-attention; on GPUs cudnn, where the dtype is one of 16 bits and d a
+        multiple of 8 up to 128, else xla; elsewhere heads_first.
+      queries, keys: shapes (B, M, heads, d) and (B, N, heads, d).
+      dtype: of both.
+
+    Raises:
+      UnavailableAttention: the implementation is for other devices, or other inputs.
+    """
+    device, d = platform(), queries[-1]
+    narrow = jnp.dtype(dtype).itemsize == 2 and d % 8 == 0 and d <= 128
+    fits = {
+        "splash": device == "tpu" and queries == keys,
+        "cudnn": device == "gpu" and narrow,
+    }
+    if implementation == "auto":
+        otherwise = "xla" if device == "gpu" else "heads_first"
+        return next((name for name in fits if fits[name]), otherwise)
+    if not fits.get(implementation, True):
+        raise UnavailableAttention(
+            f"model.attention is {implementation!r}, which does not run on {device} "
+            f"with queries {queries} and keys {keys} of {dtype}: splash is for "
+            "self-attention on TPUs, cudnn for 16-bit floats on NVIDIA GPUs. Set it to "
+            "'auto'."
+        )
+    return implementation
+
+
+def attention(q, k, v, implementation: str = "auto", tokens: int | None = None):
     """softmax(q k^T / sqrt(d)) v, the softmax in float32.
 
     Args:
       q: (B, M, heads, d).
       k, v: (B, N, heads, d).
-      implementation: one of `IMPLEMENTATIONS`, or "auto": on TPUs splash for
-        self-attention; on GPUs cudnn, where the dtype is one of 16 bits and d a
-        multiple of 8 up to 128, else xla; elsewhere heads_first.
+      implementation: as in `choose`.
+      tokens: for splash, how many of N are real, the first; others are padding.
 
     Returns:
       (B, M, heads, d), named "attention" for what is kept under remat.
 
     Raises:
-      UnavailableAttention: the implementation is for other devices, or other inputs.
+      UnavailableAttention: as `choose`.
     """
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    platform = device.platform if device else jax.default_backend()
-    fits = {
-        "splash": platform == "tpu" and q.shape == k.shape,
-        "cudnn": platform == "gpu"
-        and q.dtype.itemsize == 2
-        and q.shape[-1] % 8 == 0
-        and q.shape[-1] <= 128,
-    }
-    if implementation == "auto":
-        otherwise = "xla" if platform == "gpu" else "heads_first"
-        implementation = next((name for name in fits if fits[name]), otherwise)
-    elif not fits.get(implementation, True):
-        raise UnavailableAttention(
-            f"model.attention is {implementation!r}, which does not run on {platform} "
-            f"with queries {q.shape} and keys {k.shape} of {q.dtype}: splash is for "
-            "self-attention on TPUs, cudnn for 16-bit floats on NVIDIA GPUs. Set it to "
-            "'auto'."
-        )
-    return checkpoint_name(IMPLEMENTATIONS[implementation](q, k, v), "attention")
+    implementation = choose(implementation, q.shape, k.shape, q.dtype)
+    options = {"tokens": tokens} if implementation == "splash" else {}
+    y = IMPLEMENTATIONS[implementation](q, k, v, **options)
+    return checkpoint_name(y, "attention")
 
 
 def heads_first(q, k, v):
@@ -73,10 +88,18 @@ _LANES = 128  # of a TPU's vector registers: blocks are multiples of it
 _LARGEST_BLOCK = 640  # tokens
 
 
-def splash(q, k, v, interpret: bool = False):
+def pad_tokens(x):
+    """Tokens (B, N, ...) padded with zeros to the whole blocks that splash takes."""
+    missing = -x.shape[1] % _LANES
+    return jnp.pad(x, [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2))
+
+
+def splash(q, k, v, tokens: int | None = None, interpret: bool = False):
     """Splash attention: a block of scores at a time, none of them in main memory.
 
-    Tokens are padded to a multiple of a block; ids keep them from attending to padding.
+    Of N the first `tokens` are real, all if not given. Tokens are padded to a multiple
+    of a block, if they are not yet; ids keep them from attending to padding. The kernel
+    has tokens in the lanes of registers, which heads of 64 channels would fill by half.
     Every device runs the kernel on its own examples and heads. With `interpret` it runs
     anywhere, slowly.
     """
@@ -89,12 +112,15 @@ def splash(q, k, v, interpret: bool = False):
     )
 
     n, d = q.shape[1], q.shape[3]
-    padded = -(-n // _LANES) * _LANES
+    tokens = tokens or n
+    q, k, v = map(pad_tokens, (q * d**-0.5, k, v))
+    padded = q.shape[1]
     block = max(
         size
         for size in range(_LANES, min(padded, _LARGEST_BLOCK) + 1, _LANES)
         if padded % size == 0
     )
+    in_lanes = kernels.QKVLayout.SEQ_MINOR
     sizes = kernels.BlockSizes(
         block_q=block,
         block_kv=block,
@@ -102,6 +128,9 @@ def splash(q, k, v, interpret: bool = False):
         block_kv_dkv=block,
         block_q_dq=block,
         block_kv_dq=block,
+        q_layout=in_lanes,
+        k_layout=in_lanes,
+        v_layout=in_lanes,
     )
 
     def on_device(q, k, v):  # (b, heads, padded, d), b examples of this device
@@ -114,20 +143,16 @@ def splash(q, k, v, interpret: bool = False):
             residual_checkpoint_name="attention",
             interpret=interpret,
         )
-        ids = (jnp.arange(padded) >= n).astype(jnp.int32)
-        ids = kernels.SegmentIds(ids, ids) if padded > n else None
+        ids = (jnp.arange(padded) >= tokens).astype(jnp.int32)
+        ids = kernels.SegmentIds(ids, ids) if padded > tokens else None
         return jax.vmap(lambda q, k, v: kernel(q, k, v, ids))(q, k, v)
-
-    def heads_major(x):
-        x = jnp.pad(x, ((0, 0), (0, padded - n), (0, 0), (0, 0)))
-        return x.transpose(0, 2, 1, 3)  # (B, heads, padded, d)
 
     if not jax.sharding.get_abstract_mesh().empty:
         split = P(BATCH, "tensor")
         on_device = jax.shard_map(
             on_device, in_specs=split, out_specs=split, check_vma=False
         )
-    y = on_device(*map(heads_major, (q * d**-0.5, k, v)))
+    y = on_device(*(x.transpose(0, 2, 1, 3) for x in (q, k, v)))
     return y.transpose(0, 2, 1, 3)[:, :n]
 
 

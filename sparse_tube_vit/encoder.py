@@ -7,7 +7,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sparse_tube_vit.attention import attention, attention_weights
+from sparse_tube_vit.attention import (
+    attention,
+    attention_weights,
+    choose,
+    pad_tokens,
+)
 from sparse_tube_vit.dense import Dense
 from sparse_tube_vit.mesh import BATCH, constrain
 
@@ -25,19 +30,24 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, queries, x):
-        width = x.shape[-1]
+        tokens, width = queries.shape[1:]
+        split = (self.heads, width // self.heads)
+        sizes = ((*y.shape[:2], *split) for y in (queries, x))
+        implementation = choose(self.implementation, *sizes, self.dtype)
+        if implementation == "splash":  # padding costs least where tokens are narrow
+            queries = x = pad_tokens(x)
 
         def project(name, x):
-            split = (self.heads, width // self.heads)
             y = Dense(split, dtype=self.dtype, name=name)(x)  # (B, N, heads, d)
             return constrain(y, BATCH, None, "tensor")
 
         q, k, v = project("query", queries), project("key", x), project("value", x)
         if self.is_mutable_collection("intermediates"):
-            self.sow("intermediates", "weights", attention_weights(q, k))
-        out = attention(q, k, v, self.implementation)
+            weights = attention_weights(q[:, :tokens], k[:, :tokens])
+            self.sow("intermediates", "weights", weights)
+        out = attention(q, k, v, implementation, tokens)
         out = Dense((width,), axes=2, dtype=self.dtype, name="out")(out)
-        return constrain(out, BATCH)
+        return constrain(out[:, :tokens], BATCH)
 
 
 #: The Gaussian error linear unit: its approximation by tanh, which ViTs in JAX are

@@ -17,3 +17,9 @@ def constrain(x: jax.Array, *axes) -> jax.Array:
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, P(*axes))
+
+
+def platform() -> str:
+    """Kind of the devices that a program is traced for: "tpu", "gpu" or "cpu"."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return device.platform if device else jax.default_backend()

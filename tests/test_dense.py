@@ -2,16 +2,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparse_tube_vit.dense import Dense, product
+from sparse_tube_vit.dense import Dense, affine
 
 
 def test_products_and_their_gradients_are_those_of_einsum():
-    keys = jax.random.split(jax.random.key(0), 2)
+    keys = jax.random.split(jax.random.key(0), 3)
     x = jax.random.normal(keys[0], (3, 5, 4, 2))
     kernel = jax.random.normal(keys[1], (4, 2, 6, 7))
-    y, back = jax.vjp(lambda x, k: product(x, k, 2), x, kernel)
+    bias = jax.random.normal(keys[2], (6, 7))
+    y, back = jax.vjp(lambda *inputs: affine(*inputs, 2), x, kernel, bias)
     expected, expected_back = jax.vjp(
-        lambda x, k: jnp.einsum("abcd,cdef->abef", x, k), x, kernel
+        lambda x, k, b: jnp.einsum("abcd,cdef->abef", x, k) + b, x, kernel, bias
     )
     np.testing.assert_allclose(y, expected, atol=1e-5)
     for a, b in zip(back(y), expected_back(y), strict=True):

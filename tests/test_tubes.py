@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sparse_tube_vit import tubes as tubes_module
 from sparse_tube_vit.positions import token_centres
 from sparse_tube_vit.tubes import (
     ClipTooSmall,
@@ -17,6 +18,7 @@ from sparse_tube_vit.tubes import (
     kernel_channels,
     normalize,
     resize_kernel,
+    select_windows,
 )
 from sparse_tube_vit.variants import TUBE_SETS
 
@@ -74,6 +76,27 @@ def test_windows_are_those_of_a_loop(tube, clips):
     expected = windows_one_by_one(clips, tube)
     np.testing.assert_array_equal(cut_windows(jnp.asarray(clips), tube), expected)
     assert expected.shape[1] == np.prod(tube.grid(CLIP))
+
+
+@pytest.mark.parametrize("tube", TUBES + GROUPS, ids=str)
+def test_windows_are_selected_exactly(tube, clips):
+    found = np.asarray(jax.jit(select_windows, static_argnums=1)(clips, tube))
+    assert found.dtype == clips.dtype and found.shape[4:] == (*tube.kernel, 3)
+    sizes = zip(tube.grid(CLIP), tube.space_to_depth, strict=True)
+    found = found.reshape(len(clips), *(size for pair in sizes for size in pair), -1)
+    found = found.transpose(0, 1, 3, 5, 2, 4, 6, 7)
+    expected = windows_one_by_one(clips, tube)
+    np.testing.assert_array_equal(found.reshape(expected.shape), expected)
+
+
+def test_tokens_on_tpus_are_those_elsewhere(clips, monkeypatch):
+    """Of windows that overlap in time, that leave gaps, and that end past the clip."""
+    model = SparseTubes((TUBES[2], *GROUPS[:2], GROUPS[3]), width=48)
+    params = jax.jit(model.init)(jax.random.key(0), clips)
+    expected = jax.jit(lambda x: model.apply(params, x))(clips)
+    monkeypatch.setattr(tubes_module, "platform", lambda: "tpu")
+    found = jax.jit(lambda x: model.apply(params, x))(clips)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("tube", TUBES, ids=str)
