@@ -20,8 +20,8 @@ def choose(implementation: str, queries, keys, dtype) -> str:
 
     Args:
       implementation: one of `IMPLEMENTATIONS`, or "auto": on TPUs splash for
-        self-attention; on GPUs cudnn, where the dtype is one of 16 bits and d a
-        multiple of 8 up to 128, else xla; elsewhere heads_first.
+        self-attention of many tokens; on GPUs cudnn, where the dtype is one of 16 bits
+        and d a multiple of 8 up to 128; on both else xla; elsewhere heads_first.
       queries, keys: shapes (B, M, heads, d) and (B, N, heads, d).
       dtype: of both.
 
@@ -35,8 +35,12 @@ def choose(implementation: str, queries, keys, dtype) -> str:
         "cudnn": device == "gpu" and narrow,
     }
     if implementation == "auto":
-        otherwise = "xla" if device == "gpu" else "heads_first"
-        return next((name for name in fits if fits[name]), otherwise)
+        if device == "tpu":
+            many = queries[1] >= _MANY_TOKENS
+            return "splash" if fits["splash"] and many else "xla"
+        if device == "gpu":
+            return "cudnn" if fits["cudnn"] else "xla"
+        return "heads_first"
     if not fits.get(implementation, True):
         raise UnavailableAttention(
             f"model.attention is {implementation!r}, which does not run on {device} "
@@ -84,6 +88,10 @@ def attention_weights(q, k) -> jax.Array:
     return jax.nn.softmax(scores.astype(jnp.float32))
 
 
+# From here on splash takes less time than XLA by the TPU compiler's estimate: where
+# scores no longer stay in the core's memory.
+_MANY_TOKENS = 512
+
 _LANES = 128  # of a TPU's vector registers: blocks are multiples of it
 _LARGEST_BLOCK = 640  # tokens
 
@@ -121,13 +129,16 @@ def splash(q, k, v, tokens: int | None = None, interpret: bool = False):
         if padded % size == 0
     )
     in_lanes = kernels.QKVLayout.SEQ_MINOR
+    # All keys of a head fit in the core's memory: the gradients of queries, keys and
+    # values then come of one kernel, which computes the scores once.
     sizes = kernels.BlockSizes(
         block_q=block,
-        block_kv=block,
+        block_kv=padded,
+        block_kv_compute=block,
         block_q_dkv=block,
-        block_kv_dkv=block,
-        block_q_dq=block,
-        block_kv_dq=block,
+        block_kv_dkv=padded,
+        block_kv_dkv_compute=block,
+        use_fused_bwd_kernel=True,
         q_layout=in_lanes,
         k_layout=in_lanes,
         v_layout=in_lanes,

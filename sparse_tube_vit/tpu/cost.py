@@ -26,8 +26,8 @@ from sparse_tube_vit.tpu.hlo import Program, arrays, trip_count
 #: Matrix products of queries x keys x head width in attention kernels, by their name.
 ATTENTION_KERNELS = {
     "splash_mha_fwd": 2,  # scores; their product with the values
-    "splash_mha_dkv": 4,  # scores again; the gradients of values, weights and keys
-    "splash_mha_dq": 3,  # scores again; the gradients of weights and queries
+    # Scores again; the gradients of values, weights, keys and queries: a fused kernel.
+    "splash_mha_dkv": 5,
 }
 
 COLLECTIVES = (

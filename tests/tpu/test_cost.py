@@ -96,11 +96,10 @@ def test_several_slices_exchange_gradients():
 def test_an_attention_kernel_counts_by_its_roofline():
     found = estimate(read("attention_kernel"), network())
     kernels = [o for o in found.operations if o.roofline]
-    # 2 products forward, 3 for queries and 4 for keys and values backward. Heads of 64
-    # use half of a matrix unit of 128.
+    # 2 products forward, 5 backward. Heads of 64 use half of a matrix unit of 128.
     product = 2 * 4 * 2 * 256 * 256 * 64
-    assert sorted(o.flops for o in kernels) == [2 * product, 3 * product, 4 * product]
-    at_peak = 4 * product / (CHIPS["v5e"].peak_flops / 2)
+    assert sorted(o.flops for o in kernels) == [2 * product, 5 * product]
+    at_peak = 5 * product / (CHIPS["v5e"].peak_flops / 2)
     assert max(o.seconds for o in kernels) >= at_peak
     assert found.kernels == pytest.approx(sum(o.seconds for o in kernels))
     assert found.seconds == pytest.approx(found.computing + found.kernels)
@@ -110,7 +109,7 @@ def test_an_attention_kernel_counts_by_its_roofline():
 def test_an_unknown_kernel_counts_by_its_bytes_and_is_named():
     text = (PROGRAMS / "attention_kernel.hlo").read_text()
     found = estimate(hlo.parse(text.replace("splash_mha", "mystery")), network())
-    assert len(found.unknown_kernels) == 3
+    assert len(found.unknown_kernels) == 2
     assert 0 < found.kernels < estimate(read("attention_kernel"), network()).kernels
 
 

@@ -12,15 +12,11 @@ import re
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental.pallas.ops.tpu.splash_attention import (
-    splash_attention_kernel as kernels,
-)
-from jax.experimental.pallas.ops.tpu.splash_attention import (
-    splash_attention_mask as masks,
-)
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from sparse_tube_vit.attention import splash
+from sparse_tube_vit.mesh import AXES
 from sparse_tube_vit.tpu.chips import CHIPS, Topology
 
 FOLDER = pathlib.Path(__file__).parent
@@ -137,13 +133,15 @@ def main():
     )
 
     def attend(q, k, v):
-        mask = masks.MultiHeadMask([masks.FullMask((256, 256))] * 2)
-        kernel = kernels.make_splash_mha(mask, head_shards=1, q_seq_shards=1)
-        return jax.vmap(kernel)(q, k, v).sum()
+        return splash(q, k, v).sum()
 
-    heads = ((4, 2, 256, 64), jnp.bfloat16)
+    heads = (4, 256, 2, 64), jnp.bfloat16
     save(
-        "attention_kernel", "v5e:2x2", jax.grad(attend, (0, 1, 2)), heads, heads, heads
+        "attention_kernel",
+        "v5e:2x2",
+        jax.grad(attend, (0, 1, 2)),
+        *[heads] * 3,
+        axes=dict.fromkeys(AXES, 1),
     )
     (FOLDER / "flops.json").write_text(json.dumps(flops, indent=1) + "\n")
 
