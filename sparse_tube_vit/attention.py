@@ -61,15 +61,17 @@ def attention(q, k, v, implementation: str = "auto", tokens: int | None = None):
       tokens: for splash, how many of N are real, the first; others are padding.
 
     Returns:
-      (B, M, heads, d), named "attention" for what is kept under remat.
+      (B, M, heads, d), named "attention" for what is kept under remat; of splash, what
+      its kernel puts in and out is.
 
     Raises:
       UnavailableAttention: as `choose`.
     """
     implementation = choose(implementation, q.shape, k.shape, q.dtype)
-    options = {"tokens": tokens} if implementation == "splash" else {}
-    y = IMPLEMENTATIONS[implementation](q, k, v, **options)
-    return checkpoint_name(y, "attention")
+    compute = IMPLEMENTATIONS[implementation]
+    if implementation == "splash":
+        return compute(q, k, v, tokens)
+    return checkpoint_name(compute(q, k, v), "attention")
 
 
 def heads_first(q, k, v):
@@ -144,7 +146,7 @@ def splash(q, k, v, tokens: int | None = None, interpret: bool = False):
         v_layout=in_lanes,
     )
 
-    def on_device(q, k, v):  # (b, heads, padded, d), b examples of this device
+    def on_device(q, k, v):  # (b, heads, d, padded), b examples of this device
         every = masks.MultiHeadMask([masks.FullMask((padded, padded))] * q.shape[1])
         kernel = kernels.make_splash_mha(
             every,
@@ -156,6 +158,7 @@ def splash(q, k, v, tokens: int | None = None, interpret: bool = False):
         )
         ids = (jnp.arange(padded) >= tokens).astype(jnp.int32)
         ids = kernels.SegmentIds(ids, ids) if padded > tokens else None
+        q, k, v = (x.swapaxes(2, 3) for x in (q, k, v))
         return jax.vmap(lambda q, k, v: kernel(q, k, v, ids))(q, k, v)
 
     if not jax.sharding.get_abstract_mesh().empty:
@@ -163,7 +166,9 @@ def splash(q, k, v, tokens: int | None = None, interpret: bool = False):
         on_device = jax.shard_map(
             on_device, in_specs=split, out_specs=split, check_vma=False
         )
-    y = on_device(*(x.transpose(0, 2, 1, 3) for x in (q, k, v)))
+    # Kept under remat as the kernel reads them: nothing is transposed for it again.
+    q, k, v = (checkpoint_name(x.transpose(0, 2, 3, 1), "attention") for x in (q, k, v))
+    y = on_device(q, k, v)  # (B, heads, padded, d)
     return y.transpose(0, 2, 1, 3)[:, :n]
 
 

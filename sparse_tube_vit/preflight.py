@@ -114,6 +114,7 @@ class Preflight:
             "topology": str(self.topology),
             "chips": self.topology.chips,
             "mesh": dict(self.mesh),
+            "batch": dict(self.batch),
             "compile_seconds": self.compiling,
             "chip_bytes": {
                 **dataclasses.asdict(self.memory),

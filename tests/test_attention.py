@@ -91,7 +91,7 @@ def chosen(platform, monkeypatch, **options):
             patch.setitem(
                 attentions.IMPLEMENTATIONS,
                 name,
-                lambda q, k, v, name=name, **_: called.append(name) or q,
+                lambda q, k, v, *_, name=name: called.append(name) or q,
             )
         with jax.sharding.use_abstract_mesh(mesh):
             attention(*inputs(**options)[:3])
