@@ -30,7 +30,7 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(self, queries, x):
-        tokens, width = queries.shape[1:]
+        (_, m, width), n = queries.shape, x.shape[1]
         split = (self.heads, width // self.heads)
         sizes = ((*y.shape[:2], *split) for y in (queries, x))
         implementation = choose(self.implementation, *sizes, self.dtype)
@@ -43,11 +43,11 @@ class Attention(nn.Module):
 
         q, k, v = project("query", queries), project("key", x), project("value", x)
         if self.is_mutable_collection("intermediates"):
-            weights = attention_weights(q[:, :tokens], k[:, :tokens])
+            weights = attention_weights(q[:, :m], k[:, :n])
             self.sow("intermediates", "weights", weights)
-        out = attention(q, k, v, implementation, tokens)
+        out = attention(q, k, v, implementation, n)
         out = Dense((width,), axes=2, dtype=self.dtype, name="out")(out)
-        return constrain(out[:, :tokens], BATCH)
+        return constrain(out[:, :m], BATCH)
 
 
 #: The Gaussian error linear unit: its approximation by tanh, which ViTs in JAX are
