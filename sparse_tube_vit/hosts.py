@@ -210,6 +210,24 @@ def check_shared(workdir) -> None:
         )
 
 
+@contextlib.contextmanager
+def first_host_first(what: str):
+    """The body on the first host, then on the others, which find what it has made.
+
+    Where they do not, on disks of their own, they make it at the same time. `what` is
+    unlike that of every other such body of a run.
+    """
+    key, several = f"made/{what}", jax.process_count() > 1
+    if several and jax.process_index():
+        _client().blocking_key_value_get(key, _A_DAY)
+    yield
+    if several and not jax.process_index():
+        _client().key_value_set(key, "")
+
+
+_A_DAY = 24 * 3600 * 1000  # milliseconds; an error of the first host ends it
+
+
 def _of_first(key: str, value: str) -> str:
     """The value that the first host has."""
     if jax.process_index() == 0:

@@ -43,7 +43,8 @@ def train(config: ConfigDict, workdir) -> TrainState:
 
     Raises: the named errors of config, datasets, input, training and checkpoints.
     """
-    config = finetuning.complete(config, workdir)
+    with hosts.first_host_first("folder"):
+        config = finetuning.complete(config, workdir)
     validate(config)
     make_model(config, {})  # before data sets are made or opened
     if config.compilation_cache:
@@ -59,12 +60,13 @@ def train(config: ConfigDict, workdir) -> TrainState:
     first_host = jax.process_index() == 0
 
     # ---- data sets and their classes
-    splits = {
-        name: datasets.open_split(
-            stream.dataset, stream.split, config.data_dir, stream.kind
-        )
-        for name, stream in config.streams.items()
-    }
+    with hosts.first_host_first("embedded data"):
+        splits = {
+            name: datasets.open_split(
+                stream.dataset, stream.split, config.data_dir, stream.kind
+            )
+            for name, stream in config.streams.items()
+        }
     for name, stream in config.streams.items():
         check_loss(f"streams.{name}", stream.loss, splits[name])
     class_names = classes_by_head(

@@ -202,13 +202,19 @@ def test_all_hear_the_news_at_the_same_step_and_an_error_ends_all(tmp_path):
         "    heard.append(news.receive())",
         "print([len(x) for x in heard], heard[1], [x['stop'] for x in heard[2]])",
         "hosts.check_same({'seed': 0})",
-        f"hosts.check_shared(epath.Path({str(tmp_path)!r}))",
+        f"shared = epath.Path({str(tmp_path)!r})",
+        "hosts.check_shared(shared)",
+        "with hosts.first_host_first('data'):",
+        "    time.sleep(3 * (i == 0))",
+        "    print('made before', (shared / 'made').exists())",
+        "    (shared / 'made').touch()",
         "if i == 1:",
         "    raise TubeViTError('the disk is full')",
         "time.sleep(300)",
     )
     told = "[0, 1, 2, 0] [{'stop': True, 'found': {}}] [True, False]"
     assert told in out_0 and told in out_1
+    assert "made before False" in out_0 and "made before True" in out_1
     assert (code_0, code_1) == (1, 1) and time.monotonic() - started < 120
     assert error_1.endswith("TubeViTError: the disk is full\n")
     assert "HostFailed: Another host failed" in error_0
