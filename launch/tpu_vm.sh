@@ -71,6 +71,11 @@ parse() {
     local option value
     while [ $# -gt 0 ]; do
         option="${1%%=*}"
+        case "$1" in # --spot=false would else ask for spot
+            --spot=* | --wait=* | --no_follow=* | --no_preflight=* | --dirty=* | \
+                --dry_run=* | --kill=* | --quiet=* | --then_delete=*)
+                fail UnknownOption "$1: $option takes no value." ;;
+        esac
         case "$option" in
             --spot) spot=true ;;
             --wait) waiting=true ;;
@@ -107,7 +112,7 @@ parse() {
     done
     local number
     for number in slices lines timeout_seconds poll_seconds; do
-        [[ "${!number}" =~ ^[0-9]+$ ]] ||
+        [[ "${!number}" =~ ^(0|[1-9][0-9]*)$ ]] || # 08 would be octal
             fail NotANumber "--$number ${!number} is not a whole number."
     done
     [ "$slices" -ge 1 ] || fail NotANumber "--slices $slices: there is at least one."

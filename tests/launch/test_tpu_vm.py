@@ -511,9 +511,11 @@ def only(cloud, *programs):
         (("create", "pod", *CONFIG), "MissingOption: create needs --accelerator_type"),
         (("create", *POD), "MissingOption: create needs --config"),
         (("create", *POD, "--confg=x"), "UnknownOption: --confg=x"),
+        (("create", *POD, *CONFIG, "--spot=false"), "UnknownOption: --spot=false"),
         (("create", *POD, "--config"), "MissingValue: --config"),
         (("create", *POD, *CONFIG, "--slices=2"), "NotByCreate: "),
         (("queue", *POD, *CONFIG, "--slices=two"), "NotANumber: --slices two"),
+        (("queue", *POD, *CONFIG, "--slices=08"), "NotANumber: --slices 08"),
         (
             ("create", *POD, "--config=configs/none.py:x"),
             "NoConfigFile: configs/none.py",
