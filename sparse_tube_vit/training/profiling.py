@@ -46,10 +46,12 @@ def _trace(workdir):
     options.python_tracer_level = 0  # every call of a function: large, and slow
     # The profiler knows local files alone; a work directory may be gs://...
     with tempfile.TemporaryDirectory() as directory:
-        with jax.profiler.trace(directory, profiler_options=options):
-            yield
-        for file in pathlib.Path(directory).rglob("*.*"):
-            target = workdir / file.relative_to(directory)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(file.read_bytes())
+        try:
+            with jax.profiler.trace(directory, profiler_options=options):
+                yield
+        finally:  # what was traced of a run that is stopped is kept
+            for file in pathlib.Path(directory).rglob("*.*"):
+                target = workdir / file.relative_to(directory)
+                target.parent.mkdir(parents=True, exist_ok=True)
+                target.write_bytes(file.read_bytes())
     log.info("A trace is in %s/plugins/profile: xprof %s", workdir, workdir)

@@ -1,5 +1,6 @@
 """Traces, read back by jax's own reader."""
 
+import contextlib
 import types
 
 import jax
@@ -13,15 +14,19 @@ from sparse_tube_vit.training.reporting import Stopwatch
 from tests.tiny import tiny_config
 
 
-def run(config, workdir, first=1, first_host=True):
+def run(config, workdir, first=1, last=6, first_host=True):
     """Steps that compute a little; returns the numbers of those that were traced."""
     reporter = types.SimpleNamespace(first_host=first_host, time=Stopwatch().time)
     compute = jax.jit(lambda x: jnp.sin(x @ x).sum())
     steps = []
-    for step in traced_steps(config, epath.Path(workdir), first, reporter):
-        compute(jnp.ones((64, 64))).block_until_ready()
-        steps.append(step)
-    assert steps == list(range(first, config.total_steps + 1))
+    running = traced_steps(config, epath.Path(workdir), first, reporter)
+    with contextlib.closing(running):
+        for step in running:
+            compute(jnp.ones((64, 64))).block_until_ready()
+            steps.append(step)
+            if step == last:
+                break
+    assert steps == list(range(first, last + 1))
     files = list(workdir.rglob("plugins/profile/*/*.xplane.pb"))
     assert len(files) <= 1
     return [
@@ -51,6 +56,10 @@ def test_a_resumed_run_traces_what_is_left(config, tmp_path, caplog):
     assert "are done" not in caplog.text
     assert run(config, tmp_path / "b", first=5) == []
     assert "profile_steps 2:4 are done: the run goes on from step 5" in caplog.text
+
+
+def test_a_run_that_is_stopped_keeps_what_was_traced(config, tmp_path):
+    assert run(config, tmp_path, last=3) == [2, 3]
 
 
 def test_the_last_step_of_a_run_is_traced_to_its_end(config, tmp_path):
