@@ -50,7 +50,7 @@ def get_config(argument: str = ""):
     images = {"kind": "image", "dataset": "imagenet2012", "head": "imagenet2012"}
     config.streams.video = stream(**videos, batch_size=256, randaugment_layers=2)
     config.evaluations.video = evaluation(
-        **videos, split="validation", batch_size=64, temporal_views=4, spatial_views=3
+        **videos, split="validation", batch_size=256, temporal_views=4, spatial_views=3
     )
     if args.streams == "joint":
         config.streams.image = stream(**images, batch_size=256, randaugment_layers=2)

@@ -51,7 +51,7 @@ def get_config(argument: str = ""):
         randaugment_layers=2,
     )
     config.evaluations.video = evaluation(
-        **videos, split="validation", batch_size=64, temporal_views=4, spatial_views=3
+        **videos, split="validation", batch_size=256, temporal_views=4, spatial_views=3
     )
     config.evaluate_every_steps = 50_000
     return smoke(config) if args.smoke else config

@@ -82,8 +82,6 @@ def train(config: ConfigDict, workdir) -> TrainState:
 
     # ---- one compiled program for all streams, and the state it starts from
     mesh = sharding.make_mesh(config)
-    for name, source in config.evaluations.items():
-        sharding.check_batch(source.batch_size, mesh, f"evaluations.{name}")
     classes = {head: len(names) for head, names in class_names.items()}
     program = Program(config, classes, mesh)
     checkpoints = Checkpoints(workdir, config.checkpoint.keep, run)

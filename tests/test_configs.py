@@ -1,6 +1,7 @@
 """The files in configs/: what they say, and that each of them runs."""
 
 import importlib.util
+import math
 from pathlib import Path
 
 import jax
@@ -57,6 +58,16 @@ def test_every_data_set_is_one_that_prepare_knows(name):
         config = get_config(name, argument)
         for source in (*config.streams.values(), *config.evaluations.values()):
             assert source.dataset.partition("/")[0] in BUILDERS
+
+
+@pytest.mark.parametrize(
+    "name", ["charades", "imagenet", "kinetics", "scale_up", "something_something_v2"]
+)
+def test_a_pod_that_splits_the_training_batches_splits_those_of_evaluation(name):
+    config = get_config(name)
+    chips = math.gcd(*(stream.batch_size for stream in config.streams.values()))
+    for source in config.evaluations.values():
+        assert source.batch_size % chips == 0
 
 
 SMOKED = [

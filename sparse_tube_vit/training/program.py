@@ -35,7 +35,7 @@ class Program:
         (B,).
 
     Raises:
-      IndivisibleBatch: the mesh does not divide a stream's batch.
+      IndivisibleBatch: the mesh does not divide a stream's or an evaluation's batch.
       MeshDoesNotFit: it does not divide the encoder's layers.
       And as `make_model`.
     """
@@ -45,6 +45,8 @@ class Program:
         parts = config.optimizer.accumulate_steps
         for name, stream in config.streams.items():
             sharding.check_batch(stream.batch_size, mesh, f"streams.{name}", parts)
+        for name, source in config.evaluations.items():
+            sharding.check_batch(source.batch_size, mesh, f"evaluations.{name}")
         self.mesh = mesh
         model = self.model = make_model(config, classes)
         optimizer = self.optimizer = make_optimizer(config)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from sparse_tube_vit.config import default_config, stream
+from sparse_tube_vit.config import default_config, evaluation, stream
 from sparse_tube_vit.input.pipeline import IndivisibleBatch
 from sparse_tube_vit.training import sharding
 from sparse_tube_vit.training.program import Program
@@ -108,6 +108,15 @@ def test_what_the_mesh_does_not_divide():
         config.model.update(width=12, heads=6)
         with pytest.raises(sharding.MeshDoesNotFit, match=message):
             sharding.check_model(config, make_mesh(**axes))
+
+
+def test_evaluations_are_checked_before_anything_is_compiled():
+    """By what preflight compiles too: else a pod is paid for, and the run refused."""
+    config = make_config()
+    views = evaluation(kind="video", dataset="", head="video", batch_size=12)
+    config.evaluations.views = views
+    with pytest.raises(IndivisibleBatch, match=r"evaluations.views.batch_size 12 .* 8"):
+        Program(config, CLASSES, make_mesh())
 
 
 # A joint run of tiny clips. Sizes are such that none is a product of others: a size in
