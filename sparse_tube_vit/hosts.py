@@ -66,7 +66,8 @@ def connected():
 
     An error ends this process with exit code 1, and is told to the others, which end
     too within seconds, whatever they are at. A host that is killed ends the others when
-    a connection to it breaks, or after HOSTS_LOST_SECONDS.
+    a connection to it breaks, or after HOSTS_LOST_SECONDS: then jax aborts them, with
+    exit code 134, as when the first host's process is gone.
 
     Raises:
       NoDevices: JAX_PLATFORMS names devices that this host does not have.
