@@ -21,6 +21,7 @@ case "${1:-}" in train | evaluate)
     ;;
 esac
 # An environment that is active is used as it is.
+# shellcheck source=launch/setup.sh
 [ -n "${VIRTUAL_ENV:-}" ] || source "$(dirname "$0")/setup.sh"
 
 export JAX_PLATFORMS=cpu JAX_NUM_PROCESSES="$hosts"

@@ -53,6 +53,10 @@ class WorkdirNotShared(TubeViTError, OSError):
     """A host sees another work directory than the first."""
 
 
+class HostStopped(TubeViTError, RuntimeError):
+    """A signal asked this host to end, before or after it trains."""
+
+
 class HostFailed(TubeViTError, RuntimeError):
     """Another host ended with an error, or without a word."""
 
@@ -84,7 +88,7 @@ def connected():
     watch.start()
     try:
         yield
-        _client().wait_at_barrier("end", 1000 * _start_seconds())
+        _client().wait_at_barrier("end", _A_DAY)
     except BaseException as error:
         error = _named(error)
         _tell_failure(error)
@@ -149,7 +153,11 @@ def _join():
     finally:
         late.cancel()
     # jax took SIGTERM for itself; until training takes it there is nothing to save.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, _stop)
+
+
+def _stop(number, frame):
+    raise HostStopped("Stopped by a signal where there is nothing to save.")
 
 
 def _hosts():
@@ -226,7 +234,7 @@ def first_host_first(what: str):
         _client().key_value_set(key, "")
 
 
-_A_DAY = 24 * 3600 * 1000  # milliseconds; an error of the first host ends it
+_A_DAY = 24 * 3600 * 1000  # milliseconds; an error on another host ends it before
 
 
 def _of_first(key: str, value: str) -> str:

@@ -233,6 +233,21 @@ def test_hosts_that_differ_say_in_what(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_signal_before_training_ends_all():
+    (code_0, _, error_0), (code_1, _, error_1) = run_hosts(
+        "if jax.process_index() == 1:",
+        "    import os, signal",
+        "    os.kill(os.getpid(), signal.SIGTERM)",
+        "time.sleep(300)",
+    )
+    assert (code_0, code_1) == (1, 1)
+    assert error_1.endswith(
+        "HostStopped: Stopped by a signal where there is nothing to save.\n"
+    )
+    assert "host 1: HostStopped" in error_0
+
+
+@pytest.mark.slow
 def test_a_work_directory_on_each_host_is_refused(tmp_path):
     (tmp_path / "0").mkdir(), (tmp_path / "1").mkdir()
     (_, _, error_0), (_, _, error_1) = run_hosts(
