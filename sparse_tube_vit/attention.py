@@ -85,9 +85,8 @@ def heads_first(q, k, v):
 
 def attention_weights(q, k) -> jax.Array:
     """softmax(q k^T / sqrt(d)), (B, heads, M, N) float32; q and k as of `attention`."""
-    q, k = (x.transpose(0, 2, 1, 3) for x in (q, k))  # (B, heads, N, d)
-    scores = q * q.shape[-1] ** -0.5 @ k.swapaxes(-1, -2)
-    return jax.nn.softmax(scores.astype(jnp.float32))
+    q, k = q.transpose(0, 2, 1, 3) * q.shape[-1] ** -0.5, k.transpose(0, 2, 3, 1)
+    return jax.nn.softmax(jnp.matmul(q, k, preferred_element_type=jnp.float32))
 
 
 # From here on splash takes less time than XLA by the TPU compiler's estimate: where
