@@ -312,6 +312,20 @@ def test_a_release_is_written_whole_or_not_at_all(run, tmp_path, monkeypatch):
         with pytest.raises(saved.UnwritableOutput):
             saved.write_release(out, found, "new", overwrite=True)
     assert (out / "README.md").read_text() == "card"
+    rename = saved.Path.rename
+
+    def fail_last(path, target):
+        """The release that was there is away when the new one cannot take its place."""
+        if path.name.endswith(".old") or target != out:
+            return rename(path, target)
+        assert not out.exists()
+        no_space()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(saved.Path, "rename", fail_last)
+        with pytest.raises(saved.UnwritableOutput):
+            saved.write_release(out, found, "new", overwrite=True)
+    assert (out / "README.md").read_text() == "card"
     saved.write_release(out, found, "new", overwrite=True)
     assert (out / "README.md").read_text() == "new"
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
