@@ -146,18 +146,16 @@ def test_the_worst_classes(run, page):
 def test_samples_are_predicted_as_the_evaluation_does(run, page, data_dir):
     directory = run.workdir / "checkpoints"
     config = from_json(checkpoints.read_run(directory, 6)["config"])
-    results = {r.protocol["kind"]: r for r in evaluate.evaluate(config, run.workdir, 6)}
+    (result,) = evaluate.evaluate(config, run.workdir, 6, ["video"])
     said = page.texts["Samples"]
-    for kind, n in (("image", 12), ("video", 24)):
-        result = results[kind]
-        for i in (0, round((n - 1) / 2), n - 1):
-            label = result.class_names[result.labels[i]]
-            best = np.argsort(-result.scores[i], kind="stable")[:3]
-            verdict = "right" if best[0] == result.labels[i] else "wrong"
-            shares = "".join(
-                f"{result.class_names[c]} {result.scores[i, c]:.0%}" for c in best
-            )
-            assert f": {label}{verdict}{shares}" in said
+    for i in (0, 12, 23):  # of 24
+        label = result.class_names[result.labels[i]]
+        best = np.argsort(-result.scores[i], kind="stable")[:3]
+        verdict = "right" if best[0] == result.labels[i] else "wrong"
+        shares = "".join(
+            f"{result.class_names[c]} {result.scores[i, c]:.0%}" for c in best
+        )
+        assert f": {label}{verdict}{shares}" in said
 
 
 def test_videos_are_the_clips(run, page):
@@ -231,7 +229,8 @@ _SHOWN = """(async () => {
   await Promise.all(pictures.map(picture => picture.decode().catch(() => 0)));
   const brightest = [], playing = [];
   for (const video of videos) {
-    if (video.readyState < 2) await happens(video, 'loadeddata', 'error');
+    if (video.readyState < 2 && !video.error)
+      await happens(video, 'loadeddata', 'error');
     if (video.error) continue;
     await video.play();
     playing.push(!video.paused);
@@ -248,7 +247,7 @@ _SHOWN = """(async () => {
     states: videos.map(video => video.readyState),
     playing: playing,
     brightest: brightest,
-    overflow: document.documentElement.scrollWidth - innerWidth,
+    width: document.documentElement.scrollWidth,
   };
 })()"""
 
@@ -268,7 +267,7 @@ def test_a_browser_shows_it_on_screens_wide_and_narrow(run, page):
             assert min(shown["states"]) >= 2
             assert shown["playing"] == [True] * tags.count("video")
             assert min(shown["brightest"]) > 50
-            assert shown["overflow"] <= 0
+            assert shown["width"] <= width
         assert browser.errors == []
 
 
@@ -283,4 +282,4 @@ def test_the_browser_tells_what_is_wrong(tmp_path):
         shown = browser.evaluate(_SHOWN)
         errors = len(browser.errors)
     assert shown["widths"] == [0] and shown["states"] == [0]
-    assert shown["overflow"] > 0 and errors >= 2
+    assert shown["width"] > 390 and errors >= 2

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from sparse_tube_vit.figures.canvas import new_figure
@@ -21,7 +22,9 @@ def confusion(counts: np.ndarray, class_names: Sequence[str], title: str) -> Fig
     figure = new_figure(side + 0.8, side)
     ax = figure.subplots()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    image = ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    # Of many classes, what is rare would not be seen.
+    norm = PowerNorm(0.5 if c > 60 else 1, 0, 1)
+    image = ax.imshow(shares, cmap="Blues", norm=norm, interpolation="nearest")
     figure.colorbar(image, ax=ax, label="share of the class", shrink=0.8)
     if c <= 60:
         ax.set_xticks(range(c), class_names, rotation=90, fontsize="x-small")

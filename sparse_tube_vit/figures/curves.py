@@ -81,22 +81,24 @@ def accuracy_by_tokens(results: Mapping[str, Sequence[dict]]) -> Figure:
     """
     figure = new_figure(6, 4)
     ax = figure.subplots()
-    trained = {}
+    trained, colors = {}, {}
     for run, evaluations in results.items():
         strided = {}
         for e in evaluations:
             point = e["tokens"], 100 * e.get("top1", e.get("mAP"))
             what = f"{e['evaluation']}: {'Top-1' if 'top1' in e else 'mAP'}"
+            colors.setdefault(what, f"C{len(colors)}")
             strided.setdefault(what, []).append(point)
             if e["stride_scale"] == 1:
                 trained.setdefault(what, []).append(point)
         for what, points in strided.items():
             if len(points) > 1:
                 label = f"{what}, {run}, other strides"
-                ax.plot(*zip(*sorted(points), strict=True), "o--", mfc="w", label=label)
+                line = {"color": colors[what], "mfc": "w", "label": label}
+                ax.plot(*zip(*sorted(points), strict=True), "o--", **line)
     for what, points in trained.items():
-        label = f"{what}, tokens of training"
-        ax.plot(*zip(*sorted(points), strict=True), "o-", label=label)
+        line = {"color": colors[what], "label": f"{what}, tokens of training"}
+        ax.plot(*zip(*sorted(points), strict=True), "o-", **line)
     ax.set(xlabel="tokens", ylabel="accuracy, %")
     ax.grid(alpha=0.3)
     ax.legend(fontsize="small")
