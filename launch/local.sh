@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # The main job on the embedded data, on this machine's CPU: sets up, prepares
-# moving_shapes, trains jointly on images and videos, evaluates, and draws figures.
+# moving_shapes, trains jointly on images and videos, evaluates, draws figures, and puts
+# all of it on one page.
 #
 #   ./launch/local.sh [--config.key=value ...]      WORKDIR=runs/moving_shapes
 set -euo pipefail
@@ -12,4 +13,5 @@ python -m sparse_tube_vit.prepare moving_shapes --data_dir data
 python -m sparse_tube_vit.train --config configs/moving_shapes.py \
     --workdir "$workdir" "$@"
 python -m sparse_tube_vit.figures run --workdir "$workdir"
+python -m sparse_tube_vit.report --workdir "$workdir"
 echo "Accuracies and confusion matrices: $workdir/evaluations"

@@ -22,13 +22,14 @@ from PIL import Image
 
 from sparse_tube_vit import checkpoints, datasets, figures, pages
 from sparse_tube_vit.config import (
-    ConfigDict,
     default_config,
     differences,
     evaluation,
+    from_json,
     stream,
 )
 from sparse_tube_vit.datasets import DatasetError, manifest
+from sparse_tube_vit.datasets.classes import ClassNamesDiffer, check_classes
 from sparse_tube_vit.datasets.transcode import Transcode
 from sparse_tube_vit.describe import describe
 from sparse_tube_vit.errors import UnwritableOutput, reported
@@ -117,21 +118,22 @@ def _image(figure: Figure, alt: str, photograph: bool = False) -> str:
 
 
 def _configuration(run):
-    config = json.loads(run.config.to_json())
+    saved = checkpoints.read_run(run.workdir / "checkpoints", run.trained.step)
+    # As it was trained: what was loaded is set up for this device.
+    config = json.loads(from_json(saved["config"]).to_json())
     rows = [
         (key, _said(before), _said(now))
-        for key, before, now in differences(_defaults(run.config), config)
+        for key, before, now in differences(_defaults(config), config)
     ]
     yield "<p>What differs from the defaults."
     yield pages.table(("key", "default", "here"), rows)
     everything = html.escape(json.dumps(config, indent=1))
     yield pages.details("All of it", f"<pre>{everything}</pre>")
-    saved = checkpoints.read_run(run.workdir / "checkpoints", run.trained.step)
     versions = pages.table(("package", "version"), saved["versions"].items())
     yield pages.details("Versions that it was saved with", versions)
 
 
-def _defaults(config: ConfigDict) -> dict:
+def _defaults(config: dict) -> dict:
     """The default config, with the defaults of as many streams and evaluations."""
     defaults = json.loads(default_config().to_json())
     required = {"kind": "", "dataset": "", "head": "", "batch_size": 1}
@@ -236,7 +238,8 @@ def _samples(run, clips):
             split = datasets.open_split(
                 source.dataset, source.split, run.config.data_dir, source.kind
             )
-        except DatasetError as error:
+            check_classes(source.head, run.trained.class_names[source.head], split)
+        except (DatasetError, ClassNamesDiffer) as error:
             yield _absent(f"Its examples cannot be shown: {error}")
             continue
         chosen = np.unique(np.linspace(0, len(split) - 1, clips).round().astype(int))
@@ -394,7 +397,9 @@ def _datasets(config) -> set[str]:
 
 def _left_out(dataset: str, data_dir) -> list[manifest.Row] | None:
     """What preparing a data set left out; None where there is no manifest of it."""
-    found = sorted((epath.Path(data_dir) / dataset).glob(f"*/{manifest.NAME}"))
+    directory = epath.Path(data_dir) / dataset  # perhaps with its version
+    found = [*directory.glob(manifest.NAME)]
+    found += sorted(directory.glob(f"*/{manifest.NAME}"))
     if not found:
         return None
     return [row for row in manifest.read(found[-1]) if row.status != manifest.OK]
@@ -416,8 +421,9 @@ th { font-weight: 600; border-bottom: 1px solid #8886; }
 td { border-bottom: 1px solid #8883; max-width: 32em; }
 .n { text-align: right; }
 @media (max-width: 700px) {
-  table { font-size: 0.85em; overflow-wrap: anywhere; }
-  th, td { min-width: 3.5em; padding-right: 0.5em; }
+  table { font-size: 0.85em; }
+  td { overflow-wrap: anywhere; min-width: 4.5em; padding-right: 0.5em; }
+  td:first-child { min-width: 8em; }
 }
 pre { overflow-x: auto; font-size: 0.85em; overflow-wrap: normal; }
 .absent { border-left: 3px solid #d90; padding-left: 0.6em; }
