@@ -94,7 +94,9 @@ def read_clip(config: ConfigDict, file: str | None = None) -> np.ndarray:
       UnreadableFile, UndecodableClip; the errors of data sets.
     """
     if file is not None:
-        if views.kind_of(views.read_file(file)) == "video":
+        with views.naming(file):
+            kind = views.kind_of(views.read_file(file))
+        if kind == "video":
             return views.read_clip(file, config)
         return views.read_image(file, config)[None]
     sources = [*config.evaluations.values(), *config.streams.values()]

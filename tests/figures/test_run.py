@@ -83,7 +83,7 @@ def test_tokens_need_several_and_the_last_step_counts(finished, tmp_path, capsys
         (["tubes", "--config", "configs/ucf101.py"], "--config needs --out"),
         (
             ["tubes", "--config", "configs/ucf101.py", "--out", "x", "--clip", "none"],
-            "UnreadableFile: none cannot be read",
+            "UnreadableFile: none: ",
         ),
     ],
 )
