@@ -76,7 +76,8 @@ def model_card(
         f"# {name}",
         "A [TubeViT](https://arxiv.org/abs/2212.03229) (sparse video tubes, CVPR 2023) "
         f"of {_sizes(config)}, trained for {found.step:,} steps with "
-        f"sparse_tube_vit {run['versions'].get('sparse_tube_vit')}.",
+        f"sparse_tube_vit {run['versions'].get('sparse_tube_vit')}"
+        + (f", starting from `{config.init.weights}`." if config.init.weights else "."),
         f"```python\nimport sparse_tube_vit as stv\n\ntubevit = stv.load({name!r})\n"
         'tubevit.predict("clip.mp4")\n```',
         "## Training data",

@@ -200,7 +200,7 @@ def test_fine_tuned_with_another_head_kept(clips, finished, tmp_path, monkeypatc
     assert names == {"clips_step2_4x3.json", "clips_step2_4x3_confusion.png"}
     measured = json.loads((workdir / "evaluations/clips_step2_4x3.json").read_text())
     card = (workdir / "release/README.md").read_text()
-    assert f"Top-1 {measured['top1']:.1%}" in card
+    assert f"Top-1 {measured['top1']:.1%}" in card and f"from `{model}`" in card
     loaded = stv.load(workdir / "release")
     said = dict(loaded.predict(clips / CLIPS[0]))
     assert set(said) == {"Kür & pas", "walk the dog"}
