@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,6 +7,7 @@ import pytest
 
 from sparse_tube_vit import attention as attentions
 from sparse_tube_vit.attention import UnavailableAttention, attention
+from sparse_tube_vit.encoder import REMAT_POLICIES
 from sparse_tube_vit.mesh import AXES
 
 
@@ -67,6 +70,19 @@ def test_splash_and_its_gradient_are_those_of_plain_attention(tokens, monkeypatc
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found, expected
     )
+
+
+def test_splash_keeps_what_it_reads_as_it_reads_it(capsys):
+    q, k, v, _ = inputs(128)
+
+    def attend(*inputs):
+        return attentions.splash(*(2 * x for x in inputs), interpret=True)
+
+    attend = jax.checkpoint(attend, policy=REMAT_POLICIES["dots"])
+    jax.ad_checkpoint.print_saved_residuals(attend, q, k, v)
+    kept = re.findall(r"f32\[([\d,]+)\]", capsys.readouterr().out)
+    # Queries, keys, values; the output; the logarithms of the sums of the softmax.
+    assert sorted(kept) == ["2,2,128", "2,2,128,8", *["2,2,8,128"] * 3]
 
 
 @pytest.mark.parametrize("name", ["heads_first", "xla"])
