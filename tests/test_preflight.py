@@ -59,6 +59,7 @@ def test_figures_follow_from_the_estimate():
     assert result.mfu == pytest.approx(result.estimate.flops / seconds / 197e12)
     assert result.chip_hours == pytest.approx(8 * seconds)
     summary = json.loads(json.dumps(result.summary()))
+    assert summary["batch"] == {"video": 32}
     assert summary["examples_per_second"] == {"video": pytest.approx(32 / seconds)}
     parts = summary["step_seconds"]
     assert parts.pop("all") == pytest.approx(sum(parts.values()))
