@@ -54,7 +54,8 @@ class Memory:
     """Bytes on every chip.
 
     Attributes:
-      parameters, optimizer, batches: what a step takes, with its averages and counters.
+      parameters, optimizer: what a step takes, with its averages and counters.
+      batches: of the step, and of the next, which comes to the chip meanwhile.
       temporaries: activations and all else that the step makes.
       program: the compiled code.
       available: to a program.
@@ -170,11 +171,14 @@ def preflight(
             raise
         raise DoesNotFit(*out_of_memory(str(error), topology)) from error
     compiling = time.perf_counter() - started
+    memory = _memory(program, compiled.memory_analysis(), topology.chip.memory)
+    if memory.peak > memory.available:
+        raise DoesNotFit(_needs(memory.peak, topology), memory.peak)
     return Preflight(
         topology=topology,
         mesh=dict(mesh.shape),
         compiling=compiling,
-        memory=_memory(program, compiled.memory_analysis(), topology.chip.memory),
+        memory=memory,
         estimate=estimate(hlo.parse(compiled.as_text()), _network(mesh, topology)),
         model_flops=sum(
             stream.batch_size * training_flops(config, program.model, stream)
@@ -188,9 +192,13 @@ def preflight(
 def out_of_memory(message, topology):
     found = re.search(r"(?:Used |\()([\d.]+)([KMG])", message)
     needed = found and float(found[1]) * 2 ** {"K": 10, "M": 20, "G": 30}[found[2]]
+    return _needs(needed, topology), needed
+
+
+def _needs(needed, topology):
     has = f"a chip of {topology.name} has {topology.chip.memory / GIB:.2f}"
     needs = f"needs {needed / GIB:.2f} GiB" if needed else "does not fit"
-    return f"A step {needs}, {has} GiB.", needed
+    return f"A step {needs}, {has} GiB."
 
 
 def _memory(program, analysis, available):
@@ -205,7 +213,7 @@ def _memory(program, analysis, available):
     return Memory(
         parameters=on_a_chip(state.params),
         optimizer=on_a_chip(state) - on_a_chip(state.params),
-        batches=on_a_chip(program.batches),
+        batches=2 * on_a_chip(program.batches),
         temporaries=analysis.temp_size_in_bytes + made,
         program=analysis.generated_code_size_in_bytes,
         available=available,

@@ -275,7 +275,8 @@ def test_a_train_step_compiles_for_a_pod():
     )
     config.mesh.update(data=1, fsdp=4)
     classes = {"kinetics400": 400, "imagenet": 1000}
-    result = preflight.preflight(config, Topology.parse("v5e:2x2"), classes)
+    topology = Topology.parse("v5e:2x2")
+    result = preflight.preflight(config, topology, classes)
     assert result.mesh == {"data": 1, "fsdp": 4, "tensor": 1}
     assert not result.estimate.unknown_loops and not result.estimate.unknown_kernels
     assert 0 < result.mfu < 1
@@ -287,3 +288,12 @@ def test_a_train_step_compiles_for_a_pod():
     assert chip / 2 < result.estimate.flops < 4 * chip
     moved = [c for c in result.estimate.collectives if "fsdp" in c.axes]
     assert sum(c.bytes * c.times for c in moved) >= result.memory.parameters
+    examples = [s.batch_size // 4 for s in config.streams.values()]
+    frames = [8 if s.kind == "video" else 1 for s in config.streams.values()]
+    pixels = sum(n * t for n, t in zip(examples, frames, strict=True)) * 32 * 32 * 3
+    assert result.memory.batches == pytest.approx(2 * pixels, rel=0.05)
+
+    # All that is known to be needed must fit, not what the compiler sees alone.
+    less = dataclasses.replace(topology.chip, memory=result.memory.peak - 1)
+    with pytest.raises(DoesNotFit, match="A step needs"):
+        preflight.preflight(config, dataclasses.replace(topology, chip=less), classes)
