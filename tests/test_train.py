@@ -21,6 +21,7 @@ from sparse_tube_vit.config import from_json
 from sparse_tube_vit.datasets import UnsupportedDataset
 from sparse_tube_vit.datasets.classes import ClassNamesDiffer, LossDoesNotFit
 from sparse_tube_vit.figures import run as run_pictures
+from sparse_tube_vit.input.decode import UndecodableClip
 from sparse_tube_vit.input.pipeline import IndivisibleBatch
 from sparse_tube_vit.training.freezing import NewButFrozen
 from sparse_tube_vit.training.reporting import PARTS, read_metrics
@@ -299,7 +300,7 @@ def test_undecodable_videos_count_as_wrong_and_are_named(
     def damaged(self, encoded, rng):
         calls.append(1)
         if len(calls) % 4 == 0:
-            raise evaluate.pipeline.UndecodableClip("damaged")
+            raise UndecodableClip("damaged")
         return read(self, encoded, rng)
 
     monkeypatch.setattr(evaluate.pipeline.EvaluationExample, "read", damaged)
@@ -543,7 +544,7 @@ def test_a_run_starts_from_another(finished, data_dir, tmp_path, caplog):
     # To go on it needs the other run no more.
     shutil.rmtree(source)
     assert_bit_identical(train.train(config, tmp_path / "run"), state)
-    with pytest.raises(NoCheckpoint, match="no checkpoint below"):
+    with pytest.raises(NoCheckpoint, match="source is no directory: there is no model"):
         train.train(config, tmp_path / "other")
 
 
