@@ -11,8 +11,9 @@ import pytest
 
 from sparse_tube_vit import checkpoints, evaluate, report
 from sparse_tube_vit.config import from_json
-from sparse_tube_vit.datasets import DatasetNotPrepared
+from sparse_tube_vit.datasets import DatasetNotPrepared, open_split
 from sparse_tube_vit.figures.run import Run
+from sparse_tube_vit.inference import TrainedTubeViT
 from sparse_tube_vit.input.decode import Crop, decode
 from tests.chromium import Chromium, find
 
@@ -156,6 +157,17 @@ def test_samples_are_predicted_as_the_evaluation_does(run, page, data_dir):
             f"{result.class_names[c]} {result.scores[i, c]:.0%}" for c in best
         )
         assert f": {label}{verdict}{shares}" in said
+
+
+def test_a_prediction_is_right_where_the_best_is_a_label(run, data_dir, monkeypatch):
+    split = open_split("moving_shapes/videos", "test", data_dir)
+    label = split[0]["label"]
+    for best, verdict in ((label, "right"), ((label + 1) % 24, "wrong")):
+        scores = 0.7 * np.eye(24)[[best]] + 0.3 * np.eye(24)[[label - 1]]
+        monkeypatch.setattr(TrainedTubeViT, "scores", lambda *_, x=scores: x)
+        card = report._sample(run, "video", split, 0)
+        assert re.findall(r"<b class=\"(\w+)\">(\w+)</b>", card) == [(verdict, verdict)]
+        assert f"{split.class_names[best]} <span>70%</span>" in card
 
 
 def test_videos_are_the_clips(run, page):

@@ -69,7 +69,7 @@ def attention(
     laid = shares_in_clip(len(shares) * shares, tubes, clip.shape[:3])
     grey = clip.mean(axis=-1) / 255
     shown = frames_read(clip.shape[:3], tubes, columns)
-    figure = new_figure(1.4 * len(shown) + 1.5, 1.4 * len(laid) * h / w + 0.8)
+    figure = new_figure(1.4 * len(shown) + 1.5, max(1.8, 1.4 * len(laid) * h / w) + 0.8)
     axes = figure.subplots(len(laid), len(shown), squeeze=False)
     norm, end = PowerNorm(0.5, 0, max(2.0, len(shares) * shares.max())), 0
     for row, (i, over) in zip(axes, laid.items(), strict=True):
@@ -83,7 +83,7 @@ def attention(
         row[0].set_ylabel(text, color=color_of(i), fontsize="small")
     for ax, frame in zip(axes[0], shown, strict=True):
         ax.set_title(f"frame {frame}", fontsize="small")
-    label = "attention to a token (1: even)"
-    figure.colorbar(image, ax=axes, label=label, shrink=0.9, pad=0.01)
+    bar = figure.colorbar(image, ax=axes, shrink=0.9, pad=0.01)
+    bar.set_label("attention (1: even)", fontsize="small")
     figure.suptitle(title, fontsize="medium")
     return figure

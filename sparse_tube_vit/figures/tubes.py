@@ -53,8 +53,8 @@ def tube_animation(clip: np.ndarray, tubes: Sequence[Tube], fps: float):
     read = tubes_for(tubes, t)
     across = math.ceil(math.sqrt(len(read)))
     down = math.ceil(len(read) / across)
-    figure = new_figure(2.4 * across, 2.65 * down * h / w + 0.3)
-    figure.set_dpi(100)
+    figure = new_figure(2.6 * across, 2.85 * down * h / w + 0.3)
+    figure.set_dpi(80)  # a file of several megabytes as it is
     axes = figure.subplots(down, across, squeeze=False).ravel()
     panels = []
     for ax, i in itertools.zip_longest(axes, read):
@@ -66,7 +66,9 @@ def tube_animation(clip: np.ndarray, tubes: Sequence[Tube], fps: float):
         ax.spines[:].set(color=color_of(i), linewidth=2)
         windows = Windows(tubes[i], clip.shape[:3], color_of(i))
         panels.append((windows, *windows.draw(ax, clip[0], 0)))
-    clock = figure.suptitle("", fontsize="small", y=0.005, va="bottom")
+    clock = figure.suptitle("frame 0", fontsize="small", y=0.005, va="bottom")
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # laid out once: for every frame takes long
 
     def draw(frame):
         clock.set_text(f"frame {frame}, {frame / fps:.2f} s")
