@@ -185,6 +185,7 @@ def linear_probe(
     from sklearn.model_selection import StratifiedKFold
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
+    from threadpoolctl import threadpool_limits
 
     scores = np.zeros((len(y), classes))
     if train is None:
@@ -194,7 +195,10 @@ def linear_probe(
     for known, unknown in parts:
         regression = LogisticRegression(C=1.0, max_iter=5000)
         fitted = make_pipeline(StandardScaler(), regression)
-        fitted.fit(x[known], y[known])
+        # The products are small: where cores are busy, threads that wait for each other
+        # take 100 times as long.
+        with threadpool_limits(1, "blas"):
+            fitted.fit(x[known], y[known])
         columns = fitted.classes_
         scores[np.ix_(unknown, columns)] = fitted.predict_proba(x[unknown])
     return scores if train is None else scores[~train]
