@@ -33,7 +33,7 @@ def pooled(
     paths: list[str],
     views: tuple[int, int] = (1, 1),
     batch_size: int | None = None,
-) -> tuple[np.ndarray, list[str], dict[int, TubeViTError]]:
+) -> tuple[np.ndarray, list[str], dict[int, str]]:
     """Pooled features of files, averaged over views.
 
     Args:
@@ -47,16 +47,17 @@ def pooled(
       file cannot be read; and by its number why.
     """
     found = np.zeros((len(paths), tubevit.model.width), np.float32)
-    kinds, problems = [""] * len(paths), {}
+    kinds = [""] * len(paths)
 
     def read(path):
         return tubevit.read(path, given=views)
 
-    size = batch_size or min(4, len(paths))
-    for batch in files.batches(paths, read, size, problems):
-        features = tubevit.pooled(batch.videos)
-        for number, x in zip(batch.numbers, features, strict=False):
-            found[number], kinds[number] = x, batch.group
+    def of_batch(kind, videos):
+        return tubevit.pooled(videos)
+
+    computed, problems = files.compute(paths, read, of_batch, batch_size)
+    for number, (kind, features) in computed.items():
+        found[number], kinds[number] = features, kind
     return found, kinds, problems
 
 
@@ -105,8 +106,8 @@ def main():
         tubevit = load_model(args)
         paths = files.expand(args.files)
         features, kinds, problems = pooled(tubevit, paths, args.views, args.batch_size)
-        for error in problems.values():
-            log.warning("%s", error)
+        for i, problem in problems.items():
+            log.warning("%s: %s", paths[i], problem)
         good = [i for i in range(len(paths)) if i not in problems]
         arrays = {
             "path": np.array([paths[i] for i in good]),

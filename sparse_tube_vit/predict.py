@@ -17,7 +17,7 @@ import sys
 from collections.abc import Iterable
 
 from sparse_tube_vit import inference
-from sparse_tube_vit.errors import TubeViTError, reported
+from sparse_tube_vit.errors import reported
 from sparse_tube_vit.input import files
 from sparse_tube_vit.input.views import parse_views
 from sparse_tube_vit.log import log, to_stderr
@@ -67,27 +67,24 @@ def predict(
     if head is not None:
         tubevit.choose_head("", head)
     paths = files.expand(paths)
-    predictions, problems = {}, {}
 
     def read(path):
         kind, video = tubevit.read(path, head, views)
         return (kind, tubevit.choose_head(kind, head)), video
 
-    size = batch_size or min(4, len(paths))
-    for batch in files.batches(paths, read, size, problems):
-        kind, chosen = batch.group
-        try:
-            scores = tubevit.scores(batch.videos, chosen)
-        except TubeViTError as error:  # such clips are too small for the tubes, say
-            problems |= dict.fromkeys(batch.numbers, error)
+    def scores(group, videos):
+        return tubevit.scores(videos, group[1])
+
+    found, problems = files.compute(paths, read, scores, batch_size)
+    predictions = []
+    for number, path in enumerate(paths):
+        if number in problems:
+            predictions.append(Prediction(path, problem=problems[number]))
             continue
-        for number, of_file in zip(batch.numbers, scores, strict=False):
-            best = tuple(tubevit.best(of_file, chosen, top))
-            predictions[number] = Prediction(paths[number], kind, chosen, best)
-    for number, error in problems.items():
-        why = str(error).removeprefix(f"{paths[number]}: ")
-        predictions[number] = Prediction(paths[number], problem=why)
-    return [predictions[number] for number in range(len(paths))]
+        (kind, chosen), of_file = found[number]
+        best = tuple(tubevit.best(of_file, chosen, top))
+        predictions.append(Prediction(path, kind, chosen, best))
+    return predictions
 
 
 def as_table(predictions: list[Prediction]) -> str:

@@ -72,8 +72,8 @@ def probe(
     examples = [e for split in {fitted: 0, measured: 0} for e in listing.splits[split]]
     paths = [str(example.source) for example in examples]
     x, _, problems = pooled(tubevit, paths, views, batch_size)
-    for error in problems.values():
-        log.warning("%s", error)
+    for i, problem in problems.items():
+        log.warning("%s: %s", paths[i], problem)
     names = listing.class_names
     good = [i for i in range(len(examples)) if i not in problems]
     x, y = x[good], np.array([names.index(examples[i].label) for i in good], int)
@@ -260,10 +260,7 @@ def main():
             args.neighbours,
             args.batch_size,
         )
-        text = (
-            json.dumps(result, indent=1) if args.format == "json" else as_text(result)
-        )
-        print(text)
+        print(FORMATS[args.format](result))
         if result["undecodable"]:
             sys.exit(1)
 

@@ -13,10 +13,11 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from sparse_tube_vit import checkpoints, features, probe
+from sparse_tube_vit import checkpoints, features, load, predict, probe
 from sparse_tube_vit.model import init_params
 from sparse_tube_vit.probe import NotProbeable
 from sparse_tube_vit.variants import make_model
+from tests.datasets import official
 from tests.tiny import tiny_config
 
 
@@ -61,16 +62,19 @@ def test_the_linear_probe_measures_what_it_was_not_fitted_to(labelled):
     assert not scores[:, 1].any()
 
 
-@pytest.fixture(scope="module")
-def workdir(tmp_path_factory):
+def save_model(directory, config, classes):
     """A model of random parameters."""
-    config, classes = tiny_config("nowhere"), {"motions": ("a",), "shapes": ("b",)}
     model = make_model(config, {head: 1 for head in classes})
     params = init_params(model, jax.random.key(0), model.clip)
-    directory = tmp_path_factory.mktemp("probe")
     run = checkpoints.describe_run(config, classes)
     checkpoints.save_params(directory, jax.device_get(params), run)
     return directory
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    classes = {"motions": ("a",), "shapes": ("b",)}
+    return save_model(tmp_path_factory.mktemp("probe"), tiny_config("nowhere"), classes)
 
 
 def write_images(folder, split, count):
@@ -134,6 +138,21 @@ def test_features_are_written_without_what_is_bad(workdir, tmp_path, monkeypatch
         assert found["pooled"].shape == (4, 24) and found["tokens"].shape == (4, 4, 24)
         assert found["tube"].shape == (4,) and found["place"].shape == (4, 2)
         assert len(np.unique(found["pooled"], axis=0)) == 4
+
+
+def test_images_that_no_tube_reads_leave_videos_their_features(tmp_path):
+    config = tiny_config("nowhere")
+    config.model.tubes = config.model.tubes[:1]
+    del config.streams.image, config.evaluations.image
+    tubevit = load(save_model(tmp_path / "run", config, {"motions": ("a",)}))
+    write_images(tmp_path, "all", 1)
+    official.write_clips(tmp_path / "all", "red/a.mp4")
+    image, video = (str(tmp_path / "all" / "red" / n) for n in ("0.png", "a.mp4"))
+    x, kinds, problems = features.pooled(tubevit, [image, video])
+    assert kinds == ["", "video"] and not x[0].any() and x[1].any()
+    assert [*problems] == [0] and "reads a single frame" in problems[0]
+    wrong, right = predict.predict(tubevit, [image, video], "motions")
+    assert wrong.problem == problems[0] and right.classes == (("a", 1.0),)
 
 
 def test_splits_that_make_no_probe():

@@ -2,10 +2,9 @@
 
 import collections
 import concurrent.futures
-import dataclasses
 import os
 import time
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable
 
 import numpy as np
 from etils import epath
@@ -51,59 +50,60 @@ def expand(paths: Iterable) -> list[str]:
     return files
 
 
-@dataclasses.dataclass(frozen=True)
-class Batch:
-    """Files of one group and shape.
-
-    Attributes:
-      numbers: of the files, in the order that they were given in.
-      group: what `read` says of each of them.
-      videos: (B, V, T, H, W, 3), the files' first; the rest repeats the last of them.
-    """
-
-    numbers: list[int]
-    group: Hashable
-    videos: np.ndarray
-
-
-def batches(
+def compute(
     files: list[str],
     read: Callable[[str], tuple[Hashable, np.ndarray]],
-    batch_size: int,
-    problems: dict[int, TubeViTError],
-) -> Iterator[Batch]:
-    """Reads files ahead in threads; all batches of a group have one size.
+    of_batch: Callable[[Hashable, np.ndarray], np.ndarray],
+    batch_size: int | None = None,
+) -> tuple[dict[int, tuple[Hashable, np.ndarray]], dict[int, str]]:
+    """Reads files ahead in threads and computes on batches of them, bad ones left out.
 
-    Every ten seconds the log tells how far it is.
+    All batches of a group have one size. Every ten seconds the log tells how far it is.
 
     Args:
       files: paths.
       read: a path to (group, (V, T, H, W, 3)).
-      batch_size: of all batches.
-      problems: takes the named error of every file that `read` raises one for.
-    """
-    groups = collections.defaultdict(list)  # group -> [(number, video)]
+      of_batch: a group and its (B, V, T, H, W, 3) to B results.
+      batch_size: B; None: 4, or as many as there are files where they are fewer.
 
-    def batch(group):
+    Returns:
+      ({number: (group, result)}, {number: why there is none}) by the files' numbers.
+      It is the message of the named error of `read` or `of_batch`, without the path.
+    """
+    size = batch_size or min(4, len(files))
+    groups = collections.defaultdict(list)  # group -> [(number, video)]
+    found, problems = {}, {}
+
+    def miss(number, error):
+        problems[number] = str(error).removeprefix(f"{files[number]}: ")
+
+    def compute_batch(group):
         numbers, videos = zip(*groups.pop(group), strict=True)
-        missing = batch_size - len(videos)
-        videos = np.stack([*videos, *[videos[-1]] * missing])
-        return Batch(list(numbers), group, videos)
+        missing = size - len(videos)
+        try:
+            results = of_batch(group, np.stack([*videos, *[videos[-1]] * missing]))
+        except TubeViTError as error:  # no tube reads such, say
+            for number in numbers:
+                miss(number, error)
+            return
+        for number, result in zip(numbers, results, strict=False):
+            found[number] = group, result
 
     told = time.monotonic()
-    for number, found in enumerate(_ahead(read, files)):
+    for number, seen in enumerate(_ahead(read, files)):
         if time.monotonic() - told > 10:
             log.info("%d of %d files", number, len(files))
             told = time.monotonic()
-        if isinstance(found, TubeViTError):
-            problems[number] = found
+        if isinstance(seen, TubeViTError):
+            miss(number, seen)
             continue
-        group, video = found
+        group, video = seen
         groups[group].append((number, video))
-        if len(groups[group]) == batch_size:
-            yield batch(group)
+        if len(groups[group]) == size:
+            compute_batch(group)
     for group in list(groups):
-        yield batch(group)
+        compute_batch(group)
+    return found, problems
 
 
 def _ahead(read, files):
