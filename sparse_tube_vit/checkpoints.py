@@ -60,7 +60,10 @@ class ForeignCheckpoint(TubeViTError, ValueError):
 
 
 class DamagedCheckpoint(TubeViTError, ValueError):
-    """A part of a checkpoint or release is lost or changed."""
+    """A part of a checkpoint is lost or cut short, or a release is not as written.
+
+    A checkpoint has no checksum of its arrays: a changed byte in one is not noticed.
+    """
 
 
 class NewerCheckpoint(TubeViTError, ValueError):

@@ -318,29 +318,7 @@ def validate(config: ConfigDict) -> None:
             f"These keys are open: {', '.join(keys)}. Training takes them from the run "
             "of config.init.weights; here, set them."
         )
-    wrong = [
-        f"{key} is {value!r}: it must be {rule}."
-        for keys, allowed, rule in _RULES
-        for key in keys
-        if (value := _lookup(config, key)) is None or not allowed(value)
-    ]
-    if not config.streams:
-        wrong.append("streams is empty: there is nothing to train on.")
-    for section, make in (("streams", stream), ("evaluations", evaluation)):
-        known = set(make.__annotations__) - {"return"}
-        for name, source in config[section].items():
-            where = f"{section}.{name}"
-            if extra := set(source) - known:
-                wrong.append(f"{where} has unknown keys: {', '.join(sorted(extra))}.")
-            if missing := known - set(source):
-                wrong.append(f"{where} lacks: {', '.join(sorted(missing))}.")
-                continue
-            wrong += [
-                f"{where}.{key} is {source[key]!r}: it must be {rule}."
-                for keys, allowed, rule in _SOURCE_RULES
-                for key in keys
-                if key in source and not allowed(source[key])
-            ]
+    wrong = [*_wrong_values(config)]
     heads = {s.head for s in config.streams.values() if "head" in s}
     wrong += _wrong_losses(config, heads)
     for name, e in config.evaluations.items():
@@ -378,6 +356,37 @@ def validate(config: ConfigDict) -> None:
             )
     if wrong:
         raise InvalidConfig("\n".join(["The configuration cannot work:", *wrong]))
+
+
+def check_values(config: ConfigDict) -> None:
+    """Raises InvalidConfig for values that cannot be, whatever is still open."""
+    if wrong := [*_wrong_values(config, still_open=(None, ""))]:
+        raise InvalidConfig("\n".join(["The configuration cannot work:", *wrong]))
+
+
+def _wrong_values(config, still_open=()):
+    """Says what values break a rule by themselves; None does, unless it is open."""
+    for keys, allowed, rule in _RULES:
+        for key in keys:
+            value = _lookup(config, key)
+            if value not in still_open and (value is None or not allowed(value)):
+                yield f"{key} is {value!r}: it must be {rule}."
+    if not config.streams:
+        yield "streams is empty: there is nothing to train on."
+    for section, make in (("streams", stream), ("evaluations", evaluation)):
+        known = set(make.__annotations__) - {"return"}
+        for name, source in config[section].items():
+            where = f"{section}.{name}"
+            if extra := set(source) - known:
+                yield f"{where} has unknown keys: {', '.join(sorted(extra))}."
+            if missing := known - set(source):
+                yield f"{where} lacks: {', '.join(sorted(missing))}."
+                continue
+            for keys, allowed, rule in _SOURCE_RULES:
+                for key in keys:
+                    value = source.get(key)
+                    if key in source and value not in still_open and not allowed(value):
+                        yield f"{where}.{key} is {value!r}: it must be {rule}."
 
 
 def _wrong_layers(config):

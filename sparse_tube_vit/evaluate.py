@@ -110,9 +110,9 @@ class Result(abc.ABC):
             name += f"_{p['temporal_views']}x{p['spatial_views']}"
         if p["stride_scale"] != 1:
             name += f"_{p['tokens']}tokens"
-        path = directory / f"{name}.json"
-        path.write_text(json.dumps(self.to_json(), indent=1) + "\n")
-        return path
+        path, written = directory / f"{name}.json", directory / f"{name}.json.new"
+        written.write_text(json.dumps(self.to_json(), indent=1) + "\n")
+        return written.replace(path)  # whole, whenever it is read
 
     def __str__(self):
         p = self.protocol

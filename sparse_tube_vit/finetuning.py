@@ -16,6 +16,7 @@ from sparse_tube_vit import checkpoints, prepare, saved
 from sparse_tube_vit.config import (
     ConfigDict,
     InvalidConfig,
+    check_values,
     from_json,
     head_loss,
     is_weights_file,
@@ -58,11 +59,12 @@ def complete(config: ConfigDict, workdir) -> ConfigDict:
     `optimizer.warmup_steps` follow from the number of its examples.
 
     Raises:
-      InvalidConfig: something is open that nothing tells.
+      InvalidConfig: something is open that nothing tells, or cannot be.
       The errors of `saved.read`: there is no run or release to take sizes from.
       The errors of `datasets.folders`, `prepare` and `datasets.writing`.
     """
     config = config.copy_and_resolve_references()
+    check_values(config)
     _take_sizes(config, workdir)
     streams, evaluations = (
         {name: source for name, source in section.items() if not source.dataset}

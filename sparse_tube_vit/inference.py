@@ -244,9 +244,9 @@ class TrainedTubeViT:
         streams = self.config.streams.values()
         heads = sorted({s.head for s in streams if s.kind == kind})
         if len(heads) != 1:
+            trained = f"for the heads {', '.join(heads)}" if heads else "for no head"
             raise AmbiguousHead(
-                f"{self.name} was trained on {kind}s for the heads "
-                f"{', '.join(heads) or 'none'}; choose one of "
+                f"{self.name} was trained on {kind}s {trained}: name one of its heads, "
                 f"{', '.join(self.class_names)}."
             )
         return heads[0]

@@ -78,7 +78,7 @@ def read(path, step: int | None = None, ema: bool = True) -> Saved:
       NoCheckpoint: there is nothing, or nothing of that step.
       UnfinishedCheckpoint: it is not written to its end.
       ForeignCheckpoint: it is of something else.
-      DamagedCheckpoint: a part of it is lost or changed.
+      DamagedCheckpoint: a part of it is lost or cut short; or a release is changed.
       NewerCheckpoint: a later version of this package wrote it.
       UnreachableStorage: the URL is none, or its bucket does not answer.
     """

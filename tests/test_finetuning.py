@@ -159,6 +159,21 @@ def test_what_is_open_needs_clips(finished, tmp_path):
         finetuning.complete(config_of("", tmp_path, finished[0]), tmp_path)
 
 
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("streams.clips.batch_size", 0),
+        ("loader.workers", -1),
+        ("data.test_share", 2.0),
+        ("data.epochs", 0),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_is_prepared(tmp_path, key, value):
+    config = config_of(tmp_path / "clips", tmp_path, "", f"--config.{key}={value}")
+    with pytest.raises(InvalidConfig, match=f"{key} is {value!r}: it must be"):
+        finetuning.complete(config, tmp_path / "run")
+
+
 def test_a_model_that_is_not_there(tmp_path):
     with pytest.raises(NoCheckpoint, match="nowhere is no directory"):
         finetuning.complete(config_of("", tmp_path, "nowhere"), tmp_path)
