@@ -101,7 +101,7 @@ def test_every_cell_runs(notebook, tmp_path, monkeypatch):
     ]
     assert len(pictures) == 4
     assert any("96 clips of down left right up" in text for text in said)
-    (accuracy,) = re.findall(r"Top-1 (\d+\.\d)%", "".join(said[-4:]))
+    *_, accuracy = re.findall(r"Top-1 (\d+\.\d)%", "".join(said))
     assert float(accuracy) > 25  # four classes
     with zipfile.ZipFile(colab / "release.zip") as release:
         assert {"model.safetensors", "config.json"} <= {*release.namelist()}
