@@ -312,9 +312,8 @@ preflight() {
     fi
     echo "Compiling $config for $topology, to see that it fits" >&2
     (
-        # An environment that is active is used as it is.
         # shellcheck source=launch/setup.sh
-        { [ -n "${VIRTUAL_ENV:-}" ] || source launch/setup.sh; } &&
+        source launch/setup.sh &&
             { python -c "import libtpu" 2>/dev/null ||
                 python -m pip install --quiet --disable-pip-version-check \
                     -r requirements-tpu.txt; } &&
