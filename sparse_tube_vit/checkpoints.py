@@ -1,9 +1,10 @@
 """All of orbax: save, resume, and read for inference.
 
 `WORKDIR/checkpoints/<step>` holds the items `params`, `ema` (where one is kept) and
-`optimizer` (both of what is trained), unstacked trees of arrays, and `run`: JSON with
-the whole config, the class names of every head, the versions of the packages, and the
-`FORMAT` of all this.
+`optimizer` (both of what is trained), unstacked trees of arrays; `run`: JSON with the
+whole config, the class names of every head, the versions of the packages, and the
+`FORMAT` of all this; and `checksums`: JSON with one of every array of `params` and of
+`ema`.
 """
 
 import contextlib
@@ -11,6 +12,7 @@ import importlib.metadata
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging as absl_logging
@@ -60,10 +62,7 @@ class ForeignCheckpoint(TubeViTError, ValueError):
 
 
 class DamagedCheckpoint(TubeViTError, ValueError):
-    """A part of a checkpoint is lost or cut short, or a release is not as written.
-
-    A checkpoint has no checksum of its arrays: a changed byte in one is not noticed.
-    """
+    """A part of a checkpoint or release is lost or changed."""
 
 
 class NewerCheckpoint(TubeViTError, ValueError):
@@ -149,6 +148,7 @@ class Checkpoints:
             step,
             args=ocp.args.Composite(
                 run=ocp.args.JsonSave(self.run),
+                checksums=ocp.args.JsonSave(_checksums(_items(state))),
                 **{k: ocp.args.StandardSave(v) for k, v in _items(state).items()},
             ),
         )
@@ -196,7 +196,9 @@ def save_params(workdir, params, run: dict) -> None:
         manager.save(
             0,
             args=ocp.args.Composite(
-                run=ocp.args.JsonSave(run), params=ocp.args.StandardSave(params)
+                run=ocp.args.JsonSave(run),
+                checksums=ocp.args.JsonSave(_checksums({"params": params})),
+                params=ocp.args.StandardSave(params),
             ),
         )
 
@@ -290,12 +292,36 @@ def read_params(directory, step: int, ema: bool = True) -> dict:
     root = epath.Path(directory).resolve() / str(step)
     if not (root / "params").exists():
         raise NoCheckpoint(f"{root} holds no parameters.")
-    found = {}
+    found, checksums = {}, {}
+    if (root / "checksums").exists():  # older ones have none
+        with reading(root / "checksums"):
+            reader = ocp.Checkpointer(ocp.JsonCheckpointHandler())
+            checksums = reader.restore(root / "checksums")
     for item in ("ema", "params") if ema else ("params",):
         if (root / item).exists():  # frozen parameters have no average
             with reading(root / item):
-                found |= _read_arrays(root / item, found)
+                arrays = _read_arrays(root / item, found)
+            for path, x in arrays.items():
+                name = "/".join((item, *path))
+                if checksums and checksums.get(name) != int(_checksum(x, np)):
+                    raise DamagedCheckpoint(
+                        f"{root} is damaged: {name} is not what was saved. Copy it "
+                        "again, or take another step."
+                    )
+            found |= arrays
     return unflatten_dict(found)
+
+
+def _checksums(items):
+    """The checksum of every array of `params` and `ema`, by its path."""
+    saved = {k: items[k] for k in ("params", "ema") if k in items}
+    sums = jax.jit(lambda tree: jax.tree.map(lambda x: _checksum(x, jnp), tree))(saved)
+    return {k: int(x) for k, x in flatten_dict(jax.device_get(sums), sep="/").items()}
+
+
+def _checksum(x, xp):
+    """The sum of an array's bits as integers; computed where its shards lie."""
+    return x.view(f"uint{8 * x.dtype.itemsize}").sum(dtype=xp.uint32)
 
 
 def _read_arrays(path, known):

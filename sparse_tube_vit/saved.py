@@ -78,7 +78,7 @@ def read(path, step: int | None = None, ema: bool = True) -> Saved:
       NoCheckpoint: there is nothing, or nothing of that step.
       UnfinishedCheckpoint: it is not written to its end.
       ForeignCheckpoint: it is of something else.
-      DamagedCheckpoint: a part of it is lost or cut short; or a release is changed.
+      DamagedCheckpoint: a part of it is lost or changed.
       NewerCheckpoint: a later version of this package wrote it.
       UnreachableStorage: the URL is none, or its bucket does not answer.
     """
@@ -100,7 +100,7 @@ def read(path, step: int | None = None, ema: bool = True) -> Saved:
             step = _choose_step(files, directory, step, name, found)
             shown = f"step {step} of {name}"
         _check_finished(files, posixpath.join(directory, str(step)), shown)
-        items = ("run", "params", "ema") if ema else ("run", "params")
+        items = ("run", "checksums", "params", *(("ema",) if ema else ()))
         at = posixpath.join(directory, str(step))
         with _at_hand(files, at, items) as folder:
             return Saved(
@@ -205,7 +205,7 @@ def _check_finished(files, folder, name):
             f"{name} is not of sparse_tube_vit: it holds {', '.join(sorted(names))}, "
             "where run and params are needed."
         )
-    lost = {"run", "params", *({"ema"} & set(items))} - names
+    lost = {"run", "params", *({"ema", "checksums"} & set(items))} - names
     if lost:
         raise DamagedCheckpoint(
             f"{name} is damaged: {', '.join(sorted(lost))} is gone. Copy it again, or "

@@ -201,6 +201,25 @@ def test_a_checkpoint_with_a_file_cut_short_is_damaged(copy):
     assert any("/d/" in name for name in damaged)
 
 
+def test_a_checkpoint_with_a_changed_byte_is_damaged_or_gives_the_same(copy):
+    workdir, step = copy
+    whole, noticed = saved.read(workdir), []
+    for file in sorted(step.glob("ema/**/d/*")):
+        bytes_ = file.read_bytes()
+        middle = len(bytes_) // 2
+        file.write_bytes(
+            bytes_[:middle] + bytes([bytes_[middle] ^ 1]) + bytes_[middle + 1 :]
+        )
+        try:
+            read = saved.read(workdir)
+        except DamagedCheckpoint:
+            noticed.append(file)
+        else:
+            jax.tree.map(np.testing.assert_array_equal, read.params, whole.params)
+        file.write_bytes(bytes_)
+    assert noticed
+
+
 def test_parameters_of_another_model_are_damage(copy):
     workdir, step = copy
     said = step / "run" / "metadata"
