@@ -249,7 +249,8 @@ _SHOWN = """(async () => {
     video.pause();
     video.currentTime = video.duration / 2;
     await happens(video, 'seeked');
-    const context = new OffscreenCanvas(16, 16).getContext('2d');
+    const context = new OffscreenCanvas(16, 16)
+      .getContext('2d', {willReadFrequently: true});  // else the browser warns
     let most = 0;  // the frame may come some time after it was sought
     for (const end = Date.now() + 10000; most <= 50 && Date.now() < end;) {
       context.drawImage(video, 0, 0, 16, 16);
