@@ -133,6 +133,10 @@ def block_names(depth: int, new_layers: int) -> list[str]:
 class Encoder(nn.Module):
     """A stack of blocks and a final LayerNorm; tokens (B, N, D) to tokens (B, N, D).
 
+    Takes a tree of such tokens too, of images and videos say: they go through each
+    block side by side, so that its parameters are gathered, and their gradients summed
+    over devices, once for all.
+
     Attributes:
       depth: number of blocks, `block_<i>`.
       new_layers: number of blocks put on top of a pretrained trunk, `new_block_<i>`
@@ -170,26 +174,33 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, x, train=False):
         names = block_names(self.depth, self.new_layers)
-        keys = skips = None
+        xs, tree = jax.tree.flatten(x)
+        keys, skips = [None] * len(xs), None
         if train and (self.dropout or self.stochastic_depth):
-            keys = jax.random.split(self.make_rng("dropout"), len(names) + 1)
-            x = nn.Dropout(self.dropout)(x, deterministic=False, rng=keys[-1])
+            keys = [self.make_rng("dropout") for _ in xs]
+            keys = [jax.random.split(key, len(names) + 1) for key in keys]
+            drop = nn.Dropout(self.dropout, deterministic=False)
+            xs = [drop(x, rng=key[-1]) for x, key in zip(xs, keys, strict=True)]
         if train and self.stochastic_depth:
             skips = jnp.linspace(0, self.stochastic_depth, len(names))
-        raw, gate = x, self.gate_after or 0
+        raw, gate = xs, self.gate_after or 0
         stops = sorted({0, self.frozen_layers, gate, len(names)})
         for start, stop in itertools.pairwise(stops):
             if start and start == gate:
                 scale = jnp.tanh(self.param("gate", nn.initializers.zeros, ()))
-                x = (x + scale * raw).astype(x.dtype)
+                xs = [
+                    (x + scale * first).astype(x.dtype)
+                    for x, first in zip(xs, raw, strict=True)
+                ]
             own = slice(start, stop)
             noise = jax.tree.map(lambda a, own=own: a[own], (keys, skips))
-            x = self._run(names[own], x, noise)
-        return nn.LayerNorm(self.norm_epsilon, dtype=self.dtype, name="norm")(x)
+            xs = self._run(names[own], xs, noise)
+        norm = nn.LayerNorm(self.norm_epsilon, dtype=self.dtype, name="norm")
+        return jax.tree.unflatten(tree, map(norm, xs))
 
     @nn.nowrap
-    def _run(self, names, x, noise):
-        """Blocks by name, one after the other; `noise` is what each takes after x."""
+    def _run(self, names, xs, noise):
+        """Blocks by name, one after the other; `noise` is keys by stream, and skips."""
         block = Block
         if self.remat != "none":
             policy = REMAT_POLICIES[self.remat]
@@ -204,18 +215,25 @@ class Encoder(nn.Module):
             attention=self.attention,
             dtype=self.dtype,
         )
+
+        def run(block, xs, noise):
+            keys, skip = noise
+            return [block(x, key, skip) for x, key in zip(xs, keys, strict=True)]
+
         if not self.scan or self.is_initializing():
             for i, name in enumerate(names):
-                x = block(name=name)(x, *jax.tree.map(lambda a, i=i: a[i], noise))
-            return x
+                own = jax.tree.map(lambda a, i=i: a[i], noise)
+                xs = run(block(name=name), xs, own)
+            return xs
 
-        def layer(x, given):
+        def layer(xs, given):
             params, noise = given
-            return block(parent=None).apply({"params": params}, x, *noise), None
+            apply = functools.partial(block(parent=None).apply, {"params": params})
+            return run(apply, xs, noise), None
 
         params = [self.variables["params"][name] for name in names]
         params = jax.tree.map(lambda *each: jnp.stack(each), *params)
-        return jax.lax.scan(layer, x, (params, noise))[0]
+        return jax.lax.scan(layer, xs, (params, noise))[0]
 
 
 class AttentionPooling(nn.Module):

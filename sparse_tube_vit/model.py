@@ -1,5 +1,6 @@
 """TubeViT: one ViT for images and videos (Piergiovanni et al., CVPR 2023)."""
 
+import functools
 from collections.abc import Mapping
 
 import flax.linen as nn
@@ -129,16 +130,29 @@ class TubeViT(nn.Module):
 
         Args:
           x: videos (B, T, H, W, 3), images (B, H, W, 3) or (B, 1, H, W, 3), uint8 in
-            0..255 or floats in [-1, 1].
+            0..255 or floats in [-1, 1]; or a tree of such, as `Encoder` takes tokens.
           train: whether dropout acts.
 
         Returns:
-          {"tokens": (B, N, D), "pooled": (B, D)}, in the model's dtype.
+          {"tokens": (B, N, D), "pooled": (B, D)}, in the model's dtype; each a tree if
+          x is.
 
         Raises:
           ClipTooSmall, NoImageTube: the tubes cannot read such an input.
           PositionsMismatch: learned positions are for clips of another size.
         """
+        z = self.encoder(jax.tree.map(self._tokens, x), train)
+        if self.pooling == "class_token":
+            return {
+                "tokens": jax.tree.map(lambda z: z[:, 1:], z),
+                "pooled": jax.tree.map(lambda z: z[:, 0], z),
+            }
+        mean = functools.partial(jnp.mean, axis=1)
+        pool = mean if self.pooling == "mean" else self.attention_pooling
+        return {"tokens": z, "pooled": jax.tree.map(pool, z)}
+
+    def _tokens(self, x):
+        """What the encoder takes of an input as of `features`: (B, N, D)."""
         if x.ndim == 4:
             x = x[:, None]
         if x.ndim != 5 or x.shape[-1] != 3:
@@ -146,29 +160,31 @@ class TubeViT(nn.Module):
                 "Expected images (B, H, W, 3) or videos (B, T, H, W, 3), got an array "
                 f"of shape {x.shape}."
             )
-        z = self.stem(x) + self.place(x.shape[1:4])  # (B, N, D)
+        z = self.stem(x) + self.place(x.shape[1:4])
         z = constrain(z.astype(self.dtype), BATCH)
         if self.pooling == "class_token":
             token = jnp.broadcast_to(self.class_token, (len(z), 1, self.width))
             z = jnp.concatenate([token.astype(self.dtype), z], axis=1)
-            z = self.encoder(z, train)
-            return {"tokens": z[:, 1:], "pooled": z[:, 0]}
-        tokens = self.encoder(z, train)
-        if self.pooling == "mean":
-            return {"tokens": tokens, "pooled": jnp.mean(tokens, axis=1)}
-        return {"tokens": tokens, "pooled": self.attention_pooling(tokens)}
+        return z
 
     def __call__(self, x, head, train=False):
         """Logits (B, classes[head]), float32, of `x` as in `features`.
 
+        Of a tree x, `head` is a tree of names, and so are the logits.
+
         Raises:
           UnknownHead: the model has no such head.
         """
-        if head not in self.classes:
-            raise UnknownHead(
-                f"The model has no head {head!r}; it has {', '.join(self.classes)}."
-            )
-        pooled = self.features(x, train)["pooled"].astype(jnp.float32)
+        for name in jax.tree.leaves(head):
+            if name not in self.classes:
+                raise UnknownHead(
+                    f"The model has no head {name!r}; it has {', '.join(self.classes)}."
+                )
+        pooled = self.features(x, train)["pooled"]
+        return jax.tree.map(self._logits, pooled, head)
+
+    def _logits(self, pooled, head):
+        pooled = pooled.astype(jnp.float32)
         if self.is_initializing():  # parameters of every head, whichever is asked for
             return {name: dense(pooled) for name, dense in self.head.items()}[head]
         return constrain(self.head[head](constrain(pooled, BATCH)), BATCH)

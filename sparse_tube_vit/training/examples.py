@@ -11,7 +11,7 @@ from sparse_tube_vit.config import ConfigDict, validate
 from sparse_tube_vit.datasets.classes import check_loss
 from sparse_tube_vit.input.pipeline import training_batches
 from sparse_tube_vit.training.losses import LOSSES
-from sparse_tube_vit.training.step import model_input, pictures, stream_keys
+from sparse_tube_vit.training.step import model_input, pictures, step_keys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ def examples_of_step(
         )
         with contextlib.closing(batches):
             batch = next(batches)
-        key, _ = stream_keys(config, step - 1)[name]
+        key = step_keys(config, step - 1)[1][name]
         yield (
             name,
             [_example(key, stream, batch, i, split) for i in range(stream.batch_size)],

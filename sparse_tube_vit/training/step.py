@@ -49,14 +49,11 @@ def pictures(examples):
     return share * one + (1 - share) * other
 
 
-def stream_keys(config: ConfigDict, step) -> dict[str, jax.Array]:
-    """Keys of each stream's mixup and dropout, (2,), in the step after `step` steps."""
+def step_keys(config: ConfigDict, step) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Keys of dropout, and of each stream's mixup, in the step after `step` steps."""
     key = jax.random.fold_in(jax.random.key(config.seed), step)
-    keys = jax.random.split(key, len(config.streams))
-    return {
-        name: jax.random.split(key)
-        for name, key in zip(config.streams, keys, strict=True)
-    }
+    dropout, *mixup = jax.random.split(key, 1 + len(config.streams))
+    return dropout, dict(zip(config.streams, mixup, strict=True))
 
 
 def model_input(key, stream, batch, classes: int):
@@ -92,39 +89,36 @@ def make_train_step(
     rates = learning_rate(config)
     streams = {name: stream.to_dict() for name, stream in config.streams.items()}
 
-    def stream_loss(params, stream, key, examples):
-        logits = model.apply(
-            {"params": params},
-            pictures(examples),
-            stream["head"],
-            train=True,
-            rngs={"dropout": key},
-        )
-        weight = examples["weight"]
-        loss = cross_entropy(logits, examples["target"], weight, stream["loss"])
-        return loss, hits(logits, examples["label"], weight)
-
     def examples_of(stream, key, batch):
         examples = model_input(key, stream, batch, model.classes[stream["head"]])
         return examples | {"weight": mean_weights(examples["weight"])}
 
     def train_step(state: TrainState, batches):
-        keys = stream_keys(config, state.step)
+        dropout, mixup = step_keys(config, state.step)
         trained, frozen = split(state.params, parts)
         examples = {
-            name: examples_of(stream, keys[name][0], batches[name])
+            name: examples_of(stream, mixup[name], batches[name])
             for name, stream in streams.items()
         }
 
         def loss_fn(trained, examples, part):
-            params = join(frozen, trained)
+            logits = model.apply(
+                {"params": join(frozen, trained)},
+                {name: pictures(examples[name]) for name in streams},
+                {name: stream["head"] for name, stream in streams.items()},
+                train=True,
+                rngs={"dropout": jax.random.fold_in(dropout, part)},
+            )
             total, metrics = 0.0, {}
             for name, stream in streams.items():
-                key = jax.random.fold_in(keys[name][1], part)
-                loss, right = stream_loss(params, stream, key, examples[name])
+                given, weight = examples[name], examples[name]["weight"]
+                loss = cross_entropy(
+                    logits[name], given["target"], weight, stream["loss"]
+                )
                 total += stream["loss_weight"] * loss
                 one_label = batches[name]["label"].ndim == 1
                 share = "accuracy" if one_label else "precision_at_1"
+                right = hits(logits[name], given["label"], weight)
                 metrics |= {f"{name}/loss": loss, f"{name}/{share}": right}
             return total, metrics | {"loss": total}
 
