@@ -166,6 +166,45 @@ def test_scan_and_remat_change_neither_tokens_nor_gradients(options):
     )
 
 
+@pytest.mark.parametrize(
+    "options", [{}, {"scan": True, "remat": "dots"}], ids=["blocks", "loop"]
+)
+def test_tokens_side_by_side_are_as_alone(options):
+    model = Encoder(depth=2, heads=2, mlp_dim=12, gate_after=1, **options)
+    images, videos = (jax.random.normal(jax.random.key(n), (n, n, 8)) for n in (3, 5))
+    params = random_like(model.init(jax.random.key(0), images)["params"])
+
+    def apply(params, x):
+        return model.apply({"params": params}, x)
+
+    def together(params):
+        out = apply(params, {"videos": videos, "images": images})
+        return out["images"], out["videos"]
+
+    def alone(params):
+        return apply(params, images), apply(params, videos)
+
+    def with_gradient(function):
+        y, back = jax.vjp(function, params)
+        return y, back(y)
+
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+        jax.jit(lambda: with_gradient(together))(),
+        jax.jit(lambda: with_gradient(alone))(),
+    )
+
+
+@pytest.mark.parametrize("rate", ["dropout", "stochastic_depth"])
+def test_tokens_side_by_side_have_noise_of_their_own(rate):
+    model = Encoder(depth=2, heads=2, mlp_dim=12, **{rate: 0.5})
+    x = jnp.tile(jax.random.normal(jax.random.key(0), (1, 5, 8)), (16, 1, 1))
+    params = model.init(jax.random.key(0), x)
+    rngs = {"dropout": jax.random.key(1)}
+    one, other = model.apply(params, [x, x], True, rngs=rngs)
+    assert np.abs(one - other).max() > 0.1
+
+
 def equations(jaxpr):
     """All of a program, those of its inner programs too."""
     for equation in jaxpr.eqns:

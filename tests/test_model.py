@@ -151,6 +151,18 @@ def with_option(model, **option):
     return model, init_params(model, jax.random.key(0), CLIP)
 
 
+@pytest.mark.parametrize("pooling", ["attention", "mean", "class_token"])
+def test_videos_and_images_together_are_as_alone(model, videos, pooling):
+    model, params = with_option(model, pooling=pooling)
+    params = {"params": jax.tree.map(lambda x: x + 0.1, params)}
+    given = {"a": videos, "b": videos[:1, 0], "c": videos[:, :1]}
+    heads = {"a": "motions", "b": "shapes", "c": "motions"}
+    logits = jax.jit(lambda: model.apply(params, given, heads))()
+    for name, x in given.items():
+        alone = jax.jit(lambda x=x, name=name: model.apply(params, x, heads[name]))()
+        np.testing.assert_allclose(logits[name], alone, rtol=1e-4, atol=1e-5)
+
+
 def test_mean_pooling(model, videos):
     model, params = with_option(model, pooling="mean")
     assert "pooling" not in params
