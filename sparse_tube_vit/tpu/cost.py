@@ -323,10 +323,8 @@ class _Links:
     """The collectives under way. The links carry one after the other."""
 
     def __init__(self):
-        self.under_way, self.left = (
-            {},
-            {},
-        )  # collectives, and the seconds they still take
+        self.under_way = {}  # key -> collective
+        self.left = {}  # key -> seconds that it still takes
 
     def begin(self, key, collective):
         self.under_way[key], self.left[key] = collective, collective.seconds
