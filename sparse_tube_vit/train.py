@@ -13,6 +13,7 @@ import numpy as np
 from absl import app, flags
 from clu import parameter_overview
 from etils import epath
+from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import config_flags
 
 from sparse_tube_vit import (
@@ -49,6 +50,7 @@ def train(config: ConfigDict, workdir) -> TrainState:
     make_model(config, {})  # before data sets are made or opened
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
+        compilation_cache.reset_cache()  # else jax stays with the one it has opened
     workdir = epath.Path(workdir)
     try:
         (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)

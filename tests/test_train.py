@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from collections import Counter
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 from sklearn.metrics import average_precision_score
 
 from sparse_tube_vit import checkpoints, evaluate, hosts, train
@@ -156,17 +158,24 @@ def test_the_next_batch_is_on_its_way_before_a_step_is_looked_at(
     assert Counter(events)["to_devices"] == 3  # and none that no step takes
 
 
-def test_programs_are_kept_where_the_config_says(data_dir, tmp_path):
+def test_programs_are_kept_where_the_config_says(data_dir, tmp_path, monkeypatch):
+    def cut_power(*_):
+        raise PowerCut  # once the first program, that of the parameters, has run
+
     before = jax.config.jax_compilation_cache_dir
+    jax.jit(lambda x: x + 1)(0)  # jax has opened another directory by then
     config = tiny_config(data_dir)
     config.compilation_cache = str(tmp_path / "cache")
-    config.evaluations.video.batch_size = 6  # ends before anything is compiled
+    del config.streams.video, config.evaluations.video, config.evaluations.image
+    monkeypatch.setattr(train, "Reporter", cut_power)
     try:
-        with pytest.raises(IndivisibleBatch):
+        with pytest.raises(PowerCut):
             train.train(config, tmp_path)
-        assert jax.config.jax_compilation_cache_dir == config.compilation_cache
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
+        compilation_cache.reset_cache()
+    kept = [path.name for path in (tmp_path / "cache").iterdir()]
+    assert any(re.fullmatch("jit_init-.*-cache", name) for name in kept), kept
 
 
 def test_another_seed_is_another_run(finished, data_dir, tmp_path):
