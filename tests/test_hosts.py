@@ -221,6 +221,29 @@ def test_all_hear_the_news_at_the_same_step_and_an_error_ends_all(tmp_path):
     assert error_0.endswith("  host 1: TubeViTError: the disk is full\n")
 
 
+def test_hosts_whose_rows_are_not_neighbours_feed_every_example_once():
+    """As where a TPU's mesh goes in turns from one host's chips to another's."""
+    ended = run_hosts(
+        "import numpy as np",
+        "from jax.sharding import NamedSharding, PartitionSpec",
+        "from sparse_tube_vit.config import default_config",
+        "from sparse_tube_vit.training import sharding",
+        "a, b, c, d = jax.devices()",
+        "mesh = sharding.make_mesh(default_config(), [c, a, d, b])",
+        "share, shares = sharding.batch_share(mesh)",
+        "batch = np.arange(8).reshape(shares, -1)[share]",
+        "batch = sharding.to_devices(batch, mesh)",
+        "whole = NamedSharding(mesh, PartitionSpec())",
+        "batch = jax.jit(lambda x: x, out_shardings=whole)(batch)",
+        "print([x.process_index for x in mesh.devices.flat], share, batch.tolist())",
+        XLA_FLAGS="--xla_force_host_platform_device_count=2",
+    )
+    # The first share belongs to the host of the first row.
+    rows = [0, 1, 4, 5, 2, 3, 6, 7]
+    for (code, out, error), share in zip(ended, (1, 0), strict=True):
+        assert code == 0 and out.endswith(f"[1, 0, 1, 0] {share} {rows}\n"), error
+
+
 def test_hosts_that_differ_say_in_what(tmp_path):
     (code_0, _, error_0), (code_1, _, error_1) = run_hosts(
         "i = jax.process_index()",

@@ -102,7 +102,10 @@ def _slices(config, devices):
 def batch_share(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
     """Which share of every batch a host feeds, and how many shares there are.
 
-    Hosts that the tensor axis connects feed the same share.
+    Hosts that the tensor axis connects feed the same share, and no row is in two: any
+    number of hosts feeds the same examples in a step, each once.
+    The rows of a share need not be neighbours, so that examples may stand in another
+    order on other hosts or meshes, and mixup pair others.
 
     Args:
       mesh: of the run.
@@ -210,7 +213,10 @@ def check_batch(batch_size: int, mesh: Mesh, where: str, parts: int = 1) -> None
 
 
 def to_devices(batch, mesh: Mesh):
-    """This host's share of a batch, a tree of numpy arrays, to global arrays."""
+    """This host's share of a batch, a tree of numpy arrays, to global arrays.
+
+    It fills the rows of the host's devices in their order in the mesh.
+    """
     sharding = NamedSharding(mesh, P(BATCH))
     return jax.tree.map(
         lambda x: jax.make_array_from_process_local_data(sharding, x), batch
