@@ -7,6 +7,7 @@ The same command again resumes an interrupted run from its latest checkpoint.
 
 import contextlib
 import signal
+import uuid
 
 import jax
 import numpy as np
@@ -52,12 +53,7 @@ def train(config: ConfigDict, workdir) -> TrainState:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
         compilation_cache.reset_cache()  # else jax stays with the one it has opened
     workdir = epath.Path(workdir)
-    try:
-        (workdir / "checkpoints").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UnusableWorkdir(
-            f"--workdir {workdir} cannot be made or written to: {error}"
-        ) from error
+    make_workdir(workdir)
     hosts.check_shared(workdir)
     first_host = jax.process_index() == 0
 
@@ -254,6 +250,23 @@ def initial_params(config: ConfigDict, program: Program, class_names: dict) -> d
             config.optimizer.frozen_layers,
         )
     return {}
+
+
+def make_workdir(workdir: epath.Path) -> None:
+    """Makes a run's directory; raises UnusableWorkdir unless it takes what is written.
+
+    One that is there may be on a disk that is full, or mounted to be read.
+    """
+    for directory in (workdir, workdir / "checkpoints"):
+        probe = directory / f".written_{uuid.uuid4().hex}"
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            probe.write_text("\n")
+            probe.unlink()
+        except OSError as error:
+            raise UnusableWorkdir(
+                f"--workdir {directory} cannot be made or written to: {error}"
+            ) from error
 
 
 class UnusableWorkdir(TubeViTError, OSError):

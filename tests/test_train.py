@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -513,8 +514,21 @@ def test_what_is_found_before_anything_is_compiled(data_dir, tmp_path):
         train.train(tiny_config(data_dir), tmp_path / "file")
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "checkpoints").touch()  # root may write everywhere else
-    with pytest.raises(train.UnusableWorkdir, match="there cannot be .* written to"):
+    with pytest.raises(train.UnusableWorkdir, match="there/checkpoints cannot be made"):
         train.train(tiny_config(data_dir), tmp_path / "there")
+
+
+def test_a_work_directory_that_takes_no_more_is_found_before_the_first_step(
+    data_dir, tmp_path
+):
+    (tmp_path / "checkpoints").mkdir()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))  # as a full disk
+    try:
+        with pytest.raises(train.UnusableWorkdir, match=f"{tmp_path} cannot be "):
+            train.train(tiny_config(data_dir), tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 def one_still_step_from(source, data_dir):
