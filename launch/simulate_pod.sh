@@ -9,8 +9,16 @@
 #
 # Ends when all have ended, with 1 if any failed. SIGTERM and Ctrl-C stop all of them.
 set -euo pipefail
+usage() {
+    sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p;}' "$0"
+}
+case "${1:-}" in -h | --help)
+    usage
+    exit 0
+    ;;
+esac
 if ! [[ "${1:-}" =~ ^[1-9][0-9]?$ ]]; then
-    sed -n '2,/^set/s/^# \{0,1\}//p' "$0" >&2
+    usage >&2
     exit 2
 fi
 hosts="$1" program=train

@@ -59,6 +59,10 @@ fail() { # NAME MESSAGE
     exit 1
 }
 
+misuse() { # NAME MESSAGE: the same of a wrong command line
+    (fail "$@") || exit 2
+}
+
 # ---- options
 
 parse() {
@@ -74,7 +78,7 @@ parse() {
         case "$1" in # --spot=false would else ask for spot
             --spot=* | --wait=* | --no_follow=* | --no_preflight=* | --dirty=* | \
                 --dry_run=* | --kill=* | --quiet=* | --then_delete=*)
-                fail UnknownOption "$1: $option takes no value." ;;
+                misuse UnknownOption "$1: $option takes no value." ;;
         esac
         case "$option" in
             --spot) spot=true ;;
@@ -97,7 +101,7 @@ parse() {
                     value="$2"
                     shift
                 else
-                    fail MissingValue "$option is given without its value."
+                    misuse MissingValue "$option is given without its value."
                 fi
                 case "$option" in
                     --create_flag) create_flags+=("$value") ;;
@@ -106,31 +110,34 @@ parse() {
                     *) printf -v "${option#--}" %s "$value" ;;
                 esac
                 ;;
-            *) fail UnknownOption "$1 is no option of $command; see $0 without any." ;;
+            *)
+                misuse UnknownOption "$1 is no option of $command; see $0 without any."
+                ;;
         esac
         shift
     done
     local number
     for number in slices lines timeout_seconds poll_seconds; do
         [[ "${!number}" =~ ^(0|[1-9][0-9]*)$ ]] || # 08 would be octal
-            fail NotANumber "--$number ${!number} is not a whole number."
+            misuse NotANumber "--$number ${!number} is not a whole number."
     done
-    [ "$slices" -ge 1 ] || fail NotANumber "--slices $slices: there is at least one."
+    [ "$slices" -ge 1 ] || misuse NotANumber "--slices $slices: there is at least one."
     if [ "$slices" -gt 1 ]; then
         overrides=(-- "--config.mesh.slices=$slices" "${overrides[@]:1}")
     fi
     [[ "$worker" =~ ^(all|([0-9]+/)?[0-9]+)$ ]] ||
-        fail NotAWorker "--worker $worker is not a number, SLICE/NUMBER or all."
+        misuse NotAWorker "--worker $worker is not a number, SLICE/NUMBER or all."
 }
 
 need() { # OPTION VALUE
-    [ -n "$2" ] || fail MissingOption "$command needs $1; see $0 without any arguments."
+    [ -n "$2" ] ||
+        misuse MissingOption "$command needs $1; see $0 without any arguments."
 }
 
 # Sets project, zone, nodes and the flags with which gcloud finds them.
 locate() {
     [[ "$name" =~ ^[a-z]([a-z0-9-]*[a-z0-9])?$ ]] ||
-        fail BadName "$name: small letters, digits and hyphens, a letter first."
+        misuse BadName "$name: small letters, digits and hyphens, a letter first."
     $dry_run && [ -n "$project" ] && [ -n "$zone" ] || command -v gcloud >/dev/null ||
         fail NoGcloud "gcloud is not on PATH. Install the Google Cloud CLI, then" \
             "gcloud auth login."
@@ -163,7 +170,7 @@ look_up_accelerator() {
         v5litepod) chip=v5e image=v2-alpha-tpuv5-lite layouts="$FLAT" ;;
         v5p) image=v2-alpha-tpuv5 layouts="$CUBES $MORE_CUBES" ;;
         v6e) image=v2-alpha-tpuv6e layouts="$FLAT" ;;
-        *) fail UnknownAccelerator "$accelerator_type is none of v4-N, v5litepod-N" \
+        *) misuse UnknownAccelerator "$accelerator_type is none of v4-N, v5litepod-N" \
             "(v5e), v5p-N and v6e-N. TPU7x is to be had through GKE (launch/gke)." ;;
     esac
     topology=""
@@ -171,7 +178,7 @@ look_up_accelerator() {
         sizes="$sizes ${known%:*}"
         [ "${known%:*}" != "$size" ] || topology="$chip:${known#*:}"
     done
-    [ -n "$topology" ] || fail UnknownAccelerator "$accelerator_type: there are" \
+    [ -n "$topology" ] || misuse UnknownAccelerator "$accelerator_type: there are" \
         "${accelerator_type%-*}-N of N =$sizes."
     runtime_version="${runtime_version:-$image}"
 }
@@ -324,7 +331,8 @@ preflight() {
 
 create() {
     need --accelerator_type "$accelerator_type"
-    [ "$slices" = 1 ] || fail NotByCreate "several slices are to be had by queue alone."
+    [ "$slices" = 1 ] ||
+        misuse NotByCreate "several slices are to be had by queue alone."
     look_up_accelerator
     preflight
     local flags=("${where[@]}" --accelerator-type="$accelerator_type"
@@ -509,7 +517,8 @@ logs() {
     fi
     if [[ "$worker" == */* ]]; then
         [ "${worker%/*}" -lt "$slices" ] ||
-            fail NotAWorker "--worker $worker: --slices is $slices; they count from 0."
+            misuse NotAWorker "--worker $worker: --slices is $slices;" \
+                "they count from 0."
         node="${nodes[${worker%/*}]}"
     fi
     tpu_vm ssh "$node" --worker="${worker#*/}" \
@@ -684,13 +693,17 @@ command="${1:-}"
 name="${2:-}"
 case "$command" in
     create | queue | setup | run | logs | status | stop | delete | watch) ;;
-    "" | -h | --help)
+    -h | --help)
         usage
         exit 0
         ;;
-    *) fail UnknownCommand "$command; see $0 without any arguments." ;;
+    "")
+        usage >&2
+        exit 2
+        ;;
+    *) misuse UnknownCommand "$command; see $0 without any arguments." ;;
 esac
-[[ -n "$name" && "$name" != -* ]] || fail MissingName "$0 $command NAME: which TPU?"
+[[ -n "$name" && "$name" != -* ]] || misuse MissingName "$0 $command NAME: which TPU?"
 parse "${@:3}"
 locate
 case "$command" in

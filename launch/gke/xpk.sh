@@ -9,9 +9,17 @@
 # project and zone from gcloud's configuration. Where the run ends early, as when a host
 # is taken away, it is resumed: RESTARTS times, 10 if not set.
 set -euo pipefail
-if [ $# -lt 7 ]; then
+usage() {
     sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p;}' "$0"
-    exit 1
+}
+case "${1:-}" in -h | --help)
+    usage
+    exit 0
+    ;;
+esac
+if [ $# -lt 7 ]; then
+    usage >&2
+    exit 2
 fi
 cluster="$1" name="$2" type="$3" slices="$4" image="$5"
 shift 5

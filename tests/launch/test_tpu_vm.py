@@ -536,7 +536,8 @@ def only(cloud, *programs):
 )
 def test_errors_before_anything_is_called(cloud, command, named):
     done = cloud.launch(*command)
-    assert (done.returncode, cloud.calls) == (1, [])
+    well_formed = named.startswith(("NoConfigFile", "WorkdirNotShared"))
+    assert (done.returncode, cloud.calls) == (1 if well_formed else 2, [])
     assert named in done.stderr and done.stderr.count("\n") == 1
 
 
@@ -634,13 +635,13 @@ def test_a_tunnel_takes_the_release_of_gcloud_that_has_it(cloud):
         assert call[-1] == "--tunnel-through-iap"
 
 
-def test_without_arguments_it_tells_its_use(cloud):
-    done = cloud.launch()
+def test_help_tells_its_use(cloud):
+    done = cloud.launch("--help")
     assert done.returncode == 0
     for command in ("create", "queue", "setup", "run", "logs", "status", "stop"):
         assert f"./launch/tpu_vm.sh {command} NAME" in done.stdout
     script = (ROOT / "launch/tpu_vm.sh").read_text()
-    parsed = script.split('case "$option" in')[1].split("*) fail")[0]
+    parsed = script.split('case "$option" in')[1].split("UnknownOption")[0]
     assert set(re.findall(r"--[a-z_]+", parsed)) <= set(
         re.findall(r"--[a-z_]+", done.stdout)
     )

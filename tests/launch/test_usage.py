@@ -1,0 +1,25 @@
+"""Exit codes of the launch scripts: 0 where help is asked for, 2 of wrong usage."""
+
+import subprocess
+
+import pytest
+
+from tests.launch.conftest import ROOT
+
+SCRIPTS = ("simulate_pod.sh", "tpu_vm.sh", "gke/xpk.sh")
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_and_wrong_usage(script):
+    def call(*arguments):
+        command = [ROOT / "launch" / script, *arguments]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    for asked in ("-h", "--help"):
+        help_ = call(asked)
+        assert (help_.returncode, help_.stderr) == (0, "")
+    assert f"\n  ./launch/{script} " in help_.stdout and "set -e" not in help_.stdout
+    nothing = call()
+    assert (nothing.returncode, nothing.stdout) == (2, "")
+    assert nothing.stderr == help_.stdout
+    assert call("nonsense").returncode == 2
