@@ -8,6 +8,7 @@ import collections
 import csv
 import dataclasses
 import io
+import os
 import pathlib
 import re
 from collections.abc import Iterable, Iterator
@@ -56,8 +57,8 @@ def find(
 ) -> encoded.Listing:
     """Lists the entries' clips that are below the directory `videos`.
 
-    Entries whose clip is not there are added to `left_out`, and a note for a split that
-    has none of its clips.
+    Entries whose clip is not there, or is a link that leads nowhere, are added to
+    `left_out`, and a note for a split that has none of its clips.
 
     Raises:
         BadAnnotations: A clip is listed twice.
@@ -82,11 +83,14 @@ def find(
                 " them"
             )
         examples = splits.setdefault(entry.split, [])
-        if found:
-            examples.append(encoded.Example(entry.name, entry.label, found[0]))
-        else:
+        if not found:
             reason = f"listed in {entry.where}, but no such video"
             left_out.append(entry.left_out(reason))
+        elif os.path.islink(found[0]) and not os.path.exists(found[0]):
+            reason = f"{found[0]} is a link to {os.readlink(found[0])}, which is absent"
+            left_out.append(entry.left_out(reason))
+        else:
+            examples.append(encoded.Example(entry.name, entry.label, found[0]))
     if not any(splits.values()):
         raise MissingVideos(
             f"none of the {len(seen)} listed clips is in {videos}, such as"

@@ -40,6 +40,20 @@ def read(root):
     return kinetics.Kinetics400.read(root / "videos", root)
 
 
+def test_a_link_that_leads_nowhere_is_a_missing_clip(release):
+    official.write_clips(release / "videos", *CLIPS)
+    clip = release / "videos" / CLIPS[0]
+    clip.rename(release / "elsewhere.mp4")
+    clip.symlink_to(release / "elsewhere.mp4")
+    assert len(read(release).splits["train"]) == 3
+    (release / "elsewhere.mp4").unlink()
+    listing = read(release)
+    assert len(listing.splits["train"]) == 2
+    row = listing.left_out[0]
+    assert (row.id, row.label) == ("-AbC_def123_000010_000020", "zumba")
+    assert row.status == f"{clip} is a link to {release}/elsewhere.mp4, which is absent"
+
+
 @pytest.mark.parametrize("dataset", ["kinetics400", "kinetics600", "kinetics700"])
 def test_prepared_and_read_back(release, capsys, dataset):
     clips = list(official.write_clips(release / "videos", *CLIPS).values())
