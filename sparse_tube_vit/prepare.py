@@ -277,10 +277,7 @@ def _left_out(rows, path) -> list[str]:
     if not left_out:
         return []
     lines = [f"  left out: {len(left_out)}"]
-    for row in left_out[:LEFT_OUT_SHOWN]:
-        # A file that is not in UTF-8 may be left out for that.
-        name = os.fsencode(row.id).decode(errors="replace")
-        lines.append(f"    {name}: {row.status}")
+    lines += [f"    {row.finding}" for row in left_out[:LEFT_OUT_SHOWN]]
     if len(left_out) > LEFT_OUT_SHOWN:
         lines.append(f"    and {len(left_out) - LEFT_OUT_SHOWN} more, all in {path}")
     return lines

@@ -10,6 +10,7 @@ import dataclasses
 import fractions
 import hashlib
 import io
+import os
 from collections.abc import Iterable, Iterator
 
 from etils import epath
@@ -68,6 +69,11 @@ class Row:
             return dataclasses.replace(row, **inspect(encoded, kind))
         except decode.UndecodableClip as error:
             return dataclasses.replace(row, status=str(error))
+
+    @property
+    def finding(self) -> str:
+        """Its id and status in valid Unicode, which names of files need not be."""
+        return os.fsencode(f"{self.id}: {self.status}").decode(errors="replace")
 
 
 #: The columns that decoding gives.

@@ -114,6 +114,14 @@ def test_progress_without_a_terminal(capsys, monkeypatch):
     ]
 
 
+def test_names_that_are_not_in_utf_8_can_be_printed():
+    name = b"\xff/1.mp4".decode(errors="surrogateescape")
+    row = Row("train", name, status=f"{name} is a link")
+    told = prepare._left_out([row], "there/manifest.csv")[1]
+    unknown = "\N{REPLACEMENT CHARACTER}"
+    assert told == f"    {unknown}/1.mp4: {unknown}/1.mp4 is a link"
+
+
 def test_lists_of_what_was_left_out_are_cut(tmp_path):
     rows = [Row("train", str(i), status="damaged") for i in range(25)]
     lines = prepare._left_out([Row("train", "good"), *rows], "there/manifest.csv")
