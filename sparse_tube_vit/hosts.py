@@ -217,6 +217,9 @@ def check_shared(workdir) -> None:
             f"{jax.process_index()} as on the first. Choose one that all hosts see: "
             "gs://BUCKET/RUN, or one on a shared disk."
         )
+    _client().wait_at_barrier("workdir", _A_DAY)  # all have seen it
+    if jax.process_index() == 0:
+        mark.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

@@ -216,6 +216,7 @@ def test_all_hear_the_news_at_the_same_step_and_an_error_ends_all(tmp_path):
     assert told in out_0 and told in out_1
     assert "made before False" in out_0 and "made before True" in out_1
     assert (code_0, code_1) == (1, 1) and time.monotonic() - started < 120
+    assert [path.name for path in tmp_path.iterdir()] == ["made"]
     assert error_1.endswith("TubeViTError: the disk is full\n")
     assert "HostFailed: Another host failed" in error_0
     assert error_0.endswith("  host 1: TubeViTError: the disk is full\n")
