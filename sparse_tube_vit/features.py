@@ -10,17 +10,18 @@ cannot be read is named and left out; the exit code is then 1.
 """
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Iterable
+from collections.abc import Sequence
 
 import numpy as np
-from etils import epath
 
-from sparse_tube_vit.errors import TubeViTError, UnwritableOutput, reported
+from sparse_tube_vit.errors import TubeViTError, reported
 from sparse_tube_vit.inference import TrainedTubeViT
 from sparse_tube_vit.input import files
-from sparse_tube_vit.input.views import parse_views
+from sparse_tube_vit.input.views import kind_of, parse_views, read_file
 from sparse_tube_vit.log import log, to_stderr
+from sparse_tube_vit.output import whole_file
 from sparse_tube_vit.predict import add_model_arguments, load_model, positive
 
 
@@ -61,18 +62,31 @@ def pooled(
     return found, kinds, problems
 
 
-def tokens(tubevit: TrainedTubeViT, paths: Iterable[str]) -> dict[str, np.ndarray]:
+def check_one_kind(paths: Sequence[str]) -> None:
+    """Raises SeveralKinds if there are images and videos among the files.
+
+    What cannot be read is neither.
+    """
+    first = {}
+    for path in paths:
+        with contextlib.suppress(TubeViTError):
+            first.setdefault(kind_of(read_file(path)), path)
+    if len(first) > 1:
+        raise SeveralKinds(
+            f"{first['image']} is an image and {first['video']} a video, which have "
+            "different tokens. Give images and videos one after the other, or leave "
+            "out --tokens."
+        )
+
+
+def tokens(tubevit: TrainedTubeViT, paths: Sequence[str]) -> dict[str, np.ndarray]:
     """Tokens (N, n, D) of files of one kind, and each one's tube, time and place.
 
     Raises:
       SeveralKinds: there are images and videos.
     """
+    check_one_kind(paths)
     each = [tubevit.features(path) for path in paths]
-    if len({x.tokens.shape for x in each}) > 1:
-        raise SeveralKinds(
-            "Images and videos have different tokens. Give them one after the other, "
-            "or leave out --tokens."
-        )
     first = each[0]
     return {
         "tokens": np.stack([x.tokens for x in each]),
@@ -102,9 +116,11 @@ def main():
     parser.add_argument("--batch_size", type=positive, help="files at a time")
     args = parser.parse_args()
     to_stderr()
-    with reported():
-        tubevit = load_model(args)
+    with reported(), whole_file(args.out) as write:
         paths = files.expand(args.files)
+        if args.tokens:
+            check_one_kind(paths)
+        tubevit = load_model(args)
         features, kinds, problems = pooled(tubevit, paths, args.views, args.batch_size)
         for i, problem in problems.items():
             log.warning("%s: %s", paths[i], problem)
@@ -116,13 +132,7 @@ def main():
         }
         if args.tokens and good:
             arrays |= tokens(tubevit, [paths[i] for i in good])
-        try:
-            with epath.Path(args.out).open("wb") as file:
-                np.savez(file, **arrays)
-        except OSError as error:
-            raise UnwritableOutput(
-                f"{args.out} cannot be written: {error.strerror or error}"
-            ) from error
+        write(lambda file: np.savez(file, **arrays))
         log.info("Wrote the features of %d files to %s", len(good), args.out)
         if problems:
             log.warning("%d of %d files could not be read", len(problems), len(paths))

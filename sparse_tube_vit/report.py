@@ -32,12 +32,13 @@ from sparse_tube_vit.datasets import DatasetError, manifest
 from sparse_tube_vit.datasets.classes import ClassNamesDiffer, check_classes
 from sparse_tube_vit.datasets.transcode import Transcode
 from sparse_tube_vit.describe import describe
-from sparse_tube_vit.errors import UnwritableOutput, reported
+from sparse_tube_vit.errors import reported
 from sparse_tube_vit.figures import run as pictures
 from sparse_tube_vit.figures.run import Run
 from sparse_tube_vit.input import views
 from sparse_tube_vit.input.decode import Crop, UndecodableClip, decode
 from sparse_tube_vit.log import to_stderr
+from sparse_tube_vit.output import whole_file
 from sparse_tube_vit.training.reporting import PARTS
 
 PAGE = "report.html"
@@ -452,12 +453,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     to_stderr()
     with reported():
         run = Run(args.workdir, data_dir=args.data_dir)
-        page = report(run, args.clips)
+        run.trained  # noqa: B018  without a model there is nothing to report
         out = epath.Path(args.out or run.workdir / PAGE)
-        try:
-            out.write_text(page, encoding="utf-8")
-        except OSError as error:
-            raise UnwritableOutput(f"--out: {error}") from error
+        with whole_file(out) as write:
+            page = report(run, args.clips)
+            write(lambda file: file.write(page.encode()))
         print(out)
 
 

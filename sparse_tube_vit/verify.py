@@ -20,9 +20,10 @@ from sparse_tube_vit import datasets
 from sparse_tube_vit.config import ConfigDict
 from sparse_tube_vit.contact_sheet import contact_sheet
 from sparse_tube_vit.datasets import DatasetError, verification
-from sparse_tube_vit.errors import UnwritableOutput, reported
+from sparse_tube_vit.errors import reported
 from sparse_tube_vit.input.pipeline import TrainingExample
 from sparse_tube_vit.log import to_stderr
+from sparse_tube_vit.output import whole_file
 
 PAGE = "contact_sheet.html"
 
@@ -82,14 +83,11 @@ def main(argv: list[str] | None = None) -> None:
         split = datasets.open_split(args.dataset, name, args.data_dir)
         example = training_example(args.dataset, split.kind, config)
         out = epath.Path(args.out or epath.Path(split.directory) / PAGE)
-        try:
-            out.touch()
-        except OSError as error:  # better now than after hours
-            raise UnwritableOutput(f"--out: {error}") from error
-        report = verification.verify(args.dataset, args.data_dir, args.workers)
-        page = contact_sheet(report, example, args.workers)
-        print(report)
-        out.write_text(page, encoding="utf-8")
+        with whole_file(out) as write:
+            report = verification.verify(args.dataset, args.data_dir, args.workers)
+            page = contact_sheet(report, example, args.workers)
+            print(report)
+            write(lambda file: file.write(page.encode()))
         print(f"  written to {out}")
         if report.wrong:
             raise DatasetIsWrong(

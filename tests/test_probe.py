@@ -140,6 +140,25 @@ def test_features_are_written_without_what_is_bad(workdir, tmp_path, monkeypatch
         assert len(np.unique(found["pooled"], axis=0)) == 4
 
 
+def test_features_that_cannot_be_written_are_not_computed(
+    workdir, tmp_path, monkeypatch, capsys
+):
+    write_images(tmp_path, "all", 1)
+    official.write_clips(tmp_path / "all", "red/a.mp4")
+    monkeypatch.setattr(features, "pooled", lambda *_: pytest.fail("computed"))
+    out = tmp_path / "features.npz"
+    for where, message in (
+        (tmp_path / "no" / "x.npz", "UnwritableOutput: "),
+        (out, "SeveralKinds: "),
+    ):
+        given = [f"--model={workdir}", f"--out={where}", "--tokens"]
+        monkeypatch.setattr(sys, "argv", ["features", *given, str(tmp_path / "all")])
+        with pytest.raises(SystemExit):
+            features.main()
+        assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["all"]
+
+
 def test_images_that_no_tube_reads_leave_videos_their_features(tmp_path):
     config = tiny_config("nowhere")
     config.model.tubes = config.model.tubes[:1]

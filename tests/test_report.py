@@ -214,6 +214,14 @@ def test_what_is_absent_is_said(run, tmp_path, monkeypatch, capsys):
     assert {name for name, *_ in page.media} == {"Kernels", "Positions"}
 
 
+def test_a_page_that_cannot_be_written_is_not_made(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(report, "report", lambda *_: pytest.fail("made"))
+    with pytest.raises(SystemExit):
+        out = str(tmp_path / "no" / "page.html")
+        report.main(["--workdir", str(run.workdir), "--out", out])
+    assert f"UnwritableOutput: {out} cannot be written" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -1,0 +1,58 @@
+"""Files that commands write: each is there whole or not at all."""
+
+import contextlib
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from typing import IO
+
+from etils import epath
+
+from sparse_tube_vit.errors import UnwritableOutput
+
+Write = Callable[[Callable[[IO[bytes]], object]], None]
+
+
+@contextlib.contextmanager
+def whole_file(path) -> Iterator[Write]:
+    """Context of the work whose result goes to a file; gives what writes it.
+
+    That it can be written is found out here, before the work. It is written beside its
+    place, which it takes by being renamed: what was there stays until then.
+
+    Args:
+      path: of the file, local or gs://; its directory must be there.
+
+    Returns:
+      A function that takes another, which is given the binary file to write to.
+
+    Raises:
+      UnwritableOutput: here, or when it is written.
+    """
+    path = epath.Path(path)
+    new = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+
+    def write(content):
+        with _naming(path):
+            with new.open("wb") as file:
+                content(file)
+            new.replace(path)
+
+    try:
+        with _naming(path):
+            if os.path.exists(path) and not os.path.isfile(path):
+                raise OSError("there is something else, no file")
+            new.write_bytes(b"")
+        yield write
+    finally:
+        with contextlib.suppress(OSError):  # the directory may be what is wrong
+            new.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _naming(path):
+    try:
+        yield
+    except OSError as error:
+        why = error.strerror or error
+        raise UnwritableOutput(f"{path} cannot be written: {why}") from error
