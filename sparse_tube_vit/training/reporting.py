@@ -11,16 +11,42 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
+from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.log import log
 
 #: What the time of a run is spent on, see `Stopwatch`.
 PARTS = ("input", "step", "logging", "checkpoint", "evaluation")
 
 
+class DamagedMetrics(TubeViTError, ValueError):
+    """A line of metrics.jsonl is not what a run writes."""
+
+
 def read_metrics(workdir) -> list[dict]:
-    """The lines of a run's metrics.jsonl: {"step": int, name: float, ...}."""
-    text = (epath.Path(workdir) / "metrics.jsonl").read_text()
-    return [json.loads(line) for line in text.splitlines()]
+    """The lines of a run's metrics.jsonl: {"step": int, name: float, ...}.
+
+    The log tells of a last line that is left out, cut short as the run was killed.
+
+    Raises:
+      DamagedMetrics: another line is broken.
+    """
+    path = epath.Path(workdir) / "metrics.jsonl"
+    lines, found = path.read_bytes().splitlines(keepends=True), []
+    for number, line in enumerate(lines, start=1):
+        try:
+            metrics = json.loads(line)
+            if not isinstance(metrics, dict) or "step" not in metrics:
+                raise ValueError("it has no step")
+        except ValueError as error:  # of json, or of text that is not in UTF-8
+            where = f"{path}:{number}"
+            if number == len(lines) and not line.endswith(b"\n"):
+                log.warning("%s is left out: the run was killed in it", where)
+                break
+            raise DamagedMetrics(
+                f"{where} is no line of metrics: {error}. Remove that line."
+            ) from error
+        found.append(metrics)
+    return found
 
 
 class Stopwatch:

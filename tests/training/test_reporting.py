@@ -1,10 +1,16 @@
+import logging
 import threading
 
 import numpy as np
 import pytest
 
 from sparse_tube_vit.training import reporting
-from sparse_tube_vit.training.reporting import PARTS, Stopwatch
+from sparse_tube_vit.training.reporting import (
+    PARTS,
+    DamagedMetrics,
+    Stopwatch,
+    read_metrics,
+)
 
 
 class Clock:
@@ -126,3 +132,30 @@ def test_shares_and_times_as_the_log_tells_them():
         "75% step, 25% input"
     )
     assert reporting._clock_time(3 * 24 * 3600 + 61) == "3 d 00:01:01"
+
+
+def test_a_line_that_a_killed_run_left_is_left_out(tmp_path, caplog):
+    path = tmp_path / "metrics.jsonl"
+    whole = [{"step": 1, "train/loss": 2.5}, {"step": 2, "train/loss": 2.25}]
+    text = '{"step": 1, "train/loss": 2.5}\n{"step": 2, "train/loss": 2.25}\n'
+    for end in range(len(text) + 1):  # wherever it was killed
+        path.write_text(text[:end])
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "sparse_tube_vit"):
+            found = read_metrics(tmp_path)
+        # A line that lacks no more than its end is whole.
+        assert found == whole[: text[: end + 1].count("\n")]
+        cut = bool(end) and "\n" not in (text[end - 1], text[end : end + 1])
+        assert bool(caplog.records) == cut
+    path.write_text(text[:50])
+    read_metrics(tmp_path)
+    assert f"{path}:2 is left out" in caplog.text
+
+
+@pytest.mark.parametrize("broken", ['{"step": 2, "tra\n', "7\n", "\n", "\udcff\n"])
+def test_a_broken_line_is_named(tmp_path, broken):
+    path = tmp_path / "metrics.jsonl"
+    lines = '{"step": 1}\n' + broken + '{"step": 3}\n'
+    path.write_bytes(lines.encode(errors="surrogateescape"))
+    with pytest.raises(DamagedMetrics, match=r"metrics.jsonl:2 is no line"):
+        read_metrics(tmp_path)
