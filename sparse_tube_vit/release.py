@@ -33,7 +33,7 @@ def release(
     """Writes the checkpoint of a run as a release; returns what was released.
 
     Args:
-      workdir: of the run, local or gs://.
+      workdir: of the run, or one step of its checkpoints; local or gs://.
       directory: of the release, on a local disk.
       step, ema: as for `saved.read`.
       dtype, overwrite: as for `saved.write_release`.
@@ -42,18 +42,18 @@ def release(
     Raises: the errors of `saved.read` and `saved.write_release`.
     """
     found = saved.read(workdir, step, ema)
-    results = evaluations(workdir, found)
+    results = evaluations(found)
     card = model_card(Path(directory).name, found, dtype, results, license)
     saved.write_release(directory, found, card, dtype, overwrite)
     return found
 
 
-def evaluations(workdir, found: Saved) -> list[dict]:
-    """What was measured of these parameters, as `evaluate` wrote it."""
+def evaluations(found: Saved) -> list[dict]:
+    """What was measured of these parameters, as `evaluate` wrote it in their run."""
     config = from_json(found.run["config"])
-    if config.optimizer.ema_decay and not found.averaged:
-        return []  # the averaged ones were
-    paths = sorted((epath.Path(workdir) / "evaluations").glob("*.json"))
+    if found.workdir is None or (config.optimizer.ema_decay and not found.averaged):
+        return []  # of those in training nothing is measured where there is an average
+    paths = sorted((epath.Path(found.workdir) / "evaluations").glob("*.json"))
     results = [json.loads(path.read_text()) for path in paths]
     return [result for result in results if result["step"] == found.step]
 
@@ -174,7 +174,11 @@ def main():
         prog="python -m sparse_tube_vit.release",
         description="Writes a run's checkpoint as a folder that `load` takes.",
     )
-    parser.add_argument("--workdir", required=True, help="of the run; or gs://...")
+    parser.add_argument(
+        "--workdir",
+        required=True,
+        help="of the run, or one step of its checkpoints; or gs://...",
+    )
     parser.add_argument("--out", required=True, help="the folder to write")
     parser.add_argument("--step", type=int, help="default: the latest checkpoint")
     parser.add_argument(

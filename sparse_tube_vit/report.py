@@ -32,7 +32,7 @@ from sparse_tube_vit.datasets import DatasetError, manifest
 from sparse_tube_vit.datasets.classes import ClassNamesDiffer, check_classes
 from sparse_tube_vit.datasets.transcode import Transcode
 from sparse_tube_vit.describe import describe
-from sparse_tube_vit.errors import reported
+from sparse_tube_vit.errors import TubeViTError, reported
 from sparse_tube_vit.figures import run as pictures
 from sparse_tube_vit.figures.run import Run
 from sparse_tube_vit.input import views
@@ -50,6 +50,10 @@ NAMED = 50  # of what does not decode
 _SMALL = Transcode(short_side=144, gop=60, crf=30)
 
 
+class NoWorkDirectory(TubeViTError, ValueError):
+    """A model alone, without what its run wrote, is no run to report on."""
+
+
 def report(run: Run, clips: int = CLIPS) -> str:
     """The page of a run as HTML.
 
@@ -57,9 +61,11 @@ def report(run: Run, clips: int = CLIPS) -> str:
       run: a work directory, with a checkpoint.
       clips: examples of every evaluation that are shown with their predictions.
 
-    Raises: as `load`.
+    Raises:
+      NoWorkDirectory: it is a release, or one step of a run's checkpoints.
+      And as `load`.
     """
-    run.trained  # noqa: B018  without a model there is nothing to report
+    check_workdir(run)
     sections = {
         "Configuration": _configuration,
         "Curves": _curves,
@@ -79,6 +85,16 @@ def report(run: Run, clips: int = CLIPS) -> str:
         inside = "\n".join(section(run))
         body.append(f'<section id="{name}"><h2>{name}</h2>\n{inside}</section>')
     return pages.page(f"Run {run.workdir.resolve().name}", "\n".join(body), _STYLE)
+
+
+def check_workdir(run: Run) -> None:
+    """Raises, as `report`, unless there is a run with a model."""
+    run.trained  # noqa: B018  without a model there is nothing to report
+    if not (run.workdir / "checkpoints").is_dir():
+        raise NoWorkDirectory(
+            f"{run.workdir} holds a model alone. A report needs the work directory of "
+            "its run, which holds its checkpoints, metrics and evaluations."
+        )
 
 
 def _summary(run) -> Iterator[str]:
@@ -453,7 +469,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     to_stderr()
     with reported():
         run = Run(args.workdir, data_dir=args.data_dir)
-        run.trained  # noqa: B018  without a model there is nothing to report
+        check_workdir(run)
         out = epath.Path(args.out or run.workdir / PAGE)
         with whole_file(out) as write:
             page = report(run, args.clips)

@@ -56,6 +56,8 @@ class Saved:
       step: optimizer steps that it was trained for.
       averaged: whether these are the averaged parameters.
       params: a nested dict of numpy arrays, float32.
+      workdir: of the run whose checkpoint it is; None of a release, and of a step that
+        was copied away from its run.
     """
 
     name: str
@@ -63,6 +65,7 @@ class Saved:
     step: int
     averaged: bool
     params: dict
+    workdir: str | None = None
 
 
 def read(path, step: int | None = None, ema: bool = True) -> Saved:
@@ -109,6 +112,7 @@ def read(path, step: int | None = None, ema: bool = True) -> Saved:
                 step=step,
                 averaged=ema and (folder / "ema").exists(),
                 params=checkpoints.read_params(folder.parent, step, ema),
+                workdir=_workdir(files, directory),
             )
 
 
@@ -141,6 +145,15 @@ def _at_hand(files, folder, items):
             if files.exists(source):
                 files.get(source, str(copy / item), recursive=files.isdir(source))
         yield copy
+
+
+def _workdir(files, directory):
+    """Path or URL of the work directory that a directory of steps is in, or None."""
+    workdir, name = posixpath.split(directory)
+    if name != "checkpoints":
+        return None
+    local = isinstance(files, fsspec.implementations.local.LocalFileSystem)
+    return workdir if local else files.unstrip_protocol(workdir)
 
 
 def _steps(names):

@@ -9,7 +9,7 @@ import shutil
 import numpy as np
 import pytest
 
-from sparse_tube_vit import checkpoints, evaluate, report
+from sparse_tube_vit import checkpoints, evaluate, release, report
 from sparse_tube_vit.config import from_json
 from sparse_tube_vit.datasets import DatasetNotPrepared, open_split
 from sparse_tube_vit.figures.run import Run
@@ -212,6 +212,16 @@ def test_what_is_absent_is_said(run, tmp_path, monkeypatch, capsys):
     }.items():
         assert what in page.texts[section]
     assert {name for name, *_ in page.media} == {"Kernels", "Positions"}
+
+
+def test_a_model_alone_is_no_run(run, tmp_path, capsys):
+    release.release(run.workdir, tmp_path / "release")
+    for model in (tmp_path / "release", run.workdir / "checkpoints" / "6"):
+        with pytest.raises(SystemExit):
+            report.main(["--workdir", str(model)])
+        said = capsys.readouterr().err
+        assert f"NoWorkDirectory: {model} holds a model alone" in said
+        assert not (model / "report.html").exists()
 
 
 def test_a_page_that_cannot_be_written_is_not_made(run, tmp_path, monkeypatch, capsys):

@@ -285,6 +285,19 @@ def test_a_model_card_tells_data_steps_and_accuracy_with_its_protocol(copy):
         "undecodable and so wrong | 2x3 views of 4 frames at 8 fps, 16x16, 8 tokens |"
     ) in card
     assert "in float32, before bfloat16" in card and f"jax {jax.__version__}" in card
+    # It is found from the step too, wherever that is named from; of a copy that is
+    # elsewhere nothing is known.
+    steps = workdir / "checkpoints"
+    elsewhere = shutil.copytree(steps / "5", workdir / "5")
+    for i, (path, step, said) in enumerate(
+        [
+            (steps / "5", None, "Top-1 50.0%"),
+            (steps, 5, "Top-1 50.0%"),
+            (elsewhere, None, "Not measured at step 5"),
+        ]
+    ):
+        release.release(path, workdir / f"of_step_{i}", step)
+        assert said in (workdir / f"of_step_{i}" / "README.md").read_text()
     # The last step's own parameters are not what was measured.
     release.release(workdir, workdir / "own", ema=False)
     card = (workdir / "own" / "README.md").read_text()
