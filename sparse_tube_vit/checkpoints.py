@@ -330,9 +330,15 @@ def _read_arrays(path, known):
     verbosity = absl_logging.get_verbosity()
     absl_logging.set_verbosity(absl_logging.ERROR)  # warns of files that no item has
     try:
-        metadata = flatten_dict(checkpointer.metadata(path).item_metadata.tree)
+        found = checkpointer.metadata(path).item_metadata
     finally:
         absl_logging.set_verbosity(verbosity)
+    if found is None:
+        raise DamagedCheckpoint(
+            f"{path} is damaged: its _METADATA is gone. Copy it again, or take another "
+            "step."
+        )
+    metadata = flatten_dict(found.tree)
     wanted = {k: m for k, m in metadata.items() if k not in known}
     if not wanted:
         return {}

@@ -20,7 +20,7 @@ import sys
 
 import numpy as np
 
-from sparse_tube_vit.datasets.folders import read_folder
+from sparse_tube_vit.datasets.folders import kind_of, read_folder
 from sparse_tube_vit.errors import TubeViTError, reported
 from sparse_tube_vit.features import pooled
 from sparse_tube_vit.inference import TrainedTubeViT
@@ -43,7 +43,7 @@ class NoScikitLearn(TubeViTError, ImportError):
 def probe(
     tubevit: TrainedTubeViT,
     folder,
-    kind: str = "video",
+    kind: str | None = None,
     split_list=None,
     views: tuple[int, int] = (1, 1),
     neighbours: int = 5,
@@ -53,7 +53,8 @@ def probe(
 
     Args:
       tubevit: a loaded model.
-      folder, kind, split_list: as for `datasets.folders.read_folder`.
+      folder, split_list: as for `datasets.folders.read_folder`.
+      kind: "image" or "video", which are measured; None: videos, if there are any.
       views: (temporal, spatial) of videos, whose features are averaged.
       neighbours: k.
       batch_size: files at a time.
@@ -65,6 +66,7 @@ def probe(
     """
     if importlib.util.find_spec("sklearn") is None:
         raise NoScikitLearn("The linear probe needs it: pip install scikit-learn")
+    kind = kind or kind_of(folder)
     listing = read_folder(folder, kind, split_list)
     for row in listing.left_out:
         log.warning("%s is left out: %s", row.id, row.status)
@@ -237,7 +239,9 @@ def main():
     )
     add_model_arguments(parser)
     parser.add_argument("--clips", required=True, help="folder of class folders")
-    parser.add_argument("--kind", choices=("video", "image"), default="video")
+    parser.add_argument(
+        "--kind", choices=("video", "image"), help="default: video, if there are any"
+    )
     parser.add_argument("--split_list", help="file of `class/file,split` lines")
     parser.add_argument(
         "--views",

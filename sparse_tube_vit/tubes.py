@@ -225,8 +225,9 @@ def tubes_for(tubes: Sequence[Tube], frames: int) -> list[int]:
     chosen = [i for i, tube in enumerate(tubes) if tube.reads_images]
     if not chosen:
         raise NoImageTube(
-            f"None of the tubes [{', '.join(map(str, tubes))}] reads a single frame. "
-            "Add a tube with a temporal kernel of 1 and a temporal offset of 0."
+            f"None of the tubes [{', '.join(map(str, tubes))}] reads a single frame: "
+            "this model is for videos alone. To train one for images, add a tube with "
+            "a temporal kernel of 1 and a temporal offset of 0."
         )
     return chosen
 

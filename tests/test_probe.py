@@ -92,7 +92,7 @@ def test_the_command_probes_a_folder(workdir, tmp_path, monkeypatch, capsys):
     (tmp_path / "train" / "red" / "bad.png").write_text("no picture")
 
     def run_command(folder, *options, code):
-        given = ["probe", f"--model={workdir}", f"--clips={folder}", "--kind=image"]
+        given = ["probe", f"--model={workdir}", f"--clips={folder}"]
         monkeypatch.setattr(sys, "argv", [*given, *options])
         ended = 0
         try:
@@ -120,6 +120,8 @@ def test_the_command_probes_a_folder(workdir, tmp_path, monkeypatch, capsys):
     assert "of 8 files of 2 classes" in told and "16x16; step 0 of" in told
     (tmp_path / "test").rename(tmp_path / "extra")
     assert "has the splits" in run_command(tmp_path, code=1).err
+    said = run_command(tmp_path / "nowhere", code=1).err
+    assert f"NoClassFolders: {tmp_path / 'nowhere'} is not a directory" in said
     (tmp_path / "train" / "sea").rename(tmp_path / "sea")
     assert "two classes at least" in run_command(tmp_path / "train", code=1).err
 

@@ -197,6 +197,9 @@ def test_a_checkpoint_with_a_file_cut_short_is_damaged(copy):
         except DamagedCheckpoint:
             damaged.append(str(file.relative_to(step)))
         file.write_bytes(data)
+    (step / "ema" / "_METADATA").unlink()
+    with pytest.raises(DamagedCheckpoint, match="ema is damaged: its _METADATA is gon"):
+        saved.read(workdir)
     assert {"run/metadata", "ema/manifest.ocdbt", "ema/_METADATA"} <= {*damaged}
     assert any("/d/" in name for name in damaged)
 
