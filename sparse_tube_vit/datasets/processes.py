@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 
 from sparse_tube_vit.datasets import DatasetError
 
@@ -36,6 +37,9 @@ def pool(
         initargs=(needed, initializer, arguments),
     )
     try:
+        with _interrupts_held():
+            for _ in range(workers):
+                executor.submit(int)  # starts one
         yield executor
     except concurrent.futures.BrokenExecutor:
         raise WorkerDied(
@@ -51,8 +55,22 @@ def pool(
         stop.close()
 
 
+@contextlib.contextmanager
+def _interrupts_held():
+    """Keeps Ctrl-C from processes that start here, and from this one until the end.
+
+    It is for the parent to heed. They would end in a stack trace each, as long as they
+    are not at `_start` yet but import what they run.
+    """
+    resource_tracker.ensure_running()  # its start ends what is held
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _start(needed, initializer, arguments) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is for the parent to heed
     threading.Thread(target=_end_when_unneeded, args=(needed,), daemon=True).start()
     if initializer:
         initializer(*arguments)

@@ -143,3 +143,11 @@ def test_killed_outright_and_gone_on_with(real_data, tmp_path):
 def children(pid):
     path = pathlib.Path(f"/proc/{pid}/task/{pid}/children")
     return [int(child) for child in path.read_text().split()]
+
+
+def test_interrupts_are_the_parents_to_heed_from_a_workers_first_moment_on():
+    with processes.pool(1) as pool:
+        masks = [signal.pthread_sigmask(signal.SIG_BLOCK, [])]
+        masks += [pool.submit(signal.pthread_sigmask, signal.SIG_BLOCK, []).result()]
+    # What is blocked when a process starts is so while it imports what it runs.
+    assert [signal.SIGINT in mask for mask in masks] == [False, True]
