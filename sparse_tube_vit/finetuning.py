@@ -60,7 +60,7 @@ def complete(config: ConfigDict, workdir) -> ConfigDict:
 
     Raises:
       InvalidConfig: something is open that nothing tells, or cannot be.
-      The errors of `saved.read`: there is no run or release to take sizes from.
+      The errors of `saved.read_run`: there is no run or release to take sizes from.
       The errors of `datasets.folders`, `prepare` and `datasets.writing`.
     """
     config = config.copy_and_resolve_references()
@@ -117,7 +117,7 @@ def kept_heads(config: ConfigDict, workdir) -> dict[str, tuple[str, ...]]:
 
     Raises:
       InvalidConfig: what is started from has no such head, or a multi-label one.
-      The errors of `saved.read`.
+      The errors of `saved.read_run`.
     """
     heads = config.init.keep_heads
     if not heads:
@@ -147,8 +147,7 @@ def _run_before(config, workdir):
     except checkpoints.NoCheckpoint:
         if not config.init.weights or is_weights_file(config.init.weights):
             return None, None
-        found = saved.read(config.init.weights)
-        return found.name, found.run
+        return saved.read_run(config.init.weights)
 
 
 def _set_steps(config, data, streams):

@@ -87,24 +87,11 @@ def read(path, step: int | None = None, ema: bool = True) -> Saved:
     """
     name = os.fspath(path)
     with _reached(name) as (files, root):
-        if not files.isdir(root):
-            raise NoCheckpoint(f"{name} is no directory: there is no model to load.")
-        found = {posixpath.basename(p.rstrip("/")) for p in files.ls(root, False)}
-        if CONFIG in found or ARRAYS in found:
-            if step is not None:
-                raise NoCheckpoint(f"{name} is a release, which has no other steps.")
-            with _at_hand(files, root, (CONFIG, ARRAYS)) as folder:
+        shown, at, step = _locate(files, root, step, name)
+        if step is None:
+            with _at_hand(files, at, (CONFIG, ARRAYS)) as folder:
                 return _read_release(folder, name)
-        if posixpath.basename(root).isdigit() and _says_what_it_is(found):
-            directory, step = posixpath.dirname(root), int(posixpath.basename(root))
-            shown = name
-        else:
-            directory = root if _steps(found) else posixpath.join(root, "checkpoints")
-            step = _choose_step(files, directory, step, name, found)
-            shown = f"step {step} of {name}"
-        _check_finished(files, posixpath.join(directory, str(step)), shown)
         items = ("run", "checksums", "params", *(("ema",) if ema else ()))
-        at = posixpath.join(directory, str(step))
         with _at_hand(files, at, items) as folder:
             return Saved(
                 name=shown,
@@ -112,8 +99,48 @@ def read(path, step: int | None = None, ema: bool = True) -> Saved:
                 step=step,
                 averaged=ema and (folder / "ema").exists(),
                 params=checkpoints.read_params(folder.parent, step, ema),
-                workdir=_workdir(files, directory),
+                workdir=_workdir(files, posixpath.dirname(at)),
             )
+
+
+def read_run(path, step: int | None = None) -> tuple[str, dict]:
+    """(name, run) of what `read` reads of the same, without reading parameters.
+
+    Raises: as `read`, but for what is wrong with the parameters.
+    """
+    name = os.fspath(path)
+    with _reached(name) as (files, root):
+        shown, at, step = _locate(files, root, step, name)
+        with _at_hand(files, at, ("run", CONFIG)) as folder:
+            if step is None:
+                run, _ = _read_config(folder, name)
+            else:
+                run = checkpoints.read_run(folder.parent, step)
+            return shown, run
+
+
+def _locate(files, root, step, name):
+    """(what it is in words, its folder, its step) of a finished checkpoint or release.
+
+    The step is None of a release, which has it in its config.
+    """
+    if not files.isdir(root):
+        raise NoCheckpoint(f"{name} is no directory: there is no model to load.")
+    found = {posixpath.basename(p.rstrip("/")) for p in files.ls(root, False)}
+    if CONFIG in found or ARRAYS in found:
+        if step is not None:
+            raise NoCheckpoint(f"{name} is a release, which has no other steps.")
+        return f"release {name}", root, None
+    if posixpath.basename(root).isdigit() and _says_what_it_is(found):
+        directory, step = posixpath.dirname(root), int(posixpath.basename(root))
+        shown = name
+    else:
+        directory = root if _steps(found) else posixpath.join(root, "checkpoints")
+        step = _choose_step(files, directory, step, name, found)
+        shown = f"step {step} of {name}"
+    at = posixpath.join(directory, str(step))
+    _check_finished(files, at, shown)
+    return shown, at, step
 
 
 @contextlib.contextmanager
@@ -229,18 +256,24 @@ def _check_finished(files, folder, name):
 # ---- releases
 
 
-def _read_release(folder, name):
-    for file in (CONFIG, ARRAYS):
-        if not (folder / file).exists():
-            raise DamagedCheckpoint(
-                f"{name} is damaged: {file} is gone. Copy it again."
-            )
+def _read_config(folder, name):
+    """(run, what of it was released)."""
     with checkpoints.reading(folder / CONFIG):
         run = json.loads((folder / CONFIG).read_text())
     checkpoints.check_run(run, name)
     release = run.pop("release", None)
     if not isinstance(release, dict):
         raise ForeignCheckpoint(f"{name} is no release: {CONFIG} says nothing of one.")
+    return run, release
+
+
+def _read_release(folder, name):
+    for file in (CONFIG, ARRAYS):
+        if not (folder / file).exists():
+            raise DamagedCheckpoint(
+                f"{name} is damaged: {file} is gone. Copy it again."
+            )
+    run, release = _read_config(folder, name)
     data = (folder / ARRAYS).read_bytes()
     if hashlib.sha256(data).hexdigest() != release.get("sha256"):
         raise DamagedCheckpoint(

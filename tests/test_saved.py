@@ -91,6 +91,23 @@ def test_reads_the_latest_or_one_step_averaged_or_not(run):
         saved.read(workdir, step=4)
 
 
+def test_what_a_run_was_is_told_without_its_parameters(run, released, tmp_path):
+    whole = shutil.copytree(run[0], tmp_path / "run")
+    copy = shutil.copytree(released, tmp_path / "release")
+    found = {path: saved.read(path) for path in (whole, copy)}
+    for path in (*whole.rglob("d/*"), copy / "model.safetensors"):
+        path.unlink()
+    for path, of_all in found.items():
+        assert saved.read_run(path) == (of_all.name, of_all.run)
+        with pytest.raises(DamagedCheckpoint):
+            saved.read(path)
+    assert saved.read_run(whole, step=3)[0] == f"step 3 of {whole}"
+    (copy / "config.json").unlink()
+    (copy / "model.safetensors").touch()
+    with pytest.raises(DamagedCheckpoint, match="config.json"):
+        saved.read_run(copy)
+
+
 def test_a_bucket_gives_what_the_disk_gives(run, released):
     """fsspec's file system in memory stands for gs://."""
     memory = fsspec.filesystem("memory")
@@ -100,6 +117,9 @@ def test_a_bucket_gives_what_the_disk_gives(run, released):
     assert_equal(saved.read("memory://bucket/run", step=3).params, params, 2)
     assert_equal(saved.read("memory://bucket/run/checkpoints/5").params, params, 2)
     assert_equal(saved.read("memory://bucket/release").params, params, 2)
+    for name in ("run", "release"):
+        path = f"memory://bucket/{name}"
+        assert saved.read_run(path)[1] == saved.read(path).run
     # What is being written to a bucket has its place already.
     at = "/bucket/run/checkpoints/5/_CHECKPOINT_METADATA"
     told = json.loads(memory.cat_file(at))
