@@ -10,6 +10,7 @@ whole config, the class names of every head, the versions of the packages, and t
 import contextlib
 import importlib.metadata
 import json
+from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,9 @@ _PACKAGES = ("sparse_tube_vit", "jax", "flax", "optax", "orbax-checkpoint", "num
 #: Of what is saved. What a later one says cannot be read; what an earlier one lacks has
 #: its default. The first to say so is 1.
 FORMAT = 1
+
+#: The file in which orbax says of a checkpoint whether all of it is written.
+METADATA = "_CHECKPOINT_METADATA"
 
 #: What a resumed run may set otherwise: none of it changes what is learnt.
 FREE_KEYS = (
@@ -213,19 +217,57 @@ def latest_step(workdir) -> int:
 
     Raises:
       NoCheckpoint: there is none.
+      DamagedCheckpoint: a later one does not say whether it is finished.
     """
     directory = epath.Path(workdir) / "checkpoints"
-    steps = [
-        int(path.name)
-        for path in (directory.iterdir() if directory.exists() else [])
-        if path.name.isdigit()
-    ]
-    if not steps:
+    there = directory.iterdir() if directory.exists() else []
+    steps = [int(path.name) for path in there if path.name.isdigit()]
+
+    def metadata(step):
+        path = directory / str(step) / METADATA
+        return path.read_bytes() if path.exists() else None
+
+    step = latest_finished(steps, metadata, directory)
+    if step is None:
         raise NoCheckpoint(
-            f"{workdir} has no checkpoint below {directory}. Train first: "
+            f"{workdir} has no finished checkpoint below {directory}. Train first: "
             "python -m sparse_tube_vit.train --config FILE --workdir DIR"
         )
-    return max(steps)
+    return step
+
+
+def latest_finished(
+    steps: Iterable[int], metadata: Callable[[int], bytes | None], directory
+) -> int | None:
+    """The latest step that does not say that it is unfinished; None if all do.
+
+    Args:
+      steps: of a directory.
+      metadata: gives what a step's file `METADATA` holds; None where there is none.
+      directory: its name, for errors.
+
+    Raises:
+      DamagedCheckpoint: that file says nothing of it.
+    """
+    for step in sorted(steps, reverse=True):
+        said = metadata(step)
+        if said is None or read_metadata(said, f"{directory}/{step}")[1]:
+            return step
+    return None
+
+
+def read_metadata(said: bytes, name) -> tuple[dict, bool]:
+    """(items, whether all is written) by a checkpoint's file `METADATA`.
+
+    On a disk it is renamed when it is finished; what is being written to a bucket has
+    its name already.
+
+    Raises:
+      DamagedCheckpoint.
+    """
+    with reading(name):
+        said = json.loads(said)
+        return said["item_handlers"], said["commit_timestamp_nsecs"] is not None
 
 
 def read_run(directory, step: int) -> dict:

@@ -188,7 +188,7 @@ def _steps(names):
 
 
 def _says_what_it_is(names):
-    return bool({"run", "_CHECKPOINT_METADATA"} & names)
+    return bool({"run", checkpoints.METADATA} & names)
 
 
 def _choose_step(files, directory, step, name, found):
@@ -210,11 +210,13 @@ def _choose_step(files, directory, step, name, found):
         )
     if step is not None:
         return step
-    for latest in reversed(steps):
-        with contextlib.suppress(UnfinishedCheckpoint):
-            at = posixpath.join(directory, str(latest))
-            _check_finished(files, at, name)
-            return latest
+
+    def metadata(step):
+        return _metadata(files, posixpath.join(directory, str(step)))
+
+    latest = checkpoints.latest_finished(steps, metadata, directory)
+    if latest is not None:
+        return latest
     if names:
         raise UnfinishedCheckpoint(
             f"{name} has no checkpoint that is written to its end, but "
@@ -226,17 +228,18 @@ def _choose_step(files, directory, step, name, found):
     )
 
 
+def _metadata(files, folder):
+    path = posixpath.join(folder, checkpoints.METADATA)
+    return files.cat_file(path) if files.exists(path) else None
+
+
 def _check_finished(files, folder, name):
     """Raises unless all of a step was written, by this package, and is there."""
     names = {posixpath.basename(p.rstrip("/")) for p in files.ls(folder, False)}
-    metadata = posixpath.join(folder, "_CHECKPOINT_METADATA")
-    items = {}
-    if files.exists(metadata):
-        with checkpoints.reading(name):
-            said = json.loads(files.cat_file(metadata))
-            items, finished = said["item_handlers"], said["commit_timestamp_nsecs"]
-        # A bucket has no renaming: what is being written there has its name already.
-        if finished is None:
+    metadata, items = _metadata(files, folder), {}
+    if metadata is not None:
+        items, finished = checkpoints.read_metadata(metadata, name)
+        if not finished:
             raise UnfinishedCheckpoint(
                 f"{name} is not written to its end. Take another step."
             )

@@ -131,6 +131,24 @@ def test_a_bucket_gives_what_the_disk_gives(run, released):
         saved.read("nosuch://bucket/run")
 
 
+def test_the_latest_step_is_the_same_to_all(copy):
+    workdir, last = copy
+    assert checkpoints.latest_step(workdir) == saved.read(workdir).step == 5
+    # As in a bucket, where what is being written has its place already.
+    file = last / "_CHECKPOINT_METADATA"
+    told = json.loads(file.read_text())
+    file.write_text(json.dumps(told | {"commit_timestamp_nsecs": None}))
+    assert checkpoints.latest_step(workdir) == saved.read(workdir).step == 3
+    shutil.rmtree(workdir / "checkpoints" / "3")
+    for read in (checkpoints.latest_step, saved.read):
+        with pytest.raises(NoCheckpoint):
+            read(workdir)
+    file.write_text("{")
+    for read in (checkpoints.latest_step, saved.read):
+        with pytest.raises(DamagedCheckpoint, match="checkpoints/5"):
+            read(workdir)
+
+
 def test_formats_before_the_first_are_read_and_newer_ones_are_not(tmp_path):
     write_run(tmp_path / "newer", format=FORMAT + 1)
     with pytest.raises(NewerCheckpoint, match="Upgrade sparse_tube_vit"):
