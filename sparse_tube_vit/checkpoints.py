@@ -3,8 +3,7 @@
 `WORKDIR/checkpoints/<step>` holds the items `params`, `ema` (where one is kept) and
 `optimizer` (both of what is trained), unstacked trees of arrays; `run`: JSON with the
 whole config, the class names of every head, the versions of the packages, and the
-`FORMAT` of all this; and `checksums`: JSON with one of every array of `params` and of
-`ema`.
+`FORMAT` of all this; and `checksums`: JSON with one of every array of the items.
 """
 
 import contextlib
@@ -117,6 +116,7 @@ class Checkpoints:
 
         Raises:
           OtherRun: it was written with another config or for other classes.
+          DamagedCheckpoint: an array is not what was saved.
         """
         step = self.manager.latest_step()
         self._check_run(read_run(self.directory, step))
@@ -135,6 +135,12 @@ class Checkpoints:
                 **{k: ocp.args.StandardRestore(v) for k, v in targets.items()}
             ),
         )
+        root = self.directory / str(step)
+        said = _read_checksums(root)
+        for name, checksum in _checksums({k: restored[k] for k in items}).items():
+            # Older checkpoints have none of the optimizer's arrays, or none at all.
+            if said.get(name, checksum) != checksum:
+                raise _changed(root, name)
         log.info("Resumed from step %d in %s", step, self.directory)
         return TrainState(
             step=jax.device_put(np.int32(step), state.step.sharding),
@@ -334,11 +340,7 @@ def read_params(directory, step: int, ema: bool = True) -> dict:
     root = epath.Path(directory).resolve() / str(step)
     if not (root / "params").exists():
         raise NoCheckpoint(f"{root} holds no parameters.")
-    found, checksums = {}, {}
-    if (root / "checksums").exists():  # older ones have none
-        with reading(root / "checksums"):
-            reader = ocp.Checkpointer(ocp.JsonCheckpointHandler())
-            checksums = reader.restore(root / "checksums")
+    found, checksums = {}, _read_checksums(root)
     for item in ("ema", "params") if ema else ("params",):
         if (root / item).exists():  # frozen parameters have no average
             with reading(root / item):
@@ -346,19 +348,34 @@ def read_params(directory, step: int, ema: bool = True) -> dict:
             for path, x in arrays.items():
                 name = "/".join((item, *path))
                 if checksums and checksums.get(name) != int(_checksum(x, np)):
-                    raise DamagedCheckpoint(
-                        f"{root} is damaged: {name} is not what was saved. Copy it "
-                        "again, or take another step."
-                    )
+                    raise _changed(root, name)
             found |= arrays
     return unflatten_dict(found)
 
 
+def _read_checksums(root) -> dict[str, int]:
+    """The checksums of a checkpoint's arrays by their paths; older ones have none."""
+    path = root / "checksums"
+    if not path.exists():
+        return {}
+    with reading(path):
+        return ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(path)
+
+
+def _changed(root, name):
+    return DamagedCheckpoint(
+        f"{root} is damaged: {name} is not what was saved. Copy it again, or take "
+        "another step."
+    )
+
+
 def _checksums(items):
-    """The checksum of every array of `params` and `ema`, by its path."""
-    saved = {k: items[k] for k in ("params", "ema") if k in items}
-    sums = jax.jit(lambda tree: jax.tree.map(lambda x: _checksum(x, jnp), tree))(saved)
-    return {k: int(x) for k, x in flatten_dict(jax.device_get(sums), sep="/").items()}
+    """The checksum of every array of the items, by its path."""
+    sums = jax.jit(lambda tree: jax.tree.map(lambda x: _checksum(x, jnp), tree))(items)
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): int(x)
+        for path, x in jax.tree.leaves_with_path(jax.device_get(sums))
+    }
 
 
 def _checksum(x, xp):

@@ -10,6 +10,7 @@ import fsspec
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import orbax.checkpoint as ocp
 import pytest
 import safetensors
@@ -259,6 +260,35 @@ def test_a_checkpoint_with_a_changed_byte_is_damaged_or_gives_the_same(copy):
             jax.tree.map(np.testing.assert_array_equal, read.params, whole.params)
         file.write_bytes(bytes_)
     assert noticed
+
+
+def test_a_changed_byte_is_not_resumed_from(tmp_path):
+    """Whatever item it is in."""
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(64, 64)), jnp.float32)
+    moments = (optax.ScaleByAdamState(jnp.int32(7), {"x": 2 * x}, {"x": 3 * x}),)
+    state = TrainState(jnp.int32(7), {"x": x}, moments, {"x": 4 * x})
+    run = checkpoints.describe_run(tiny_config("nowhere"), CLASSES)
+
+    def resume(workdir):
+        writer = checkpoints.Checkpoints(workdir, 1, run)
+        try:
+            return writer.resume(jax.tree.map(jnp.zeros_like, state))
+        finally:
+            writer.close()
+
+    writer = checkpoints.Checkpoints(tmp_path / "whole", 1, run)
+    writer.save(state)
+    writer.close()
+    assert_equal(resume(tmp_path / "whole"), state)
+    for item in ("params", "optimizer", "ema"):
+        workdir = shutil.copytree(tmp_path / "whole", tmp_path / item)
+        files = (workdir / "checkpoints" / "7" / item).glob("ocdbt*/d/*")
+        file = max(files, key=lambda file: file.stat().st_size)  # of the arrays
+        data = bytearray(file.read_bytes())
+        data[len(data) // 2] ^= 1
+        file.write_bytes(data)
+        with pytest.raises(DamagedCheckpoint, match=f"{item}/.* is not what was saved"):
+            resume(workdir)
 
 
 def test_parameters_of_another_model_are_damage(copy):
