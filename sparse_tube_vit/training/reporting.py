@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.log import log
+from sparse_tube_vit.output import whole_file
 
 #: What the time of a run is spent on, see `Stopwatch`.
 PARTS = ("input", "step", "logging", "checkpoint", "evaluation")
@@ -141,7 +142,9 @@ class Reporter:
                 if line["step"] < start
                 or (line["step"] == start and "train/loss" in line)  # not evaluations
             ]
-            self.lines.write_text("".join(json.dumps(x) + "\n" for x in kept))
+            text = "".join(json.dumps(x) + "\n" for x in kept)
+            with whole_file(self.lines) as write:
+                write(lambda file: file.write(text.encode()))
 
     def time(self, part: str):
         """Context whose time is spent on `part`, one of `PARTS`."""
