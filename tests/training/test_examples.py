@@ -47,20 +47,24 @@ def seen_in_training(config, step, monkeypatch):
     Of weights it is told which are 0.
     """
     seen = {name: {} for name in config.streams}
-    names = {s.head: name for name, s in config.streams.items()}
-    order = []
+    names = iter(config.streams)  # in the order of their losses
 
     def keep(name, key):
         return lambda x: seen[name].update({key: np.array(x)})
 
-    def apply(variables, videos, head, **_):
-        order.append(names[head])
-        jax.debug.callback(keep(names[head], "videos"), normalize(videos))
-        return variables["params"]["logits"] + jnp.zeros((len(videos), 2))
+    def apply(variables, videos, heads, **_):
+        assert heads == {name: s.head for name, s in config.streams.items()}
+        for name, x in videos.items():
+            jax.debug.callback(keep(name, "videos"), normalize(x))
+        return {
+            name: variables["params"]["logits"] + jnp.zeros((len(x), 2))
+            for name, x in videos.items()
+        }
 
     def cross_entropy(logits, targets, weights, loss):
-        jax.debug.callback(keep(order[-1], "targets"), targets)
-        jax.debug.callback(keep(order[-1], "weights"), weights)
+        name = next(names)
+        jax.debug.callback(keep(name, "targets"), targets)
+        jax.debug.callback(keep(name, "weights"), weights)
         return logits.sum()
 
     monkeypatch.setattr(steps, "cross_entropy", cross_entropy)
