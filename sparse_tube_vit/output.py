@@ -18,7 +18,8 @@ def whole_file(path) -> Iterator[Write]:
     """Context of the work whose result goes to a file; gives what writes it.
 
     That it can be written is found out here, before the work. It is written beside its
-    place, which it takes by being renamed: what was there stays until then.
+    place, which it takes by being renamed: what was there stays until then. Links stay
+    links: the place is where they lead.
 
     Args:
       path: of the file, local or gs://; its directory must be there.
@@ -29,18 +30,18 @@ def whole_file(path) -> Iterator[Write]:
     Raises:
       UnwritableOutput: here, or when it is written.
     """
-    path = epath.Path(path)
-    new = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    place = epath.Path(path if "://" in str(path) else os.path.realpath(path))
+    new = place.parent / f".{place.name}.{uuid.uuid4().hex}"
 
     def write(content):
         with _naming(path):
             with new.open("wb") as file:
                 content(file)
-            new.replace(path)
+            new.replace(place)
 
     try:
         with _naming(path):
-            if os.path.exists(path) and not os.path.isfile(path):
+            if os.path.exists(place) and not os.path.isfile(place):
                 raise OSError("there is something else, no file")
             new.write_bytes(b"")
         yield write

@@ -41,6 +41,28 @@ def test_what_cannot_be_written_is_told_before_the_work(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_a_name_that_is_none_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("", ".", "..", "/"):
+        unwritable = pytest.raises(UnwritableOutput, match="something else, no file")
+        with unwritable, whole_file(name):
+            pytest.fail("the work was begun")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_link_stays_one(tmp_path):
+    """It may be /dev/stdout, of a command whose output goes to a file."""
+    (tmp_path / "there").mkdir()
+    file, link = tmp_path / "there" / "out.txt", tmp_path / "link.txt"
+    link.symlink_to(file)
+    for content in (b"first", b"second"):
+        with whole_file(link) as write:
+            write(lambda file, content=content: file.write(content))
+        assert link.is_symlink()
+        assert file.read_bytes() == content
+    assert [*file.parent.iterdir()] == [file]
+
+
 def test_errors_of_the_work_are_its_own(tmp_path):
     lost = pytest.raises(FileNotFoundError, match="input")
     with lost, whole_file(tmp_path / "out.txt"):
