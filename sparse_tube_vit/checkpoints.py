@@ -92,11 +92,18 @@ def describe_run(config: ConfigDict, class_names: dict[str, tuple[str, ...]]) ->
     }
 
 
+def absolute(path) -> epath.Path:
+    """The path as orbax takes it; of a bucket it is so already."""
+    path = epath.Path(path)
+    # epath would look for gs://BUCKET in the current directory.
+    return path if "://" in str(path) else path.resolve()
+
+
 class Checkpoints:
     """The checkpoints of a run in training, written in the background."""
 
     def __init__(self, workdir, keep: int, run: dict):
-        self.directory = epath.Path(workdir).resolve() / "checkpoints"
+        self.directory = absolute(workdir) / "checkpoints"
         self.run = run
         self.manager = ocp.CheckpointManager(
             self.directory,
@@ -116,7 +123,7 @@ class Checkpoints:
 
         Raises:
           OtherRun: it was written with another config or for other classes.
-          DamagedCheckpoint: an array is not what was saved.
+          DamagedCheckpoint: a part of it is lost, or not what was saved.
         """
         step = self.manager.latest_step()
         self._check_run(read_run(self.directory, step))
@@ -129,14 +136,11 @@ class Checkpoints:
         targets = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), items
         )
-        restored = self.manager.restore(
-            step,
-            args=ocp.args.Composite(
-                **{k: ocp.args.StandardRestore(v) for k, v in targets.items()}
-            ),
-        )
         root = self.directory / str(step)
-        said = _read_checksums(root)
+        args = {k: ocp.args.StandardRestore(v) for k, v in targets.items()}
+        with reading(root):
+            restored = self.manager.restore(step, args=ocp.args.Composite(**args))
+            said = _read_checksums(root)
         for name, checksum in _checksums({k: restored[k] for k in items}).items():
             # Older checkpoints have none of the optimizer's arrays, or none at all.
             if said.get(name, checksum) != checksum:
@@ -197,7 +201,7 @@ def save_params(workdir, params, run: dict) -> None:
     Raises:
       OtherRun: the work directory has checkpoints already.
     """
-    directory = epath.Path(workdir).resolve() / "checkpoints"
+    directory = absolute(workdir) / "checkpoints"
     with ocp.CheckpointManager(directory) as manager:
         if manager.all_steps():
             raise OtherRun(
@@ -282,7 +286,7 @@ def read_run(directory, step: int) -> dict:
     Raises:
       NoCheckpoint, ForeignCheckpoint, DamagedCheckpoint, NewerCheckpoint.
     """
-    path = epath.Path(directory).resolve() / str(step) / "run"
+    path = absolute(directory) / str(step) / "run"
     if not path.exists():
         raise NoCheckpoint(
             f"{path.parent} is not a finished checkpoint of this package."
@@ -313,10 +317,13 @@ def check_run(run, where) -> None:
 
 @contextlib.contextmanager
 def reading(path):
-    """Names as DamagedCheckpoint whatever a library raises within the block."""
+    """Names as DamagedCheckpoint whatever a library raises within the block.
+
+    But not what jax does, as where memory runs out or another host is gone.
+    """
     try:
         yield
-    except TubeViTError:
+    except (TubeViTError, jax.errors.JaxRuntimeError):
         raise
     except Exception as error:  # each reader has its own for damaged files
         why = str(error).strip().splitlines() or [type(error).__name__]
@@ -337,7 +344,7 @@ def read_params(directory, step: int, ema: bool = True) -> dict:
     Raises:
       NoCheckpoint, DamagedCheckpoint.
     """
-    root = epath.Path(directory).resolve() / str(step)
+    root = absolute(directory) / str(step)
     if not (root / "params").exists():
         raise NoCheckpoint(f"{root} holds no parameters.")
     found, checksums = {}, _read_checksums(root)

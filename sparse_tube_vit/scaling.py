@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
-from etils import epath
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sparse_tube_vit import checkpoints, pretrained, saved
@@ -233,7 +232,7 @@ def scale_up(
     image = read_image_vit(big, sizes)
     scale_config(config, image.model, image.patches, frozen_layers)
     config.init.update(default_config().init)
-    config.init.weights = str(epath.Path(workdir).resolve())
+    config.init.weights = str(checkpoints.absolute(workdir))
     validate(config)
     tubes = make_tubes(config.model.tubes)
     model, shapes, _ = _model(config, run["class_names"])

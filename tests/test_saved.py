@@ -262,8 +262,19 @@ def test_a_checkpoint_with_a_changed_byte_is_damaged_or_gives_the_same(copy):
     assert noticed
 
 
-def test_a_changed_byte_is_not_resumed_from(tmp_path):
-    """Whatever item it is in."""
+def test_a_run_in_a_bucket_has_its_checkpoints_there(monkeypatch):
+    """Not below gs: in the current directory, where each host would have its own."""
+    used = []
+    monkeypatch.setattr(
+        checkpoints.ocp, "CheckpointManager", lambda at, **_: used.append(str(at))
+    )
+    checkpoints.Checkpoints("gs://bucket/run", 1, {})
+    checkpoints.Checkpoints("runs/x", 1, {})
+    assert used == ["gs://bucket/run/checkpoints", f"{Path.cwd()}/runs/x/checkpoints"]
+
+
+def test_a_damaged_checkpoint_is_not_resumed_from(tmp_path):
+    """Changed, cut short or lost, whatever item it is in."""
     x = jnp.asarray(np.random.default_rng(0).normal(size=(64, 64)), jnp.float32)
     moments = (optax.ScaleByAdamState(jnp.int32(7), {"x": 2 * x}, {"x": 3 * x}),)
     state = TrainState(jnp.int32(7), {"x": x}, moments, {"x": 4 * x})
@@ -288,6 +299,13 @@ def test_a_changed_byte_is_not_resumed_from(tmp_path):
         data[len(data) // 2] ^= 1
         file.write_bytes(data)
         with pytest.raises(DamagedCheckpoint, match=f"{item}/.* is not what was saved"):
+            resume(workdir)
+        file.write_bytes(data[: len(data) // 2])
+        with pytest.raises(DamagedCheckpoint, match="checkpoints/7 is damaged"):
+            resume(workdir)
+        shutil.rmtree(workdir / "checkpoints" / "7" / item)
+        gone = OtherRun if item == "optimizer" else DamagedCheckpoint
+        with pytest.raises(gone):
             resume(workdir)
 
 
