@@ -39,7 +39,7 @@ def pool(
     try:
         with _interrupts_held():
             for _ in range(workers):
-                executor.submit(int)  # starts one
+                executor.submit(int)  # starts one, unless one is idle by now
         yield executor
     except concurrent.futures.BrokenExecutor:
         raise WorkerDied(
@@ -71,6 +71,8 @@ def _interrupts_held():
 
 
 def _start(needed, initializer, arguments) -> None:
+    # One that starts later, as others were idle when it was asked for, holds none.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_when_unneeded, args=(needed,), daemon=True).start()
     if initializer:
         initializer(*arguments)

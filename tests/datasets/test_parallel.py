@@ -149,5 +149,7 @@ def test_interrupts_are_the_parents_to_heed_from_a_workers_first_moment_on():
     with processes.pool(1) as pool:
         masks = [signal.pthread_sigmask(signal.SIG_BLOCK, [])]
         masks += [pool.submit(signal.pthread_sigmask, signal.SIG_BLOCK, []).result()]
+        later = pool.submit(signal.getsignal, signal.SIGINT).result()
     # What is blocked when a process starts is so while it imports what it runs.
     assert [signal.SIGINT in mask for mask in masks] == [False, True]
+    assert later == signal.SIG_IGN  # those too that start when nothing is blocked
