@@ -261,8 +261,10 @@ def make_workdir(workdir: epath.Path) -> None:
         probe = directory / f".written_{uuid.uuid4().hex}"
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            probe.write_text("\n")
-            probe.unlink()
+            try:
+                probe.write_text("\n")
+            finally:  # a full disk may take its name alone
+                probe.unlink(missing_ok=True)
         except OSError as error:
             raise UnusableWorkdir(
                 f"--workdir {directory} cannot be made or written to: {error}"

@@ -529,6 +529,7 @@ def test_a_work_directory_that_takes_no_more_is_found_before_the_first_step(
             train.train(tiny_config(data_dir), tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
 
 
 def one_still_step_from(source, data_dir):

@@ -1,5 +1,6 @@
 """Exit codes of the launch scripts: 0 where help is asked for, 2 of wrong usage."""
 
+import os
 import subprocess
 
 import pytest
@@ -23,3 +24,12 @@ def test_help_and_wrong_usage(script):
     assert (nothing.returncode, nothing.stdout) == (2, "")
     assert nothing.stderr == help_.stdout
     assert call("nonsense").returncode == 2
+
+
+@pytest.mark.parametrize("script", ["local.sh", "test.sh"])
+def test_help_sets_nothing_up(script):
+    command = [ROOT / "launch" / script, "--help"]
+    without_python = {"PATH": os.environ["PATH"], "PYTHON": "false"}
+    done = subprocess.run(command, capture_output=True, text=True, env=without_python)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout and "set -e" not in done.stdout
