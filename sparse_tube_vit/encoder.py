@@ -150,7 +150,8 @@ class Encoder(nn.Module):
         parameters are those of the blocks one by one; intermediates of blocks cannot be
         captured.
       remat: what is kept for the gradient: everything ("none"), or as in
-        `REMAT_POLICIES`.
+        `REMAT_POLICIES`. Without `scan`, computing again gathers parameters once for
+        each of several inputs.
       frozen_layers: number of blocks that the loop takes by themselves, because no
         gradient of their parameters is taken. Such a gradient of a loop is of all that
         run in it.
