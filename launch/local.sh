@@ -5,11 +5,8 @@
 #
 #   ./launch/local.sh [--config.key=value ...]      WORKDIR=runs/moving_shapes
 set -euo pipefail
-case "${1:-}" in -h | --help)
-    sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p;}' "$0"
-    exit 0
-    ;;
-esac
+# shellcheck source=launch/usage.sh
+source "$(dirname "$0")/usage.sh"
 # shellcheck source=launch/setup.sh
 source "$(dirname "$0")/setup.sh"
 workdir="${WORKDIR:-runs/moving_shapes}"

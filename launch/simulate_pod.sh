@@ -9,14 +9,8 @@
 #
 # Ends when all have ended, with 1 if any failed. SIGTERM and Ctrl-C stop all of them.
 set -euo pipefail
-usage() {
-    sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p;}' "$0"
-}
-case "${1:-}" in -h | --help)
-    usage
-    exit 0
-    ;;
-esac
+# shellcheck source=launch/usage.sh
+source "$(dirname "$0")/usage.sh"
 if ! [[ "${1:-}" =~ ^[1-9][0-9]?$ ]]; then
     usage >&2
     exit 2

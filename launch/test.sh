@@ -1,11 +1,8 @@
 #!/usr/bin/env bash
 # Sets up and passes all tests. Arguments go to pytest: --slow runs the long ones too.
 set -euo pipefail
-case "${1:-}" in -h | --help)
-    sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p;}' "$0"
-    exit 0
-    ;;
-esac
+# shellcheck source=launch/usage.sh
+source "$(dirname "$0")/usage.sh"
 # shellcheck source=launch/setup.sh
 source "$(dirname "$0")/setup.sh"
 ruff check .

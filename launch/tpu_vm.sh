@@ -36,6 +36,8 @@
 # Of setup, run and watch:
 #   --dirty                        uncommitted changes of tracked files go along
 set -euo pipefail
+# shellcheck source=launch/usage.sh
+source "$(dirname "$0")/usage.sh"
 cd "$(dirname "$0")/.."
 
 readonly WORKER=launch/tpu_worker.sh # what the workers do, on them
@@ -47,10 +49,6 @@ readonly FLAT="1:1x1 4:2x2 8:2x4 16:4x4 32:4x8 64:8x8 128:8x16 256:16x16"
 readonly CUBES="8:2x2x1 16:2x2x2 32:2x2x4 64:2x4x4 128:4x4x4 256:4x4x8 512:4x8x8
     1024:8x8x8 1536:8x8x12 2048:8x8x16 4096:8x16x16"
 readonly MORE_CUBES="384:4x4x12 640:4x4x20 768:4x8x12 8192:16x16x16 12288:16x16x24"
-
-usage() {
-    sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p;}' "$0"
-}
 
 fail() { # NAME MESSAGE
     local name="$1"
@@ -693,10 +691,6 @@ command="${1:-}"
 name="${2:-}"
 case "$command" in
     create | queue | setup | run | logs | status | stop | delete | watch) ;;
-    -h | --help)
-        usage
-        exit 0
-        ;;
     "")
         usage >&2
         exit 2

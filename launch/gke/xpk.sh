@@ -9,14 +9,8 @@
 # project and zone from gcloud's configuration. Where the run ends early, as when a host
 # is taken away, it is resumed: RESTARTS times, 10 if not set.
 set -euo pipefail
-usage() {
-    sed -n '2,/^set /{/^set /!s/^# \{0,1\}//p;}' "$0"
-}
-case "${1:-}" in -h | --help)
-    usage
-    exit 0
-    ;;
-esac
+# shellcheck source=launch/usage.sh
+source "$(dirname "$0")/../usage.sh"
 if [ $# -lt 7 ]; then
     usage >&2
     exit 2

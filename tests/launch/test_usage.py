@@ -13,8 +13,9 @@ SCRIPTS = ("simulate_pod.sh", "tpu_vm.sh", "gke/xpk.sh")
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_and_wrong_usage(script):
     def call(*arguments):
-        command = [ROOT / "launch" / script, *arguments]
-        return subprocess.run(command, capture_output=True, text=True)
+        path = ROOT / "launch" / script
+        command = [f"./{path.name}", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd=path.parent)
 
     for asked in ("-h", "--help"):
         help_ = call(asked)
