@@ -22,6 +22,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from sparse_tube_vit.config import ConfigDict, differences, from_json
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.log import log
+from sparse_tube_vit.paths import absolute
 from sparse_tube_vit.training.state import TrainState
 
 _PACKAGES = ("sparse_tube_vit", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -92,18 +93,11 @@ def describe_run(config: ConfigDict, class_names: dict[str, tuple[str, ...]]) ->
     }
 
 
-def absolute(path) -> epath.Path:
-    """The path as orbax takes it; of a bucket it is so already."""
-    path = epath.Path(path)
-    # epath would look for gs://BUCKET in the current directory.
-    return path if "://" in str(path) else path.resolve()
-
-
 class Checkpoints:
     """The checkpoints of a run in training, written in the background."""
 
     def __init__(self, workdir, keep: int, run: dict):
-        self.directory = absolute(workdir) / "checkpoints"
+        self.directory = epath.Path(absolute(workdir)) / "checkpoints"
         self.run = run
         self.manager = ocp.CheckpointManager(
             self.directory,
@@ -201,7 +195,7 @@ def save_params(workdir, params, run: dict) -> None:
     Raises:
       OtherRun: the work directory has checkpoints already.
     """
-    directory = absolute(workdir) / "checkpoints"
+    directory = epath.Path(absolute(workdir)) / "checkpoints"
     with ocp.CheckpointManager(directory) as manager:
         if manager.all_steps():
             raise OtherRun(
@@ -286,7 +280,7 @@ def read_run(directory, step: int) -> dict:
     Raises:
       NoCheckpoint, ForeignCheckpoint, DamagedCheckpoint, NewerCheckpoint.
     """
-    path = absolute(directory) / str(step) / "run"
+    path = epath.Path(absolute(directory)) / str(step) / "run"
     if not path.exists():
         raise NoCheckpoint(
             f"{path.parent} is not a finished checkpoint of this package."
@@ -344,7 +338,7 @@ def read_params(directory, step: int, ema: bool = True) -> dict:
     Raises:
       NoCheckpoint, DamagedCheckpoint.
     """
-    root = absolute(directory) / str(step)
+    root = epath.Path(absolute(directory)) / str(step)
     if not (root / "params").exists():
         raise NoCheckpoint(f"{root} holds no parameters.")
     found, checksums = {}, _read_checksums(root)

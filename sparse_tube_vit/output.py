@@ -9,6 +9,7 @@ from typing import IO
 from etils import epath
 
 from sparse_tube_vit.errors import UnwritableOutput
+from sparse_tube_vit.paths import is_remote
 
 Write = Callable[[Callable[[IO[bytes]], object]], None]
 
@@ -30,7 +31,7 @@ def whole_file(path) -> Iterator[Write]:
     Raises:
       UnwritableOutput: here, or when it is written.
     """
-    place = epath.Path(path if "://" in str(path) else os.path.realpath(path))
+    place = epath.Path(path if is_remote(path) else os.path.realpath(path))
     new = place.parent / f".{place.name}.{uuid.uuid4().hex}"
 
     def write(content):

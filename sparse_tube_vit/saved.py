@@ -31,6 +31,7 @@ from sparse_tube_vit.checkpoints import (
     UnfinishedCheckpoint,
 )
 from sparse_tube_vit.errors import TubeViTError, UnwritableOutput
+from sparse_tube_vit.paths import absolute, is_remote
 
 ARRAYS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 
@@ -146,13 +147,12 @@ def _locate(files, root, step, name):
 @contextlib.contextmanager
 def _reached(name):
     """(file system of fsspec, path on it) of a path or a URL."""
-    remote = "://" in name
     try:
-        yield fsspec.core.url_to_fs(name if remote else os.path.abspath(name))
+        yield fsspec.core.url_to_fs(absolute(name))
     except TubeViTError:
         raise
     except Exception as error:  # of fsspec, or of whatever serves the protocol
-        if not remote:
+        if not is_remote(name):
             raise
         why = str(error).strip() or type(error).__name__
         raise UnreachableStorage(f"{name} cannot be read: {why}") from error

@@ -25,6 +25,7 @@ from sparse_tube_vit.config import (
 )
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.model import init_params
+from sparse_tube_vit.paths import absolute
 from sparse_tube_vit.tubes import Tube, kernel_channels, resize_kernel
 from sparse_tube_vit.variants import make_model, make_tubes
 
@@ -232,7 +233,7 @@ def scale_up(
     image = read_image_vit(big, sizes)
     scale_config(config, image.model, image.patches, frozen_layers)
     config.init.update(default_config().init)
-    config.init.weights = str(checkpoints.absolute(workdir))
+    config.init.weights = absolute(workdir)
     validate(config)
     tubes = make_tubes(config.model.tubes)
     model, shapes, _ = _model(config, run["class_names"])

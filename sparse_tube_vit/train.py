@@ -31,6 +31,7 @@ from sparse_tube_vit.datasets.classes import check_loss, classes_by_head
 from sparse_tube_vit.errors import TubeViTError, reported
 from sparse_tube_vit.input import pipeline
 from sparse_tube_vit.log import log, to_stderr
+from sparse_tube_vit.paths import is_remote
 from sparse_tube_vit.training import sharding
 from sparse_tube_vit.training.freezing import check_new
 from sparse_tube_vit.training.profiling import traced_steps
@@ -219,7 +220,7 @@ def train(config: ConfigDict, workdir) -> TrainState:
 def write_release(workdir: epath.Path) -> None:
     """Makes the last checkpoint the release WORKDIR/release, in place of another."""
     directory = workdir / "release"
-    if "://" in str(workdir):
+    if is_remote(workdir):
         log.warning(
             "A release is written to a local disk: python -m sparse_tube_vit.release "
             "--workdir %s --out DIR",

@@ -39,6 +39,7 @@ from sparse_tube_vit.datasets.encoded import Builder, Example
 from sparse_tube_vit.datasets.manifest import Row
 from sparse_tube_vit.datasets.transcode import Transcode
 from sparse_tube_vit.input.decode import UndecodableClip
+from sparse_tube_vit.paths import absolute, is_remote
 
 PLAN = f"{UNFINISHED}plan.jsonl"
 INFO = "dataset_info.json"
@@ -141,7 +142,7 @@ def write(
 
 def _plan(builder: Builder, transcode: Transcode | None) -> epath.Path:
     """Says what goes where in a file: a header, then a line for each shard."""
-    directory = epath.Path(_absolute(builder.directory))
+    directory = epath.Path(absolute(builder.directory))
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -210,12 +211,7 @@ def _portable(example: Example) -> Example:
     """The example as another process can read it."""
     if isinstance(example.source, str):
         return example
-    return example._replace(source=_absolute(example.source))
-
-
-def _absolute(path) -> str:
-    path = os.fspath(path)
-    return path if "://" in path else os.path.abspath(path)
+    return example._replace(source=absolute(example.source))
 
 
 def _template(builder: Builder, split: str) -> tfds.core.ShardedFileTemplate:
@@ -364,7 +360,7 @@ def _finish(builder: Builder, plan: epath.Path) -> None:
 
 
 def _size(path: epath.Path) -> int:
-    if "://" in os.fspath(path):
+    if is_remote(path):
         return path.stat().length
     return os.path.getsize(path)  # epath's needs a name for the owner
 
@@ -384,7 +380,7 @@ def _publishing(directory) -> Iterator[pathlib.Path]:
 
     Raises CannotWrite.
     """
-    remote = "://" in os.fspath(directory)
+    remote = is_remote(directory)
     place = None if remote else directory
     try:
         with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=place) as scratch:
