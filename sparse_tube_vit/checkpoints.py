@@ -138,7 +138,7 @@ class Checkpoints:
         for name, checksum in _checksums({k: restored[k] for k in items}).items():
             # Older checkpoints have none of the optimizer's arrays, or none at all.
             if said.get(name, checksum) != checksum:
-                raise _changed(root, name)
+                raise _damaged(root, f"{name} is not what was saved")
         log.info("Resumed from step %d in %s", step, self.directory)
         return TrainState(
             step=jax.device_put(np.int32(step), state.step.sharding),
@@ -349,34 +349,40 @@ def read_params(directory, step: int, ema: bool = True) -> dict:
             for path, x in arrays.items():
                 name = "/".join((item, *path))
                 if checksums and checksums.get(name) != int(_checksum(x, np)):
-                    raise _changed(root, name)
+                    raise _damaged(root, f"{name} is not what was saved")
             found |= arrays
     return unflatten_dict(found)
 
 
 def _read_checksums(root) -> dict[str, int]:
     """The checksums of a checkpoint's arrays by their paths; older ones have none."""
-    path = root / "checksums"
+    path, metadata = root / "checksums", root / METADATA
     if not path.exists():
+        said = metadata.read_bytes() if metadata.exists() else None
+        if said is not None and "checksums" in read_metadata(said, root)[0]:
+            raise _damaged(root, "its checksums are gone")
         return {}
     with reading(path):
-        return ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(path)
+        return dict(ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(path))
 
 
-def _changed(root, name):
+def _damaged(root, why):
     return DamagedCheckpoint(
-        f"{root} is damaged: {name} is not what was saved. Copy it again, or take "
-        "another step."
+        f"{root} is damaged: {why}. Copy it again, or take another step."
     )
 
 
 def _checksums(items):
     """The checksum of every array of the items, by its path."""
-    sums = jax.jit(lambda tree: jax.tree.map(lambda x: _checksum(x, jnp), tree))(items)
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): int(x)
-        for path, x in jax.tree.leaves_with_path(jax.device_get(sums))
+        for path, x in jax.tree.leaves_with_path(jax.device_get(_sums(items)))
     }
+
+
+@jax.jit  # compiled for the first checkpoint of a run, not for each
+def _sums(items):
+    return jax.tree.map(lambda x: _checksum(x, jnp), items)
 
 
 def _checksum(x, xp):
@@ -394,10 +400,7 @@ def _read_arrays(path, known):
     finally:
         absl_logging.set_verbosity(verbosity)
     if found is None:
-        raise DamagedCheckpoint(
-            f"{path} is damaged: its _METADATA is gone. Copy it again, or take another "
-            "step."
-        )
+        raise _damaged(path, "its _METADATA is gone")
     metadata = flatten_dict(found.tree)
     wanted = {k: m for k, m in metadata.items() if k not in known}
     if not wanted:

@@ -307,6 +307,26 @@ def test_a_damaged_checkpoint_is_not_resumed_from(tmp_path):
         gone = OtherRun if item == "optimizer" else DamagedCheckpoint
         with pytest.raises(gone):
             resume(workdir)
+    checksums = tmp_path / "whole" / "checkpoints" / "7" / "checksums"
+    (checksums / "metadata").write_text("[1]")
+    with pytest.raises(DamagedCheckpoint, match="checksums is damaged"):
+        resume(tmp_path / "whole")
+    shutil.rmtree(checksums)
+    with pytest.raises(DamagedCheckpoint, match="its checksums are gone"):
+        resume(tmp_path / "whole")
+
+
+def test_checksums_are_compiled_for_the_first_checkpoint_alone(monkeypatch):
+    traced, checksum = [], checkpoints._checksum
+    monkeypatch.setattr(
+        checkpoints,
+        "_checksum",
+        lambda x, xp: traced.append(x.shape) or checksum(x, xp),
+    )
+    for value in (1, 2):
+        found = checkpoints._checksums({"params": {"x": jnp.full((3, 5, 7), value)}})
+        assert found == {"params/x": 105 * value}
+    assert traced == [(3, 5, 7)]
 
 
 def test_parameters_of_another_model_are_damage(copy):
