@@ -25,6 +25,7 @@ from sparse_tube_vit.input.views import parse_views
 from sparse_tube_vit.log import log, to_stderr
 from sparse_tube_vit.metrics import average_precision, top_k
 from sparse_tube_vit.model import TubeViT
+from sparse_tube_vit.output import write_whole
 from sparse_tube_vit.scoring import make_scores
 from sparse_tube_vit.training import sharding
 from sparse_tube_vit.tubes import count_tokens
@@ -110,9 +111,9 @@ class Result(abc.ABC):
             name += f"_{p['temporal_views']}x{p['spatial_views']}"
         if p["stride_scale"] != 1:
             name += f"_{p['tokens']}tokens"
-        path, written = directory / f"{name}.json", directory / f"{name}.json.new"
-        written.write_text(json.dumps(self.to_json(), indent=1) + "\n")
-        return written.replace(path)  # whole, whenever it is read
+        path, text = directory / f"{name}.json", json.dumps(self.to_json(), indent=1)
+        write_whole(path, f"{text}\n".encode())
+        return path
 
     def __str__(self):
         p = self.protocol

@@ -51,6 +51,12 @@ def whole_file(path) -> Iterator[Write]:
             new.unlink(missing_ok=True)
 
 
+def write_whole(path, content: bytes) -> None:
+    """Writes what is there already to a `whole_file`."""
+    with whole_file(path) as write:
+        write(lambda file: file.write(content))
+
+
 @contextlib.contextmanager
 def _naming(path):
     try:

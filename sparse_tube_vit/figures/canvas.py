@@ -3,10 +3,11 @@
 import pathlib
 import tempfile
 
-from etils import epath
 from matplotlib.animation import Animation, PillowWriter
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from sparse_tube_vit.output import whole_file, write_whole
 
 DPI = 120
 
@@ -26,11 +27,11 @@ def new_figure(
 def save(picture: Figure | Animation, path) -> None:
     """Writes a figure as PNG, an animation as GIF, to local or remote files."""
     if isinstance(picture, Figure):
-        with epath.Path(path).open("wb") as file:
-            picture.savefig(file, format="png")
+        with whole_file(path) as write:
+            write(lambda file: picture.savefig(file, format="png"))
         return
     with tempfile.TemporaryDirectory() as directory:
         local = pathlib.Path(directory) / "animation.gif"
         rate = 1000 / picture.event_source.interval
         picture.save(local, writer=PillowWriter(fps=rate))
-        epath.Path(path).write_bytes(local.read_bytes())
+        write_whole(path, local.read_bytes())

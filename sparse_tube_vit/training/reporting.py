@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.log import log
-from sparse_tube_vit.output import whole_file
+from sparse_tube_vit.output import write_whole
 
 #: What the time of a run is spent on, see `Stopwatch`.
 PARTS = ("input", "step", "logging", "checkpoint", "evaluation")
@@ -143,8 +143,7 @@ class Reporter:
                 or (line["step"] == start and "train/loss" in line)  # not evaluations
             ]
             text = "".join(json.dumps(x) + "\n" for x in kept)
-            with whole_file(self.lines) as write:
-                write(lambda file: file.write(text.encode()))
+            write_whole(self.lines, text.encode())
 
     def time(self, part: str):
         """Context whose time is spent on `part`, one of `PARTS`."""
