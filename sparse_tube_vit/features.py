@@ -72,11 +72,14 @@ def check_one_kind(paths: Sequence[str]) -> None:
         with contextlib.suppress(TubeViTError):
             first.setdefault(kind_of(read_file(path)), path)
     if len(first) > 1:
-        raise SeveralKinds(
-            f"{first['image']} is an image and {first['video']} a video, which have "
-            "different tokens. Give images and videos one after the other, or leave "
-            "out --tokens."
-        )
+        raise _several_kinds(*first.values())
+
+
+def _several_kinds(one, other):
+    return SeveralKinds(
+        f"Of {one} and {other} one is an image and one a video, which have different "
+        "tokens. Give images and videos one after the other, or leave out --tokens."
+    )
 
 
 def tokens(tubevit: TrainedTubeViT, paths: Sequence[str]) -> dict[str, np.ndarray]:
@@ -85,9 +88,12 @@ def tokens(tubevit: TrainedTubeViT, paths: Sequence[str]) -> dict[str, np.ndarra
     Raises:
       SeveralKinds: there are images and videos.
     """
-    check_one_kind(paths)
-    each = [tubevit.features(path) for path in paths]
-    first = each[0]
+    each = []
+    for path in paths:
+        each.append(tubevit.features(path))
+        first = each[0]
+        if each[-1].tokens.shape != first.tokens.shape:
+            raise _several_kinds(paths[0], path)
     return {
         "tokens": np.stack([x.tokens for x in each]),
         "tube": first.tube,
