@@ -71,7 +71,7 @@ def contact_sheet(report: Report, example: TrainingExample, workers: int = 0) ->
     side = SIDE if len(report.first) < MANY else SMALL_SIDE  # 700 classes: 17 MB
     tasks = [(split, i, example, side) for split, i, _ in report.first.values()]
     strips = {}
-    with mapping(workers) as mapped:
+    with mapping(min(workers, len(tasks))) as mapped:
         for name, strip in zip(report.first, mapped(_sample, tasks), strict=True):
             row = report.first[name][-1]
             if isinstance(strip, str):

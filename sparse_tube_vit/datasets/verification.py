@@ -237,7 +237,7 @@ def _decode(report, workers) -> Iterator[Row]:
         unit=report.kind,
         disable=None,  # where stderr is no terminal
     )
-    with bar, mapping(workers) as mapped:
+    with bar, mapping(min(workers, len(tasks))) as mapped:
         for (split, indices), rows in zip(tasks, mapped(_rows, tasks), strict=True):
             for index, row in zip(indices, rows, strict=True):
                 if isinstance(row, str):
