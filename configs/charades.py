@@ -14,14 +14,8 @@ The paper has 66.2 mAP for L with interpolated and 61.8 with separate kernels. N
 has been measured with this code. 64 clips of 128x224x224 a step are for a TPU pod.
 """
 
-from sparse_tube_vit.config import (
-    arguments,
-    default_config,
-    evaluation,
-    smoke,
-    stream,
-)
-from sparse_tube_vit.variants import MANY_LAYERS, OPTIMIZERS, VARIANTS
+from sparse_tube_vit.config import arguments, default_config, evaluation, smoke, stream
+from sparse_tube_vit.models.variants import MANY_LAYERS, OPTIMIZERS, VARIANTS
 
 
 def get_config(argument: str = ""):

@@ -10,14 +10,8 @@ gives none for images alone, and 78.1 Top-1 for B. Nothing has been measured wit
 code.
 """
 
-from sparse_tube_vit.config import (
-    arguments,
-    default_config,
-    evaluation,
-    smoke,
-    stream,
-)
-from sparse_tube_vit.variants import MANY_LAYERS, OPTIMIZERS, VARIANTS
+from sparse_tube_vit.config import arguments, default_config, evaluation, smoke, stream
+from sparse_tube_vit.models.variants import MANY_LAYERS, OPTIMIZERS, VARIANTS
 
 
 def get_config(argument: str = ""):

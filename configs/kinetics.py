@@ -17,14 +17,8 @@ has been measured with this code. 256 videos of 64x224x224 and 256 images a step
 made for a TPU pod.
 """
 
-from sparse_tube_vit.config import (
-    arguments,
-    default_config,
-    evaluation,
-    smoke,
-    stream,
-)
-from sparse_tube_vit.variants import MANY_LAYERS, OPTIMIZERS, VARIANTS
+from sparse_tube_vit.config import arguments, default_config, evaluation, smoke, stream
+from sparse_tube_vit.models.variants import MANY_LAYERS, OPTIMIZERS, VARIANTS
 
 
 def get_config(argument: str = ""):

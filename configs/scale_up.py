@@ -22,16 +22,10 @@ it 86.8, the whole model 91.8. Here the last 6 are trained, as its text says. No
 this has been measured with this code.
 """
 
-from sparse_tube_vit.config import (
-    arguments,
-    default_config,
-    evaluation,
-    smoke,
-    stream,
-)
-from sparse_tube_vit.scaling import scale_config
-from sparse_tube_vit.tubes import Tube
-from sparse_tube_vit.variants import MANY_LAYERS, OPTIMIZERS, VARIANTS
+from sparse_tube_vit.checkpoints.scaling import scale_config
+from sparse_tube_vit.config import arguments, default_config, evaluation, smoke, stream
+from sparse_tube_vit.models.tubes import Tube
+from sparse_tube_vit.models.variants import MANY_LAYERS, OPTIMIZERS, VARIANTS
 
 WEIGHTS = {
     "augreg": {},

@@ -11,14 +11,8 @@ Top-5 for L with 4x3 views. Nothing has been measured with this code. 256 clips 
 are for a TPU pod.
 """
 
-from sparse_tube_vit.config import (
-    arguments,
-    default_config,
-    evaluation,
-    smoke,
-    stream,
-)
-from sparse_tube_vit.variants import MANY_LAYERS, OPTIMIZERS, VARIANTS
+from sparse_tube_vit.config import arguments, default_config, evaluation, smoke, stream
+from sparse_tube_vit.models.variants import MANY_LAYERS, OPTIMIZERS, VARIANTS
 
 
 def get_config(argument: str = ""):

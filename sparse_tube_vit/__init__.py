@@ -4,11 +4,11 @@ import importlib
 
 # Looked up on first use: input workers import this package and need no jax.
 _PUBLIC = {
-    "Tube": "sparse_tube_vit.tubes",
-    "TubeViT": "sparse_tube_vit.model",
-    "load": "sparse_tube_vit.inference",
-    "read_clip": "sparse_tube_vit.input.views",
-    "read_image": "sparse_tube_vit.input.views",
+    "Tube": "sparse_tube_vit.models.tubes",
+    "TubeViT": "sparse_tube_vit.models.tubevit",
+    "load": "sparse_tube_vit.inference.loaded",
+    "read_clip": "sparse_tube_vit.inference.clips",
+    "read_image": "sparse_tube_vit.inference.clips",
 }
 __all__ = [*_PUBLIC]
 __version__ = "0.1.0"

@@ -25,3 +25,11 @@ def reported():
 def print_error(error: TubeViTError) -> None:
     """Prints an error's name and message to stderr."""
     print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+
+
+class IndivisibleBatch(TubeViTError, ValueError):
+    """A batch cannot be shared out evenly among hosts or devices."""
+
+
+class DatasetError(TubeViTError):
+    """A data set that cannot be made or read; the message says what to do."""

@@ -2,6 +2,7 @@
 
 import logging
 import sys
+from collections.abc import Sequence
 
 from absl import logging as absl_logging
 
@@ -44,3 +45,17 @@ def name_host(index: int) -> None:
         handler.setFormatter(
             logging.Formatter(f"%(asctime)s host {index}: %(message)s", "%H:%M:%S")
         )
+
+
+def table(rows: Sequence[tuple]) -> list[str]:
+    """Lines of a table: the first column to the left, the others to the right."""
+    widths = [
+        max(len(str(cell)) for cell in column) for column in zip(*rows, strict=True)
+    ]
+    return [
+        "  ".join(
+            str(cell).ljust(width) if i == 0 else str(cell).rjust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

@@ -10,81 +10,15 @@ then 1. With the batch size of `evaluate` on one CPU, scores are the same bit fo
 
 import argparse
 import csv
-import dataclasses
 import io
 import json
 import sys
-from collections.abc import Iterable
 
-from sparse_tube_vit import inference
+from sparse_tube_vit.config.flags import add_model_arguments, parse_views, positive
 from sparse_tube_vit.errors import reported
-from sparse_tube_vit.input import files
-from sparse_tube_vit.input.views import parse_views
+from sparse_tube_vit.inference import loaded
+from sparse_tube_vit.inference.predictions import Prediction, predict
 from sparse_tube_vit.log import log, to_stderr
-
-
-@dataclasses.dataclass(frozen=True)
-class Prediction:
-    """What a model tells of a file.
-
-    Attributes:
-      file: its path.
-      kind: "image" or "video"; "" where it cannot be read.
-      head: whose classes they are; "" where it cannot be read.
-      classes: [(class name, probability), ...], the most probable first.
-      problem: why there are none; "" where there are.
-    """
-
-    file: str
-    kind: str = ""
-    head: str = ""
-    classes: tuple[tuple[str, float], ...] = ()
-    problem: str = ""
-
-
-def predict(
-    tubevit: inference.TrainedTubeViT,
-    paths: Iterable,
-    head: str | None = None,
-    top: int = 5,
-    views: tuple[int, int] | None = None,
-    batch_size: int | None = None,
-) -> list[Prediction]:
-    """Predicts files and folders of files, in order; bad ones have a problem.
-
-    Args:
-      tubevit: a loaded model.
-      paths: of files and folders, local or gs://.
-      head, top: as for `TrainedTubeViT.predict`.
-      views: (temporal, spatial) of videos; None: those of the head's evaluation.
-      batch_size: files at a time, each with all its views; None: 4, or as many as there
-        are where they are fewer.
-
-    Raises:
-      NoFiles: a folder has none.
-      UnknownHead: the model has no such head.
-    """
-    if head is not None:
-        tubevit.choose_head("", head)
-    paths = files.expand(paths)
-
-    def read(path):
-        kind, video = tubevit.read(path, head, views)
-        return (kind, tubevit.choose_head(kind, head)), video
-
-    def scores(group, videos):
-        return tubevit.scores(videos, group[1])
-
-    found, problems = files.compute(paths, read, scores, batch_size)
-    predictions = []
-    for number, path in enumerate(paths):
-        if number in problems:
-            predictions.append(Prediction(path, problem=problems[number]))
-            continue
-        (kind, chosen), of_file = found[number]
-        best = tuple(tubevit.best(of_file, chosen, top))
-        predictions.append(Prediction(path, kind, chosen, best))
-    return predictions
 
 
 def as_table(predictions: list[Prediction]) -> str:
@@ -136,32 +70,9 @@ def as_csv(predictions: list[Prediction]) -> str:
 FORMATS = {"table": as_table, "json": as_json, "csv": as_csv}
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of commands that load a model, for `load_model`."""
-    parser.add_argument(
-        "--model",
-        required=True,
-        help="a run's work directory, one step of its checkpoints, or a release",
-    )
-    parser.add_argument("--step", type=int, help="of a run; default: the latest")
-    parser.add_argument(
-        "--ema",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="take the averaged parameters, if there are any",
-    )
-
-
-def load_model(args) -> inference.TrainedTubeViT:
+def load_model(args) -> loaded.TrainedTubeViT:
     """The model of `add_model_arguments`."""
-    return inference.load(args.model, args.step, args.ema)
-
-
-def positive(text: str) -> int:
-    """A whole number of at least 1, as argparse takes it."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
-    return int(text)
+    return loaded.load(args.model, args.step, args.ema)
 
 
 def main():

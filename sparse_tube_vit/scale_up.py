@@ -7,11 +7,11 @@ What it writes is trained with configs/scale_up.py.
 
 import argparse
 
+from sparse_tube_vit.checkpoints.scaling import scale_up
 from sparse_tube_vit.config import is_weights_file
 from sparse_tube_vit.errors import reported
 from sparse_tube_vit.log import to_stderr
-from sparse_tube_vit.scaling import scale_up
-from sparse_tube_vit.variants import VARIANTS
+from sparse_tube_vit.models.variants import VARIANTS
 
 
 def main():

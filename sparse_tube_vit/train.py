@@ -6,39 +6,37 @@ The same command again resumes an interrupted run from its latest checkpoint.
 """
 
 import contextlib
-import signal
-import uuid
 
 import jax
-import numpy as np
 from absl import app, flags
 from clu import parameter_overview
 from etils import epath
 from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import config_flags
 
-from sparse_tube_vit import (
-    datasets,
-    evaluate,
-    finetuning,
-    hosts,
-    pretrained,
-    release,
-)
-from sparse_tube_vit.checkpoints import Checkpoints, describe_run
-from sparse_tube_vit.config import ConfigDict, parse_flags, validate
+from sparse_tube_vit.checkpoints import pretrained, release
+from sparse_tube_vit.checkpoints.run import Checkpoints, describe_run
+from sparse_tube_vit.config import ConfigDict, validate
+from sparse_tube_vit.config.flags import parse_flags
+from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.datasets.classes import check_loss, classes_by_head
-from sparse_tube_vit.errors import TubeViTError, reported
+from sparse_tube_vit.datasets.preparing.embedded import prepare_embedded
+from sparse_tube_vit.distributed import hosts, sharding
+from sparse_tube_vit.errors import reported
+from sparse_tube_vit.evaluation import evaluator
 from sparse_tube_vit.input import pipeline
 from sparse_tube_vit.log import log, to_stderr
-from sparse_tube_vit.paths import is_remote
-from sparse_tube_vit.training import sharding
+from sparse_tube_vit.models.tubevit import make_model
+from sparse_tube_vit.storage import is_remote, make_workdir
+from sparse_tube_vit.training import finetuning
 from sparse_tube_vit.training.freezing import check_new
 from sparse_tube_vit.training.profiling import traced_steps
 from sparse_tube_vit.training.program import Program
 from sparse_tube_vit.training.reporting import Reporter
+from sparse_tube_vit.training.signals import Interrupted, StopOnSignal
 from sparse_tube_vit.training.state import TrainState
-from sparse_tube_vit.variants import make_model
+from sparse_tube_vit.training.step import check_finite
+from sparse_tube_vit.training.undecodable import Undecodable
 
 
 def train(config: ConfigDict, workdir) -> TrainState:
@@ -60,8 +58,9 @@ def train(config: ConfigDict, workdir) -> TrainState:
 
     # ---- data sets and their classes
     with hosts.first_host_first("embedded data"):
+        prepare_embedded(config)
         splits = {
-            name: datasets.open_split(
+            name: reading.open_split(
                 stream.dataset, stream.split, config.data_dir, stream.kind
             )
             for name, stream in config.streams.items()
@@ -71,7 +70,7 @@ def train(config: ConfigDict, workdir) -> TrainState:
     class_names = classes_by_head(
         (stream.head, splits[name]) for name, stream in config.streams.items()
     ) | finetuning.kept_heads(config, workdir)
-    evaluations = evaluate.prepare(config, class_names)
+    evaluations = evaluator.prepare(config, class_names)
     run = describe_run(config, class_names)
     hosts.check_same(
         run
@@ -112,7 +111,7 @@ def train(config: ConfigDict, workdir) -> TrainState:
         for name, stream in config.streams.items()
     }
     undecodable = {
-        name: pipeline.Undecodable(split, config.loader.max_undecodable)
+        name: Undecodable(split, config.loader.max_undecodable)
         for name, split in splits.items()
     }
     found = {}  # what does not decode and was not told yet: stream -> id -> problem
@@ -251,71 +250,6 @@ def initial_params(config: ConfigDict, program: Program, class_names: dict) -> d
             config.optimizer.frozen_layers,
         )
     return {}
-
-
-def make_workdir(workdir: epath.Path) -> None:
-    """Makes a run's directory; raises UnusableWorkdir unless it takes what is written.
-
-    One that is there may be on a disk that is full, or mounted to be read.
-    """
-    for directory in (workdir, workdir / "checkpoints"):
-        probe = directory / f".written_{uuid.uuid4().hex}"
-        try:
-            directory.mkdir(parents=True, exist_ok=True)
-            try:
-                probe.write_text("\n")
-            finally:  # a full disk may take its name alone
-                probe.unlink(missing_ok=True)
-        except OSError as error:
-            raise UnusableWorkdir(
-                f"--workdir {directory} cannot be made or written to: {error}"
-            ) from error
-
-
-class UnusableWorkdir(TubeViTError, OSError):
-    """The work directory cannot be made or written to."""
-
-
-class NonFiniteLoss(TubeViTError, FloatingPointError):
-    """The loss or its gradient became infinite or not a number."""
-
-
-class Interrupted(TubeViTError, RuntimeError):
-    """A signal asked the run to stop; its state is saved."""
-
-
-def check_finite(metrics, step: int) -> None:
-    """Raises NonFiniteLoss unless the loss of `step` and its gradient are finite."""
-    for name in ("loss", "gradient_norm") if metrics is not None else ():
-        if not np.isfinite(value := float(metrics[name])):
-            raise NonFiniteLoss(
-                f"The {name} is {value} at step {step}; nothing was saved since the "
-                "last checkpoint. Lower optimizer.learning_rate, raise "
-                "optimizer.warmup_steps, or set optimizer.clip_norm."
-            )
-
-
-class StopOnSignal:
-    """Takes SIGTERM, which clouds send before taking a machine, as a wish to stop.
-
-    So it takes Ctrl-C; a second one interrupts at once.
-    """
-
-    requested = False
-
-    def __enter__(self):
-        def request(number, frame):
-            if self.requested and number == signal.SIGINT:
-                raise KeyboardInterrupt
-            self.requested = True
-
-        signals = (signal.SIGTERM, signal.SIGINT)
-        self.before = {number: signal.signal(number, request) for number in signals}
-        return self
-
-    def __exit__(self, *_):
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
 
 
 def main(argv):

@@ -15,15 +15,20 @@ import os
 
 from etils import epath
 
-from sparse_tube_vit import config as configs
-from sparse_tube_vit import datasets
-from sparse_tube_vit.config import ConfigDict
-from sparse_tube_vit.contact_sheet import contact_sheet
-from sparse_tube_vit.datasets import DatasetError, verification
-from sparse_tube_vit.errors import reported
-from sparse_tube_vit.input.pipeline import TrainingExample
+from sparse_tube_vit.config import (
+    ConfigDict,
+    InvalidConfig,
+    default_config,
+    flags,
+    stream,
+)
+from sparse_tube_vit.datasets import reading
+from sparse_tube_vit.datasets.preparing import verification
+from sparse_tube_vit.errors import DatasetError, reported
+from sparse_tube_vit.input.examples import TrainingExample
 from sparse_tube_vit.log import to_stderr
-from sparse_tube_vit.output import whole_file
+from sparse_tube_vit.pages.contact_sheet import contact_sheet
+from sparse_tube_vit.storage import whole_file
 
 PAGE = "contact_sheet.html"
 
@@ -41,13 +46,13 @@ def training_example(
         InvalidConfig: No stream of the config reads it.
     """
     if config is None:
-        config = configs.default_config()
-        streams = [configs.stream(kind=kind, dataset=dataset, head="", batch_size=1)]
+        config = default_config()
+        streams = [stream(kind=kind, dataset=dataset, head="", batch_size=1)]
     else:
         streams = [s for s in config.streams.values() if s.dataset == dataset]
     if not streams:
         others = ", ".join(s.dataset for s in config.streams.values())
-        raise configs.InvalidConfig(
+        raise InvalidConfig(
             f"No stream of --config reads {dataset}, but {others}. Give the config that"
             " trains on it, or none."
         )
@@ -74,13 +79,13 @@ def main(argv: list[str] | None = None) -> None:
         parser.error(f"argument --workers: {args.workers}: give 0 or more")
     config = None
     if args.config:
-        config = configs.read([f"--config={args.config}", *overrides])
+        config = flags.read([f"--config={args.config}", *overrides])
     elif overrides:
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
     to_stderr()
     with reported():
-        name, *_ = datasets.split_names(args.dataset, args.data_dir)
-        split = datasets.open_split(args.dataset, name, args.data_dir)
+        name, *_ = reading.split_names(args.dataset, args.data_dir)
+        split = reading.open_split(args.dataset, name, args.data_dir)
         example = training_example(args.dataset, split.kind, config)
         out = epath.Path(args.out or epath.Path(split.directory) / PAGE)
         with whole_file(out) as write:

@@ -14,8 +14,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import jax
 import pytest
 
-from sparse_tube_vit.datasets import open_split
-from tests.tiny import COUNTS, shrink_moving_shapes, tiny_config
+from sparse_tube_vit.datasets.preparing.embedded import prepare_embedded
+from tests.tiny import shrink_moving_shapes, tiny_config, tiny_multi_label_config
 
 # The tiny run is trained many times over: each of its programs is compiled once.
 _COMPILED = tempfile.TemporaryDirectory()
@@ -51,8 +51,8 @@ def data_dir(tmp_path_factory):
         shrink_moving_shapes(monkeypatch)
         directory = tmp_path_factory.mktemp("data")
         # The first run prepares the data: the counts must still be small then.
-        for kind in COUNTS:
-            open_split(f"moving_shapes/{kind}", "train", directory)
+        for config in (tiny_config, tiny_multi_label_config):
+            prepare_embedded(config(directory))
     return directory
 
 

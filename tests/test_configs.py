@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 
 from sparse_tube_vit.config import InvalidConfig, validate
-from sparse_tube_vit.datasets import BUILDERS
+from sparse_tube_vit.datasets.builders import BUILDERS
+from sparse_tube_vit.models.tubes import count_tokens
+from sparse_tube_vit.models.tubevit import make_model
+from sparse_tube_vit.models.variants import make_tubes
 from sparse_tube_vit.train import train
-from sparse_tube_vit.tubes import count_tokens
-from sparse_tube_vit.variants import make_model, make_tubes
 from tests.tiny import shrink_moving_shapes
 
 #: All but finetune.py, whose config is filled in by a model: test_finetuning.py.

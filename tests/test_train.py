@@ -18,16 +18,26 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from sklearn.metrics import average_precision_score
 
-from sparse_tube_vit import checkpoints, evaluate, hosts, train
-from sparse_tube_vit.checkpoints import NoCheckpoint, OtherRun
+from sparse_tube_vit import evaluate, storage, train
+from sparse_tube_vit.checkpoints.run import (
+    NoCheckpoint,
+    OtherRun,
+    latest_step,
+    read_description,
+    read_params,
+)
 from sparse_tube_vit.config import from_json
-from sparse_tube_vit.datasets import UnsupportedDataset
 from sparse_tube_vit.datasets.classes import ClassNamesDiffer, LossDoesNotFit
+from sparse_tube_vit.datasets.reading import UnsupportedDataset
+from sparse_tube_vit.distributed import hosts
+from sparse_tube_vit.errors import IndivisibleBatch
+from sparse_tube_vit.evaluation import evaluator, results
 from sparse_tube_vit.figures import run as run_pictures
-from sparse_tube_vit.input.decode import UndecodableClip
-from sparse_tube_vit.input.pipeline import IndivisibleBatch
+from sparse_tube_vit.training import signals
+from sparse_tube_vit.training import step as steps
 from sparse_tube_vit.training.freezing import NewButFrozen
 from sparse_tube_vit.training.reporting import PARTS, read_metrics
+from sparse_tube_vit.video.decode import UndecodableClip
 from tests.tiny import (
     COUNTS,
     tiny_config,
@@ -41,7 +51,7 @@ class PowerCut(Exception):
 
 def cut_power_in(step, monkeypatch):
     """The run dies when it looks at the loss of the step before this one."""
-    check_finite = train.check_finite
+    check_finite = steps.check_finite
 
     def die(metrics, at):
         check_finite(metrics, at)
@@ -70,7 +80,7 @@ def test_interrupted_and_resumed_ends_bit_identical(
         cut_power_in(6, patch)  # steps 5 and 6 are lost, and done again
         with pytest.raises(PowerCut):
             train.train(tiny_config(data_dir), tmp_path)
-    assert checkpoints.latest_step(tmp_path) == 4
+    assert latest_step(tmp_path) == 4
     config = tiny_config(data_dir)
     config.loader.workers = 1
     resumed = train.train(config, tmp_path)
@@ -99,7 +109,7 @@ def test_a_run_with_frozen_layers_resumes_bit_identical(
         with pytest.raises(PowerCut):
             train.train(config(), tmp_path / "cut")
     assert_bit_identical(train.train(config(), tmp_path / "cut"), expected)
-    read = checkpoints.read_params(tmp_path / "cut" / "checkpoints", 6)
+    read = read_params(tmp_path / "cut" / "checkpoints", 6)
     assert_bit_identical(read, expected.eval_params)
     assert_bit_identical(read["stem"], finished[1].ema["stem"])
 
@@ -120,7 +130,7 @@ def test_a_run_goes_on_with_other_devices_and_options(
         cut_power_in(6, patch)
         with pytest.raises(PowerCut):
             train.train(config, tmp_path)
-    assert checkpoints.latest_step(tmp_path) == 4
+    assert latest_step(tmp_path) == 4
     one = functools.partial(train.sharding.make_mesh, devices=jax.devices()[:1])
     monkeypatch.setattr(train.sharding, "make_mesh", one)
     state = train.train(tiny_config(data_dir), tmp_path)
@@ -128,9 +138,7 @@ def test_a_run_goes_on_with_other_devices_and_options(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), state, finished[1]
     )
     # The checkpoint of the eight and that of the one are of the same form.
-    ours, theirs = (
-        checkpoints.read_params(tmp_path / "checkpoints", step) for step in (4, 6)
-    )
+    ours, theirs = (read_params(tmp_path / "checkpoints", step) for step in (4, 6))
     assert jax.tree.map(np.shape, ours) == jax.tree.map(np.shape, theirs)
 
 
@@ -220,14 +228,14 @@ def test_options_of_evaluate_follow_the_rules_of_the_config(
 def test_devices_of_any_number_evaluate_what_several_slices_trained(
     finished, tmp_path, monkeypatch, capsys
 ):
-    read_run = checkpoints.read_run
+    read_run = read_description
 
     def of_three_slices(*where):
         run = read_run(*where)
         run["config"]["mesh"].update(data=3, slices=3)
         return run
 
-    monkeypatch.setattr(checkpoints, "read_run", of_three_slices)
+    monkeypatch.setattr(evaluate, "read_description", of_three_slices)
     command = ["evaluate", f"--workdir={finished[0]}", f"--out={tmp_path}", "--only"]
     monkeypatch.setattr(sys, "argv", [*command, "image"])
     evaluate.main()
@@ -238,12 +246,12 @@ def test_the_last_checkpoints_are_kept_with_config_classes_and_versions(finished
     workdir, state = finished
     directory = workdir / "checkpoints"
     assert sorted(p.name for p in directory.iterdir()) == ["4", "6"]
-    run = checkpoints.read_run(directory, 6)
+    run = read_description(directory, 6)
     assert run["config"]["streams"]["video"]["dataset"] == "moving_shapes/videos"
     assert run["class_names"]["shapes"][:2] == ["circle", "square"]
     assert len(run["class_names"]["motions"]) == 24
     assert run["versions"]["jax"] == jax.__version__
-    assert_bit_identical(checkpoints.read_params(directory, 6), state.ema)
+    assert_bit_identical(read_params(directory, 6), state.ema)
 
 
 def test_a_work_directory_of_another_config_is_refused(finished, data_dir):
@@ -278,8 +286,8 @@ def test_metrics_tell_of_both_streams_and_of_speed(finished):
 
 def test_evaluation_result(finished, data_dir):
     workdir, _ = finished
-    config = from_json(checkpoints.read_run(workdir / "checkpoints", 6)["config"])
-    (video,) = evaluate.evaluate(config, workdir, 6, ["video"])
+    config = from_json(read_description(workdir / "checkpoints", 6)["config"])
+    (video,) = evaluator.evaluate(config, workdir, 6, ["video"])
     saved = json.loads((workdir / "evaluations" / "video_step6_2x3.json").read_text())
     # What training wrote at its end is what evaluating the checkpoint gives.
     assert video.to_json() == saved
@@ -295,15 +303,15 @@ def test_evaluation_result(finished, data_dir):
     assert np.sum(saved["confusion"]) == COUNTS["videos"]["test"]
     assert (workdir / "evaluations" / "video_step6_2x3_confusion.png").exists()
     assert saved["top1"] == np.trace(saved["confusion"]) / COUNTS["videos"]["test"]
-    with pytest.raises(evaluate.UnknownEvaluation, match="no evaluation dogs"):
-        evaluate.evaluate(config, workdir, 6, ["dogs"])
+    with pytest.raises(evaluator.UnknownEvaluation, match="no evaluation dogs"):
+        evaluator.evaluate(config, workdir, 6, ["dogs"])
 
 
 def test_undecodable_videos_count_as_wrong_and_are_named(
     finished, data_dir, monkeypatch
 ):
     workdir, _ = finished
-    run = checkpoints.read_run(workdir / "checkpoints", 6)
+    run = read_description(workdir / "checkpoints", 6)
     read = evaluate.pipeline.EvaluationExample.read
     calls = []
 
@@ -316,7 +324,7 @@ def test_undecodable_videos_count_as_wrong_and_are_named(
     monkeypatch.setattr(evaluate.pipeline.EvaluationExample, "read", damaged)
     config = from_json(run["config"])
     config.loader.threads = 1
-    (result,) = evaluate.evaluate(config, workdir, 6, ["image"])
+    (result,) = evaluator.evaluate(config, workdir, 6, ["image"])
     bad = COUNTS["images"]["test"] // 4
     assert len(set(result.undecodable)) == bad
     assert f"({bad} undecodable)" in str(result)
@@ -331,7 +339,7 @@ def test_undecodable_videos_count_as_wrong_and_are_named(
 
 def test_top_k_per_class_and_confusion():
     scores = np.array([[0.5, 0.3, 0.2], [0.1, 0.3, 0.6], [0.2, 0.5, 0.3], [0, 0, 0]])
-    result = evaluate.Accuracy(
+    result = results.Accuracy(
         {}, ("a", "b", "c"), np.array([0, 1, 2, 1]), scores, ("x",), np.ones(4)
     )
     assert result.top(1) == 1 / 4 and result.top(2) == 3 / 4
@@ -352,9 +360,9 @@ def multi_label(data_dir, tmp_path_factory):
 
 
 def test_several_labels_are_measured_by_map(multi_label):
-    run = checkpoints.read_run(multi_label / "checkpoints", 3)
+    run = read_description(multi_label / "checkpoints", 3)
     config = from_json(run["config"])
-    (result,) = evaluate.evaluate(config, multi_label, 3, ["video"])
+    (result,) = evaluator.evaluate(config, multi_label, 3, ["video"])
     saved = json.loads(
         (multi_label / "evaluations" / "video_step3_2x3.json").read_text()
     )
@@ -386,7 +394,7 @@ def test_map_of_each_class_and_of_what_does_not_decode():
     labels = np.array([[1, 1, 0], [0, 1, 0], [1, 0, 0], [0, 1, 0]])
     scores = np.array([[0.9, 0.2, 0.5], [0.8, 0.6, 0.5], [0.7, 0.4, 0.5], [0, 0, 0]])
     protocol = {"evaluation": "e", "dataset": "d", "split": "s"}
-    result = evaluate.MeanAveragePrecision(
+    result = results.MeanAveragePrecision(
         protocol, ("a", "b", "c"), labels, scores, ("x",), np.ones(4)
     )
     # b is found at ranks 1 and 3, and in the undecodable one, at the end.
@@ -401,7 +409,7 @@ def test_map_of_each_class_and_of_what_does_not_decode():
     }
     np.testing.assert_allclose(result.metrics()["mAP"], (5 / 6 + b) / 2)
     assert result.headline().endswith("over 2 of 3 classes,")
-    with pytest.raises(evaluate.NoLabels, match="e: none of the 4 examples of d s"):
+    with pytest.raises(results.NoLabels, match="e: none of the 4 examples of d s"):
         dataclasses.replace(result, labels=0 * labels)
 
 
@@ -412,50 +420,50 @@ def test_a_loss_for_one_label_on_several_is_refused(multi_label, data_dir, tmp_p
         train.train(config, tmp_path)
     # The other way round is one-against-all: a head of several labels may be trained
     # and measured on one.
-    run = checkpoints.read_run(multi_label / "checkpoints", 3)
+    run = read_description(multi_label / "checkpoints", 3)
     config = from_json(run["config"])
     config.evaluations.video.dataset = "moving_shapes/videos"
-    (result,) = evaluate.evaluate(config, multi_label, 3, ["video"])
+    (result,) = evaluator.evaluate(config, multi_label, 3, ["video"])
     assert set(result.metrics()) == {"top1", "top5"}
     assert not np.allclose(result.scores.sum(axis=1), 1)
     config.evaluations.image.update(config.evaluations.video, head="shapes")
     config.evaluations.image.dataset = "moving_shapes/crowds"
     names = run["class_names"] | {"shapes": run["class_names"]["crowds"]}
     with pytest.raises(LossDoesNotFit, match="evaluations.image reads"):
-        evaluate.prepare(config, names)
+        evaluator.prepare(config, names)
 
 
 def test_classes_that_differ_from_the_head_are_refused(finished, data_dir):
     workdir, _ = finished
-    run = checkpoints.read_run(workdir / "checkpoints", 6)
+    run = read_description(workdir / "checkpoints", 6)
     config = from_json(run["config"])
     names = run["class_names"]
     names["shapes"] = [*names["shapes"][1:], names["shapes"][0]]
     with pytest.raises(ClassNamesDiffer, match="'square' as class 0.* has 'circle'"):
-        evaluate.prepare(config, names)
+        evaluator.prepare(config, names)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(data_dir, tmp_path):
     config = tiny_config(data_dir)
     config.optimizer.update(learning_rate=1e30, clip_norm=0.0)
-    with pytest.raises(train.NonFiniteLoss, match="at step [34]"):
+    with pytest.raises(steps.NonFiniteLoss, match="at step [34]"):
         train.train(config, tmp_path)
     # Nothing of it is saved: the last checkpoint is a good one.
-    step = checkpoints.latest_step(tmp_path)
-    params = checkpoints.read_params(tmp_path / "checkpoints", step)
+    step = latest_step(tmp_path)
+    params = read_params(tmp_path / "checkpoints", step)
     assert step <= 2 and all(np.isfinite(x).all() for x in jax.tree.leaves(params))
 
 
 def test_no_checkpoint_is_a_named_error(tmp_path):
     with pytest.raises(NoCheckpoint, match="sparse_tube_vit.train"):
-        checkpoints.latest_step(tmp_path)
+        latest_step(tmp_path)
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_too():
     fine = {"loss": 1.0, "gradient_norm": 2.0}
-    train.check_finite(fine, 3)
-    with pytest.raises(train.NonFiniteLoss, match="gradient_norm is nan at step 3"):
-        train.check_finite(fine | {"gradient_norm": np.nan}, 3)
+    steps.check_finite(fine, 3)
+    with pytest.raises(steps.NonFiniteLoss, match="gradient_norm is nan at step 3"):
+        steps.check_finite(fine | {"gradient_norm": np.nan}, 3)
 
 
 def test_a_signal_saves_the_step_and_the_run_goes_on_from_there(
@@ -472,9 +480,9 @@ def test_a_signal_saves_the_step_and_the_run_goes_on_from_there(
     sent = []
     with monkeypatch.context() as patch:
         patch.setattr(train.Reporter, "given", send_signal)
-        with pytest.raises(train.Interrupted, match="step 3 is saved"):
+        with pytest.raises(signals.Interrupted, match="step 3 is saved"):
             train.train(tiny_config(data_dir), tmp_path)
-    assert checkpoints.latest_step(tmp_path) == 3
+    assert latest_step(tmp_path) == 3
     assert_bit_identical(train.train(tiny_config(data_dir), tmp_path), finished[1])
 
 
@@ -491,7 +499,7 @@ def test_a_signal_ends_an_evaluation_which_is_done_again(
         send(self, **news)
 
     monkeypatch.setattr(hosts.News, "send", send_signal)
-    with pytest.raises(train.Interrupted, match="in an evaluation"):
+    with pytest.raises(signals.Interrupted, match="in an evaluation"):
         train.train(tiny_config(data_dir), workdir)
     assert not list(workdir.glob("evaluations/video*"))
     train.train(tiny_config(data_dir), workdir)
@@ -510,11 +518,13 @@ def test_what_is_found_before_anything_is_compiled(data_dir, tmp_path):
     with pytest.raises(UnsupportedDataset, match="holds images; .* 'video'"):
         train.train(config, tmp_path)
     (tmp_path / "file").touch()
-    with pytest.raises(train.UnusableWorkdir, match="file cannot be made"):
+    with pytest.raises(storage.UnusableWorkdir, match="file cannot be made"):
         train.train(tiny_config(data_dir), tmp_path / "file")
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "checkpoints").touch()  # root may write everywhere else
-    with pytest.raises(train.UnusableWorkdir, match="there/checkpoints cannot be made"):
+    with pytest.raises(
+        storage.UnusableWorkdir, match="there/checkpoints cannot be made"
+    ):
         train.train(tiny_config(data_dir), tmp_path / "there")
 
 
@@ -525,7 +535,7 @@ def test_a_work_directory_that_takes_no_more_is_found_before_the_first_step(
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))  # as a full disk
     try:
-        with pytest.raises(train.UnusableWorkdir, match=f"{tmp_path} cannot be "):
+        with pytest.raises(storage.UnusableWorkdir, match=f"{tmp_path} cannot be "):
             train.train(tiny_config(data_dir), tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -592,7 +602,7 @@ def test_sigterm_saves_and_the_same_command_resumes(data_dir, tmp_path):
         rest = process.stderr.read()
         assert process.wait(120) == 1
     assert "Interrupted: Stopped by a signal" in rest and "Traceback" not in rest
-    step = checkpoints.latest_step(tmp_path / "run")
+    step = latest_step(tmp_path / "run")
     assert step >= 4
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         started = time.monotonic()

@@ -4,7 +4,7 @@ import pytest
 
 from sparse_tube_vit import verify
 from sparse_tube_vit.datasets import manifest
-from tests.datasets.test_verification import FILES
+from tests.datasets.preparing.test_verification import FILES
 from tests.datasets.written import write_folder
 
 CONFIG = """

@@ -1,7 +1,7 @@
 """A joint run small enough for tests: the embedded data, in seconds on two cores."""
 
 from sparse_tube_vit.config import default_config, evaluation, stream
-from sparse_tube_vit.datasets import moving_shapes
+from sparse_tube_vit.datasets.builders import moving_shapes
 
 COUNTS = {
     "images": {"train": 24, "test": 12},

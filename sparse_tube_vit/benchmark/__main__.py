@@ -3,9 +3,9 @@
 import argparse
 
 from sparse_tube_vit.benchmark import compute, decoding, feeding
-from sparse_tube_vit.config import read
+from sparse_tube_vit.config.flags import read
 from sparse_tube_vit.errors import reported
-from sparse_tube_vit.variants import TUBE_SETS, VARIANTS
+from sparse_tube_vit.models.variants import TUBE_SETS, VARIANTS
 
 
 def main():

@@ -9,16 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from sparse_tube_vit.checkpoints.scaling import scale_config
 from sparse_tube_vit.config import default_config, stream, validate
-from sparse_tube_vit.describe import flops
-from sparse_tube_vit.model import TubeViT, init_params
-from sparse_tube_vit.scaling import scale_config
-from sparse_tube_vit.training.losses import cross_entropy
+from sparse_tube_vit.models.flops import flops
+from sparse_tube_vit.models.losses import cross_entropy
+from sparse_tube_vit.models.tubes import Tube, count_tokens
+from sparse_tube_vit.models.tubevit import TubeViT, init_params, make_model
+from sparse_tube_vit.models.variants import TUBE_SETS, VARIANTS
 from sparse_tube_vit.training.optimizer import make_optimizer
 from sparse_tube_vit.training.state import TrainState
 from sparse_tube_vit.training.step import make_train_step
-from sparse_tube_vit.tubes import Tube, count_tokens
-from sparse_tube_vit.variants import TUBE_SETS, VARIANTS, make_model
 
 
 def seconds(function: Callable[[], object], runs: int) -> float:

@@ -11,9 +11,9 @@ import numpy as np
 
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.input.augment import flip
-from sparse_tube_vit.input.decode import UndecodableClip, decode, opened
 from sparse_tube_vit.input.randaugment import rand_augment
-from sparse_tube_vit.input.sampling import random_crop
+from sparse_tube_vit.video.decode import UndecodableClip, decode, opened
+from sparse_tube_vit.video.sampling import random_crop
 
 
 class UnusableDecoder(TubeViTError, RuntimeError):

@@ -17,20 +17,22 @@ import grain
 import jax
 import numpy as np
 
-from sparse_tube_vit import datasets
 from sparse_tube_vit.config import ConfigDict, validate
-from sparse_tube_vit.input import augment, decode, pipeline
+from sparse_tube_vit.datasets import reading
+from sparse_tube_vit.datasets.preparing.embedded import prepare_embedded
+from sparse_tube_vit.input import augment, examples, pipeline, randaugment
+from sparse_tube_vit.video import decode
 
 #: Stage -> functions as (module or class, name): what is timed, less what they call of
 #: other stages.
 STAGES = {
-    "reading": [(datasets.Split, "__getitem__")],
-    "decoding": [(pipeline, "decode")],
+    "reading": [(reading.Split, "__getitem__")],
+    "decoding": [(examples, "decode")],
     "resizing": [(decode._ToRgb, "__call__")],
     "augmenting": [
         (augment, "flip"),
         (augment, "jitter_color"),
-        (pipeline, "rand_augment"),
+        (randaugment, "rand_augment"),
     ],
 }
 BATCH_BYTES = 2**26  # at most; a clip takes as long as in larger batches
@@ -149,7 +151,7 @@ def measure(config: ConfigDict, name: str, examples: int) -> Cost:
     size = config.clip.size
     room = BATCH_BYTES // (frames * size * size * 3)
     stream.batch_size = max(1, min(stream.batch_size, room, examples // 8))
-    split = datasets.open_split(
+    split = reading.open_split(
         stream.dataset, stream.split, config.data_dir, stream.kind
     )
 
@@ -236,6 +238,7 @@ def time_input(args) -> None:
     if args.data_dir is not None:
         config.data_dir = args.data_dir
     validate(config)
+    prepare_embedded(config)
     step = 0.0  # core seconds
     for name, stream in config.streams.items():
         cost = measure(config, name, args.examples)

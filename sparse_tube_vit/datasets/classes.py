@@ -2,8 +2,10 @@
 
 from collections.abc import Iterable
 
-from sparse_tube_vit.datasets import Split
-from sparse_tube_vit.errors import TubeViTError
+from sparse_tube_vit.config import ConfigDict
+from sparse_tube_vit.datasets import reading
+from sparse_tube_vit.datasets.reading import Split
+from sparse_tube_vit.errors import DatasetError, TubeViTError
 
 #: Number of classes of data sets, prepared or not, that have an official list of them.
 OFFICIAL_CLASSES = {
@@ -70,3 +72,17 @@ def check_classes(head: str, class_names: Iterable[str], split: Split) -> None:
         f"Head {head!r} has {what}. Give the data set a head of its own, or prepare it "
         "with the same classes in the same order."
     )
+
+
+def classes_of(config: ConfigDict) -> dict[str, int | None]:
+    """Number of classes of every head; None where its data set is not prepared."""
+    classes = {}
+    for stream in config.streams.values():
+        try:
+            split = reading.open_split(
+                stream.dataset, stream.split, config.data_dir, stream.kind
+            )
+            classes[stream.head] = len(split.class_names)
+        except DatasetError:
+            classes.setdefault(stream.head, None)
+    return classes

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Iterator
 
 from etils import epath
 
-from sparse_tube_vit.datasets import DatasetError
-from sparse_tube_vit.input import decode
+from sparse_tube_vit.errors import DatasetError
+from sparse_tube_vit.video import decode
 
 NAME = "manifest.csv"
 OK = "ok"  # the status of an example that was written

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from etils import epath
 from matplotlib.figure import Figure
 
-from sparse_tube_vit.config import ConfigDict, read
+from sparse_tube_vit.config import ConfigDict
+from sparse_tube_vit.config.flags import read
 from sparse_tube_vit.errors import UnwritableOutput, reported
 from sparse_tube_vit.figures.batches import batch_grids
 from sparse_tube_vit.figures.canvas import save

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from sparse_tube_vit.figures.canvas import new_figure
 from sparse_tube_vit.figures.tubes import Windows, color_of, frames_read, name
-from sparse_tube_vit.tubes import Tube, tubes_for
+from sparse_tube_vit.models.tubes import Tube, tubes_for
 
 # The less attention, the more of the picture shows through.
 _COLORS = colormaps["YlOrRd"](np.linspace(0.1, 1, 256))

@@ -7,7 +7,7 @@ from matplotlib.animation import Animation, PillowWriter
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from sparse_tube_vit.output import whole_file, write_whole
+from sparse_tube_vit.storage import whole_file, write_whole
 
 DPI = 120
 

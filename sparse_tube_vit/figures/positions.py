@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from sparse_tube_vit.figures.canvas import new_figure
 from sparse_tube_vit.figures.tubes import color_of, name
-from sparse_tube_vit.tubes import Tube, tubes_for
+from sparse_tube_vit.models.tubes import Tube, tubes_for
 
 
 def similarity(embeddings: np.ndarray) -> np.ndarray:

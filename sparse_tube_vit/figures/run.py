@@ -12,15 +12,17 @@ from etils import epath
 from matplotlib.animation import Animation
 from matplotlib.figure import Figure
 
-from sparse_tube_vit import datasets, figures
+from sparse_tube_vit import figures, storage
 from sparse_tube_vit.config import ConfigDict
+from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.errors import TubeViTError
-from sparse_tube_vit.inference import TrainedTubeViT, load
-from sparse_tube_vit.input import views
-from sparse_tube_vit.model import TubeViT
-from sparse_tube_vit.rollout import attention_shares
+from sparse_tube_vit.inference import clips
+from sparse_tube_vit.inference.loaded import TrainedTubeViT, load
+from sparse_tube_vit.inference.rollout import attention_shares
+from sparse_tube_vit.input import examples
+from sparse_tube_vit.models.tubevit import TubeViT
+from sparse_tube_vit.models.variants import make_tubes
 from sparse_tube_vit.training.reporting import read_metrics
-from sparse_tube_vit.variants import make_tubes
 
 
 class NothingToDraw(TubeViTError, ValueError):
@@ -94,15 +96,15 @@ def read_clip(config: ConfigDict, file: str | None = None) -> np.ndarray:
       UnreadableFile, UndecodableClip; the errors of data sets.
     """
     if file is not None:
-        with views.naming(file):
-            kind = views.kind_of(views.read_file(file))
+        with clips.naming(file):
+            kind = clips.kind_of(storage.read_file(file))
         if kind == "video":
-            return views.read_clip(file, config)
-        return views.read_image(file, config)[None]
+            return clips.read_clip(file, config)
+        return clips.read_image(file, config)[None]
     sources = [*config.evaluations.values(), *config.streams.values()]
     source = min(sources, key=lambda source: source.kind != "video")
-    split = datasets.open_split(source.dataset, source.split, config.data_dir)
-    example = views.EvaluationExample.of(config.clip, source)
+    split = reading.open_split(source.dataset, source.split, config.data_dir)
+    example = examples.EvaluationExample.of(config.clip, source)
     return example.read(split[0][source.kind], None)["video"][0]
 
 

@@ -10,7 +10,7 @@ from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 
 from sparse_tube_vit.figures.canvas import COLORS, new_figure
-from sparse_tube_vit.tubes import Tube, tubes_for
+from sparse_tube_vit.models.tubes import Tube, tubes_for
 
 _PALE = 0.35  # frames that a tube does not read
 

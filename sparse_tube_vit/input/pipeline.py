@@ -5,7 +5,6 @@ random numbers, is a pure function of (seed, stream, i); step k takes examples
 kB .. kB + B - 1, and host h of n takes the h-th of n equal shares of them.
 """
 
-import dataclasses
 import zlib
 from collections.abc import Iterator
 
@@ -14,67 +13,9 @@ import numpy as np
 from absl import flags
 
 from sparse_tube_vit.config import ConfigDict
-from sparse_tube_vit.datasets import Split
-from sparse_tube_vit.errors import TubeViTError
-from sparse_tube_vit.input import augment, sampling
-from sparse_tube_vit.input.decode import decode
-from sparse_tube_vit.input.randaugment import rand_augment
-from sparse_tube_vit.input.views import EvaluationExample, Example
-
-
-class TooManyUndecodable(TubeViTError, RuntimeError):
-    """More of a data set than allowed does not decode."""
-
-
-class IndivisibleBatch(TubeViTError, ValueError):
-    """A batch cannot be shared out evenly among hosts or devices."""
-
-
-@dataclasses.dataclass(frozen=True)
-class TrainingExample(Example):
-    """A random clip, randomly cropped, perhaps flipped, recoloured and distorted."""
-
-    crop_area: tuple[float, float] = (0.3, 1.0)
-    flip: bool = True
-    color_jitter: float = 0.0
-    randaugment_layers: int = 0
-    randaugment_magnitude: float = 10.0
-
-    @classmethod
-    def of(cls, clip: ConfigDict, stream: ConfigDict, **options):
-        """With the clip of the config and the augmentation of one of its streams."""
-        return super().of(
-            clip,
-            stream,
-            crop_area=tuple(stream.crop_area),
-            flip=stream.flip,
-            color_jitter=stream.color_jitter,
-            randaugment_layers=stream.randaugment_layers,
-            randaugment_magnitude=stream.randaugment_magnitude,
-            **options,
-        )
-
-    def read(self, encoded, rng):
-        clip, _ = self.sample(encoded, rng)
-        if self.flip:
-            clip = augment.flip(rng, clip)
-        if self.color_jitter:
-            clip = augment.jitter_color(rng, clip, self.color_jitter)
-        layers, magnitude = self.randaugment_layers, self.randaugment_magnitude
-        clip = rand_augment(rng, clip, layers, magnitude)
-        return {"video": np.ascontiguousarray(clip)}
-
-    def sample(self, encoded: bytes, rng: np.random.Generator):
-        """Decodes a random clip at a random crop, as `decode.decode` returns it."""
-
-        def times(duration):
-            start = sampling.random_start(rng, self.frames, self.fps, duration)
-            return sampling.clip_times(start, self.frames, self.fps, duration)
-
-        def crop(height, width):
-            return sampling.random_crop(rng, height, width, self.size, self.crop_area)
-
-        return decode(encoded, times, crop, self.timeout_seconds)
+from sparse_tube_vit.datasets.reading import Split
+from sparse_tube_vit.errors import IndivisibleBatch
+from sparse_tube_vit.input.examples import EvaluationExample, TrainingExample
 
 
 def training_batches(
@@ -173,37 +114,3 @@ def read(batches, loader):
         yield from iterator
     finally:
         iterator.close()
-
-
-class Undecodable:
-    """Counts and names what does not decode in one data set, and stops past a share."""
-
-    def __init__(self, split: Split, max_share: float):
-        self.split, self.max_share = split, max_share
-        self.problems = {}  # id -> what is wrong
-
-    def find(self, batch: dict) -> dict[str, str]:
-        """id -> what is wrong, of the examples of a batch that are not noted yet."""
-        return {
-            str(i): str(problem)
-            for i, problem in zip(batch["id"], batch["problem"], strict=True)
-            if problem and str(i) not in self.problems
-        }
-
-    def note(self, found: dict[str, str]) -> list[str]:
-        """Takes note of what any host found; returns a line for every example.
-
-        Raises:
-          TooManyUndecodable: more than `max_share` of the data set; lists them.
-        """
-        new = {i: p for i, p in found.items() if i not in self.problems}
-        self.problems |= new
-        if len(self.problems) > self.max_share * len(self.split):
-            listed = "\n".join(f"  {i}: {p}" for i, p in self.problems.items())
-            raise TooManyUndecodable(
-                f"{len(self.problems)} of the {len(self.split)} examples of "
-                f"{self.split.name} {self.split.split} do not decode, more than the "
-                f"{self.max_share:.1%} that loader.max_undecodable allows:\n{listed}\n"
-                "Mend or remove them and prepare the data set again, or allow more."
-            )
-        return [f"{self.split.name}: {i} does not decode: {p}" for i, p in new.items()]

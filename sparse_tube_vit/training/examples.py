@@ -6,11 +6,12 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from sparse_tube_vit import datasets
 from sparse_tube_vit.config import ConfigDict, validate
+from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.datasets.classes import check_loss
+from sparse_tube_vit.datasets.preparing.embedded import prepare_embedded
 from sparse_tube_vit.input.pipeline import training_batches
-from sparse_tube_vit.training.losses import LOSSES
+from sparse_tube_vit.models.losses import LOSSES
 from sparse_tube_vit.training.step import model_input, pictures, step_keys
 
 
@@ -45,9 +46,10 @@ def examples_of_step(
     validate(config)
     loader = config.loader.copy_and_resolve_references()
     loader.workers = 0  # one batch is not worth starting processes
+    prepare_embedded(config)
     splits = {}
     for name, stream in config.streams.items():
-        splits[name] = datasets.open_split(
+        splits[name] = reading.open_split(
             stream.dataset, stream.split, config.data_dir, stream.kind
         )
         check_loss(f"streams.{name}", stream.loss, splits[name])

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sparse_tube_vit.config import ConfigDict
-from sparse_tube_vit.encoder import block_names
 from sparse_tube_vit.errors import TubeViTError
+from sparse_tube_vit.models.encoder import block_names
 
 
 class NewButFrozen(TubeViTError, ValueError):

@@ -9,14 +9,17 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from sparse_tube_vit.config import ConfigDict
-from sparse_tube_vit.mesh import BATCH
-from sparse_tube_vit.model import init_params
-from sparse_tube_vit.training import sharding
+from sparse_tube_vit.distributed.mesh import BATCH
+from sparse_tube_vit.distributed.sharding import (
+    check_batch,
+    check_model,
+    state_shardings,
+)
+from sparse_tube_vit.models.tubevit import init_params, make_model
 from sparse_tube_vit.training.freezing import join
 from sparse_tube_vit.training.optimizer import make_optimizer
 from sparse_tube_vit.training.state import TrainState
 from sparse_tube_vit.training.step import make_train_step
-from sparse_tube_vit.variants import make_model
 
 
 class Program:
@@ -41,12 +44,12 @@ class Program:
     """
 
     def __init__(self, config: ConfigDict, classes: Mapping[str, int], mesh: Mesh):
-        sharding.check_model(config, mesh)
+        check_model(config, mesh)
         parts = config.optimizer.accumulate_steps
         for name, stream in config.streams.items():
-            sharding.check_batch(stream.batch_size, mesh, f"streams.{name}", parts)
+            check_batch(stream.batch_size, mesh, f"streams.{name}", parts)
         for name, source in config.evaluations.items():
-            sharding.check_batch(source.batch_size, mesh, f"evaluations.{name}")
+            check_batch(source.batch_size, mesh, f"evaluations.{name}")
         self.mesh = mesh
         model = self.model = make_model(config, classes)
         optimizer = self.optimizer = make_optimizer(config)
@@ -56,7 +59,7 @@ class Program:
             return TrainState.create(join(params, given), optimizer, config)
 
         shapes = jax.eval_shape(init, {})
-        shardings = sharding.state_shardings(shapes, mesh)
+        shardings = state_shardings(shapes, mesh)
         batched = NamedSharding(mesh, P(BATCH))
         self.state = jax.tree.map(_shaped, shapes, shardings)
         self.batches = jax.tree.map(

@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.log import log
-from sparse_tube_vit.output import write_whole
+from sparse_tube_vit.storage import write_whole
 
 #: What the time of a run is spent on, see `Stopwatch`.
 PARTS = ("input", "step", "logging", "checkpoint", "evaluation")

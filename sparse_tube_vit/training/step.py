@@ -4,23 +4,25 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from sparse_tube_vit.config import ConfigDict
-from sparse_tube_vit.mesh import BATCH, constrain
-from sparse_tube_vit.model import TubeViT
-from sparse_tube_vit.training.freezing import frozen_parts, join, split
-from sparse_tube_vit.training.losses import (
+from sparse_tube_vit.distributed.mesh import BATCH, constrain
+from sparse_tube_vit.distributed.sharding import constrain_parameters
+from sparse_tube_vit.errors import TubeViTError
+from sparse_tube_vit.models.losses import (
     cross_entropy,
     hits,
     mean_weights,
     multi_hot,
     smooth,
 )
+from sparse_tube_vit.models.tubes import normalize
+from sparse_tube_vit.models.tubevit import TubeViT
+from sparse_tube_vit.training.freezing import frozen_parts, join, split
 from sparse_tube_vit.training.optimizer import learning_rate
-from sparse_tube_vit.training.sharding import constrain_parameters
 from sparse_tube_vit.training.state import TrainState
-from sparse_tube_vit.tubes import normalize
 
 
 def mix_pairs(key, alpha, examples):
@@ -171,3 +173,18 @@ def sum_of_parts(function: Callable, examples, parts: int):
         lambda x: jnp.zeros(x.shape, x.dtype), jax.eval_shape(part, 0)
     )
     return jax.lax.scan(add, nothing, jnp.arange(parts))[0]
+
+
+class NonFiniteLoss(TubeViTError, FloatingPointError):
+    """The loss or its gradient became infinite or not a number."""
+
+
+def check_finite(metrics, step: int) -> None:
+    """Raises NonFiniteLoss unless the loss of `step` and its gradient are finite."""
+    for name in ("loss", "gradient_norm") if metrics is not None else ():
+        if not np.isfinite(value := float(metrics[name])):
+            raise NonFiniteLoss(
+                f"The {name} is {value} at step {step}; nothing was saved since the "
+                "last checkpoint. Lower optimizer.learning_rate, raise "
+                "optimizer.warmup_steps, or set optimizer.clip_norm."
+            )

@@ -6,9 +6,10 @@ import time
 import numpy as np
 import pytest
 
-from sparse_tube_vit import datasets
 from sparse_tube_vit.benchmark import __main__ as command
 from sparse_tube_vit.benchmark import feeding
+from sparse_tube_vit.datasets import reading
+from sparse_tube_vit.datasets.preparing.embedded import prepare_embedded
 from sparse_tube_vit.input import pipeline
 from tests import tiny
 
@@ -57,8 +58,7 @@ def config(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         tiny.shrink_moving_shapes(patch)
         config = tiny.tiny_config(tmp_path_factory.mktemp("data"))
-        for kind in ("videos", "images"):
-            datasets.open_split(f"moving_shapes/{kind}", "train", config.data_dir)
+        prepare_embedded(config)
     config.streams.video.flip = True
     return config
 
@@ -79,7 +79,7 @@ def alone(config, batches):
     """Seconds by stage of the video stream's batches, but for the first."""
     stream, loader = config.streams.video, config.loader.copy_and_resolve_references()
     loader.update(workers=0, threads=0)
-    split = datasets.open_split(stream.dataset, stream.split, config.data_dir)
+    split = reading.open_split(stream.dataset, stream.split, config.data_dir)
     timed = feeding.Alone(
         pipeline.training_batches(split, "video", stream, config.clip, loader, 0)
     )

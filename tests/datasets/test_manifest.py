@@ -8,9 +8,10 @@ import json
 import numpy as np
 import pytest
 
-from sparse_tube_vit.datasets import manifest, moving_shapes
-from sparse_tube_vit.input.decode import UndecodableClip
-from tests.input.test_decode import numbered, write_video
+from sparse_tube_vit.datasets import manifest
+from sparse_tube_vit.datasets.builders import moving_shapes
+from sparse_tube_vit.video.decode import UndecodableClip
+from tests.video.test_decode import numbered, write_video
 
 
 def test_a_clip():

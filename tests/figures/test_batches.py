@@ -6,7 +6,7 @@ import pytest
 from sparse_tube_vit.figures.__main__ import main
 from sparse_tube_vit.figures.batches import batch_grids
 from sparse_tube_vit.training.examples import Example
-from tests.datasets.test_verification import FILES
+from tests.datasets.preparing.test_verification import FILES
 from tests.datasets.written import write_folder
 
 

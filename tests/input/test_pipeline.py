@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sparse_tube_vit import errors
 from sparse_tube_vit.config import default_config, evaluation, stream
-from sparse_tube_vit.datasets import moving_shapes
-from sparse_tube_vit.input import decode, pipeline
+from sparse_tube_vit.datasets.builders import moving_shapes
+from sparse_tube_vit.input import examples, pipeline
 from sparse_tube_vit.input.randaugment import rand_augment
+from sparse_tube_vit.training import undecodable
+from sparse_tube_vit.video import decode
 
 CLIP = default_config().clip.copy_and_resolve_references()
 CLIP.update(frames=4, fps=8.0, size=16)
@@ -213,7 +216,7 @@ def test_seed_and_name_of_the_stream_count(clips, reference):
 
 
 def test_randaugment_comes_last_and_moves_no_other_random_number(clips):
-    plain = pipeline.TrainingExample.of(CLIP, video_stream(randaugment_layers=0))
+    plain = examples.TrainingExample.of(CLIP, video_stream(randaugment_layers=0))
     options = {"randaugment_layers": 2, "randaugment_magnitude": 7.0}
     augmented = dataclasses.replace(plain, **options)
     rng = np.random.default_rng(0)
@@ -230,7 +233,7 @@ def test_randaugment_comes_last_and_moves_no_other_random_number(clips):
 
 
 def test_hosts_that_do_not_divide_the_batch(clips):
-    with pytest.raises(pipeline.IndivisibleBatch, match="6 is not a multiple of the 4"):
+    with pytest.raises(errors.IndivisibleBatch, match="6 is not a multiple of the 4"):
         take(1, clips, hosts=4)
 
 
@@ -254,13 +257,13 @@ def test_a_clip_that_does_not_decode_has_weight_zero_and_shifts_nothing(
 def test_what_does_not_decode_is_counted_once_and_named_and_stops_past_a_share(clips):
     damaged = dataclasses.replace(clips, damaged=(4, 7))
     batches = take(4, damaged)
-    enough = pipeline.Undecodable(damaged, max_share=2 / SIZE)
+    enough = undecodable.Undecodable(damaged, max_share=2 / SIZE)
     lines = [line for batch in batches for line in enough.note(enough.find(batch))]
     assert sorted(enough.problems) == ["clip 4", "clip 7"]
     assert len(lines) == 2 and all("does not decode" in line for line in lines)
 
-    strict = pipeline.Undecodable(damaged, max_share=1 / SIZE)
-    with pytest.raises(pipeline.TooManyUndecodable) as error:
+    strict = undecodable.Undecodable(damaged, max_share=1 / SIZE)
+    with pytest.raises(undecodable.TooManyUndecodable) as error:
         for batch in batches:
             strict.note(strict.find(batch))
     assert "2 of the 11 examples of clips train" in str(error.value)

@@ -9,12 +9,13 @@ import optax
 import pytest
 
 from sparse_tube_vit.config import default_config, stream
+from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.input.pipeline import training_batches
+from sparse_tube_vit.models.tubes import normalize
 from sparse_tube_vit.training import examples
 from sparse_tube_vit.training import step as steps
 from sparse_tube_vit.training.state import TrainState
-from sparse_tube_vit.tubes import normalize
-from tests.datasets.official import encode
+from tests.datasets.builders.official import encode
 from tests.datasets.written import write_folder
 
 DAMAGED = "train/bee/1.mp4"
@@ -74,7 +75,7 @@ def seen_in_training(config, step, monkeypatch):
     batches = {
         name: next(
             training_batches(
-                examples.datasets.open_split(s.dataset, s.split, config.data_dir),
+                reading.open_split(s.dataset, s.split, config.data_dir),
                 *(name, s, config.clip, config.loader, config.seed, step - 1),
             )
         )

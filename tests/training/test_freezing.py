@@ -4,11 +4,11 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from sparse_tube_vit.config import default_config, stream
-from sparse_tube_vit.model import TubeViT, init_params
+from sparse_tube_vit.models.tubes import Tube
+from sparse_tube_vit.models.tubevit import TubeViT, init_params
 from sparse_tube_vit.training.optimizer import make_optimizer
 from sparse_tube_vit.training.state import TrainState
 from sparse_tube_vit.training.step import make_train_step
-from sparse_tube_vit.tubes import Tube
 
 CLIP = (2, 8, 8)
 

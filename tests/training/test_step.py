@@ -5,10 +5,10 @@ import optax
 import pytest
 
 from sparse_tube_vit.config import default_config, stream
-from sparse_tube_vit.model import TubeViT, init_params
+from sparse_tube_vit.models.tubes import Tube
+from sparse_tube_vit.models.tubevit import TubeViT, init_params
 from sparse_tube_vit.training import step as steps
 from sparse_tube_vit.training.optimizer import learning_rate, make_optimizer
-from sparse_tube_vit.tubes import Tube
 
 CLIP = (4, 16, 16)
 

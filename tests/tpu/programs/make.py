@@ -15,8 +15,8 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from sparse_tube_vit.attention import splash
-from sparse_tube_vit.mesh import AXES
+from sparse_tube_vit.distributed.mesh import AXES
+from sparse_tube_vit.models.attention import splash
 from sparse_tube_vit.tpu.chips import CHIPS, Topology
 
 FOLDER = pathlib.Path(__file__).parent

@@ -1,0 +1,285 @@
+"""Scaling up, from image to video (paper 3.6, eq. 8, tables 6 and 9).
+
+A large ViT that was trained on images gets the video tubes of a small TubeViT. Their
+kernels stay as they are: space-to-depth concatenates the outputs of as many windows as
+the larger width needs. In training, the first layers are frozen, and a gate adds the
+tokens again after them, which at the start changes nothing.
+"""
+
+import dataclasses
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from sparse_tube_vit.checkpoints import pretrained, stored, vit_formats
+from sparse_tube_vit.checkpoints.run import describe_run, save_params
+from sparse_tube_vit.config import (
+    ConfigDict,
+    default_config,
+    from_json,
+    is_weights_file,
+    validate,
+)
+from sparse_tube_vit.errors import TubeViTError
+from sparse_tube_vit.models.tubes import Tube, kernel_channels, resize_kernel
+from sparse_tube_vit.models.tubevit import init_params, make_model
+from sparse_tube_vit.models.variants import make_tubes
+from sparse_tube_vit.storage import absolute
+
+#: The paper freezes 26 of the 32 layers of H.
+FROZEN_SHARE = 26 / 32  # rounded down to whole layers: 19 of 24, 9 of 12
+
+
+class NotScalable(TubeViTError, ValueError):
+    """Two models of which scaling up makes none."""
+
+
+def scale_tube(tube: Tube, channels: int, width: int) -> Tube:
+    """The tube with as many windows a token as a larger width needs.
+
+    The windows a token along an axis are a multiple of what they were, and divide the
+    stride. Of all such factors those of the least product are taken, and of these the
+    ones with most windows along time, then down.
+
+    Args:
+      tube: of the small model.
+      channels: d, outputs of its kernel.
+      width: D, channels of the larger model's tokens. At least D / d windows a token
+        are needed; where they make more, the first D channels are kept, which the paper
+        does not state.
+
+    Raises:
+      NotScalable: there are no such factors.
+    """
+    needed = math.ceil(width / channels)
+    choices = itertools.product(
+        *(
+            [f for f in range(least, stride + 1, least) if stride % f == 0]
+            for least, stride in zip(tube.space_to_depth, tube.stride, strict=True)
+        )
+    )
+    enough = [factors for factors in choices if math.prod(factors) >= needed]
+    if not enough:
+        raise NotScalable(
+            f"Tube {tube}: a width of {width} needs {needed} windows a token of its "
+            f"kernel's {channels} channels. The stride {tube.stride} has no factors, "
+            f"multiples of {tube.space_to_depth}, that make so many. Train the small "
+            "model with a larger stride, or with more channels."
+        )
+    factors = min(enough, key=lambda f: (math.prod(f), -f[0], -f[1]))
+    return dataclasses.replace(tube, space_to_depth=factors, channels=channels)
+
+
+def scale_tubes(
+    tubes: Sequence[Tube], channels: Sequence[int], width: int, patches: Tube
+) -> tuple[Tube, ...]:
+    """The tubes of the created model.
+
+    Args:
+      tubes: of the small model.
+      channels: outputs of every kernel.
+      width: D of the large model.
+      patches: of the large model. They take the place of the tube that reads images,
+        and of its strides that along time.
+
+    Raises:
+      NotScalable: as `scale_tube`; or not one tube alone reads images.
+    """
+    if sum(tube.reads_images for tube in tubes) != 1:
+        raise NotScalable(
+            f"Of the small model's tubes [{'; '.join(map(str, tubes))}] one must read "
+            "images, for the large model's patches to take its place."
+        )
+    return tuple(
+        dataclasses.replace(patches, stride=(tube.stride[0], *patches.stride[1:]))
+        if tube.reads_images
+        else scale_tube(tube, d, width)
+        for tube, d in zip(tubes, channels, strict=True)
+    )
+
+
+def scale_config(
+    config: ConfigDict, big: Mapping, patches: Tube, frozen_layers: int | None = None
+) -> None:
+    """Changes the config of a small model to that of the created one.
+
+    Args:
+      config: of the small model.
+      big: of the large model, the values of `config.model` for its encoder.
+      patches: of the large model.
+      frozen_layers: of the created model, the gate after them. None: the share that the
+        paper freezes.
+
+    Raises:
+      NotScalable: as `scale_tubes`; or the small model is the wider one, or has learned
+        positions, which only its own tokens have.
+    """
+    m = config.model
+    if m.positions == "learned" or big["width"] < m.width:
+        raise NotScalable(
+            f"A model of width {m.width} with {m.positions} positions cannot be scaled "
+            f"to a width of {big['width']}: it must not be wider, and its positions "
+            "must not be learned."
+        )
+    tubes = make_tubes(m.tubes)
+    channels = kernel_channels(tubes, m.width, m.kernels)
+    tubes = scale_tubes(tubes, channels, big["width"], patches)
+    if frozen_layers is None:
+        frozen_layers = int(FROZEN_SHARE * big["depth"])
+    m.update(big, kernels="separate", pooling="attention", gate_after=frozen_layers)
+    m.tubes = tuple(map(dataclasses.asdict, tubes))
+    config.optimizer.frozen_layers = frozen_layers
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageViT:
+    """A ViT of 2-D patches.
+
+    Attributes:
+      model: what `config.model` says of its encoder.
+      patches: the tube that they are.
+      params: arrays in numpy by path, those of the patches below `stem/tube_0/`.
+      dropped: as in `pretrained.Report`.
+    """
+
+    model: dict
+    patches: Tube
+    params: dict[str, np.ndarray]
+    dropped: dict[str, tuple]
+
+
+#: The keys of `config.model` that an encoder's parameters are made for.
+_ENCODER = ("depth", "width", "mlp_dim", "heads", "new_layers", "gelu", "norm_epsilon")
+
+
+def read_image_vit(path, sizes: Mapping | None = None) -> ImageViT:
+    """Reads the large model.
+
+    Args:
+      path: a file as for `config.init.weights`; or a work directory or checkpoint of a
+        model whose only tube reads single frames.
+      sizes: depth, width, mlp_dim and heads of the weights in a file.
+
+    Raises:
+      NotScalable: the model is more than an image ViT.
+      UnreadableWeights, WeightsDoNotMatch, NoCheckpoint: it cannot be read.
+    """
+    if is_weights_file(str(path)):
+        kind, file = vit_formats.read_vit(path)
+        h, w = kind.patch(file)
+        config = default_config()
+        config.model.update(sizes, gelu=kind.gelu, norm_epsilon=kind.norm_epsilon)
+        config.model.tubes = ({"kernel": (1, h, w), "stride": (1, h, w)},)
+        config.init.weights = str(path)
+        model = _model(config, {"classes": ()})
+        params, report = pretrained.initial_params(config, *model)
+        dropped = report.dropped
+    else:
+        source = stored.read(path)
+        config, params, dropped = from_json(source.run["config"]), source.params, {}
+    m, (tube, *others) = config.model, make_tubes(config.model.tubes)
+    images_alone = not others and tube.reads_images and tube.windows_per_token == 1
+    if not images_alone or m.kernels != "separate" or m.gate_after is not None:
+        raise NotScalable(
+            f"{path} is not an image ViT, which has one tube, of single frames and "
+            "with a kernel of its own, and no gate."
+        )
+    values = {key: m[key] for key in _ENCODER}
+    return ImageViT(values, tube, flatten_dict(params, sep="/"), dropped)
+
+
+def _model(config, class_names):
+    """(model, shapes of its parameters, class names) for `initial_params`."""
+    model = make_model(config, {head: len(c) for head, c in class_names.items()})
+    shapes = jax.eval_shape(lambda: _fresh(config, model))
+    return model, shapes, class_names
+
+
+def _fresh(config, model):
+    return init_params(model, jax.random.key(config.seed), model.clip)
+
+
+def scale_up(
+    small, big, workdir, sizes: Mapping | None = None, frozen_layers: int | None = None
+) -> tuple[ConfigDict, pretrained.Report]:
+    """Writes the created model as a checkpoint that runs can start from.
+
+    Its tubes' kernels are the small model's, its patches and its encoder the large
+    one's, and so is its attention pooling if that has one. All else is new, by the seed
+    of the small model's config: the heads are those of that model.
+
+    Args:
+      small: a work directory or checkpoint of a TubeViT.
+      big, sizes: as for `read_image_vit`.
+      workdir: of the created model; nothing is trained in it.
+      frozen_layers: as for `scale_config`.
+
+    Returns:
+      (config, report): the small model's config, changed to train the created model,
+      and where its parameters come from. The checkpoint holds the config.
+
+    Raises:
+      NotScalable: the two models do not fit.
+      InvalidConfig: `frozen_layers` are none, or all.
+      UnreadableWeights, WeightsDoNotMatch, NoCheckpoint: a model cannot be read.
+      OtherRun: the work directory is in use.
+    """
+    source = stored.read(small)
+    run, config = source.run, from_json(source.run["config"])
+    kernels = read_kernels(source.params, config)
+    image = read_image_vit(big, sizes)
+    scale_config(config, image.model, image.patches, frozen_layers)
+    config.init.update(default_config().init)
+    config.init.weights = absolute(workdir)
+    validate(config)
+    tubes = make_tubes(config.model.tubes)
+    model, shapes, _ = _model(config, run["class_names"])
+    shapes = flatten_dict(shapes, sep="/")
+    given, report = {}, pretrained.Report(f"{small} and {big}", dropped=image.dropped)
+    for i, (tube, kernel) in enumerate(zip(tubes, kernels, strict=True)):
+        for leaf, x in kernel.items():
+            name = f"stem/tube_{i}/{leaf}"
+            if tube.reads_images:
+                given[name] = image.params[f"stem/tube_0/{leaf}"], big
+            else:
+                given[name] = x, small
+    for name, x in image.params.items():
+        if name.startswith(("encoder/", "pooling/")):
+            given[name] = x, big
+        elif not name.startswith("stem/"):
+            report.dropped[name] = x.shape, f"of {big}"
+    report.loaded = {
+        name: (x.shape, f"of {source}") for name, (x, source) in given.items()
+    }
+    report.new = {
+        name: (x.shape, "") for name, x in shapes.items() if name not in given
+    }
+
+    @jax.jit  # makes what is new, and not what is given
+    def new():
+        params = flatten_dict(_fresh(config, model), sep="/")
+        return {name: params[name] for name in report.new}
+
+    params = jax.device_get(new()) | {name: x for name, (x, _) in given.items()}
+    save_params(
+        workdir,
+        unflatten_dict(params, sep="/"),
+        describe_run(config, run["class_names"]),
+    )
+    return config, report
+
+
+def read_kernels(params: Mapping, config: ConfigDict) -> list[dict]:
+    """{"kernel", "bias"} of every tube of a config's model, interpolated or not."""
+    stem = params["stem"]
+    if config.model.kernels == "separate":
+        return [stem[f"tube_{i}"] for i in range(len(stem))]
+    return [
+        stem["shared"]
+        | {"kernel": np.asarray(resize_kernel(stem["shared"]["kernel"], tube.kernel))}
+        for tube in make_tubes(config.model.tubes)
+    ]

@@ -1,0 +1,245 @@
+"""Image ViTs' files of weights: their names, by library."""
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Mapping
+
+import numpy as np
+import safetensors
+
+from sparse_tube_vit.errors import TubeViTError
+
+
+class UnreadableWeights(TubeViTError, ValueError):
+    """A file that is none of the known kinds of weights."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """The names that a library gives to a ViT's arrays, and what it computes with.
+
+    Attributes:
+      name: of the library.
+      gelu, norm_epsilon: of its models, as in `model.TubeViT`.
+      layers: its name of every layer outside the blocks, by ours.
+      block: its name of block {i}.
+      block_layers: its name of every layer of a block, by ours.
+      class_token, positions: its names of the two arrays that belong to no layer.
+      leaves: what it calls a layer's kernel, scale and bias.
+      torch: whether kernels are (out, in) and patches (D, 3, h, w).
+      before_head: layers between trunk and classifier, which TubeViT has not: dropped
+        together with the classifier.
+      unused: names that play no part in classification: dropped.
+    """
+
+    name: str
+    gelu: str
+    norm_epsilon: float
+    layers: Mapping[str, str]
+    block: str
+    block_layers: Mapping[str, str]
+    class_token: str
+    positions: str
+    leaves: Mapping[str, str]
+    torch: bool
+    before_head: tuple[str, ...] = ()
+    unused: tuple[str, ...] = ()
+
+    def recognizes(self, names) -> bool:
+        """Whether a file with arrays of these names is of this format."""
+        signature = (
+            self.name_of("patch", "kernel"),
+            self.name_of("encoder/block_0/attention/query", "kernel"),
+        )
+        return all(name in names for name in signature)
+
+    def name_of(self, layer: str, leaf: str) -> str:
+        """The name in the file of one of our layers' kernel, scale or bias."""
+        if block := re.fullmatch(r"encoder/block_(\d+)/(.*)", layer):
+            theirs = self.block.format(i=block[1]) + self.block_layers[block[2]]
+        else:
+            theirs = self.layers[layer]
+        return theirs + self.leaves[leaf]
+
+    def names(self, depth: int) -> dict[str, str]:
+        """The name in the file of every array of a ViT of so many blocks, by ours."""
+        layers = [*self.layers] + [
+            f"encoder/block_{i}/{layer}"
+            for i in range(depth)
+            for layer in self.block_layers
+        ]
+        return {"class_token": self.class_token, "positions": self.positions} | {
+            f"{layer}/{leaf}": self.name_of(layer, leaf)
+            for layer in layers
+            for leaf in ("scale" if "norm" in layer else "kernel", "bias")
+        }
+
+    def patch(self, file: Mapping[str, np.ndarray]) -> tuple[int, int]:
+        """Size of a file's patches in pixels, (h, w)."""
+        shape = file[self.name_of("patch", "kernel")].shape
+        return shape[2:] if self.torch else shape[:2]
+
+    def depth(self, names) -> int:
+        """Number of blocks in a file."""
+        return next(
+            i
+            for i in itertools.count()
+            if not any(name.startswith(self.block.format(i=i)) for name in names)
+        )
+
+
+_TORCH = {
+    "leaves": {"kernel": ".weight", "scale": ".weight", "bias": ".bias"},
+    "torch": True,
+    "gelu": "erf",
+}
+
+
+def _hugging_face(prefix, block, **block_layers):
+    attention = ("query", "key", "value", "out")
+    return Format(
+        name="Hugging Face",
+        norm_epsilon=1e-12,
+        layers={
+            "patch": f"{prefix}embeddings.patch_embeddings.projection",
+            "encoder/norm": f"{prefix}layernorm",
+            "head": "classifier",
+        },
+        block=f"{prefix}{block}",
+        block_layers={
+            "norm_1": "layernorm_before",
+            "norm_2": "layernorm_after",
+            **{
+                f"{'attention' if layer in attention else 'mlp'}/{layer}": name
+                for layer, name in block_layers.items()
+            },
+        },
+        class_token=f"{prefix}embeddings.cls_token",
+        positions=f"{prefix}embeddings.position_embeddings",
+        unused=(
+            f"{prefix}pooler.dense.weight",
+            f"{prefix}pooler.dense.bias",
+            f"{prefix}embeddings.mask_token",
+        ),
+        **_TORCH,
+    )
+
+
+#: All formats. Hugging Face's names are without the prefix where the file has no
+#: classifier; the first kind is what `save_pretrained` writes, the second what modules
+#: are called since transformers 5.
+FORMATS = (
+    Format(
+        name="AugReg",
+        gelu="tanh",
+        norm_epsilon=1e-6,
+        layers={
+            "patch": "embedding",
+            "encoder/norm": "Transformer/encoder_norm",
+            "head": "head",
+        },
+        block="Transformer/encoderblock_{i}/",
+        block_layers={
+            "norm_1": "LayerNorm_0",
+            "attention/query": "MultiHeadDotProductAttention_1/query",
+            "attention/key": "MultiHeadDotProductAttention_1/key",
+            "attention/value": "MultiHeadDotProductAttention_1/value",
+            "attention/out": "MultiHeadDotProductAttention_1/out",
+            "norm_2": "LayerNorm_2",
+            "mlp/up": "MlpBlock_3/Dense_0",
+            "mlp/down": "MlpBlock_3/Dense_1",
+        },
+        class_token="cls",
+        positions="Transformer/posembed_input/pos_embedding",
+        leaves={"kernel": "/kernel", "scale": "/scale", "bias": "/bias"},
+        torch=False,
+        before_head=("pre_logits/kernel", "pre_logits/bias"),
+    ),
+    Format(
+        name="timm",
+        norm_epsilon=1e-6,
+        layers={"patch": "patch_embed.proj", "encoder/norm": "norm", "head": "head"},
+        block="blocks.{i}.",
+        block_layers={
+            "norm_1": "norm1",
+            "attention/query": "attn.q",  # three parts of attn.qkv
+            "attention/key": "attn.k",
+            "attention/value": "attn.v",
+            "attention/out": "attn.proj",
+            "norm_2": "norm2",
+            "mlp/up": "mlp.fc1",
+            "mlp/down": "mlp.fc2",
+        },
+        class_token="cls_token",
+        positions="pos_embed",
+        before_head=("fc_norm.weight", "fc_norm.bias"),
+        **_TORCH,
+    ),
+    *itertools.chain.from_iterable(
+        (
+            _hugging_face(
+                prefix,
+                "encoder.layer.{i}.",
+                query="attention.attention.query",
+                key="attention.attention.key",
+                value="attention.attention.value",
+                out="attention.output.dense",
+                up="intermediate.dense",
+                down="output.dense",
+            ),
+            _hugging_face(
+                prefix,
+                "layers.{i}.",
+                query="attention.q_proj",
+                key="attention.k_proj",
+                value="attention.v_proj",
+                out="attention.o_proj",
+                up="mlp.fc1",
+                down="mlp.fc2",
+            ),
+        )
+        for prefix in ("vit.", "")
+    ),
+)
+
+
+def read_vit(path) -> tuple[Format, dict[str, np.ndarray]]:
+    """The format of a file of an image ViT's weights, and all its arrays.
+
+    Raises:
+      UnreadableWeights: it holds something else.
+    """
+    file = read_arrays(path)
+    kind = next((f for f in FORMATS if f.recognizes(file)), None)
+    if kind is None:
+        some = ", ".join(sorted(file)[:5])
+        raise UnreadableWeights(
+            f"{path} is not a ViT by AugReg's, timm's or Hugging Face's names: it has "
+            f"{len(file)} arrays, the first {some}."
+        )
+    return kind, file
+
+
+def read_arrays(path) -> dict[str, np.ndarray]:
+    """All arrays of an `.npz` or `.safetensors` file in float32, timm's qkv as three.
+
+    Raises:
+      UnreadableWeights: no such file, or one that holds something else.
+    """
+    try:
+        if str(path).endswith(".npz"):
+            with np.load(path, allow_pickle=False) as arrays:
+                file = dict(arrays)
+        else:
+            with safetensors.safe_open(path, "np") as arrays:
+                names = arrays.keys()
+                file = {name: arrays.get_tensor(name) for name in names}
+        file = {name: x.astype(np.float32) for name, x in file.items()}
+        for name in [n for n in file if re.search(r"\battn\.qkv\.(weight|bias)$", n)]:
+            parts = np.split(file.pop(name), 3)
+            for letter, part in zip("qkv", parts, strict=True):
+                file[name.replace("qkv", letter)] = part
+        return file
+    except Exception as error:  # each reader has its own for a damaged file
+        raise UnreadableWeights(f"{path} cannot be read: {error}") from error

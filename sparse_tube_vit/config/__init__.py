@@ -1,0 +1,41 @@
+"""Configurations: every key with its default and its rule, and command lines."""
+
+from sparse_tube_vit.config.schema import (
+    MODEL_CHOICES,
+    ConfigDict,
+    InvalidConfig,
+    arguments,
+    check_values,
+    default_config,
+    differences,
+    evaluation,
+    from_json,
+    head_loss,
+    is_weights_file,
+    leave_open,
+    open_keys,
+    profiled_steps,
+    smoke,
+    stream,
+    validate,
+)
+
+__all__ = [
+    "ConfigDict",
+    "InvalidConfig",
+    "MODEL_CHOICES",
+    "arguments",
+    "check_values",
+    "default_config",
+    "differences",
+    "evaluation",
+    "from_json",
+    "head_loss",
+    "is_weights_file",
+    "leave_open",
+    "open_keys",
+    "profiled_steps",
+    "smoke",
+    "stream",
+    "validate",
+]

@@ -1,0 +1,25 @@
+"""Builders of data sets, by name."""
+
+import importlib
+
+# Builder classes by name, as "module:class".
+BUILDERS = {
+    "charades": "sparse_tube_vit.datasets.builders.charades:Charades",
+    "image_folder": "sparse_tube_vit.datasets.builders.folders:ImageFolder",
+    "imagenet2012": "sparse_tube_vit.datasets.builders.imagenet:ImageNet2012",
+    "kinetics400": "sparse_tube_vit.datasets.builders.kinetics:Kinetics400",
+    "kinetics600": "sparse_tube_vit.datasets.builders.kinetics:Kinetics600",
+    "kinetics700": "sparse_tube_vit.datasets.builders.kinetics:Kinetics700",
+    "moving_shapes": "sparse_tube_vit.datasets.builders.moving_shapes:MovingShapes",
+    "something_something_v2": (
+        "sparse_tube_vit.datasets.builders.something_something_v2:SomethingSomethingV2"
+    ),
+    "ucf101": "sparse_tube_vit.datasets.builders.ucf101:Ucf101",
+    "video_folder": "sparse_tube_vit.datasets.builders.folders:VideoFolder",
+}
+
+
+def builder_class(name: str) -> type:
+    """Returns the builder class called `name`, one of `BUILDERS`."""
+    module, cls = BUILDERS[name].split(":")
+    return getattr(importlib.import_module(module), cls)

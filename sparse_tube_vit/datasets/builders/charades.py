@@ -1,0 +1,99 @@
+"""Charades from its official files: `charades`, any number of actions a video.
+
+The annotations directory holds Charades_v1_train.csv, Charades_v1_test.csv and
+Charades_v1_classes.txt, whose order of 157 classes is the order of the labels. Videos
+are called `<id>`, in any folders. A video's labels are its actions; when in the video
+they occur is not kept.
+
+Videos without any action are left out: the official evaluation ranks them last for all
+classes, so that they count for nothing.
+"""
+
+import pathlib
+import re
+
+from sparse_tube_vit.datasets.builders import builder
+from sparse_tube_vit.datasets.builders.annotations import (
+    BadAnnotations,
+    Entry,
+    count_classes,
+    find,
+    read,
+    read_csv,
+)
+
+CLASSES = 157
+SPLITS = ("train", "test")
+COLUMNS = ("id", "actions")
+ACTION = re.compile(r"(c\d{3}) [-\d.]+ [-\d.]+")  # class, start and end in seconds
+
+
+class Charades(builder.Builder):
+    """Charades, given `read`'s listing."""
+
+    name = "charades"
+    kind = "video"
+    multi_label = True
+
+    @classmethod
+    def read(cls, videos, annotations) -> builder.Listing:
+        """Reads the lists of train and test.
+
+        Videos without any action, and listed videos that are not there, are in the
+        listing's `left_out`. A classes file of fewer classes is read too, with a note.
+
+        Raises:
+            BadAnnotations: A file is missing or malformed, an action's class is not in
+                the classes file, or a video is listed twice.
+            MissingVideos: None of the videos is there, or one could be several files.
+        """
+        annotations = pathlib.Path(annotations)
+        path = annotations / "Charades_v1_classes.txt"
+        class_names = _read_classes(path)
+        entries, left_out = [], []
+        for split in SPLITS:
+            rows = read_csv(annotations / f"Charades_v1_{split}.csv", COLUMNS)
+            for where, fields in rows:
+                name, codes = fields["id"], _codes(where, fields["actions"])
+                if not name:
+                    raise BadAnnotations(f"{where}: no id")
+                if unknown := codes - set(class_names):
+                    raise BadAnnotations(
+                        f"{where}: {', '.join(sorted(unknown))} not in {path}"
+                    )
+                labels = tuple(n for code, n in class_names.items() if code in codes)
+                entry = Entry(where, split, name, labels, (name,))
+                if labels:
+                    entries.append(entry)
+                else:
+                    left_out.append(entry.left_out(f"no action in {where}"))
+        notes = count_classes(path, len(class_names), CLASSES)
+        return find(videos, entries, class_names.values(), left_out, notes)
+
+
+def _read_classes(path: pathlib.Path) -> dict[str, str]:
+    """Returns the name of each class by its code, such as c000."""
+    names = {}
+    for i, line in enumerate(read(path).splitlines(), 1):
+        if not line.strip():
+            continue
+        code, _, name = line.strip().partition(" ")
+        if not re.fullmatch(r"c\d{3}", code) or not name:
+            raise BadAnnotations(f"{path}:{i}: expected `c000 name`, got {line!r}")
+        if code in names or name in names.values():
+            raise BadAnnotations(f"{path}:{i}: class {code} {name} is there twice")
+        names[code] = name
+    if not names:
+        raise BadAnnotations(f"{path} names no class")
+    return names
+
+
+def _codes(where: str, actions: str) -> set[str]:
+    """The classes of actions such as `c092 11.90 21.20;c147 0.00 12.60`."""
+    codes = set()
+    for action in filter(None, actions.split(";")):
+        match = ACTION.fullmatch(action)
+        if not match:
+            raise BadAnnotations(f"{where}: expected `class start end`, got {action!r}")
+        codes.add(match[1])
+    return codes

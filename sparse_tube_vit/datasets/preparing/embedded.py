@@ -1,0 +1,32 @@
+"""The embedded data set `moving_shapes`, prepared on first use."""
+
+from sparse_tube_vit.config import ConfigDict
+from sparse_tube_vit.datasets.builders.moving_shapes import MovingShapes
+from sparse_tube_vit.datasets.preparing import write
+from sparse_tube_vit.datasets.reading import DatasetNotPrepared
+from sparse_tube_vit.log import log
+
+
+def prepare_embedded(config: ConfigDict) -> None:
+    """Prepares the embedded data sets of a config, unless this version's are there.
+
+    Args:
+        config: Its streams and evaluations name the data sets, `data_dir` the place.
+
+    Raises:
+        DatasetNotPrepared: There is no embedded data set of such a name.
+    """
+    sources = (*config.streams.values(), *config.evaluations.values())
+    for dataset in sorted({source.dataset for source in sources}):
+        name, _, kind = dataset.partition("/")
+        if name != MovingShapes.name:
+            continue
+        if kind not in MovingShapes.KINDS:
+            raise DatasetNotPrepared(
+                f"there is no data set {dataset!r}; the embedded ones are"
+                f" {', '.join(f'{name}/{kind}' for kind in MovingShapes.KINDS)}"
+            )
+        builder = MovingShapes(config=kind, data_dir=config.data_dir)
+        if not (builder.directory / "dataset_info.json").exists():
+            log.info("Making %s in %s (once)", dataset, builder.directory)
+            write.write(builder)

@@ -1,0 +1,198 @@
+"""Writes data sets shard by shard, in ArrayRecord as TFDS reads it.
+
+First a plan says which example goes into which shard, in the order in which TFDS itself
+would write them: it follows from their ids alone. Then `write_shard` writes a shard,
+whatever process or machine runs it: its records, and when they are all there its rows
+of the manifest. When no shard is left, manifest.csv is put together and at last
+dataset_info.json written, which makes it a prepared data set.
+
+Whatever ends before, finished shards stay, and writing the same data set again goes on
+with the others. Until the end, the other files in the directory are `preparing.*`.
+Several processes may write the same data set at once: their files are the same, and
+each appears complete or not at all.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable
+
+import tensorflow_datasets as tfds
+from array_record.python import array_record_module
+from etils import epath
+
+from sparse_tube_vit.datasets import manifest
+from sparse_tube_vit.datasets.builders import builder_class
+from sparse_tube_vit.datasets.builders.builder import Builder, Example, load
+from sparse_tube_vit.datasets.manifest import Row
+from sparse_tube_vit.datasets.preparing.plan import (
+    INFO,
+    Shard,
+    make_plan,
+    publishing,
+    shards,
+    template_of,
+    unfinished,
+)
+from sparse_tube_vit.datasets.reading import UNFINISHED
+from sparse_tube_vit.errors import DatasetError
+from sparse_tube_vit.storage import is_remote
+from sparse_tube_vit.video.decode import UndecodableClip
+from sparse_tube_vit.video.transcode import Transcode
+
+
+class Unfinished(DatasetError):
+    """A runner ended before everything was written, as of a pipeline not waited for."""
+
+
+class NothingDecodes(DatasetError):
+    """Not one of the examples decodes."""
+
+
+def write(
+    builder: Builder,
+    transcode: Transcode | None = None,
+    run: Callable[[epath.Path], None] | None = None,
+) -> bool:
+    """Writes a data set, or what a former call has left of it to be written.
+
+    Args:
+        builder: What to write.
+        transcode: Applied to every clip; None stores files as they are.
+        run: Called with the plan, writes all its `unfinished` shards; by default one
+            by one in this process.
+
+    Returns:
+        True if it was written, False if it was there already.
+
+    Raises:
+        OtherPreparation: It was begun with other files or options.
+        UnreadableFile: A listed file cannot be read.
+        CannotWrite: A full disk, or whatever else the file system says.
+        Unfinished: `run` returned before all shards were written.
+        NothingDecodes: Not one of the examples decodes.
+    """
+    prepared = builder.directory / INFO
+    written = False
+    if not prepared.exists():
+        try:
+            plan = make_plan(builder, transcode)
+            (run or write_all)(plan)
+            _finish(builder, plan)
+            written = True
+        except Exception:
+            # Another process has finished it, and removed what this one still used.
+            if not prepared.exists():
+                raise
+    _clear(builder.directory)
+    return written
+
+
+def write_all(plan) -> None:
+    """Writes all unfinished shards of a plan, one by one."""
+    for shard in unfinished(plan):
+        write_shard(shard)
+
+
+def write_shard(shard: Shard, seen: Callable[[], None] = lambda: None) -> None:
+    """Writes a shard's file of records, then its part of the manifest.
+
+    An example that does not decode is left out of the records; its row says why. A
+    shard that another process has written meanwhile is left as it is.
+
+    Args:
+        shard: What to write.
+        seen: Called after every example.
+
+    Raises: UnreadableFile, CannotWrite.
+    """
+    if shard.finished():
+        for _ in shard.examples:
+            seen()
+        return
+    builder = builder_class(shard.builder)
+    features = tfds.features.FeaturesDict.from_config(shard.directory)
+    serializer = tfds.core.ExampleSerializer(features.get_serialized_info())
+    kind = "image" if "image" in features else "video"
+    labels = "labels" if "labels" in features else "label"
+    rows = []
+    with publishing(shard.directory) as scratch:
+        path = os.fspath(scratch / shard.name)
+        writer = array_record_module.ArrayRecordWriter(path, "group_size:1")
+        for example in shard.examples:
+            encoded = load(builder, example.source)
+            row, stored = _inspect(shard, example, encoded, kind)
+            if row.status == manifest.OK:
+                values = {"id": example.id, labels: example.label, kind: stored}
+                record = serializer.get_tf_example(features.encode_example(values))
+                # Else the order of the features would differ from process to process.
+                writer.write(record.SerializeToString(deterministic=True))
+            rows.append(row)
+            seen()
+        writer.close()
+    with publishing(shard.directory) as scratch:
+        manifest.write(scratch / shard.rows.name, rows, labels == "labels")
+
+
+def _inspect(shard: Shard, example: Example, encoded: bytes, kind: str):
+    """Returns the example's row, and the bytes to be stored."""
+    try:
+        stored = shard.transcode(encoded) if shard.transcode else encoded
+    except UndecodableClip as error:
+        digest = hashlib.sha256(encoded).hexdigest()
+        status, label = str(error), example.label
+        return Row(shard.split, example.id, digest, label=label, status=status), encoded
+    return Row.of(shard.split, example.id, example.label, stored, kind), stored
+
+
+def _finish(builder: Builder, plan: epath.Path) -> None:
+    """Writes the manifest, and at last what makes this a prepared data set."""
+    rows, lengths, sizes = [], {}, {}
+    for shard in shards(plan):
+        if not shard.finished():
+            raise Unfinished(
+                f"{builder.directory / shard.name} was not written, though nothing"
+                " failed; run the same command again"
+            )
+        of_shard = list(manifest.read(shard.rows))
+        rows += of_shard
+        length = sum(row.status == manifest.OK for row in of_shard)
+        lengths.setdefault(shard.split, []).append(length)
+        size = _size(builder.directory / shard.name)
+        sizes[shard.split] = sizes.get(shard.split, 0) + size
+    if not any(map(sum, lengths.values())):
+        raise NothingDecodes(
+            f"none of the {len(rows)} examples decodes; the first, {rows[0].id}:"
+            f" {rows[0].status}"
+        )
+    rows += builder.listing.left_out
+    with publishing(builder.directory) as scratch:
+        manifest.write(scratch / manifest.NAME, rows, builder.multi_label)
+    info = builder.info()
+    splits = [
+        tfds.core.SplitInfo(
+            name=split,
+            shard_lengths=lengths[split],
+            num_bytes=sizes[split],
+            filename_template=template_of(builder, split),
+        )
+        for split in lengths
+        if sum(lengths[split])
+    ]
+    info.set_splits(tfds.core.SplitDict(splits))
+    with publishing(builder.directory) as scratch:
+        info.write_dataset_info_json(scratch)
+
+
+def _size(path: epath.Path) -> int:
+    if is_remote(path):
+        return path.stat().length
+    return os.path.getsize(path)  # epath's needs a name for the owner
+
+
+def _clear(directory: epath.Path) -> None:
+    """Removes what a finished data set does not need."""
+    for path in directory.glob(f"{UNFINISHED}*"):
+        if path.is_dir():
+            path.rmtree(missing_ok=True)
+        else:
+            path.unlink(missing_ok=True)

@@ -1,0 +1,311 @@
+"""A trained model, loaded to be used: `load`, and what the loaded model does.
+
+It needs no config file, no data set and no mesh, and runs on one device of any kind.
+"""
+
+import dataclasses
+import functools
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict
+
+from sparse_tube_vit import storage
+from sparse_tube_vit.checkpoints import stored
+from sparse_tube_vit.checkpoints.run import DamagedCheckpoint
+from sparse_tube_vit.config import ConfigDict, from_json, head_loss
+from sparse_tube_vit.errors import TubeViTError
+from sparse_tube_vit.inference.clips import kind_of, naming
+from sparse_tube_vit.input import examples
+from sparse_tube_vit.models.losses import make_scores
+from sparse_tube_vit.models.tubes import tubes_for
+from sparse_tube_vit.models.tubevit import TubeViT, UnknownHead, init_params, make_model
+
+
+class AmbiguousHead(TubeViTError, ValueError):
+    """No head, or several, were trained on inputs of this kind; one must be named."""
+
+
+class NotAClip(TubeViTError, ValueError):
+    """An array that is no image, no clip and no views of one."""
+
+
+def load(path, step: int | None = None, ema: bool = True) -> "TrainedTubeViT":
+    """Loads a trained model onto the default device.
+
+    Args:
+      path: of a run's work directory, of one step's directory below its `checkpoints`,
+        or of a release; local or gs://.
+      step: of a work directory's checkpoints; None: the latest.
+      ema: whether to take the averaged parameters, if there are any. A release has
+        either.
+
+    Raises: NoCheckpoint, UnfinishedCheckpoint, ForeignCheckpoint, DamagedCheckpoint,
+      NewerCheckpoint and UnreachableStorage, as `stored.read`.
+    """
+    found = stored.read(path, step, ema)
+    config = from_json(found.run["config"])
+    config.model.attention = "auto"  # the devices here may be others
+    class_names = {h: tuple(names) for h, names in found.run["class_names"].items()}
+    model = make_model(config, {h: len(names) for h, names in class_names.items()})
+    check_params(found.params, model, found.name)
+    params = jax.device_put(found.params, jax.local_devices()[0])
+    return TrainedTubeViT(
+        found.name, found.step, config, class_names, model, params, found.averaged
+    )
+
+
+def check_params(params, model: TubeViT, name: str) -> None:
+    """Raises DamagedCheckpoint unless these are the parameters of the model."""
+    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0), model.clip))
+    wanted = {k: x.shape for k, x in flatten_dict(shapes, sep="/").items()}
+    given = {k: x.shape for k, x in flatten_dict(params, sep="/").items()}
+    wrong = [
+        f"{k} is {given.get(k, 'not there')}, of the model {wanted.get(k, 'no part')}"
+        for k in sorted(wanted.keys() | given.keys())
+        if wanted.get(k) != given.get(k)
+    ]
+    if wrong:
+        raise DamagedCheckpoint(
+            f"{name} is damaged: its parameters are not those of its config:\n  "
+            + "\n  ".join(wrong[:10])
+            + (f"\n  and {len(wrong) - 10} more" if len(wrong) > 10 else "")
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """What the encoder makes of a clip of T frames, or of an image (T = 1).
+
+    Attributes:
+      pooled: (D,), of the whole clip: what the heads read.
+      tokens: (N, D), of every tube's windows.
+      tube: (N,), the number of each token's tube in `model.tubes`.
+      time: (N,), seconds from the clip's beginning to the middle of a token's windows.
+      place: (N, 2), their middle in pixels down and across.
+    """
+
+    pooled: np.ndarray
+    tokens: np.ndarray
+    tube: np.ndarray
+    time: np.ndarray
+    place: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class TrainedTubeViT:
+    """A model with its parameters, and all that is needed to use it.
+
+    Attributes:
+      name: where it was loaded from.
+      step: optimizer steps that it was trained for.
+      config: of its run; `config.clip` says what it reads.
+      class_names: of every head.
+      model: a Flax Linen module.
+      params: a nested dict of float32 arrays.
+      averaged: whether the parameters are an average of those in training.
+    """
+
+    name: str
+    step: int
+    config: ConfigDict
+    class_names: dict[str, tuple[str, ...]]
+    model: TubeViT
+    params: dict
+    averaged: bool
+
+    def __repr__(self):
+        heads = ", ".join(f"{h} ({len(c)})" for h, c in self.class_names.items())
+        return f"TubeViT of {self.name}; heads: {heads}"
+
+    def predict(self, clip, head: str | None = None, top: int = 5):
+        """The most probable classes of a clip or an image.
+
+        Args:
+          clip: the path of a file, of which all views of the evaluation are scored and
+            averaged; or uint8 in 0..255 or floats in [-1, 1]: an image (H, W, 3), a
+            clip (T, H, W, 3), or views of a clip (V, T, H, W, 3) to be averaged.
+          head: whose classes; None: of the one head that was trained on such inputs.
+          top: how many classes; all where there are fewer.
+
+        Returns:
+          [(class name, probability), ...], the most probable first.
+
+        Raises:
+          UnknownHead, AmbiguousHead: `head` does not tell.
+          UnreadableFile, UndecodableClip, NotAClip: there is no clip.
+          ClipTooSmall, NoImageTube, PositionsMismatch: the model cannot read such.
+        """
+        if isinstance(clip, str | os.PathLike):
+            _, seen = self.read(clip, head)
+        else:
+            seen = _views(clip)
+        head = self.choose_head(_kind(seen), head)
+        (scores,) = self.scores(seen[None], head)
+        return self.best(scores, head, top)
+
+    def read(
+        self,
+        path,
+        head: str | None = None,
+        given: tuple[int, int] | None = None,
+    ) -> tuple[str, np.ndarray]:
+        """Reads a file as the evaluation of its head does.
+
+        Args:
+          path: of a clip in any container or an image, local or gs://.
+          head: as for `predict`; not used with views `given`.
+          given: (temporal, spatial) views of videos in place of the evaluation's.
+
+        Returns:
+          (kind, views): "image" or "video", by the number of frames, and uint8 (V, T,
+          H, W, 3).
+
+        Raises: as `predict`.
+        """
+        with naming(path):
+            encoded = storage.read_file(path)
+            kind = kind_of(encoded)
+            if given:
+                source = examples.unlabelled(kind, *given)
+            else:
+                source = self.protocol(kind, self.choose_head(kind, head))
+            example = examples.EvaluationExample.of(
+                self.config.clip,
+                source,
+                timeout_seconds=self.config.loader.decode_timeout_seconds,
+            )
+            return kind, example.read(encoded, None)["video"]
+
+    def best(self, scores, head: str, top: int):
+        """[(class name, probability), ...] of the highest of scores (C,)."""
+        order = np.argsort(-scores, kind="stable")[:top]
+        return [(self.class_names[head][i], float(scores[i])) for i in order]
+
+    def scores(self, videos, head: str) -> np.ndarray:
+        """Probabilities (B, C) float32 of a head's classes, averaged over views.
+
+        The program is that of `evaluate`, compiled once for every shape.
+
+        Args:
+          videos: uint8 or floats (B, V, T, H, W, 3), V views of each of B.
+          head: whose classes.
+        """
+        head = self.choose_head(_kind(videos), head)
+        scale = self.protocol(_kind(videos), head).stride_scale
+        return np.asarray(self._scores(head, scale)(self.params, videos))
+
+    def features(self, clip) -> Features:
+        """What the encoder makes of a clip or an image, for retrieval and probes.
+
+        Args:
+          clip: a path, of which the view in the middle is read; or an image (H, W, 3)
+            or a clip (T, H, W, 3), as for `predict`.
+
+        Raises: as `predict`.
+        """
+        if isinstance(clip, str | os.PathLike):
+            _, clip = self.read(clip, given=(1, 1))
+        seen = _views(clip)
+        if len(seen) > 1:
+            raise NotAClip(f"Features are of one view, but there are {len(seen)}.")
+        out = jax.device_get(self._features(self.params, seen))
+        size = seen.shape[1:4]
+        chosen = tubes_for(self.model.tubes, size[0])
+        centres = [self.model.tubes[i].centres(size) for i in chosen]
+        middle = np.concatenate(centres)  # (N, 3)
+        return Features(
+            pooled=out["pooled"][0],
+            tokens=out["tokens"][0],
+            tube=np.repeat(chosen, [len(c) for c in centres]),
+            time=middle[:, 0] / self.config.clip.fps,
+            place=middle[:, 1:],
+        )
+
+    def pooled(self, videos) -> np.ndarray:
+        """Mean over views of the pooled features (B, D) of (B, V, T, H, W, 3)."""
+        return np.asarray(self._pooled(self.params, videos))
+
+    def choose_head(self, kind: str, head: str | None = None) -> str:
+        """The head for inputs of a kind, "image" or "video", unless one is named.
+
+        Raises:
+          UnknownHead: the model has no such head.
+          AmbiguousHead: not just one head was trained on inputs of that kind.
+        """
+        if head is not None:
+            if head not in self.class_names:
+                raise UnknownHead(
+                    f"The model has no head {head!r}; it has "
+                    f"{', '.join(self.class_names)}."
+                )
+            return head
+        streams = self.config.streams.values()
+        heads = sorted({s.head for s in streams if s.kind == kind})
+        if len(heads) != 1:
+            trained = f"for the heads {', '.join(heads)}" if heads else "for no head"
+            raise AmbiguousHead(
+                f"{self.name} was trained on {kind}s {trained}: name one of its heads, "
+                f"{', '.join(self.class_names)}."
+            )
+        return heads[0]
+
+    def protocol(self, kind: str, head: str) -> ConfigDict:
+        """The evaluation of a head on inputs of a kind, the first; else of one view."""
+        for source in self.config.evaluations.values():
+            if (source.kind, source.head) == (kind, head):
+                return source
+        return examples.unlabelled(kind)
+
+    @functools.cached_property
+    def _programs(self):
+        return {}
+
+    def _scores(self, head, stride_scale):
+        key = head, stride_scale
+        if key not in self._programs:
+            model = self.model.restride(stride_scale)
+            loss = head_loss(self.config, head)
+            self._programs[key] = jax.jit(make_scores(model, head, loss))
+        return self._programs[key]
+
+    @functools.cached_property
+    def _features(self):
+        def features(params, clips):
+            out = self.model.apply({"params": params}, clips, method="features")
+            return jax.tree.map(lambda x: x.astype(jnp.float32), out)
+
+        return jax.jit(features)
+
+    @functools.cached_property
+    def _pooled(self):
+        def pooled(params, videos):
+            def of_view(clips):
+                return self._features(params, clips)["pooled"]
+
+            return jax.lax.map(of_view, videos.swapaxes(0, 1)).mean(axis=0)
+
+        return jax.jit(pooled)
+
+
+def _kind(videos):
+    """Of views (..., T, H, W, 3)."""
+    return "image" if videos.shape[-4] == 1 else "video"
+
+
+def _views(clip):
+    """Views (V, T, H, W, 3) of an image, a clip, or views of one."""
+    clip = np.asarray(clip)
+    if clip.ndim not in (3, 4, 5) or clip.shape[-1] != 3:
+        raise NotAClip(
+            "Expected an image (H, W, 3), a clip (T, H, W, 3) or its views (V, T, H, "
+            f"W, 3), not an array of shape {clip.shape}."
+        )
+    if clip.dtype != np.uint8 and not np.issubdtype(clip.dtype, np.floating):
+        raise NotAClip(
+            "Expected uint8 in 0..255 or floats in [-1, 1], not an array of "
+            f"{clip.dtype}."
+        )
+    return clip.reshape((1,) * (5 - clip.ndim) + clip.shape)

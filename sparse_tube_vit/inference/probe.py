@@ -1,0 +1,188 @@
+"""Nearest neighbours and a linear probe on features."""
+
+import importlib.util
+
+import numpy as np
+
+from sparse_tube_vit.datasets.builders.folders import kind_of, read_folder
+from sparse_tube_vit.errors import TubeViTError
+from sparse_tube_vit.evaluation.metrics import top_k
+from sparse_tube_vit.inference.features import pooled
+from sparse_tube_vit.inference.loaded import TrainedTubeViT
+from sparse_tube_vit.log import log
+
+FOLDS = 5
+
+
+class NotProbeable(TubeViTError, ValueError):
+    """The folder has too few classes or files, or splits that do not make a probe."""
+
+
+class NoScikitLearn(TubeViTError, ImportError):
+    """The linear probe needs a package that is not installed."""
+
+
+def probe(
+    tubevit: TrainedTubeViT,
+    folder,
+    kind: str | None = None,
+    split_list=None,
+    views: tuple[int, int] = (1, 1),
+    neighbours: int = 5,
+    batch_size: int | None = None,
+) -> dict:
+    """Measures the features on a folder of classes; returns JSON types.
+
+    Args:
+      tubevit: a loaded model.
+      folder, split_list: as for `datasets.folders.read_folder`.
+      kind: "image" or "video", which are measured; None: videos, if there are any.
+      views: (temporal, spatial) of videos, whose features are averaged.
+      neighbours: k.
+      batch_size: files at a time.
+
+    Raises:
+      NotProbeable: the folder does not give two classes of two files.
+      NoScikitLearn: it is not installed.
+      And as `read_folder`.
+    """
+    if importlib.util.find_spec("sklearn") is None:
+        raise NoScikitLearn("The linear probe needs it: pip install scikit-learn")
+    kind = kind or kind_of(folder)
+    listing = read_folder(folder, kind, split_list)
+    for row in listing.left_out:
+        log.warning("%s is left out: %s", row.id, row.status)
+    fitted, measured = _splits(listing.splits)
+    examples = [e for split in {fitted: 0, measured: 0} for e in listing.splits[split]]
+    paths = [str(example.source) for example in examples]
+    x, _, problems = pooled(tubevit, paths, views, batch_size)
+    for i, problem in problems.items():
+        log.warning("%s: %s", paths[i], problem)
+    names = listing.class_names
+    good = [i for i in range(len(examples)) if i not in problems]
+    x, y = x[good], np.array([names.index(examples[i].label) for i in good], int)
+    train = None
+    if fitted != measured:
+        train = np.array([i < len(listing.splits[fitted]) for i in good], bool)
+    folds = _check(y, train)
+    scores = {
+        "nearest_neighbours": nearest_neighbours(x, y, train, neighbours, len(names)),
+        "linear_probe": linear_probe(x, y, train, folds, len(names)),
+    }
+    y = y if train is None else y[~train]
+    alone = {"nearest_neighbours": "leave one out"}
+    alone["linear_probe"] = f"{folds} stratified folds"
+    results = {
+        name: {
+            "top1": float(top_k(y, of_files, 1).mean()),
+            "protocol": alone[name] if train is None else f"{fitted} to {measured}",
+        }
+        for name, of_files in scores.items()
+    }
+    results["nearest_neighbours"]["k"] = neighbours
+    clip, video = tubevit.config.clip, kind == "video"
+    return results | {
+        "model": tubevit.name,
+        "folder": str(folder),
+        "kind": kind,
+        "classes": len(names),
+        "files": len(good),
+        "measured": len(y),
+        "undecodable": [examples[i].id for i in problems],
+        "temporal_views": views[0] if video else 1,
+        "spatial_views": views[1] if video else 1,
+        "frames": clip.frames if video else 1,
+        "fps": clip.fps,
+        "size": clip.size,
+    }
+
+
+def _splits(splits):
+    """(fitted to, measured on) of a folder's splits."""
+    if len(splits) == 1:
+        return next(iter(splits)), next(iter(splits))
+    for other in ("test", "val", "validation"):
+        if {"train", other} == {*splits}:
+            return "train", other
+    raise NotProbeable(
+        f"The folder has the splits {', '.join(splits)}; a probe needs one, or train "
+        "and one of test, val, validation."
+    )
+
+
+def _check(y, train):
+    """The number of folds, if the files that could be read make a probe."""
+    counts = np.bincount(y if train is None else y[train])
+    counts = counts[counts > 0]
+    if len(counts) < 2 or (train is None and counts.min() < 2):
+        raise NotProbeable(
+            "A probe needs two classes at least, of two files each where there are no "
+            f"splits; those that could be read have {counts.tolist()}."
+        )
+    if train is not None and train.all():
+        raise NotProbeable("None of the files to measure on could be read.")
+    return min(FOLDS, int(counts.min()))
+
+
+def nearest_neighbours(
+    x: np.ndarray, y: np.ndarray, train: np.ndarray | None, k: int, classes: int
+) -> np.ndarray:
+    """Votes of the k nearest by cosine, weighted by similarity.
+
+    Args:
+      x: features (N, D).
+      y: labels (N,).
+      train: (N,), whose neighbours are sought among these; None: of all, among all
+        others.
+      k: or all, where there are fewer.
+      classes: C.
+
+    Returns:
+      (M, C), of the M that are not in `train`.
+    """
+    x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    one_hot = np.eye(classes)[y]
+    if train is None:
+        similar = x @ x.T
+        np.fill_diagonal(similar, -np.inf)
+        votes, known = one_hot, len(x) - 1
+    else:
+        similar, votes, known = x[~train] @ x[train].T, one_hot[train], train.sum()
+    nearest = np.argsort(-similar, axis=1, kind="stable")[:, : min(k, known)]
+    # Similarities are -1 to 1; the weights 0 to 1.
+    weights = (np.take_along_axis(similar, nearest, axis=1) + 1) / 2
+    return np.einsum("mk,mkc->mc", weights, votes[nearest])
+
+
+def linear_probe(
+    x: np.ndarray,
+    y: np.ndarray,
+    train: np.ndarray | None,
+    folds: int | None,
+    classes: int,
+) -> np.ndarray:
+    """Probabilities of a logistic regression; args as for `nearest_neighbours`.
+
+    Without `train`, every file's by the folds that it is not in.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedKFold
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+    from threadpoolctl import threadpool_limits
+
+    scores = np.zeros((len(y), classes))
+    if train is None:
+        parts = StratifiedKFold(folds, shuffle=True, random_state=0).split(x, y)
+    else:
+        parts = [(np.flatnonzero(train), np.flatnonzero(~train))]
+    for known, unknown in parts:
+        regression = LogisticRegression(C=1.0, max_iter=5000)
+        fitted = make_pipeline(StandardScaler(), regression)
+        # The products are small: where cores are busy, threads that wait for each other
+        # take 100 times as long.
+        with threadpool_limits(1, "blas"):
+            fitted.fit(x[known], y[known])
+        columns = fitted.classes_
+        scores[np.ix_(unknown, columns)] = fitted.predict_proba(x[unknown])
+    return scores if train is None else scores[~train]

@@ -1,0 +1,179 @@
+"""softmax(q k^T / sqrt(d)) v, and what computes it on which device."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import PartitionSpec as P
+
+from sparse_tube_vit.distributed.mesh import BATCH, platform
+from sparse_tube_vit.errors import TubeViTError
+
+
+class UnavailableAttention(TubeViTError, ValueError):
+    """An implementation of attention that does not run where it is asked for."""
+
+
+def choose(implementation: str, queries, keys, dtype) -> str:
+    """The implementation that "auto" stands for.
+
+    Args:
+      implementation: one of `IMPLEMENTATIONS`, or "auto": on TPUs splash for
+        self-attention of many tokens; on GPUs cudnn, where the dtype is one of 16 bits
+        and d a multiple of 8 up to 128; on both else xla; elsewhere heads_first.
+      queries, keys: shapes (B, M, heads, d) and (B, N, heads, d).
+      dtype: of both.
+
+    Raises:
+      UnavailableAttention: the implementation is for other devices, or other inputs.
+    """
+    device, d = platform(), queries[-1]
+    narrow = jnp.dtype(dtype).itemsize == 2 and d % 8 == 0 and d <= 128
+    fits = {
+        "splash": device == "tpu" and queries == keys,
+        "cudnn": device == "gpu" and narrow,
+    }
+    if implementation == "auto":
+        if device == "tpu":
+            many = queries[1] >= _MANY_TOKENS
+            return "splash" if fits["splash"] and many else "xla"
+        if device == "gpu":
+            return "cudnn" if fits["cudnn"] else "xla"
+        return "heads_first"
+    if not fits.get(implementation, True):
+        raise UnavailableAttention(
+            f"model.attention is {implementation!r}, which does not run on {device} "
+            f"with queries {queries} and keys {keys} of {dtype}: splash is for "
+            "self-attention on TPUs, cudnn for 16-bit floats on NVIDIA GPUs. Set it to "
+            "'auto'."
+        )
+    return implementation
+
+
+def attention(q, k, v, implementation: str = "auto", tokens: int | None = None):
+    """softmax(q k^T / sqrt(d)) v, the softmax in float32.
+
+    Args:
+      q: (B, M, heads, d).
+      k, v: (B, N, heads, d).
+      implementation: as in `choose`.
+      tokens: for splash, how many of N are real, the first; others are padding.
+
+    Returns:
+      (B, M, heads, d), named "attention" for what is kept under remat; of splash, what
+      its kernel puts in and out is.
+
+    Raises:
+      UnavailableAttention: as `choose`.
+    """
+    implementation = choose(implementation, q.shape, k.shape, q.dtype)
+    compute = IMPLEMENTATIONS[implementation]
+    if implementation == "splash":
+        return compute(q, k, v, tokens)
+    return checkpoint_name(compute(q, k, v), "attention")
+
+
+def heads_first(q, k, v):
+    """Heads next to the batch make one batched matmul of it.
+
+    XLA runs that faster on CPUs than with heads where the projections leave them.
+    """
+    weights = attention_weights(q, k).astype(v.dtype)  # (B, heads, M, N)
+    return (weights @ v.transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3)
+
+
+def attention_weights(q, k) -> jax.Array:
+    """softmax(q k^T / sqrt(d)), (B, heads, M, N) float32; q and k as of `attention`."""
+    q, k = q.transpose(0, 2, 1, 3) * q.shape[-1] ** -0.5, k.transpose(0, 2, 3, 1)
+    return jax.nn.softmax(jnp.matmul(q, k, preferred_element_type=jnp.float32))
+
+
+# From here on splash takes less time than XLA by the TPU compiler's estimate: where
+# scores no longer stay in the core's memory.
+_MANY_TOKENS = 512
+
+_LANES = 128  # of a TPU's vector registers: blocks are multiples of it
+_LARGEST_BLOCK = 640  # tokens
+
+
+def pad_tokens(x):
+    """Tokens (B, N, ...) padded with zeros to the whole blocks that splash takes."""
+    missing = -x.shape[1] % _LANES
+    return jnp.pad(x, [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2))
+
+
+def splash(q, k, v, tokens: int | None = None, interpret: bool = False):
+    """Splash attention: a block of scores at a time, none of them in main memory.
+
+    Of N the first `tokens` are real, all if not given. Tokens are padded to a multiple
+    of a block, if they are not yet; ids keep them from attending to padding. The kernel
+    has tokens in the lanes of registers, which heads of 64 channels would fill by half.
+    Every device runs the kernel on its own examples and heads. With `interpret` it runs
+    anywhere, slowly.
+    """
+    # Here: only TPUs need it, and it takes a while to import.
+    from jax.experimental.pallas.ops.tpu.splash_attention import (
+        splash_attention_kernel as kernels,
+    )
+    from jax.experimental.pallas.ops.tpu.splash_attention import (
+        splash_attention_mask as masks,
+    )
+
+    n, d = q.shape[1], q.shape[3]
+    tokens = tokens or n
+    q, k, v = map(pad_tokens, (q * d**-0.5, k, v))
+    padded = q.shape[1]
+    block = max(
+        size
+        for size in range(_LANES, min(padded, _LARGEST_BLOCK) + 1, _LANES)
+        if padded % size == 0
+    )
+    in_lanes = kernels.QKVLayout.SEQ_MINOR
+    # All keys of a head fit in the core's memory: the gradients of queries, keys and
+    # values then come of one kernel, which computes the scores once.
+    sizes = kernels.BlockSizes(
+        block_q=block,
+        block_kv=padded,
+        block_kv_compute=block,
+        block_q_dkv=block,
+        block_kv_dkv=padded,
+        block_kv_dkv_compute=block,
+        use_fused_bwd_kernel=True,
+        q_layout=in_lanes,
+        k_layout=in_lanes,
+        v_layout=in_lanes,
+    )
+
+    def on_device(q, k, v):  # (b, heads, d, padded), b examples of this device
+        every = masks.MultiHeadMask([masks.FullMask((padded, padded))] * q.shape[1])
+        kernel = kernels.make_splash_mha(
+            every,
+            block_sizes=sizes,
+            head_shards=1,
+            q_seq_shards=1,
+            residual_checkpoint_name="attention",
+            interpret=interpret,
+        )
+        ids = (jnp.arange(padded) >= tokens).astype(jnp.int32)
+        ids = kernels.SegmentIds(ids, ids) if padded > tokens else None
+        q, k, v = (x.swapaxes(2, 3) for x in (q, k, v))
+        return jax.vmap(lambda q, k, v: kernel(q, k, v, ids))(q, k, v)
+
+    if not jax.sharding.get_abstract_mesh().empty:
+        split = P(BATCH, "tensor")
+        on_device = jax.shard_map(
+            on_device, in_specs=split, out_specs=split, check_vma=False
+        )
+    # Kept under remat as the kernel reads them: nothing is transposed for it again.
+    q, k, v = (checkpoint_name(x.transpose(0, 2, 3, 1), "attention") for x in (q, k, v))
+    y = on_device(q, k, v)  # (B, heads, padded, d)
+    return y.transpose(0, 2, 1, 3)[:, :n]
+
+
+IMPLEMENTATIONS = {
+    "heads_first": heads_first,
+    "xla": functools.partial(jax.nn.dot_product_attention, implementation="xla"),
+    "cudnn": functools.partial(jax.nn.dot_product_attention, implementation="cudnn"),
+    "splash": splash,
+}

@@ -1,0 +1,116 @@
+"""Position embeddings of tokens (paper 3.3, eqs. 3-7, and table 7a).
+
+`fixed`: sines and cosines of a token's centre, in frames and pixels of the input.
+`fixed_no_stride`: of its number in the tube's grid in place of its place, so that the
+stride does not count. `learned`: one vector a token. `none`.
+"""
+
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from sparse_tube_vit.errors import TubeViTError
+from sparse_tube_vit.models.tubes import Tube, tubes_for
+
+TAU = 10_000.0
+
+
+def sincos(centres: np.ndarray, width: int) -> np.ndarray:
+    """Sines and cosines of the place that every token comes from.
+
+    Channels 6j .. 6j+5 are sin and cos of t, x and y times omega_j, where
+    omega_j = TAU ** -(j / (width // 6)). The paper prints TAU**j; only the normalised
+    exponent spreads the wavelengths. Channels past 6 * (width // 6) are zero.
+
+    Args:
+      centres: (N, 3) in (frames, pixels down, pixels across).
+      width: D, channels of a token.
+
+    Returns:
+      (N, D) float32.
+    """
+    n, _ = centres.shape
+    bands = width // 6
+    omega = TAU ** -(np.arange(bands) / bands)  # (bands,)
+    txy = centres[:, [0, 2, 1]]
+    angles = omega[None, :, None] * txy[:, None, :]  # (N, bands, 3)
+    waves = np.stack([np.sin(angles), np.cos(angles)], axis=-1)  # (N, bands, 3, 2)
+    embedding = np.zeros((n, width), np.float32)
+    embedding[:, : 6 * bands] = waves.reshape(n, 6 * bands)
+    return embedding
+
+
+class PositionsMismatch(TubeViTError, ValueError):
+    """Learned positions are for another grid of tokens than the clip has."""
+
+
+def token_centres(
+    tubes: Sequence[Tube], clip: Sequence[int], stride: bool = True
+) -> np.ndarray:
+    """Centres (N, 3) of all tokens of a clip of (T, H, W), in the tokens' order.
+
+    Without the stride, neighbouring tokens of a tube are 1 frame and 1 pixel apart.
+    """
+    return np.concatenate(
+        [
+            tubes[i].places(clip, tubes[i].stride if stride else (1, 1, 1))
+            for i in tubes_for(tubes, clip[0])
+        ]
+    )
+
+
+class Positions(nn.Module):
+    """The embedding that is added to the tokens of a clip.
+
+    Attributes:
+      kind: one of the above.
+      tubes: the tubes that make the tokens.
+      width: D, channels of a token.
+      clip: (T, H, W) that learned positions are for. They are parameters `tube_<i>`
+        (nt, nh, nw, D); an image takes the first frame's. Not used by the others.
+    """
+
+    kind: str
+    tubes: tuple[Tube, ...]
+    width: int
+    clip: tuple[int, int, int] | None = None
+
+    @nn.compact
+    def __call__(self, clip):
+        """(N, D) float32 for a clip of (T, H, W).
+
+        Raises:
+          PositionsMismatch: learned positions are for clips of another size.
+        """
+        if self.kind == "learned":
+            return self._learned(clip)
+        centres = token_centres(self.tubes, clip, stride=self.kind == "fixed")
+        if self.kind == "none":
+            return jnp.zeros((len(centres), self.width))
+        return jnp.asarray(sincos(centres, self.width))
+
+    def _learned(self, clip):
+        grids = {
+            i: self.tubes[i].grid(self.clip)
+            for i in tubes_for(self.tubes, self.clip[0])
+        }
+        embeddings = {
+            i: self.param(
+                f"tube_{i}", nn.initializers.normal(0.02), (*grid, self.width)
+            )
+            for i, grid in grids.items()
+        }
+        chosen = []
+        for i in tubes_for(self.tubes, clip[0]):
+            embedding = embeddings[i][:1] if clip[0] == 1 else embeddings[i]
+            grid = self.tubes[i].grid(clip)
+            if embedding.shape[:3] != grid:
+                raise PositionsMismatch(
+                    f"Positions were learned for clips of {self.clip} frames and "
+                    f"pixels, where tube {i} has {grids[i]} tokens; a clip of "
+                    f"{tuple(clip)} has {grid}. Only fixed positions fit any clip."
+                )
+            chosen.append(embedding.reshape(-1, self.width))
+        return jnp.concatenate(chosen)

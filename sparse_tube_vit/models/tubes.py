@@ -1,0 +1,450 @@
+"""Sparse video tubes: the layout of their windows and the layer that reads them.
+
+A tube (paper 3.2) is a 3-D convolution applied sparsely: a kernel, a stride that is
+usually larger than the kernel, and the offset of the first window. Everything is
+ordered (t, h, w): frames first, then pixels down, then pixels across.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from sparse_tube_vit.distributed.mesh import platform
+from sparse_tube_vit.errors import TubeViTError
+from sparse_tube_vit.models.dense import affine
+
+
+class InvalidTube(TubeViTError, ValueError):
+    """Sizes that make no tube, or that do not divide as space-to-depth needs."""
+
+
+class ClipTooSmall(TubeViTError, ValueError):
+    """A clip or image is shorter or smaller than a tube that has to read it."""
+
+
+class NoImageTube(TubeViTError, ValueError):
+    """An image was given to a set of tubes of which none reads a single frame."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Tube:
+    """One tube: sizes as (frames, pixels down, pixels across).
+
+    With space-to-depth (paper 3.4, table 12), the stride is divided by the factors, and
+    the outputs of so many neighbouring windows are concatenated to one token: as many
+    tokens of the same width, each from a larger part of the clip, with a kernel of
+    fewer channels.
+
+    Attributes:
+      kernel, stride, offset: of the convolution; stride and offset are those of tokens.
+      space_to_depth: windows per token along each axis; it divides the stride.
+      channels: outputs of the kernel. None: the width of a token divided by the windows
+        per token. Otherwise as many of the concatenated channels as a token is wide are
+        kept, the first ones (scaling up, paper 3.6).
+
+    Raises:
+      InvalidTube: a size is not three integers, or out of range, or does not divide.
+    """
+
+    kernel: tuple[int, int, int]
+    stride: tuple[int, int, int]
+    offset: tuple[int, int, int] = (0, 0, 0)
+    space_to_depth: tuple[int, int, int] = (1, 1, 1)
+    channels: int | None = None
+
+    def __post_init__(self):
+        for name, least in _LEAST.items():
+            size = getattr(self, name)
+            size = tuple(size) if isinstance(size, Sequence) else (size,)
+            if len(size) != 3 or any(int(s) != s or s < least for s in size):
+                raise InvalidTube(
+                    f"Tube {name} {size}: expected three whole numbers (t, h, w), "
+                    f"each at least {least}."
+                )
+            object.__setattr__(self, name, tuple(int(s) for s in size))
+        if self.channels is not None and (
+            not isinstance(self.channels, int) or self.channels < 1
+        ):
+            raise InvalidTube(
+                f"Tube channels {self.channels!r}: a whole number, or None."
+            )
+        if any(s % f for s, f in zip(self.stride, self.space_to_depth, strict=True)):
+            raise InvalidTube(
+                f"Tube {self}: space_to_depth {self.space_to_depth} does not divide "
+                f"the stride {self.stride}. Choose factors that do."
+            )
+
+    def __str__(self):
+        text = "{} every {} from {}".format(
+            *("x".join(map(str, getattr(self, n))) for n in list(_LEAST)[:3])
+        )
+        if self.windows_per_token > 1:
+            text += f", {'x'.join(map(str, self.space_to_depth))} windows a token"
+        return text
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether the tube fits in a clip of one frame."""
+        return self.extent[0] == 1 and self.offset[0] == 0
+
+    @property
+    def windows_per_token(self) -> int:
+        """How many windows space-to-depth concatenates."""
+        return math.prod(self.space_to_depth)
+
+    @property
+    def window_stride(self) -> tuple[int, int, int]:
+        """From a window to its neighbour: the stride divided by space-to-depth."""
+        return tuple(
+            s // f for s, f in zip(self.stride, self.space_to_depth, strict=True)
+        )
+
+    @property
+    def extent(self) -> tuple[int, int, int]:
+        """From the beginning of a token's first window to the end of its last."""
+        return tuple(
+            kernel + (f - 1) * step
+            for kernel, f, step in zip(
+                self.kernel, self.space_to_depth, self.window_stride, strict=True
+            )
+        )
+
+    def kernel_channels(self, width: int) -> int:
+        """Outputs of the kernel for tokens of so many channels.
+
+        Raises:
+          InvalidTube: the windows' outputs do not make up the width.
+        """
+        windows = self.windows_per_token
+        if self.channels is None:
+            if width % windows:
+                raise InvalidTube(
+                    f"Tube {self}: a width of {width} cannot be shared by {windows} "
+                    "windows. Choose other factors, or state the kernel's channels."
+                )
+            return width // windows
+        if windows * self.channels < width:
+            raise InvalidTube(
+                f"Tube {self}: {windows} windows of {self.channels} channels make "
+                f"less than the width of {width}. Take more windows a token."
+            )
+        return self.channels
+
+    def restride(self, scale: float) -> "Tube":
+        """The tube with scaled strides, for more or fewer tokens (paper table 7d).
+
+        Every stride is rounded to the nearest multiple of its space-to-depth factor.
+        """
+        stride = tuple(
+            f * max(1, round(s * scale / f))
+            for s, f in zip(self.stride, self.space_to_depth, strict=True)
+        )
+        return dataclasses.replace(self, stride=stride)
+
+    def grid(self, clip: Sequence[int]) -> tuple[int, int, int]:
+        """Number of tokens per axis in a clip of (T, H, W) frames and pixels.
+
+        The first window of every token lies wholly in the clip: floor((size - offset -
+        kernel) / stride) + 1 tokens, whatever space-to-depth does.
+
+        Raises:
+          ClipTooSmall: not even one window fits.
+        """
+        need = tuple(o + k for o, k in zip(self.offset, self.kernel, strict=True))
+        if any(size < least for size, least in zip(clip, need, strict=True)):
+            raise ClipTooSmall(
+                f"Tube {self} needs at least {need[0]} frames of {need[1]}x{need[2]} "
+                f"pixels, but the clip has {clip[0]} of {clip[1]}x{clip[2]}. Use "
+                "longer or larger clips, or tubes with a smaller kernel or offset."
+            )
+        return tuple(
+            (size - least) // stride + 1
+            for size, least, stride in zip(clip, need, self.stride, strict=True)
+        )
+
+    def past(self, clip: Sequence[int]) -> tuple[int, int, int]:
+        """Frames and pixels by which space-to-depth's last windows leave the clip."""
+        return tuple(
+            max(0, offset + (n - 1) * stride + extent - size)
+            for size, offset, n, stride, extent in zip(
+                clip,
+                self.offset,
+                self.grid(clip),
+                self.stride,
+                self.extent,
+                strict=True,
+            )
+        )
+
+    def centres(self, clip: Sequence[int]) -> np.ndarray:
+        """Centres (N, 3) of all tokens in (frames, pixels, pixels), t slowest.
+
+        Frame and pixel i span [i, i + 1], so a 1x16x16 window at the origin has its
+        centre at (0.5, 8, 8). A token of several windows has the centre of its extent.
+        """
+        return self.places(clip, self.stride)
+
+    def windows(self, clip: Sequence[int]) -> np.ndarray:
+        """First corners (N, windows per token, 3) of all windows, whole numbers."""
+        first = self.centres(clip) - np.array(self.extent) / 2
+        steps = np.indices(self.space_to_depth).reshape(3, -1).T * self.window_stride
+        return (first[:, None] + steps).astype(int)
+
+    def places(self, clip: Sequence[int], step: Sequence[int]) -> np.ndarray:
+        """`centres`, had the tokens been so many frames and pixels apart."""
+        axes = [
+            offset + step * np.arange(n) + extent / 2
+            for n, extent, step, offset in zip(
+                self.grid(clip), self.extent, step, self.offset, strict=True
+            )
+        ]
+        return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
+
+
+# The sizes of a tube and the least that each may be.
+_LEAST = {"kernel": 1, "stride": 1, "offset": 0, "space_to_depth": 1}
+
+
+def tubes_for(tubes: Sequence[Tube], frames: int) -> list[int]:
+    """Indices of the tubes that read an input of so many frames.
+
+    An image (one frame) goes through the tubes of one frame alone, a video through all
+    of them (paper 3.5).
+
+    Raises:
+      NoImageTube: the input is an image and no tube reads images.
+    """
+    if frames > 1:
+        return list(range(len(tubes)))
+    chosen = [i for i, tube in enumerate(tubes) if tube.reads_images]
+    if not chosen:
+        raise NoImageTube(
+            f"None of the tubes [{', '.join(map(str, tubes))}] reads a single frame: "
+            "this model is for videos alone. To train one for images, add a tube with "
+            "a temporal kernel of 1 and a temporal offset of 0."
+        )
+    return chosen
+
+
+def count_tokens(tubes: Sequence[Tube], clip: Sequence[int]) -> int:
+    """Number of tokens that the tubes make of a clip of (T, H, W)."""
+    return sum(math.prod(tubes[i].grid(clip)) for i in tubes_for(tubes, clip[0]))
+
+
+def _cut_axis(x, axis, windows, kernel, stride, offset):
+    """Replaces one axis by two, (windows, kernel), with static slices alone."""
+    shape = x.shape
+    if stride >= kernel:
+        # Disjoint windows: one reshape. The last window's gap may reach past the end.
+        x = jax.lax.slice_in_dim(
+            x, offset, min(shape[axis], offset + windows * stride), axis=axis
+        )
+        missing = windows * stride - x.shape[axis]
+        x = jnp.pad(x, [(0, missing if a == axis else 0) for a in range(x.ndim)])
+        x = x.reshape(*shape[:axis], windows, stride, *shape[axis + 1 :])
+        return jax.lax.slice_in_dim(x, 0, kernel, axis=axis + 1)
+    last = offset + (windows - 1) * stride + 1
+    return jnp.stack(
+        [
+            jax.lax.slice_in_dim(x, offset + k, last + k, stride, axis)
+            for k in range(kernel)
+        ],
+        axis=axis + 1,
+    )
+
+
+def cut_windows(x: jax.Array, tube: Tube) -> jax.Array:
+    """Cuts a tube's windows out of clips.
+
+    Args:
+      x: clips (B, T, H, W, C) of any dtype.
+      tube: the tube.
+
+    Returns:
+      (B, N, windows per token, kt * kh * kw * C), tokens ordered as in `Tube.centres`.
+      Windows that space-to-depth adds and that reach past the clip read zeros there.
+    """
+    b, *clip, c = x.shape
+    grid = tube.grid(clip)
+    if any(past := tube.past(clip)):
+        x = jnp.pad(x, [(0, 0), *((0, p) for p in past), (0, 0)])
+    for axis in range(3):  # after each cut the next axis has moved one place on
+        x = _cut_axis(
+            x,
+            1 + 2 * axis,
+            grid[axis] * tube.space_to_depth[axis],
+            tube.kernel[axis],
+            tube.window_stride[axis],
+            tube.offset[axis],
+        )
+    axes = zip(grid, tube.space_to_depth, tube.kernel, strict=True)
+    x = x.reshape(b, *(size for axis in axes for size in axis), c)
+    x = x.transpose(0, 1, 4, 7, 2, 5, 8, 3, 6, 9, 10)  # (B, nt, nh, nw, ft, .., kt, ..)
+    return x.reshape(
+        b, math.prod(grid), tube.windows_per_token, math.prod(tube.kernel) * c
+    )
+
+
+def _selector(size, windows, kernel, stride, offset, dtype):
+    """Zeros and ones (size, windows, kernel): which place of a window a pixel has."""
+    place = offset + stride * np.arange(windows)[:, None] + np.arange(kernel)
+    return jnp.asarray(np.arange(size)[:, None, None] == place, dtype)
+
+
+def select_windows(x: jax.Array, tube: Tube) -> jax.Array:
+    """The windows of `cut_windows`, chosen along each axis by a product.
+
+    Exact, as factors are zeros and ones. TPUs multiply far faster than they move pixels
+    within their registers, which cutting asks of them.
+
+    Args:
+      x: clips (B, T, H, W, C), uint8 or floating point.
+      tube: the tube.
+
+    Returns:
+      (B, nt, nh, nw, kt, kh, kw, C) of the same dtype, n being the windows along an
+      axis, those of space-to-depth included.
+    """
+    clip, dtype = x.shape[1:4], x.dtype
+    x = x.astype(jnp.bfloat16) if dtype == jnp.uint8 else x  # which holds all bytes
+    windows = [n * f for n, f in zip(tube.grid(clip), tube.space_to_depth, strict=True)]
+    axes = list(
+        zip(clip, windows, tube.kernel, tube.window_stride, tube.offset, strict=True)
+    )
+    frames, rows, columns = (_selector(*axis, x.dtype) for axis in axes)
+    einsum = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
+    if tube.window_stride[0] >= tube.kernel[0]:  # most frames may be in no window
+        _, *along_time = axes[0]
+        x = _cut_axis(x, 1, *along_time)
+        x = einsum("bmnhwc,hij->bmnwcij", x, rows)
+        x = einsum("bmnwcij,wkl->bmiknjlc", x, columns)
+    else:
+        x = einsum("bthwc,hij->btwcij", x, rows)
+        x = einsum("btwcij,wkl->btcijkl", x, columns)
+        x = einsum("btcijkl,tmn->bmiknjlc", x, frames)
+    return x.astype(dtype)
+
+
+def normalize(x: jax.Array, dtype=jnp.float32) -> jax.Array:
+    """uint8 in 0..255 to [-1, 1]; floats, taken to be in [-1, 1], are only cast."""
+    if x.dtype == jnp.uint8:
+        return x.astype(dtype) / 127.5 - 1
+    if not jnp.issubdtype(x.dtype, jnp.floating):
+        raise TypeError(f"Clips are uint8 or floating point, not {x.dtype}.")
+    return x.astype(dtype)
+
+
+def kernel_channels(tubes: Sequence[Tube], width: int, kernels: str) -> list[int]:
+    """Outputs of every tube's kernel for tokens of so many channels.
+
+    Raises:
+      InvalidTube: space-to-depth does not divide the width, or kernels that are to be
+        interpolated from one differ in their outputs.
+    """
+    channels = [tube.kernel_channels(width) for tube in tubes]
+    if kernels == "interpolated" and len(set(channels)) > 1:
+        raise InvalidTube(
+            "Interpolated kernels come from one kernel, but the tubes "
+            f"[{'; '.join(map(str, tubes))}] need {channels} channels. Give all the "
+            "same number of windows a token."
+        )
+    return channels
+
+
+def resize_kernel(kernel: jax.Array, size: Sequence[int]) -> jax.Array:
+    """Tri-linear interpolation of a kernel (t, h, w, ...) to another (t, h, w).
+
+    Half-pixel centres and no smoothing, as PyTorch's trilinear with
+    align_corners=False. The values keep their scale (paper 3.4, interpolated kernels).
+    """
+    shape = (*size, *kernel.shape[3:])
+    return jax.image.resize(kernel, shape, "trilinear", antialias=False)
+
+
+#: What all kernels are interpolated from (paper 3.4).
+SHARED_KERNEL = (8, 8, 8)
+
+
+class SparseTubes(nn.Module):
+    """Clips to tokens (paper 3.2): every tube's windows times its kernel.
+
+    That equals a strided VALID convolution, and is several times as fast. Parameters:
+    `tube_<i>/kernel` (t, h, w, 3, d), as for a convolution, and `tube_<i>/bias` (d,), d
+    being the tube's `kernel_channels`. They exist for all tubes whatever the input.
+    Interpolated kernels are one such pair, `shared`, of size `SHARED_KERNEL`.
+
+    Attributes:
+      tubes: the tubes, in the order of their tokens.
+      width: D, channels of a token.
+      kernels: "separate", or "interpolated": one kernel resized to every tube's shape.
+      dtype: of the computation; parameters are float32.
+
+    Raises:
+      InvalidTube: as `kernel_channels`.
+    """
+
+    tubes: tuple[Tube, ...]
+    width: int
+    kernels: str = "separate"
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        """(B, T, H, W, 3), uint8 or floats in [-1, 1], to tokens (B, N, D)."""
+        parameters = self._parameters()
+        clip, tokens = x.shape[1:4], []
+        for i in tubes_for(self.tubes, clip[0]):
+            tube, (kernel, bias) = self.tubes[i], parameters[i]
+            # Cutting bytes is twice as fast as cutting floats. But past the clip is
+            # mid-grey, which only floats can say.
+            y = normalize(x, self.dtype) if any(tube.past(clip)) else x
+            if platform() == "tpu":
+                windows = normalize(select_windows(y, tube), self.dtype)
+                z = affine(windows, kernel, bias, axes=4)  # (B, nt, nh, nw, d)
+                z = _by_token(z, tube, clip)
+            else:
+                windows = normalize(cut_windows(y, tube), self.dtype)
+                z = affine(windows, kernel.reshape(windows.shape[-1], -1), bias)
+            z = z.astype(self.dtype)  # (B, N, windows per token, d)
+            tokens.append(z.reshape(*z.shape[:2], -1)[..., : self.width])
+        return jnp.concatenate(tokens, axis=1)
+
+    def _parameters(self):
+        """(kernel, bias) of every tube."""
+        channels = kernel_channels(self.tubes, self.width, self.kernels)
+        if self.kernels == "separate":
+            return [
+                TubeKernel(tube.kernel, channels[i], name=f"tube_{i}")()
+                for i, tube in enumerate(self.tubes)
+            ]
+        kernel, bias = TubeKernel(SHARED_KERNEL, channels[0], name="shared")()
+        return [(resize_kernel(kernel, tube.kernel), bias) for tube in self.tubes]
+
+
+def _by_token(z, tube, clip):
+    """(B, nt, nh, nw, d) of all windows to (B, N, windows per token, d)."""
+    axes = zip(tube.grid(clip), tube.space_to_depth, strict=True)
+    z = z.reshape(len(z), *(size for axis in axes for size in axis), z.shape[-1])
+    z = z.transpose(0, 1, 3, 5, 2, 4, 6, 7)
+    return z.reshape(len(z), -1, tube.windows_per_token, z.shape[-1])
+
+
+class TubeKernel(nn.Module):
+    """The parameters of one kernel: (t, h, w, 3, d), and its bias (d,), float32."""
+
+    size: tuple[int, int, int]
+    channels: int
+
+    @nn.compact
+    def __call__(self):
+        fan_in = nn.initializers.lecun_normal(in_axis=(0, 1, 2, 3), out_axis=4)
+        return (
+            self.param("kernel", fan_in, (*self.size, 3, self.channels)),
+            self.param("bias", nn.initializers.zeros, (self.channels,)),
+        )

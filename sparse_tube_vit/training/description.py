@@ -1,0 +1,125 @@
+"""A config's model in text: tubes, tokens, parameters, FLOPs."""
+
+import math
+
+import jax
+
+from sparse_tube_vit.config import ConfigDict, validate
+from sparse_tube_vit.datasets.classes import classes_of
+from sparse_tube_vit.log import table
+from sparse_tube_vit.models.flops import compiled_flops, flops, pixels_read
+from sparse_tube_vit.models.tubes import count_tokens, tubes_for
+from sparse_tube_vit.models.tubevit import init_params, make_model
+from sparse_tube_vit.models.variants import TUBE_SETS, VARIANTS
+from sparse_tube_vit.training.freezing import frozen_parts, split
+
+# Paper table 11, section 5 and the tables of results: parameters, and FLOPs of 4x3
+# views. For B it also gives 70 to 74 billion a view (table 7b).
+PAPER = {
+    "B": {"parameters": 86e6, "flops": 0.87e12},
+    "L": {"parameters": 307e6, "flops": 9.53e12},
+    "H": {"parameters": 632e6, "flops": 17.64e12},
+}
+
+
+def describe(config: ConfigDict) -> str:
+    """The report on a config as text.
+
+    Raises: the named errors of the config and of its model.
+    """
+    validate(config)
+    classes = classes_of(config)
+    model = make_model(config, {head: n or 1 for head, n in classes.items()})
+    lines = _tubes(model.tubes, model.clip) + _parameters(model, config, classes)
+    kinds = {s.kind: s.head for s in config.streams.values()}
+    for kind, head in kinds.items():
+        clip = model.clip if kind == "video" else (1, *model.clip[1:])
+        lines += _flops(model, kind, clip, head)
+    return "\n".join(lines + _beside_the_paper(config, model))
+
+
+def _size(numbers):
+    return "x".join(map(str, numbers))
+
+
+def _tubes(tubes, clip):
+    tubes = [tubes[i] for i in tubes_for(tubes, clip[0])]
+    rows = [("tube (kernel, stride, offset)", "tokens", "grid", "pixels read")]
+    shares = [pixels_read([tube], clip).mean() for tube in tubes]
+    for tube, share in zip(tubes, shares, strict=True):
+        grid = tube.grid(clip)
+        rows.append((str(tube), math.prod(grid), _size(grid), f"{share:.2%}"))
+    union = pixels_read(tubes, clip).mean()
+    rows.append(
+        (f"a clip of {_size(clip)}", count_tokens(tubes, clip), "", f"{union:.2%}")
+    )
+    image = (1, *clip[1:])
+    if any(tube.reads_images for tube in tubes):
+        union = pixels_read([tubes[i] for i in tubes_for(tubes, 1)], image).mean()
+        tokens = count_tokens(tubes, image)
+        rows.append((f"an image of {_size(clip[1:])}", tokens, "", f"{union:.2%}"))
+    return table(rows)
+
+
+def _parameters(model, config, classes):
+    params = jax.eval_shape(lambda: init_params(model, jax.random.key(0), model.clip))
+    unknown = [f"head_{head}" for head, n in classes.items() if n is None]
+    params = {part: tree for part, tree in params.items() if part not in unknown}
+    halves = split(params, frozen_parts(config))
+
+    def counts(part=None):
+        trees = halves if part is None else [half.get(part, {}) for half in halves]
+        sizes = [sum(x.size for x in jax.tree.leaves(tree)) for tree in trees]
+        return [f"{n:,}" for n in (*sizes, sum(sizes))]
+
+    rows = [("parameters", "trained", "frozen", "all")]
+    rows += [(part, *counts(part)) for part in params] + [("all", *counts())]
+    lines = ["", *table(rows)]
+    if unknown:
+        lines.append(f"Without {', '.join(unknown)}, whose data sets are not prepared.")
+    return lines
+
+
+def _flops(model, kind, clip, head):
+    parts = flops(model, clip, head)
+    size = _size(clip if kind == "video" else clip[1:])
+    rows = [(f"one {kind} of {size}", "GFLOP forward")]
+    rows += [(part, f"{count / 1e9:.2f}") for part, count in parts.items()]
+    rows.append(("by formula", f"{sum(parts.values()) / 1e9:.2f}"))
+    rows.append(("as XLA counts", f"{compiled_flops(model, clip, head) / 1e9:.2f}"))
+    return ["", *table(rows)]
+
+
+def _beside_the_paper(config, model):
+    """The paper's figures, where the model is one of its own, and why ours differ."""
+    sizes = {key: config.model[key] for key in ("depth", "width", "mlp_dim", "heads")}
+    names = [name for name in PAPER if VARIANTS[name] == sizes]
+    if not names or model.tubes not in (TUBE_SETS["main"], TUBE_SETS["4"]):
+        return []
+    paper, (variant,) = PAPER[names[0]], names
+    lines = ["", "Beside the paper"]
+    lines.append(
+        "  tokens of 32x224x224: 559 in the paper; here 539, 98 + 147 + 98 + 196, the "
+        "windows inside the clip. No arithmetic of windows that we know gives 559."
+    )
+    d = model.width
+    image_vit = 16 * 16 * 3 * d + d + 1000 * (d + 1)
+    encoder = model.depth * (4 * d * d + 2 * d * model.mlp_dim + 9 * d + model.mlp_dim)
+    lines.append(
+        f"  parameters of {variant}: {paper['parameters'] / 1e6:.0f} million in the "
+        f"paper; {(encoder + 2 * d + image_vit) / 1e6:.1f} here counted as it does, an "
+        "image ViT: the encoder, a 16x16 patch embedding, and 1000 classes."
+    )
+    for frames in (32, 64):
+        clip = (frames, 224, 224)
+        parts = flops(model, clip, next(iter(model.classes)))
+        views = 12 * sum(parts.values()) / 1e12
+        lines.append(
+            f"  4x3 views of {variant}: {paper['flops'] / 1e12:.2f} TFLOP in the "
+            f"paper; {views:.2f} here at {frames} frames, or {views / 2:.2f} if a "
+            "multiply-add is one."
+        )
+    lines.append("  The paper does not say how it counts, nor at how many frames.")
+    if variant == "B":
+        lines.append("  It also says 72 GFLOP a view of B, for any number of tubes.")
+    return lines

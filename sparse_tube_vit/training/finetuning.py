@@ -1,0 +1,249 @@
+"""Fine-tuning on own clips: what a config leaves open comes from them and a model.
+
+`configs/finetune.py` leaves open what it cannot know: the sizes and tubes of the model,
+the data set, and how many steps to take. `complete` fills that in before a run begins.
+"""
+
+import collections
+import dataclasses
+import hashlib
+import json
+import re
+
+from etils import epath
+
+from sparse_tube_vit.checkpoints import stored
+from sparse_tube_vit.checkpoints.run import NoCheckpoint, latest_step, read_description
+from sparse_tube_vit.config import (
+    ConfigDict,
+    InvalidConfig,
+    check_values,
+    from_json,
+    head_loss,
+    is_weights_file,
+    open_keys,
+)
+from sparse_tube_vit.datasets import manifest
+from sparse_tube_vit.datasets.builders import folders
+from sparse_tube_vit.datasets.preparing import prepare
+from sparse_tube_vit.datasets.reading import UnknownSplit
+from sparse_tube_vit.log import log
+
+#: Splits that are tested on; the first that a folder has is taken.
+TEST_SPLITS = ("test", "val", "validation")
+
+#: That a new head takes to learn a handful of examples.
+LEAST_STEPS = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A folder as a data set.
+
+    Attributes:
+      dataset: its name below `data_dir`.
+      kind: "video" or "image".
+      test: the split to test on; `train` is to train on.
+      examples: number of those of `train`.
+    """
+
+    dataset: str
+    kind: str
+    test: str
+    examples: int
+
+
+def complete(config: ConfigDict, workdir) -> ConfigDict:
+    """The config with everything that it leaves open; it is not changed itself.
+
+    What is None in sections `clip` and `model` is as in the run of `workdir`, if that
+    is resumed, or of `init.weights`. The folder of section `data` is prepared below
+    `data_dir`, unless the same files are there already, and becomes the data set of
+    the streams and evaluations that name none. `total_steps` and
+    `optimizer.warmup_steps` follow from the number of its examples.
+
+    Raises:
+      InvalidConfig: something is open that nothing tells, or cannot be.
+      The errors of `stored.read_run`: there is no run or release to take sizes from.
+      The errors of `datasets.folders`, `prepare` and `datasets.writing`.
+    """
+    config = config.copy_and_resolve_references()
+    check_values(config)
+    _take_sizes(config, workdir)
+    streams, evaluations = (
+        {name: source for name, source in section.items() if not source.dataset}
+        for section in (config.streams, config.evaluations)
+    )
+    if (streams or evaluations) and not config.data.folder:
+        raise InvalidConfig(
+            f"{', '.join({**streams, **evaluations})} has no data set: give "
+            "--config.data.folder=CLIPS, a folder of <class>/<file>."
+        )
+    if config.data.folder:
+        data = prepare_folder(config)
+        for stream in streams.values():
+            stream.update(dataset=data.dataset, kind=data.kind, split="train")
+        for evaluation in evaluations.values():
+            evaluation.update(dataset=data.dataset, kind=data.kind, split=data.test)
+        if streams and config.total_steps is None:
+            _set_steps(config, data, streams.values())
+    if config.total_steps and config.optimizer.warmup_steps is None:
+        config.optimizer.warmup_steps = config.total_steps // 10
+    return config
+
+
+def _take_sizes(config, workdir):
+    """Fills in what is open of clips and model."""
+    keys = open_keys(config)
+    if not keys:
+        return
+    source, run = _run_before(config, workdir)
+    if run is None:
+        raise InvalidConfig(
+            f"config.init.weights is {config.init.weights!r}, and these are open: "
+            f"{', '.join(keys)}. Name a run that they can be taken from, or set them."
+        )
+    theirs = from_json(run["config"])
+    for section, _, key in (key.partition(".") for key in [*keys, "model.gate_after"]):
+        if config[section][key] is None:
+            config[section][key] = theirs[section][key]
+    clip = config.clip
+    log.info(
+        "Clips of %d frames at %g fps, %dx%d pixels, and a model of %d layers of width "
+        "%d, as in %s",
+        *(clip.frames, clip.fps, clip.size, clip.size),
+        *(config.model.depth, config.model.width, source),
+    )
+
+
+def kept_heads(config: ConfigDict, workdir) -> dict[str, tuple[str, ...]]:
+    """Class names of the heads of `init.keep_heads`.
+
+    Raises:
+      InvalidConfig: what is started from has no such head, or a multi-label one.
+      The errors of `stored.read_run`.
+    """
+    heads = config.init.keep_heads
+    if not heads:
+        return {}
+    _, run = _run_before(config, workdir)
+    theirs = run["class_names"] if run else {}
+    if missing := [head for head in heads if head not in theirs]:
+        raise InvalidConfig(
+            f"config.init.keep_heads has {', '.join(missing)}, but the heads of "
+            f"{config.init.weights} are {', '.join(theirs) or 'none'}."
+        )
+    before = from_json(run["config"])
+    if several := [head for head in heads if head_loss(before, head) != "softmax"]:
+        raise InvalidConfig(
+            f"config.init.keep_heads has {', '.join(several)}, whose inputs have any "
+            "number of labels: only heads with one label an input can be kept."
+        )
+    return {head: tuple(theirs[head]) for head in heads}
+
+
+def _run_before(config, workdir):
+    """(what, its run) of what is resumed or started from; (None, None) of neither."""
+    try:
+        step = latest_step(workdir)
+        run = read_description(epath.Path(workdir) / "checkpoints", step)
+        return f"step {step} of {workdir}", run
+    except NoCheckpoint:
+        if not config.init.weights or is_weights_file(config.init.weights):
+            return None, None
+        return stored.read_run(config.init.weights)
+
+
+def _set_steps(config, data, streams):
+    """So many steps that the streams of the folder see it `epochs` times."""
+    batch = sum(stream.batch_size for stream in streams)
+    steps = -(-config.data.epochs * data.examples // batch)
+    config.total_steps = max(steps, LEAST_STEPS)
+    log.info(
+        "%d steps of %d: %d epochs of %d %ss, and at least %d steps",
+        *(config.total_steps, batch, config.data.epochs, data.examples),
+        *(data.kind, LEAST_STEPS),
+    )
+
+
+def prepare_folder(config: ConfigDict) -> Prepared:
+    """Makes a data set of section `data`'s folder, unless it is there; says how.
+
+    Its name tells the files and their splits: when these change, it is another one.
+
+    Raises:
+      TooFewExamples: one class, or one that lacks examples to train or to test on.
+      UnknownSplit: the folder has splits, but not `train` and one of `TEST_SPLITS`.
+      The other errors of `datasets.folders`, `prepare` and `datasets.writing`.
+    """
+    data, folder = config.data, epath.Path(config.data.folder)
+    kind = folders.kind_of(folder)
+    listing = folders.read_folder(folder, kind, data.split_list or None)
+    if len(listing.class_names) < 2:
+        raise folders.TooFewExamples(
+            f"{folder} has one class, {listing.class_names[0]!r}: there is nothing to "
+            f"tell apart. Give every class a folder of its own: {folder}/<class>/<file>"
+        )
+    digests = folders.digests(listing)
+    how = f"splits as in {data.split_list or folder}"
+    if set(listing.splits) == {"train"}:
+        listing = folders.hold_out(listing, data.test_share, digests)
+        how = (
+            f"about {data.test_share:.0%} of each class held out for testing, by the "
+            "SHA-256 of its files (config.data.test_share)"
+        )
+    test = next((name for name in TEST_SPLITS if name in listing.splits), None)
+    if "train" not in listing.splits or test is None:
+        raise UnknownSplit(
+            f"{data.split_list or folder} has the splits {', '.join(listing.splits)}. "
+            f"It takes train and one of {', '.join(TEST_SPLITS)}; or class folders "
+            "alone, of which some clips are held out."
+        )
+    lines = [
+        (split, example.id, digests[example.id])
+        for split, examples in sorted(listing.splits.items())
+        for example in sorted(examples)
+    ]
+    digest = hashlib.sha256(json.dumps(lines).encode()).hexdigest()[:8]
+    name = re.sub(r"[^\w+-]+", "_", folder.name, flags=re.ASCII).strip("_")
+    builder = {"image": folders.ImageFolder, "video": folders.VideoFolder}[kind](
+        listing=listing,
+        data_dir=config.data_dir,
+        config=f"{name or 'clips'}-{digest}",
+    )
+    prepare.prepare(builder, workers=config.loader.workers)
+    contents = "\n".join(prepare.contents(builder))
+    log.info("%s as %s: %s\n%s", folder, builder.dataset, how, contents)
+    counts = _counts(builder)
+    _check(folder, builder, counts, ("train", test))
+    examples = sum(n for (split, _), n in counts.items() if split == "train")
+    return Prepared(builder.dataset, kind, test, examples)
+
+
+def _counts(builder):
+    """How many examples were written, by split and class."""
+    rows = manifest.read(builder.directory / manifest.NAME)
+    return collections.Counter(
+        (row.split, row.label) for row in rows if row.status == manifest.OK
+    )
+
+
+def _check(folder, builder, counts, splits):
+    """Raises TooFewExamples for a class that has none in one of the splits."""
+    lacking = [
+        f"class {name!r} has no {builder.kind} in {split}"
+        for name in builder.listing.class_names
+        for split in splits
+        if not counts[split, name]
+    ]
+    if lacking:
+        damaged = [
+            row.id
+            for row in manifest.read(builder.directory / manifest.NAME)
+            if row.split and row.status != manifest.OK
+        ]
+        remove = f"Remove what does not decode ({', '.join(damaged)}). "
+        raise folders.TooFewExamples(
+            f"{folder}: {', '.join(lacking)}. {remove if damaged else ''}Add "
+            f"{builder.kind}s, or remove the class."
+        )

@@ -1,0 +1,405 @@
+"""Image ViTs' weights against what timm and transformers compute with them.
+
+The files in golden/ are made by golden/make.py.
+"""
+
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from sparse_tube_vit.checkpoints import pretrained, vit_formats
+from sparse_tube_vit.checkpoints.pretrained import WeightsDoNotMatch
+from sparse_tube_vit.checkpoints.run import Checkpoints, ForeignCheckpoint, describe_run
+from sparse_tube_vit.checkpoints.vit_formats import UnreadableWeights
+from sparse_tube_vit.config import default_config
+from sparse_tube_vit.models.tubevit import init_params, make_model
+from sparse_tube_vit.training.state import TrainState
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+VIT = {"depth": 2, "width": 24, "mlp_dim": 48, "heads": 2}
+
+
+@pytest.fixture(scope="module")
+def references():
+    return np.load(GOLDEN / "references.npz")
+
+
+def image_tube(patch):
+    size = (1, patch, patch)
+    return {"kernel": size, "stride": size}
+
+
+def vit_config(file, patch, size, **model):
+    """An image ViT as a TubeViT of one tube, everything of it loaded."""
+    config = default_config()
+    config.clip.update(frames=1, size=size)
+    config.model.update(
+        **VIT, pooling="class_token", positions="learned", gelu="erf", **model
+    )
+    config.model.tubes = (image_tube(patch),)
+    config.init.update({"weights": str(file), "positions": "keep", "head": "imagenet"})
+    return config
+
+
+def fresh(config, classes=5):
+    model = make_model(config, {"imagenet": classes})
+    clip = (config.clip.frames, config.clip.size, config.clip.size)
+    params = jax.eval_shape(lambda k: init_params(model, k, clip), jax.random.key(0))
+    return model, params
+
+
+def load(config, classes=5):
+    """(model, the loaded parameters, report)."""
+    model, shapes = fresh(config, classes)
+    names = {"imagenet": tuple(map(str, range(classes)))}
+    return model, *pretrained.initial_params(config, model, shapes, names)
+
+
+def logits(config, images):
+    model, params, report = load(config)
+    assert not report.new and not report.dropped
+    apply = jax.jit(model.apply, static_argnums=2)
+    return np.asarray(apply({"params": params}, images, "imagenet"))
+
+
+@pytest.mark.parametrize(
+    "reference, file, patch, size, epsilon",
+    [
+        ("timm", "timm.safetensors", 16, 48, 1e-6),
+        ("augreg", "augreg.npz", 14, 42, 1e-6),
+        # Patches and positions resized as timm's loader does.
+        ("augreg_resized", "augreg.npz", 16, 64, 1e-6),
+        ("hugging_face", "hugging_face.safetensors", 16, 48, 1e-12),
+    ],
+)
+def test_logits_equal_those_of_timm_and_transformers(
+    references, reference, file, patch, size, epsilon
+):
+    config = vit_config(GOLDEN / file, patch, size, norm_epsilon=epsilon)
+    images = references[f"{reference}/images"]
+    expected = references[f"{reference}/logits"]
+    assert np.ptp(expected) > 1
+    np.testing.assert_allclose(logits(config, images), expected, atol=1e-4)
+
+
+def test_gelu_and_epsilon_show_in_the_logits_and_are_noted(references):
+    file = GOLDEN / "hugging_face.safetensors"
+    images = references["hugging_face/images"]
+    expected = references["hugging_face/logits"]
+    for change in ({"norm_epsilon": 1e-6}, {"norm_epsilon": 1e-12, "gelu": "tanh"}):
+        config = vit_config(file, 16, 48)
+        config.model.update(change)
+        assert np.abs(logits(config, images) - expected).max() > 1e-4
+        (note,) = load(config)[2].notes
+        assert note.startswith(f"model.{[*change][-1]} is ")
+
+
+# What `save_pretrained` of transformers 5 undoes when it writes.
+MODULE_NAMES = (
+    ("encoder.layer.", "layers."),
+    ("attention.attention.query", "attention.q_proj"),
+    ("attention.attention.key", "attention.k_proj"),
+    ("attention.attention.value", "attention.v_proj"),
+    ("attention.output.dense", "attention.o_proj"),
+    ("intermediate.dense", "mlp.fc1"),
+    ("output.dense", "mlp.fc2"),
+)
+
+
+def hugging_face_names(name):
+    for old, new in MODULE_NAMES:
+        name = name.replace(old, new)
+    return name
+
+
+def test_hugging_face_names_of_modules_and_of_a_trunk_alone(references, tmp_path):
+    arrays = vit_formats.read_arrays(GOLDEN / "hugging_face.safetensors")
+    renamed = {hugging_face_names(k): v for k, v in arrays.items()}
+    assert sorted(renamed) == references["hugging_face/module_names"].tolist()
+    save_file(renamed, tmp_path / "modules.safetensors")
+    config = vit_config(tmp_path / "modules.safetensors", 16, 48, norm_epsilon=1e-12)
+    images = references["hugging_face/images"]
+    expected = references["hugging_face/logits"]
+    np.testing.assert_allclose(logits(config, images), expected, atol=1e-4)
+
+    # A trunk has no prefix and no classifier, but a pooler, which has no part here.
+    trunk = {k[4:]: v for k, v in arrays.items() if k.startswith("vit.")}
+    trunk |= {"pooler.dense.weight": np.eye(24), "pooler.dense.bias": np.zeros(24)}
+    save_file(trunk, tmp_path / "trunk.safetensors")
+    config.init.update({"weights": str(tmp_path / "trunk.safetensors"), "head": ""})
+    _, params, report = load(config)
+    assert {*report.new} == {"head_imagenet/bias", "head_imagenet/kernel"}
+    assert {*report.dropped} == {"pooler.dense.weight", "pooler.dense.bias"}
+    query = trunk["encoder.layer.1.attention.attention.query.weight"]
+    ours = params["encoder"]["block_1"]["attention"]["query"]["kernel"]
+    np.testing.assert_array_equal(ours, query.T.reshape(24, 2, 12))
+
+
+def video_config(file="timm.safetensors", **init):
+    """A TubeViT as in a run: several tubes, fixed positions, attention pooling."""
+    config = default_config()
+    config.clip.update(frames=8, size=48)
+    config.model.update(VIT, gelu="erf", new_layers=1, gate_after=1)
+    config.model.tubes = (
+        {"kernel": (4, 8, 8), "stride": (4, 16, 16)},
+        {"kernel": (3, 16, 16), "stride": (4, 16, 16)},
+        image_tube(16),
+    )
+    config.init.update({"weights": str(GOLDEN / file), **init})
+    return config
+
+
+def test_a_video_model_takes_the_trunk_and_reports_the_rest():
+    _, params, report = load(video_config())
+    assert sorted(params) == ["encoder", "stem"]
+    assert sorted(params["encoder"]) == ["block_0", "block_1", "norm"]
+    assert sorted(params["stem"]) == ["tube_2"]
+    lines = str(report).splitlines()
+    assert lines[0].endswith("timm.safetensors (timm, 2 blocks, width 24)")
+    up = "encoder/block_0..1/mlp/up  kernel (24, 48), bias (48,)"
+    for line in (
+        f"  loaded   {up}",
+        "  loaded   stem/tube_2  kernel (1, 16, 16, 3, 24), bias (24,)",
+        "  new      encoder/gate  ()",
+        "  new      encoder/new_block_0/mlp/up  kernel (24, 48), bias (48,)",
+        "  new      stem/tube_0  kernel (4, 8, 8, 3, 24), bias (24,)",
+        "  dropped  pos_embed  (1, 10, 24): init.positions is 'drop'",
+        "  dropped  cls_token  (1, 1, 24): pooling is 'attention'",
+    ):
+        assert line in lines, "\n".join(lines)
+    assert len(lines) < 40
+
+
+def test_repeated_kernels_read_a_still_clip_as_its_frame(references):
+    frame = references["timm/images"]
+    for how in ("repeat", "central_frame"):
+        config = video_config(inflate=how)
+        model, params, report = load(config)
+        stem = params["stem"]
+        for i in (0, 1):
+            assert how in report.resized[f"stem/tube_{i}/kernel"][1]
+        for x, same in ((np.repeat(frame[:, None], 3, 1), True), (blink(frame), False)):
+            x = x.astype(np.float32) / 127.5 - 1
+            still = np.einsum(
+                "bthwc,thwcd->bd", x[:, :, :16, :16], stem["tube_1"]["kernel"]
+            )
+            one = np.einsum(
+                "bhwc,hwcd->bd", x[:, 1, :16, :16], stem["tube_2"]["kernel"][0]
+            )
+            if same or how == "central_frame":
+                np.testing.assert_allclose(still, one, atol=1e-4)
+            else:
+                assert np.abs(still - one).max() > 0.1
+        np.testing.assert_array_equal(stem["tube_0"]["bias"], stem["tube_2"]["bias"])
+
+
+def blink(frame):
+    """The frame between two others."""
+    return np.stack([255 - frame, frame, np.zeros_like(frame)], 1)
+
+
+def test_resized_patches_keep_their_products_where_they_grow():
+    rng = np.random.default_rng(0)
+    kernel = rng.normal(size=(14, 14, 3, 5))
+    patches = rng.normal(size=(7, 14, 14, 3))
+    larger = np.asarray(jax.image.resize(patches, (7, 16, 20, 3), "bilinear"))
+    resized = pretrained.resize_patches(kernel, (16, 20))
+    expected = np.einsum("nhwc,hwcd->nd", patches, kernel)
+    products = np.einsum("nhwc,hwcd->nd", larger, resized)
+    np.testing.assert_allclose(products, expected, atol=1e-4)
+    # Resizing the kernel itself does not.
+    naive = jax.image.resize(kernel, (16, 20, 3, 5), "bilinear")
+    naive = np.einsum("nhwc,hwcd->nd", larger, naive)
+    assert np.abs(naive - expected).max() > 1
+
+
+@pytest.mark.parametrize("h, w", [(8, 8), (12, 4), (16, 20)])
+def test_patches_are_resized_as_timm_does(references, h, w):
+    old = references["resize/old"].transpose(2, 3, 1, 0)
+    expected = references[f"resize/{h}x{w}"].transpose(2, 3, 1, 0)
+    resized = pretrained.resize_patches(old, (h, w))
+    np.testing.assert_allclose(resized, expected, atol=1e-4)
+
+
+def test_positions_at_a_tubes_centres():
+    # A plane's value at any place between the centres of patches is known.
+    config = video_config()
+    config.model.tubes = (
+        {"kernel": (4, 8, 8), "stride": (4, 16, 8), "offset": (0, 12, 0)},
+        image_tube(16),
+    )
+    model, _ = fresh(config)
+    y, x = np.mgrid[8:48:16, 8:48:16]
+    plane = np.stack([1 + 2 * y - 3 * x, 0 * x + 4], -1).astype(float)
+    tube, image = model.tubes
+    at = pretrained.positions_at(plane, tube, model.clip)
+    y, x = np.array([16, 32])[:, None], np.clip([4, 12, 20, 28, 36, 44], 8, 40)[None]
+    assert at.shape == (2, 2, 6, 2)
+    np.testing.assert_allclose(at[0, ..., 0], 1 + 2 * y - 3 * x)
+    np.testing.assert_array_equal(at[0], at[1])
+    at = pretrained.positions_at(plane, image, model.clip)
+    np.testing.assert_allclose(at[5], plane, atol=1e-12)
+
+
+def test_the_central_frame_of_an_even_number_is_the_later():
+    kernel = np.ones((2, 2, 3, 5))
+    tube = pretrained.inflate_kernel(kernel, 4, "central_frame")
+    np.testing.assert_array_equal(tube.sum((1, 2, 3, 4)), [0, 0, kernel.sum(), 0])
+
+
+def changed(tmp_path, **changes):
+    """AugReg's golden file with arrays added, replaced, or (None) left out."""
+    arrays = dict(np.load(GOLDEN / "augreg.npz")) | changes
+    np.savez(
+        tmp_path / "changed.npz", **{k: v for k, v in arrays.items() if v is not None}
+    )
+    return tmp_path / "changed.npz"
+
+
+@pytest.mark.parametrize(
+    "change, init, lines",
+    [
+        (
+            lambda c: c.model.update(depth=1),
+            {},
+            ["encoder/block_1/mlp/down  kernel (48, 24), bias (24,): a parameter"],
+        ),
+        (
+            lambda c: c.model.update(depth=4),
+            {},
+            ["encoder/block_2..3/norm_1  scale (24,), bias (24,): not there"],
+        ),
+        (
+            lambda c: c.model.update(width=48, mlp_dim=32, heads=4),
+            {},
+            [
+                "encoder/norm  scale (24,) is (48,) here, bias (24,) is (48,) here",
+                "block_0..1/mlp/up  kernel (24, 48) is (48, 32) here, bias (48,)",
+            ],
+        ),
+        (
+            lambda c: c.model.update(tubes=c.model.tubes[:2]),
+            {},
+            ["embedding  kernel (14, 14, 3, 24): no tube takes it"],
+        ),
+        (
+            lambda c: c.model.tubes[0].update(space_to_depth=(2, 1, 1)),
+            {"inflate": "repeat"},
+            ["stem/tube_0  kernel (4, 8, 8, 3, 12): 4x8x8 every 4x16x16 from 0x0x0, 2"],
+        ),
+        (
+            lambda c: None,
+            {"head": "imagenet"},
+            ["head_imagenet  kernel (24, 5) is (24, 7) here, bias (5,) is (7,) here"],
+        ),
+    ],
+)
+def test_what_does_not_fit_is_listed(change, init, lines):
+    config = video_config("augreg.npz", **init)
+    config.model.tubes = tuple(dict(tube) for tube in config.model.tubes)
+    change(config)
+    with pytest.raises(WeightsDoNotMatch) as error:
+        load(config, classes=7)
+    for line in lines:
+        assert line in str(error.value)
+
+
+def test_leftovers_and_gaps_of_a_file_are_listed(tmp_path):
+    config = video_config()
+    changes = {
+        "Transformer/encoderblock_1/ls1/gamma": np.ones(24),
+        "norm_pre": np.ones(2),
+        "embedding/bias": None,
+        "Transformer/encoder_norm/bias": None,
+    }
+    config.init.weights = str(changed(tmp_path, **changes))
+    with pytest.raises(WeightsDoNotMatch) as error:
+        load(config)
+    assert "Transformer/encoderblock_1/ls1/gamma  (24,): left over" in str(error.value)
+    assert "norm_pre  (2,): left over in the file" in str(error.value)
+    assert "stem/tube_2  bias (24,): not there" in str(error.value)
+    assert "encoder/norm  bias (24,): not there" in str(error.value)
+
+
+def test_a_layer_before_the_head_is_dropped_with_it(tmp_path):
+    logits = {"pre_logits/kernel": np.eye(24), "pre_logits/bias": np.zeros(24)}
+    config = video_config()
+    config.init.weights = str(changed(tmp_path, **logits))
+    assert set(logits) <= set(load(config)[2].dropped)
+    config.init.head = "imagenet"
+    with pytest.raises(WeightsDoNotMatch, match="pre_logits.*before the head"):
+        load(config)
+
+
+def test_files_of_another_kind_are_named(tmp_path):
+    config = video_config()
+    np.savez(tmp_path / "other.npz", a=np.ones(2))
+    (tmp_path / "text.safetensors").write_text("no weights")
+    np.savez(tmp_path / "pickled.npz", a=np.array([{}]))
+    for file, message in (
+        ("other.npz", "not a ViT .* 1 arrays, the first a"),
+        ("text.safetensors", "cannot be read"),
+        ("pickled.npz", "allow_pickle"),
+        ("none.npz", "No such file"),
+    ):
+        config.init.weights = str(tmp_path / file)
+        with pytest.raises(UnreadableWeights, match=message):
+            load(config)
+    config.init.weights = str(tmp_path)
+    with pytest.raises(ForeignCheckpoint, match="neither a work dir"):
+        load(config)
+
+
+def save_run(config, classes, workdir):
+    """A checkpoint of step 3 with random parameters, which are returned."""
+    model = make_model(config, {head: len(names) for head, names in classes.items()})
+    params = init_params(model, jax.random.key(0), model.clip)
+    run = describe_run(config, classes)
+    writer = Checkpoints(workdir, 1, run)
+    writer.save(TrainState(jnp.int32(3), params, {"count": jnp.int32(3)}, None))
+    writer.close()
+    return params
+
+
+def test_another_run_gives_all_but_heads_of_other_classes(tmp_path):
+    config = video_config()
+    config.model.positions = "learned"
+    classes = {"a": ("x", "y"), "b": ("x", "y"), "c": ("x", "y")}
+    theirs = jax.device_get(save_run(config, classes, tmp_path))
+
+    config.clip.frames = 24
+    config.init.update({"weights": str(tmp_path), "positions": "keep"})
+    classes = {"a": ("x", "y"), "b": ("y", "x"), "d": ("x", "y")}
+    model = make_model(config, {head: 2 for head in classes})
+    shapes = jax.eval_shape(
+        lambda k: init_params(model, k, model.clip), jax.random.key(0)
+    )
+    ours, report = pretrained.initial_params(config, model, shapes, classes)
+    for part in ("encoder", "stem", "pooling", "head_a"):
+        jax.tree.map(np.testing.assert_array_equal, ours[part], theirs[part])
+    assert report.source == f"step 3 of {tmp_path}"
+    assert {*report.new} == {f"head_{h}/{x}" for h in "bd" for x in ("kernel", "bias")}
+    assert report.dropped["head_b/bias"] == ((2,), "the classes differ")
+    assert report.dropped["head_c/bias"] == ((2,), "there is no such head here")
+    # Three times the frames: the middle token of three has the place of the old one.
+    old, new = (p["positions"]["tube_0"] for p in (theirs, ours))
+    assert old.shape == (2, 3, 3, 24) and new.shape == (6, 3, 3, 24)
+    np.testing.assert_allclose(new[1], old[0], atol=1e-6)
+    np.testing.assert_allclose(new[4], old[1], atol=1e-6)
+
+    config.init.weights = str(tmp_path / "checkpoints" / "3")
+    config.init.positions = "drop"
+    ours, report = pretrained.initial_params(config, model, shapes, classes)
+    assert "positions" not in ours and "positions/tube_0" in report.dropped
+    same = jax.tree.map(lambda x: x, shapes) | {"positions": theirs["positions"]}
+    ours, _ = pretrained.initial_params(config, model, same, classes)
+    jax.tree.map(np.testing.assert_array_equal, ours["positions"], theirs["positions"])
+    config.model.pooling = "mean"
+    model = make_model(config, {head: 2 for head in classes})
+    del shapes["pooling"]
+    with pytest.raises(WeightsDoNotMatch, match="pooling/probe .*: a parameter"):
+        pretrained.initial_params(config, model, shapes, classes)

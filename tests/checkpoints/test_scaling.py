@@ -1,0 +1,289 @@
+"""Scaling up: a small model's tubes on a large image ViT."""
+
+import ast
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from sparse_tube_vit import scale_up as scale_up_command
+from sparse_tube_vit import train
+from sparse_tube_vit.checkpoints import stored
+from sparse_tube_vit.checkpoints.run import (
+    Checkpoints,
+    OtherRun,
+    describe_run,
+    save_params,
+)
+from sparse_tube_vit.checkpoints.scaling import (
+    NotScalable,
+    scale_config,
+    scale_tube,
+    scale_up,
+)
+from sparse_tube_vit.checkpoints.vit_formats import read_arrays
+from sparse_tube_vit.config import InvalidConfig, default_config, from_json
+from sparse_tube_vit.models.tubes import SparseTubes, Tube, resize_kernel
+from sparse_tube_vit.models.tubevit import init_params, make_model
+from sparse_tube_vit.models.variants import TUBE_SETS, VARIANTS, make_tubes
+from sparse_tube_vit.training.freezing import frozen_parts, split
+from sparse_tube_vit.training.optimizer import make_optimizer
+from sparse_tube_vit.training.state import TrainState
+from tests.tiny import shrink_moving_shapes, tiny_config
+
+GOLDEN = Path(__file__).parents[1] / "golden"
+CLASSES = {"motions": ("up", "down"), "shapes": ("circle", "square", "star")}
+# The large model: its width is no multiple of the small one's 24.
+BIG = {"depth": 3, "width": 40, "mlp_dim": 48, "heads": 4}
+PATCHES = ({"kernel": (1, 4, 4), "stride": (1, 4, 4)},)
+
+
+def model_and_params(config, classes=CLASSES):
+    model = make_model(config, {head: len(names) for head, names in classes.items()})
+    clip = (config.clip.frames, config.clip.size, config.clip.size)
+    params = init_params(model, jax.random.key(config.seed), clip)
+    return model, jax.device_get(params)
+
+
+def write(workdir, config):
+    """A checkpoint of fresh parameters, as training them would leave one."""
+    _, params = model_and_params(config)
+    save_params(workdir, params, describe_run(config, CLASSES))
+    return params
+
+
+def read(workdir):
+    found = stored.read(workdir)
+    return from_json(found.run["config"]), found.run, found.params
+
+
+def small_config(data_dir="data"):
+    return tiny_config(data_dir)
+
+
+def big_config(data_dir="data", **model):
+    config = tiny_config(data_dir)
+    config.seed = 1
+    config.model.update(**BIG, **model)
+    config.model.tubes = PATCHES
+    del config.streams.video, config.evaluations.video
+    return config
+
+
+@pytest.fixture(scope="module")
+def created(tmp_path_factory):
+    """(small params, big params, work directory of the created model)."""
+    root = tmp_path_factory.mktemp("scaling")
+    small = write(root / "small", small_config())
+    big = write(root / "big", big_config())
+    scale_up(root / "small", root / "big", root / "created")
+    return small, big, root / "created"
+
+
+@pytest.mark.parametrize(
+    "channels, width, expected",
+    [
+        # B to H, its first two tubes with space-to-depth: ratios of 1280 / 384,
+        # 1280 / 192 and 1280 / 768, none of them whole.
+        ((384, 192, 768), 1280, [(4, 1, 1), (2, 2, 2), (2, 1, 1)]),
+        ((96, 48, 192), 768, [(8, 1, 1), (2, 4, 2), (4, 1, 1)]),  # Ti to B
+        ((96, 48, 192), 192, [(2, 1, 1), (1, 2, 2), (1, 1, 1)]),  # Ti to Ti
+    ],
+)
+def test_windows_a_token(channels, width, expected):
+    tubes = TUBE_SETS["main"]
+    for tube, d, factors in zip(tubes, channels, expected, strict=False):
+        scaled = scale_tube(tube, d, width)
+        assert scaled.space_to_depth == factors
+        assert scaled.channels == scaled.kernel_channels(width) == d
+        assert (scaled.kernel, scaled.stride) == (tube.kernel, tube.stride)
+
+
+@pytest.mark.parametrize("big, frozen", [("H", 26), ("L", 19), ("S", 9)])
+def test_as_large_a_share_is_frozen_as_in_the_paper(big, frozen):
+    config = default_config()
+    patches = Tube((1, 16, 16), (1, 16, 16))
+    config.model.update(VARIANTS["Ti"])
+    scale_config(config, VARIANTS[big], patches)
+    assert config.optimizer.frozen_layers == config.model.gate_after == frozen
+    config.model.positions = "learned"
+    with pytest.raises(NotScalable, match="must not be learned"):
+        scale_config(config, VARIANTS["H"], patches)
+
+
+def test_no_factors_are_enough():
+    with pytest.raises(NotScalable, match=r"5 windows .* \(2, 2, 1\) has no factors"):
+        scale_tube(Tube((2, 2, 2), (2, 2, 1)), 8, 40)
+
+
+def test_kernels_are_the_small_models_and_the_rest_the_large_ones(created):
+    small, big, workdir = created
+    config, run, params = read(workdir)
+    made, before = flatten_dict(params["stem"]), flatten_dict(small["stem"])
+    for leaf in ("kernel", "bias"):
+        np.testing.assert_array_equal(made["tube_0", leaf], before["tube_0", leaf])
+        patch = big["stem"]["tube_0"][leaf]
+        np.testing.assert_array_equal(made["tube_1", leaf], patch)
+    assert params["encoder"].pop("gate") == 0
+    for part in ("encoder", "pooling"):
+        jax.tree.map(np.testing.assert_array_equal, params[part], big[part])
+    # The image tube is the large model's, with the small one's stride along time.
+    tube, patches = make_tubes(config.model.tubes)
+    assert tube == Tube((4, 4, 4), (4, 8, 8), (0, 0, 0), (2, 1, 1), channels=24)
+    assert patches == Tube((1, 4, 4), (4, 4, 4))
+    assert {key: config.model[key] for key in BIG} == BIG
+    assert config.model.gate_after == config.optimizer.frozen_layers == 2
+    assert run["class_names"] == {head: list(c) for head, c in CLASSES.items()}
+    _, fresh = model_and_params(config)
+    assert jax.tree.map(np.shape, fresh) == jax.tree.map(np.shape, read(workdir)[2])
+
+
+def test_tokens_are_neighbouring_windows_side_by_side(created):
+    """As numpy makes them: the first 40 of two windows' 24 channels each."""
+    _, _, workdir = created
+    config, _, params = read(workdir)
+    x = np.random.default_rng(0).uniform(-1, 1, (2, 8, 16, 16, 3)).astype(np.float32)
+    stem = SparseTubes(make_tubes(config.model.tubes), 40)
+    tokens = stem.apply({"params": params["stem"]}, x)
+
+    kernel, bias = (params["stem"]["tube_0"][leaf] for leaf in ("kernel", "bias"))
+    longer = np.pad(x, ((0, 0), (0, 4), (0, 0), (0, 0), (0, 0)))
+    expected = []
+    for t in (0, 4):
+        for h in (0, 8):
+            for w in (0, 8):
+                windows = [
+                    longer[:, s : s + 4, h : h + 4, w : w + 4] for s in (t, t + 2)
+                ]
+                outputs = [np.einsum("bthwc,thwcd->bd", y, kernel) for y in windows]
+                token = np.concatenate([y + bias for y in outputs], axis=-1)
+                expected.append(token[:, :40])
+    expected = np.stack(expected, axis=1)
+    np.testing.assert_allclose(tokens[:, : len(expected[0])], expected, atol=1e-5)
+
+
+def test_the_gate_changes_nothing_at_the_start(created):
+    _, _, workdir = created
+    config, _, params = read(workdir)
+    model = make_model(config, {head: len(names) for head, names in CLASSES.items()})
+    x = np.random.default_rng(0).integers(0, 256, (2, 4, 16, 16, 3), np.uint8)
+
+    def tokens(model, params):
+        def features(params):
+            return model.apply({"params": params}, x, method="features")
+
+        return jax.jit(features)(params)["tokens"]  # compiled, as in training
+
+    gated = tokens(model, params)
+    encoder = {k: v for k, v in params["encoder"].items() if k != "gate"}
+    ungated = tokens(model.clone(gate_after=None), params | {"encoder": encoder})
+    np.testing.assert_array_equal(gated, ungated)
+    opened = tokens(model, params | {"encoder": encoder | {"gate": np.float32(0.5)}})
+    assert np.abs(opened - gated).max() > 1e-2
+
+
+@pytest.mark.parametrize("file, patch", [("augreg.npz", 14), ("timm.safetensors", 16)])
+def test_from_a_file_and_from_interpolated_kernels(file, patch, tmp_path):
+    config = small_config()
+    config.clip.size = 32
+    config.model.update(width=12, kernels="interpolated")
+    small = write(tmp_path / "small", config)
+    sizes = {"depth": 2, "width": 24, "mlp_dim": 48, "heads": 2}
+    made, report = scale_up(
+        tmp_path / "small", GOLDEN / file, tmp_path / "created", sizes
+    )
+    _, _, params = read(tmp_path / "created")
+    shared = small["stem"]["shared"]
+    kernel = resize_kernel(shared["kernel"], (4, 4, 4))
+    np.testing.assert_array_equal(params["stem"]["tube_0"]["kernel"], kernel)
+    np.testing.assert_array_equal(params["stem"]["tube_0"]["bias"], shared["bias"])
+    arrays = read_arrays(GOLDEN / file)
+    if file == "augreg.npz":
+        kernel, gelu = arrays["embedding/kernel"], "tanh"
+    else:
+        kernel, gelu = arrays["patch_embed.proj.weight"].transpose(2, 3, 1, 0), "erf"
+    np.testing.assert_array_equal(params["stem"]["tube_1"]["kernel"], kernel[None])
+    assert made.model.gelu == gelu
+    assert make_tubes(made.model.tubes)[1].kernel == (1, patch, patch)
+    new = {name.split("/")[0] for name in report.new}
+    assert new == {"encoder", "pooling", "head_motions", "head_shapes"}
+    assert any("head" in name for name in report.dropped)
+
+
+def test_what_cannot_be_scaled(created, tmp_path):
+    root = created[2].parent
+    with pytest.raises(NotScalable, match="small is not an image ViT"):
+        scale_up(root / "small", root / "small", tmp_path / "a")
+    with pytest.raises(NotScalable, match="width 48 .* to a width of 24"):
+        small = big_config()
+        small.model.width = 24
+        write(tmp_path / "smaller", small)
+        big = big_config()
+        big.model.width = 48
+        write(tmp_path / "larger", big)
+        scale_up(tmp_path / "larger", tmp_path / "smaller", tmp_path / "b")
+    with pytest.raises(InvalidConfig, match="gate_after is 3"):
+        scale_up(root / "small", root / "big", tmp_path / "c", frozen_layers=3)
+    # A run that failed before its first checkpoint leaves an empty directory.
+    (tmp_path / "failed" / "checkpoints").mkdir(parents=True)
+    scale_up(root / "small", root / "big", tmp_path / "failed")
+    with pytest.raises(OtherRun, match="has checkpoints already"):
+        scale_up(root / "small", root / "big", root / "created")
+    config = tiny_config("data")
+    config.model.tubes = (*config.model.tubes[:1],)
+    for sources in (config.streams, config.evaluations):
+        del sources["image"]
+    write(tmp_path / "videos", config)
+    with pytest.raises(NotScalable, match="one must read images"):
+        scale_up(tmp_path / "videos", root / "big", tmp_path / "d")
+
+
+def test_the_command_prints_the_config_to_train_with(
+    created, tmp_path, monkeypatch, capsys
+):
+    root = created[2].parent
+    command = ["scale_up", "--small", f"{root}/small", "--big", f"{root}/big"]
+    command += ["--workdir", str(tmp_path), "--frozen_layers", "1"]
+    monkeypatch.setattr("sys.argv", command)
+    scale_up_command.main()
+    printed = capsys.readouterr().out
+    assert re.search(r"loaded +stem/tube_0 .*of \S*small\n", printed)
+    assert re.search(r"new +encoder/gate", printed)
+    config = small_config()
+    for key, value in re.findall(
+        r"^  (\S+) = (.*(?:\n    .*)*(?:\n  \))?)", printed, re.M
+    ):
+        section, key = key.split(".")
+        config[section][key] = ast.literal_eval(value)
+    assert config.to_json() == read(tmp_path)[0].to_json()
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(SystemExit):
+        scale_up_command.main()
+    assert "OtherRun: " in capsys.readouterr().err
+
+
+def test_training_moves_the_gate_and_nothing_frozen(created, tmp_path, monkeypatch):
+    shrink_moving_shapes(monkeypatch)
+    config, _, before = read(created[2])
+    assert config.init.weights == str(created[2])
+    config.data_dir = str(tmp_path / "data")
+    config.total_steps, config.optimizer.warmup_steps = 2, 0
+    config.evaluations = {}
+    state = train.train(config, tmp_path / "run")
+    after, frozen = jax.device_get(state.params), frozen_parts(config)
+    jax.tree.map(
+        np.testing.assert_array_equal, split(after, frozen)[1], split(before, frozen)[1]
+    )
+    assert after["encoder"]["gate"] != 0
+    up = [p["encoder"]["block_2"]["mlp"]["up"]["kernel"] for p in (before, after)]
+    assert not np.array_equal(*up)
+
+
+def test_nothing_is_trained_where_the_created_model_lies(created):
+    config, run, params = read(created[2])
+    state = TrainState.create(params, make_optimizer(config), config)
+    with pytest.raises(OtherRun, match="parameters to start from and no run"):
+        Checkpoints(created[2], 1, run).resume(state)

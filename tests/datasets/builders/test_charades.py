@@ -1,0 +1,101 @@
+"""Charades' CSV files: several actions a video, or none."""
+
+import pytest
+
+from sparse_tube_vit.datasets import reading
+from sparse_tube_vit.datasets.builders import annotations
+from sparse_tube_vit.datasets.builders.charades import Charades
+from tests.datasets.builders import official
+
+HEADER = "id,subject,scene,quality,relevance,verified,script,objects,descriptions"
+HEADER += ",actions,length"
+# In an order that is not that of the alphabet.
+CLASSES = "c000 Holding some clothes\nc001 Putting clothes somewhere\nc002 Awakening\n"
+
+
+def row(name, actions):
+    script = '"A person walks in, holds clothes; ""nice"".\nThen leaves."'
+    return f"{name},HR43,Kitchen,6,7,Yes,{script},clothes;door,Text.,{actions},24.83"
+
+
+ROWS = {
+    "train": [
+        row("46GP8", "c002 11.90 21.20;c000 0.00 12.60;c002 22.00 24.00"),
+        row("N11GT", "c001 0.00 15.00"),
+        row("0IH69", ""),
+        row("GONE1", "c001 0.00 15.00"),
+    ],
+    "test": [row("YSKX3", "c001 0.00 29.00;c000 0.00 29.00"), row("EMPTY", "")],
+}
+
+
+@pytest.fixture
+def release(tmp_path):
+    (tmp_path / "Charades_v1_classes.txt").write_text(CLASSES)
+    for split, rows in ROWS.items():
+        text = "\n".join([HEADER, *rows, ""])
+        (tmp_path / f"Charades_v1_{split}.csv").write_text(text)
+    return tmp_path
+
+
+def read(root):
+    return Charades.read(root / "videos", root)
+
+
+def test_prepared_and_read_back(release, capsys):
+    names = ("46GP8.mp4", "N11GT.mp4", "0IH69.mp4", "test/YSKX3.avi", "EMPTY.mp4")
+    clips = list(official.write_clips(release / "videos", *names).values())
+    source = ("--videos", release / "videos", "--annotations", release)
+    out = official.prepared(capsys, release, "charades", *source)
+    assert f"charades: written to {release / 'data' / 'charades' / '1.0.0'} in" in out
+    assert "train: 2 examples of 3 classes, 1 to 1 a class" in out
+    assert "note: 3 of the 157 official classes" in out
+    assert "left out: 3" in out
+    # Lines as an editor counts them: a script may hold a line break.
+    assert f"0IH69: no action in {release}/Charades_v1_train.csv:7" in out
+    assert f"EMPTY: no action in {release}/Charades_v1_test.csv:5" in out
+    assert "GONE1: listed in" in out
+    assert official.examples(release, "charades", "train") == {
+        "46GP8": ({"Holding some clothes", "Awakening"}, clips[0]),
+        "N11GT": ({"Putting clothes somewhere"}, clips[1]),
+    }
+    both = {"Holding some clothes", "Putting clothes somewhere"}
+    assert official.examples(release, "charades", "test") == {"YSKX3": (both, clips[3])}
+    split = reading.open_split("charades", "test", release / "data", kind="video")
+    assert split.class_names == tuple(x[5:] for x in CLASSES.splitlines())
+    assert split.multi_label and split[0]["label"].tolist() == [1, 1, 0]
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "message"),
+    [
+        ("train.csv", row("AAAAA", "c003 0.00 1.00"), r"csv:11: c003 not in .*classes"),
+        ("train.csv", row("AAAAA", "c000 0.00"), "csv:11: expected `class start end`"),
+        ("train.csv", row("AAAAA", "c000 0 x"), "csv:11: expected `class start end`"),
+        ("train.csv", "AAAAA,HR43", "csv:10: not one field"),
+        ("test.csv", row("N11GT", "c000 0.00 1.00"), "csv:7: N11GT is listed twice"),
+        ("train.csv", row("", "c000 0.00 1.00"), "csv:11: no id"),
+        ("classes.txt", "c1 Opening a door", "classes.txt:4: expected `c000 name`"),
+        ("classes.txt", "c003 Awakening", "classes.txt:4: class c003 Awakening is the"),
+        (
+            "classes.txt",
+            "\n".join(f"c{i} Doing {i}" for i in range(300, 455)),
+            "classes.txt: 158 classes; the data set has 157",
+        ),
+    ],
+)
+def test_contradictory_annotations(release, name, line, message):
+    official.write_clips(release / "videos", "46GP8.mp4")
+    with open(release / f"Charades_v1_{name}", "a") as file:
+        file.write(line)
+    with pytest.raises(annotations.BadAnnotations, match=message):
+        read(release)
+
+
+def test_a_file_or_a_column_that_is_not_there(release):
+    (release / "Charades_v1_test.csv").write_text("id,length\n")
+    with pytest.raises(annotations.BadAnnotations, match="csv:1: no column actions"):
+        read(release)
+    (release / "Charades_v1_test.csv").unlink()
+    with pytest.raises(annotations.BadAnnotations, match="Charades_v1_test.csv is mis"):
+        read(release)

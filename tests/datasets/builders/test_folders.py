@@ -1,0 +1,204 @@
+"""Class folders and split lists: what is taken, what is left out, what is refused."""
+
+import hashlib
+
+import pytest
+
+from sparse_tube_vit.datasets.builders import builder, folders
+
+
+def fill(root, *names):
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    return root
+
+
+def ids(listing):
+    return {
+        split: [(name, label) for name, label, _ in examples]
+        for split, examples in listing.splits.items()
+    }
+
+
+def test_class_folders_are_one_split_in_sorted_order(tmp_path):
+    fill(tmp_path, "dog/b.mp4", "dog/a.AVI", "cat/c.webm")
+    listing = folders.read_folder(tmp_path, "video")
+    assert listing.class_names == ("cat", "dog")
+    assert ids(listing) == {
+        "train": [("cat/c.webm", "cat"), ("dog/a.AVI", "dog"), ("dog/b.mp4", "dog")]
+    }
+    assert listing.left_out == ()
+
+
+def test_classes_are_the_union_over_split_folders(tmp_path):
+    fill(tmp_path, "train/dog/1.jpg", "val/cat/2.png", "val/dog/3.jpeg")
+    listing = folders.read_folder(tmp_path, "image")
+    assert listing.class_names == ("cat", "dog")
+    assert ids(listing) == {
+        "train": [("train/dog/1.jpg", "dog")],
+        "val": [("val/cat/2.png", "cat"), ("val/dog/3.jpeg", "dog")],
+    }
+
+
+def test_what_is_not_taken_is_reported(tmp_path):
+    fill(tmp_path, "cat/1.jpg", "cat/1.txt", "cat/README", "words.txt")
+    listing = folders.read_folder(tmp_path, "image")
+    assert ids(listing) == {"train": [("cat/1.jpg", "cat")]}
+    assert {row.id: row.status for row in listing.left_out} == {
+        "cat/1.txt": ".txt is not a known image suffix",
+        "cat/README": "no suffix is not a known image suffix",
+        "words.txt": "not in a class folder",
+    }
+
+
+@pytest.mark.parametrize("names", [(), ("1.jpg",), ("train/1.jpg", "val/cat/2.jpg")])
+def test_no_class_folders(tmp_path, names):
+    with pytest.raises(folders.NoClassFolders, match="<class>/<file>"):
+        folders.read_folder(fill(tmp_path, *names), "image")
+
+
+def test_folders_in_class_folders_are_refused(tmp_path):
+    with pytest.raises(folders.NoClassFolders, match="deep is a folder"):
+        folders.read_folder(fill(tmp_path, "train/cat/deep/1.jpg"), "image")
+
+
+@pytest.mark.parametrize("layout", ["", "train/"])
+def test_a_class_folder_without_images(tmp_path, layout):
+    fill(tmp_path, f"{layout}cat/1.jpg", f"{layout}dog/1.txt")
+    with pytest.raises(folders.EmptyClassFolder, match="dog holds no image"):
+        folders.read_folder(tmp_path, "image")
+
+
+def test_split_list(tmp_path):
+    fill(tmp_path, "cat/1.mp4", "cat/2,5.mp4", "dog/3.mp4", "dog/4.txt", "dog/5.mp4")
+    split_list = tmp_path / "splits.csv"
+    split_list.write_text(
+        "# path,split\ndog/3.mp4,val\ncat/1.mp4, train\n\n"
+        "cat/2,5.mp4,val\ndog/4.txt,val"
+    )
+    listing = folders.read_folder(tmp_path, "video", split_list)
+    assert listing.class_names == ("cat", "dog")
+    assert ids(listing) == {
+        "val": [("dog/3.mp4", "dog"), ("cat/2,5.mp4", "cat")],
+        "train": [("cat/1.mp4", "cat")],
+    }
+    assert [row.id for row in listing.left_out] == ["dog/4.txt"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("cat/2.mp4,train", "splits.csv:2: .*cat/2.mp4 does not exist"),
+        ("cat/1.mp4,val", "splits.csv:2: cat/1.mp4 is listed twice"),
+        ("cat/1.mp4", "splits.csv:2: expected"),
+        ("1.mp4,train", "splits.csv:2: expected"),
+    ],
+)
+def test_bad_split_lists(tmp_path, line, message):
+    fill(tmp_path, "cat/1.mp4", "1.mp4")
+    (tmp_path / "splits.csv").write_text(f"cat/1.mp4,train\n{line}\n")
+    with pytest.raises(folders.BadSplitList, match=message):
+        folders.read_folder(tmp_path, "video", tmp_path / "splits.csv")
+
+
+def test_split_names_that_tfds_cannot_read(tmp_path):
+    with pytest.raises(folders.NoClassFolders, match="'my train' cannot name a split"):
+        folders.read_folder(fill(tmp_path, "my train/cat/1.jpg"), "image")
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\rb", "a ", " a"])
+def test_class_names_that_tfds_cannot_keep(tmp_path, name):
+    fill(tmp_path, f"{name}/1.jpg")
+    with pytest.raises(folders.NoClassFolders, match="cannot name a class"):
+        folders.read_folder(tmp_path, "image")
+
+
+def test_links_that_lead_nowhere_are_not_skipped(tmp_path):
+    fill(tmp_path, "a/1.jpg")
+    (tmp_path / "a/2.jpg").symlink_to("nowhere")
+    listing = folders.read_folder(tmp_path, "image")
+    assert ids(listing) == {"train": [("a/1.jpg", "a"), ("a/2.jpg", "a")]}
+
+
+def test_split_lists_of_other_encodings(tmp_path):
+    fill(tmp_path, "a/1.jpg")
+    split_list = tmp_path / "list.csv"
+    split_list.write_bytes(b"\xef\xbb\xbfa/1.jpg,test")  # as spreadsheets save it
+    assert ids(folders.read_folder(tmp_path, "image", split_list)) == {
+        "test": [("a/1.jpg", "a")]
+    }
+    split_list.write_bytes(b"a/\xff.jpg,test")
+    with pytest.raises(folders.BadSplitList, match="not in UTF-8"):
+        folders.read_folder(tmp_path, "image", split_list)
+
+
+def listing_of(**files):
+    """A listing of class folders, and as its digests hashes of what files hold."""
+    examples = [
+        builder.Example(f"{label}/{i}.mp4", label, "")
+        for label, held in files.items()
+        for i, _ in enumerate(held)
+    ]
+    held = [content for contents in files.values() for content in contents]
+    digests = {
+        example.id: hashlib.sha256(str(content).encode()).hexdigest()
+        for example, content in zip(examples, held, strict=True)
+    }
+    return builder.Listing(tuple(sorted(files)), {"train": examples}), digests
+
+
+def sides(listing, digests):
+    """What files hold, by class, of each split."""
+    return {
+        split: {(label, digests[name]) for name, label, _ in examples}
+        for split, examples in listing.splits.items()
+    }
+
+
+def test_a_share_of_every_class_is_held_out():
+    listing, digests = listing_of(a=range(2000), b=range(2000, 2500))
+    held_out = folders.hold_out(listing, 0.2, digests)
+    assert sorted(sum(held_out.splits.values(), [])) == sorted(listing.splits["train"])
+    labels = [example.label for example in held_out.splits["test"]]
+    assert abs(labels.count("a") - 400) < 60 and abs(labels.count("b") - 100) < 30
+
+
+def test_the_same_files_are_held_out_beside_others():
+    before = sides(*holding_out(a=range(50), b=range(50, 90)))
+    after = sides(*holding_out(b=range(20, 90), a=range(-30, 50), c=range(100, 120)))
+    for split in ("train", "test"):
+        assert before[split] <= after[split]
+
+
+def holding_out(share=0.2, **files):
+    listing, digests = listing_of(**files)
+    return folders.hold_out(listing, share, digests), digests
+
+
+@pytest.mark.parametrize("share", [0.001, 0.999])
+def test_every_class_has_both_splits_and_copies_are_in_one(share):
+    found = sides(*holding_out(share, a=["x", "y", "x", "x"], b=range(9)))
+    for split in ("train", "test"):
+        assert {label for label, _ in found[split]} == {"a", "b"}
+    assert not found["train"] & found["test"]
+
+
+@pytest.mark.parametrize("files", [["x"], ["x", "x", "x"]])
+def test_a_class_of_one_file_cannot_be_split(files):
+    with pytest.raises(folders.TooFewExamples, match="class 'a' has .*a/0.mp4"):
+        holding_out(a=files, b=range(9))
+
+
+@pytest.mark.parametrize(
+    "names, kind",
+    [
+        (("a/1.mp4", "a/1.jpg"), "video"),
+        (("a/1.gif",), "video"),
+        (("train/a/1.JPG", "train/a/2.gif"), "image"),
+        ((), "video"),
+    ],
+)
+def test_whether_a_folder_is_of_images(tmp_path, names, kind):
+    assert folders.kind_of(fill(tmp_path, *names)) == kind

@@ -1,0 +1,179 @@
+"""Kinetics' CSV files: every way clips are named, what is left out, what is refused."""
+
+import pytest
+
+from sparse_tube_vit.datasets import reading
+from sparse_tube_vit.datasets.builders import annotations, kinetics
+from tests.datasets.builders import official
+
+HEADER = "label,youtube_id,time_start,time_end,split"
+LISTS = {
+    "train.csv": (
+        HEADER,
+        '"zumba",-AbC_def123,10,20,train',
+        "playing American football,twice-times,0,10,train",
+        "playing American football,twice-times,5,15,train",
+        "abseiling,gone_000001,3,13,train",
+    ),
+    "validate.csv": (HEADER, "abseiling,val_0000001,27,37,validate"),
+    "test.csv": (HEADER, "zumba,test0000001,1,11,test"),
+}
+CLIPS = (
+    "-AbC_def123.mp4",  # by id alone, flat
+    "playing_american_football/twice-times_0_10.webm",
+    "train/playing american football/twice-times_000005_000015.mkv",
+    "val/abseiling/val_0000001_000027_000037.mp4",
+    "test/test0000001.avi",
+    "other/never-listed.mp4",
+)
+
+
+@pytest.fixture
+def release(tmp_path):
+    """Lists of three classes; train and validation do not come in sorted order."""
+    for name, lines in LISTS.items():
+        (tmp_path / name).write_bytes("\r\n".join([*lines, ""]).encode())
+    return tmp_path
+
+
+def read(root):
+    return kinetics.Kinetics400.read(root / "videos", root)
+
+
+def test_a_link_that_leads_nowhere_is_a_missing_clip(release):
+    official.write_clips(release / "videos", *CLIPS)
+    clip = release / "videos" / CLIPS[0]
+    clip.rename(release / "elsewhere.mp4")
+    clip.symlink_to(release / "elsewhere.mp4")
+    assert len(read(release).splits["train"]) == 3
+    (release / "elsewhere.mp4").unlink()
+    listing = read(release)
+    assert len(listing.splits["train"]) == 2
+    row = listing.left_out[0]
+    assert (row.id, row.label) == ("-AbC_def123_000010_000020", "zumba")
+    assert row.status == f"{clip} is a link to {release}/elsewhere.mp4, which is absent"
+
+
+@pytest.mark.parametrize("dataset", ["kinetics400", "kinetics600", "kinetics700"])
+def test_prepared_and_read_back(release, capsys, dataset):
+    clips = list(official.write_clips(release / "videos", *CLIPS).values())
+    source = ("--videos", release / "videos", "--annotations", release)
+    out = official.prepared(capsys, release, dataset, *source)
+    directory = release / "data" / dataset / "1.0.0"
+    assert f"{dataset}: written to {directory} in" in out
+    assert "train: 3 examples of 3 classes, 0 to 2 a class" in out
+    assert f"note: 3 of the {dataset[-3:]} official classes are in {release}" in out
+    missing = f"gone_000001_000003_000013: listed in {release}/train.csv:5, but no such"
+    assert f"left out: 1\n    {missing}" in out
+    football = "playing American football"
+    assert official.examples(release, dataset, "train") == {
+        "-AbC_def123_000010_000020": ("zumba", clips[0]),
+        "twice-times_000000_000010": (football, clips[1]),
+        "twice-times_000005_000015": (football, clips[2]),
+    }
+    assert official.examples(release, dataset, "validation") == {
+        "val_0000001_000027_000037": ("abseiling", clips[3])
+    }
+    assert official.examples(release, dataset, "test") == {
+        "test0000001_000001_000011": ("zumba", clips[4])
+    }
+    split = reading.open_split(dataset, "train", release / "data", kind="video")
+    assert split.class_names == ("abseiling", football, "zumba")
+
+
+def test_all_classes_in_sorted_order_without_a_note(release):
+    rows = [f"class {i},id{i:09d},0,10,train" for i in reversed(range(400))]
+    (release / "train.csv").write_text("\n".join([HEADER, *rows]))
+    (release / "validate.csv").write_text(HEADER)
+    (release / "test.csv").unlink()
+    official.write_clips(release / "videos", "id000000007.mp4")
+    listing = read(release)
+    assert listing.class_names == tuple(sorted(f"class {i}" for i in range(400)))
+    assert listing.notes == () and len(listing.left_out) == 399
+    with pytest.raises(annotations.BadAnnotations, match="400 classes; .* has 3"):
+        few = type("Few", (kinetics.Kinetics,), {"classes": 3})
+        few.read(release / "videos", release)
+
+
+def test_a_test_list_without_labels_is_left_out_and_said(release):
+    (release / "test.csv").unlink()
+    (release / "kinetics700_2020_test.csv").write_text(
+        "youtube_id,time_start,time_end,split\ntest0000001,1,11,test\n"
+    )
+    official.write_clips(release / "videos", *CLIPS)
+    listing = read(release)
+    assert set(listing.splits) == {"train", "validation"}
+    assert "left out 1 clips of test that have no label" in listing.notes
+
+
+def test_a_split_without_any_clip_is_left_out_and_said(release):
+    official.write_clips(release / "videos", "-AbC_def123.mp4")
+    listing = read(release)
+    assert list(listing.splits) == ["train"]
+    notes = " ".join(listing.notes)
+    assert (
+        "no split validation: none of its clips" in notes and "no split test" in notes
+    )
+    assert len(listing.left_out) == 5
+
+
+def test_an_id_alone_does_not_say_which_clip_of_a_video(release):
+    official.write_clips(release / "videos", "twice-times.mp4", "-AbC_def123.mp4")
+    names = [name for name, _, _ in read(release).splits["train"]]
+    assert names == ["-AbC_def123_000010_000020"]
+
+
+def test_no_clip_at_all(release):
+    with pytest.raises(annotations.MissingVideos, match="none of the 6 listed clips"):
+        read(release)
+
+
+def test_two_files_for_one_clip(release):
+    official.write_clips(
+        release / "videos", "a/-AbC_def123.mp4", "-AbC_def123_000010_000020.mp4"
+    )
+    with pytest.raises(
+        annotations.MissingVideos, match="-AbC_def123_.* could be .* or"
+    ):
+        read(release)
+
+
+@pytest.mark.parametrize(
+    ("name", "line", "message"),
+    [
+        ("train.csv", "zumba,-AbC_def123,10,20,train", "csv:6: .*twice.*train.csv:2"),
+        ("train.csv", ",new00000000,10,20,train", "train.csv:6: a clip .* without a"),
+        ("train.csv", "zumba,new00000000,10,20,val", "train.csv:6: split 'val' in a"),
+        ("train.csv", "zumba,new00000000,x,20,train", "train.csv:6: time_start 'x'"),
+        ("train.csv", "zumba,new00000000,10,20", "train.csv:6: not one field"),
+        ("train.csv", "zumba,n,10,20,train,more", "train.csv:6: not one field"),
+        ("train.csv", 'zumba,"' + "x" * 200_000, "after line 5: field larger"),
+        ("train.csv", "zumba,,10,20,train", "train.csv:6: no youtube_id"),
+        ("test.csv", "yoga,new00000000,10,20,test", "test.csv:3: class 'yoga' is nei"),
+        ("my_train.csv", HEADER, "the train list could be .*my_train.csv or .*train"),
+        ("x.val.csv", HEADER, None),  # not a list of any split
+    ],
+)
+def test_contradictory_lists(release, name, line, message):
+    official.write_clips(release / "videos", *CLIPS)
+    with open(release / name, "a") as file:
+        file.write(line)
+    if message is None:
+        assert read(release).splits
+        return
+    with pytest.raises(annotations.BadAnnotations, match=message):
+        read(release)
+
+
+def test_a_column_or_a_list_that_is_not_there(release):
+    (release / "validate.csv").write_text("label,youtube_id,start,time_end\n")
+    with pytest.raises(annotations.BadAnnotations, match="validate.csv:1: no column t"):
+        read(release)
+    (release / "validate.csv").write_bytes(f"{HEADER}\n\xe9".encode("latin-1"))
+    with pytest.raises(
+        annotations.BadAnnotations, match="validate.csv is not in UTF-8"
+    ):
+        read(release)
+    (release / "validate.csv").unlink()
+    with pytest.raises(annotations.BadAnnotations, match="no validation list in"):
+        read(release)

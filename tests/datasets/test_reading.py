@@ -1,0 +1,247 @@
+"""Writing with TFDS and reading back: bytes, processes, errors, no tensorflow."""
+
+import pickle
+import shutil
+import subprocess
+import sys
+
+import grain
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from absl import flags
+
+from sparse_tube_vit import prepare
+from sparse_tube_vit.datasets import reading
+from sparse_tube_vit.datasets.builders import moving_shapes
+from sparse_tube_vit.datasets.preparing import write
+from tests.datasets.builders import official
+
+SMALL = {kind: {"train": 48, "test": 24} for kind in ("images", "videos")}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A data_dir with image_folder/tiny and video_folder/tiny, and their files."""
+    root = tmp_path_factory.mktemp("folders")
+    files = {}
+    encoders = {"image": official.encode_image, "video": official.encode}
+    for kind, suffix in (("image", "jpg"), ("video", "mp4")):
+        for split, count in (("train", 6), ("val", 2)):
+            for label in ("wolf", "ant"):
+                for i in range(count):
+                    name = f"{split}/{label}/{i}.{suffix}"
+                    path = root / kind / name
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    files[kind, name] = encoders[kind](8 * len(files) % 255)
+                    path.write_bytes(files[kind, name])
+        arguments = [f"{kind}_folder", "--name", "tiny", f"--{kind}s"]
+        arguments += [str(root / kind), "--data_dir", str(root / "data")]
+        arguments += ["--workers", "0"]
+        prepare.main(arguments)
+    return root / "data", files
+
+
+@pytest.mark.parametrize("kind", ["image", "video"])
+def test_the_bytes_are_the_files_bytes(prepared, kind):
+    data_dir, files = prepared
+    for name, count in (("train", 12), ("val", 4)):
+        split = reading.open_split(f"{kind}_folder/tiny", name, data_dir)
+        assert (split.kind, split.class_names) == (kind, ("ant", "wolf"))
+        examples = [split[i] for i in range(len(split))]
+        assert len({example["id"] for example in examples}) == len(split) == count
+        for example in examples:
+            assert set(example) == {"id", "label", kind}
+            assert type(example["id"]) is str and type(example["label"]) is int
+            assert split.class_names[example["label"]] in example["id"].split("/")
+            assert example[kind] == files[kind, example["id"]]
+
+
+def test_indices(prepared):
+    split = reading.open_split("image_folder/tiny", "val", prepared[0])
+    assert split[np.int64(1)] == split[1]
+    for index in (4, -1):
+        with pytest.raises(IndexError, match="image_folder/tiny val, which has 4"):
+            split[index]
+    assert len(list(split)) == 4
+
+
+def test_slices_of_a_split(prepared):
+    split = reading.open_split("image_folder/tiny", "train[:25%]", prepared[0])
+    assert len(split) == 3 == len(list(split))
+
+
+def test_pickles_small_and_opens_again(prepared):
+    split = reading.open_split("video_folder/tiny", "train", prepared[0])
+    first = split[0]  # has opened its files by now
+    pickled = pickle.dumps(split)
+    assert len(pickled) < 1000
+    assert pickle.loads(pickled) == split
+    assert pickle.loads(pickled)[0] == first
+
+
+def test_in_grains_worker_processes(prepared):
+    split = reading.open_split("video_folder/tiny", "train", prepared[0])
+    flags.FLAGS.mark_as_parsed()  # grain's workers read absl's flags
+    source = grain.MapDataset.source(split).to_iter_dataset()
+    options = grain.MultiprocessingOptions(num_workers=2)
+    read = list(source.mp_prefetch(options))
+    assert sorted(e["id"] for e in read) == sorted(e["id"] for e in split)
+
+
+def test_a_version_directory_and_the_highest_version(prepared, tmp_path):
+    data_dir = prepared[0]
+    split = reading.open_split("image_folder/tiny/1.0.0", "val", data_dir)
+    assert len(split) == 4
+    for version in ("9.0.0", "10.0.0", "incomplete.ABC_11.0.0"):
+        (tmp_path / "x" / version).mkdir(parents=True)
+        (tmp_path / "x" / version / "dataset_info.json").touch()
+    assert reading.prepared_directory("x", tmp_path).name == "10.0.0"
+
+
+@pytest.mark.parametrize(
+    ("dataset", "command"),
+    [
+        (
+            "ucf101/split2",
+            "python -m sparse_tube_vit.prepare ucf101 --split 2 --videos DIR"
+            " --annotations DIR --data_dir ",
+        ),
+        (
+            "image_folder/mine",
+            "python -m sparse_tube_vit.prepare image_folder --name mine --images DIR"
+            " --data_dir ",
+        ),
+        ("cifar10", "Prepare cifar10 with TFDS"),
+        (
+            "imagenet2012",
+            "python -m sparse_tube_vit.prepare imagenet2012 --images DIR --data_dir ",
+        ),
+        (
+            "kinetics600",
+            "python -m sparse_tube_vit.prepare kinetics600 --videos DIR"
+            " --annotations DIR --data_dir ",
+        ),
+    ],
+)
+def test_not_prepared_says_where_and_how(tmp_path, dataset, command):
+    # A directory without its dataset_info.json, as a broken copy leaves.
+    (tmp_path / dataset / "1.0.0").mkdir(parents=True)
+    with pytest.raises(reading.DatasetNotPrepared) as error:
+        reading.open_split(dataset, "train", tmp_path)
+    assert str(tmp_path / dataset) in str(error.value)
+    assert command in str(error.value)
+
+
+@pytest.mark.parametrize("file", ["dataset_info.json", "features.json"])
+def test_a_data_set_that_tfds_cannot_open(prepared, tmp_path, file):
+    shutil.copytree(prepared[0], tmp_path, dirs_exist_ok=True)
+    (tmp_path / "image_folder/tiny/1.0.0" / file).write_text("{")
+    with pytest.raises(reading.UnsupportedDataset, match="TFDS cannot open"):
+        reading.open_split("image_folder/tiny", "val", tmp_path)
+
+
+def test_unknown_split_says_which_there_are(prepared):
+    with pytest.raises(reading.UnknownSplit, match=r"no split 'test'.*train, val"):
+        reading.open_split("image_folder/tiny", "test", prepared[0])
+
+
+class Other(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """As TFDS's own builders are: an Image feature, a file name, no id."""
+
+    VERSION = tfds.core.Version("2.0.0")
+    url_infos = None
+    features = {
+        "image": tfds.features.Image(shape=(None, None, 3)),
+        "label": tfds.features.ClassLabel(names=["a", "b"]),
+        "file_name": tfds.features.Text(),
+    }
+
+    def _info(self):
+        features = tfds.features.FeaturesDict(self.features)
+        return tfds.core.DatasetInfo(builder=self, features=features)
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        values = {"label": "b", "file_name": "n01.jpg", "frames": b""}
+        values["image"] = values["video"] = self.picture
+        yield 0, {name: values[name] for name in self.features}
+
+
+def picture(path):
+    path.write_bytes(moving_shapes.encode_jpeg(np.zeros((1, 8, 8, 3), np.uint8)))
+    return path
+
+
+def test_data_sets_of_tfds_give_the_encoded_image(tmp_path):
+    builder = Other(data_dir=tmp_path)
+    builder.picture = picture(tmp_path / "n01.jpg")
+    builder.download_and_prepare(file_format="array_record")
+    split = reading.open_split("other", "train", tmp_path)
+    encoded = builder.picture.read_bytes()
+    assert split[0] == {"id": "n01.jpg", "label": 1, "image": encoded}
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        ({"image": Other.features["image"]}, "a `label`"),
+        ({"label": Other.features["label"]}, "an `image` are needed"),
+    ],
+)
+def test_data_sets_without_label_or_image_are_refused(tmp_path, features, message):
+    builder = type("Other", (Other,), {"features": features}, skip_registration=True)(
+        data_dir=tmp_path
+    )
+    builder.picture = picture(tmp_path / "n01.jpg")
+    builder.download_and_prepare(file_format="array_record")
+    with pytest.raises(reading.UnsupportedDataset, match=message):
+        reading.open_split("other", "train", tmp_path)
+
+
+def test_labels_of_a_multi_label_data_set_are_multi_hot(tmp_path, monkeypatch):
+    counts = moving_shapes.COUNTS | {"crowds": {"train": 24}}
+    monkeypatch.setattr(moving_shapes, "COUNTS", counts)
+    write.write(moving_shapes.MovingShapes(config="crowds", data_dir=tmp_path))
+    split = reading.open_split("moving_shapes/crowds", "train", tmp_path)
+    assert (split.kind, split.multi_label, split.label_shape) == ("video", True, (24,))
+    for example in split:
+        index = int(example["id"].rpartition("-")[2])
+        labels, frames = moving_shapes.render("crowds", "train", index)
+        assert example["video"] == moving_shapes.encode_mp4(frames)
+        assert example["label"].dtype == np.uint8 and example["label"].max() == 1
+        found = {split.class_names[i] for i in np.flatnonzero(example["label"])}
+        assert found == set(labels)
+
+
+WITHOUT_TENSORFLOW = """
+import sys
+from sparse_tube_vit.datasets import builders, reading
+assert not {"tensorflow", "jax", "tensorflow_datasets"} & set(sys.modules), "import"
+from sparse_tube_vit import prepare
+from sparse_tube_vit.datasets.builders import moving_shapes
+counts = {"images": {"train": 6}, "videos": {"train": 2}, "crowds": {"train": 2}}
+moving_shapes.COUNTS = counts
+prepare.main(["moving_shapes", "--data_dir", sys.argv[1], "--workers", "0"])
+for name, kind in (("images", "image"), ("videos", "video"), ("crowds", "video")):
+    split = reading.open_split(f"moving_shapes/{name}", "train", sys.argv[1])
+    assert isinstance(split[0][kind], bytes)
+for name in builders.BUILDERS:
+    builders.builder_class(name)
+builders.builder_class("imagenet2012").read(sys.argv[2])
+assert "tensorflow" not in sys.modules, "tensorflow"
+assert "jax" not in sys.modules, "jax"
+assert "apache_beam" not in sys.modules, "apache_beam"
+"""
+
+
+def test_neither_tensorflow_nor_jax_nor_beam_is_imported(tmp_path):
+    image = tmp_path / "images" / "n01440764" / "1.jpg"
+    image.parent.mkdir(parents=True)
+    image.touch()
+    script = [sys.executable, "-c", WITHOUT_TENSORFLOW]
+    script += [str(tmp_path), str(tmp_path / "images")]
+    done = subprocess.run(script, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr

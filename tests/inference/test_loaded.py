@@ -1,0 +1,239 @@
+"""Loading and using a model: of any run, on one device, with nothing of training."""
+
+import copy
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+import sparse_tube_vit as stv
+from sparse_tube_vit import evaluate, predict, train
+from sparse_tube_vit.checkpoints.run import read_description
+from sparse_tube_vit.datasets.reading import open_split
+from sparse_tube_vit.evaluation import evaluator
+from sparse_tube_vit.inference import loaded, predictions
+from sparse_tube_vit.inference.features import pooled
+from sparse_tube_vit.inference.loaded import AmbiguousHead, NotAClip
+from sparse_tube_vit.models.positions import token_centres
+from sparse_tube_vit.models.tubes import ClipTooSmall
+from sparse_tube_vit.models.tubevit import UnknownHead
+from sparse_tube_vit.storage import UnreadableFile
+from sparse_tube_vit.video.decode import UndecodableClip
+from tests.tiny import tiny_multi_label_config
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def run(data_dir, tmp_path_factory):
+    """Work directory of a run whose parameters eight devices share, in a loop."""
+    workdir = tmp_path_factory.mktemp("inference") / "run"
+    config = tiny_multi_label_config(data_dir)
+    config.mesh.update(data=1, fsdp=8)
+    config.model.scan = True
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluator, "prepare", lambda *_: [])  # the tests evaluate
+        train.train(config, workdir)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def tubevit(run):
+    return stv.load(run)
+
+
+@pytest.fixture(scope="module")
+def files(data_dir, tmp_path_factory):
+    """Files of the test splits, by data set."""
+    folder, found = tmp_path_factory.mktemp("files"), {}
+    for name, kind in (("images", "image"), ("crowds", "video")):
+        split = open_split(f"moving_shapes/{name}", "test", data_dir)
+        found[name] = []
+        for i in range(6):
+            found[name].append(folder / f"{name}_{i}")  # no suffix tells the container
+            found[name][-1].write_bytes(split[i][kind])
+    return found
+
+
+def test_one_device_loads_what_eight_trained_and_imports_nothing_of_training(
+    run, files, tubevit
+):
+    """In a process of its own, which sees one device and unpickles nothing."""
+    code = """if True:
+        import sys, time
+        sys.addaudithook(lambda event, _: event == "pickle.find_class" and exit(3))
+        import sparse_tube_vit as stv
+        assert "jax" not in sys.modules
+        stv.load
+        assert time.process_time() < 2, "to import"
+        tubevit = stv.load(sys.argv[1])
+        print(tubevit.predict(sys.argv[2], "crowds", top=99))
+        assert time.process_time() < 10, "to the first prediction"
+        tubevit.features(sys.argv[2])
+        import jax
+        assert len(jax.devices()) == 1
+        for name in ("tensorflow", "grain", "tensorflow_datasets", "matplotlib", "cv2"):
+            assert name not in sys.modules, name
+    """
+    video = files["crowds"][0]
+    ended = subprocess.run(
+        [sys.executable, "-c", code, run, video],
+        env={"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert ended.returncode == 0, ended.stderr
+    theirs, ours = eval(ended.stdout), tubevit.predict(video, "crowds", top=99)
+    assert [name for name, _ in theirs] == [name for name, _ in ours]
+    np.testing.assert_allclose(*([p for _, p in x] for x in (theirs, ours)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["video", "image"])
+def test_predicts_what_evaluate_scores_bit_for_bit(
+    run, files, tubevit, name, monkeypatch
+):
+    one = train.sharding.make_mesh
+    monkeypatch.setattr(
+        train.sharding, "make_mesh", lambda config: one(config, jax.devices()[:1])
+    )
+    found = read_description(run / "checkpoints", 3)
+    config = evaluate.from_json(found["config"])
+    config.mesh.update(data=-1, fsdp=1)
+    source = config.evaluations[name]
+    source.update(batch_size=4, split="test[:6]")
+    (result,) = evaluator.evaluate(config, run, 3, [name])
+    paths = files[source.dataset.partition("/")[2]]
+    told = predictions.predict(tubevit, paths, source.head, top=99, batch_size=4)
+    names = tubevit.class_names[source.head]
+    for prediction, scores in zip(told, result.scores, strict=True):
+        assert prediction.kind == source.kind
+        assert len(prediction.classes) == len(names)
+        assert dict(prediction.classes) == dict(zip(names, scores, strict=True))
+        ordered = [p for _, p in prediction.classes]
+        assert ordered == sorted(ordered, reverse=True)
+    total = sum(p for _, p in told[0].classes)
+    assert (abs(total - 1) < 1e-5) == (name == "image")
+
+
+def test_arrays_files_and_views_give_the_same(tubevit, files):
+    video, image = files["crowds"][0], files["images"][0]
+    views = stv.read_clip(video, tubevit.config, views=(2, 3))
+    assert views.shape == (6, 4, 16, 16, 3) and views.dtype == np.uint8
+    from_file = tubevit.predict(video, "crowds")
+    assert tubevit.predict(views, "crowds") == from_file
+    clip = stv.read_clip(video, tubevit.config)
+    alone = tubevit.predict(clip, "crowds", top=99)
+    logits = tubevit.model.apply({"params": tubevit.params}, clip[None], "crowds")
+    expected = dict(
+        zip(tubevit.class_names["crowds"], jax.nn.sigmoid(logits[0]), strict=True)
+    )
+    for name, probability in alone:
+        np.testing.assert_allclose(probability, expected[name], rtol=1e-5)
+    picture = stv.read_image(image, tubevit.config)
+    assert picture.shape == (16, 16, 3)
+    assert tubevit.predict(picture) == tubevit.predict(str(image))
+    assert len(tubevit.predict(picture, top=2)) == 2
+
+
+def test_a_head_is_chosen_by_what_trained_it(tubevit, files):
+    assert tubevit.choose_head("image") == "shapes"
+    assert tubevit.choose_head("video") == "crowds"
+    config = copy.deepcopy(tubevit.config)
+    config.streams.more = config.streams.video.copy_and_resolve_references()
+    config.streams.more.head = "motions"
+    ambiguous = dataclasses.replace(tubevit, config=config)
+    with pytest.raises(AmbiguousHead, match="videos for the heads crowds, motions"):
+        ambiguous.predict(files["crowds"][0])
+    with pytest.raises(UnknownHead, match="no head 'dogs'; it has .*crowds"):
+        tubevit.predict(files["crowds"][0], "dogs")
+    assert tubevit.predict(files["images"][0], "crowds", top=1)
+
+
+def test_what_is_no_clip_is_named(tubevit, tmp_path):
+    with pytest.raises(NotAClip, match=r"array of shape \(16, 16\)"):
+        tubevit.predict(np.zeros((16, 16), np.uint8), "shapes")
+    with pytest.raises(NotAClip, match="array of int64"):
+        tubevit.predict(np.zeros((16, 16, 3), int), "shapes")
+    with pytest.raises(ClipTooSmall):
+        tubevit.predict(np.zeros((2, 16, 16, 3), np.uint8), "crowds")
+    with pytest.raises(UnreadableFile, match="nothing: No such file"):
+        tubevit.predict(tmp_path / "nothing")
+    (tmp_path / "text").write_text("no clip")
+    with pytest.raises(UndecodableClip, match="text: FFmpeg cannot"):
+        stv.read_clip(tmp_path / "text", tubevit.config)
+
+
+def test_features_are_of_the_model_with_each_tokens_tube_time_and_place(tubevit, files):
+    clip = stv.read_clip(files["crowds"][1], tubevit.config)
+    found = tubevit.features(files["crowds"][1])
+    expected = tubevit.model.apply(
+        {"params": tubevit.params}, clip[None], method="features"
+    )
+    np.testing.assert_allclose(found.tokens, expected["tokens"][0], atol=1e-5)
+    np.testing.assert_allclose(found.pooled, expected["pooled"][0], atol=1e-5)
+    centres = token_centres(tubevit.model.tubes, clip.shape[:3])
+    np.testing.assert_array_equal(found.time * 8, centres[:, 0])
+    np.testing.assert_array_equal(found.place, centres[:, 1:])
+    # Tube 0 has a grid of 1x2x2 tokens, tube 1, of one frame, the same.
+    assert found.tube.tolist() == [0] * 4 + [1] * 4
+    image = tubevit.features(files["images"][1])
+    assert image.tube.tolist() == [1] * 4 and image.tokens.shape == (4, 24)
+    np.testing.assert_array_equal(image.place[1], [4, 12])
+
+
+def test_pooled_features_of_files_are_means_over_views(tubevit, files):
+    paths = [str(p) for p in (*files["crowds"][:5], files["images"][0], "nothing")]
+    found, kinds, problems = pooled(tubevit, paths, views=(2, 1))
+    assert kinds == ["video"] * 5 + ["image", ""] and [*problems] == [6]
+    views = stv.read_clip(paths[3], tubevit.config, views=(2, 1))
+    mean = np.mean([tubevit.features(view).pooled for view in views], axis=0)
+    np.testing.assert_allclose(found[3], mean, atol=1e-5)
+    np.testing.assert_allclose(found[5], tubevit.features(paths[5]).pooled, atol=1e-5)
+
+
+def test_the_command_tells_of_files_in_every_format(run, files, tmp_path, capsys):
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    (folder / "a.mp4").write_bytes(files["crowds"][0].read_bytes())
+    (folder / "b.mp4").write_text("no clip")
+    (folder / "notes.txt").write_text("not looked at")
+    image = str(files["images"][0])
+
+    def run_command(*options):
+        with pytest.MonkeyPatch.context() as patch:
+            given = ["predict", f"--model={run}", str(folder), image, *options]
+            patch.setattr(sys, "argv", given)
+            with pytest.raises(SystemExit) as end:
+                predict.main()
+        assert end.value.code == 1  # of b.mp4
+        return capsys.readouterr()
+
+    told = run_command("--head=crowds", "--top=2", "--format=json")
+    first, bad, last = json.loads(told.out)
+    assert first["file"] == str(folder / "a.mp4") and first["kind"] == "video"
+    expected = stv.load(run).predict(folder / "a.mp4", "crowds", top=2)
+    assert [c["name"] for c in first["classes"]] == [name for name, _ in expected]
+    assert bad["problem"].startswith("FFmpeg cannot decode it")
+    assert (last["file"], last["kind"], last["head"]) == (image, "image", "crowds")
+    assert "1 of 3 files could not be read" in told.err
+    assert "1 of 3 files are left out" in told.err
+    # Without a head, clip and image have each their own.
+    _, *rows = run_command("--format=csv", "--top=1").out.splitlines()
+    assert rows[0].startswith(f"{folder / 'a.mp4'},video,crowds,1,")
+    assert rows[2].startswith(f"{image},image,shapes,1,")
+    table = run_command("--head=crowds", "--top=1").out.splitlines()
+    assert len(table) == 4 and table[1].endswith(first["classes"][0]["name"])
+
+
+def test_a_folder_without_clips_is_an_error(run, tmp_path, monkeypatch, capsys):
+    (tmp_path / "notes.txt").write_text("not a clip")
+    monkeypatch.setattr(sys, "argv", ["predict", f"--model={run}", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        predict.main()
+    assert "NoFiles" in capsys.readouterr().err
+    assert isinstance(stv.load(run, ema=False), loaded.TrainedTubeViT)

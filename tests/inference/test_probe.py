@@ -1,0 +1,185 @@
+"""Probes of features: against other libraries, and on a folder of images."""
+
+import json
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import LeaveOneOut, StratifiedKFold, cross_val_predict
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from sparse_tube_vit import features as features_command
+from sparse_tube_vit import load
+from sparse_tube_vit import probe as probe_command
+from sparse_tube_vit.checkpoints.run import describe_run, save_params
+from sparse_tube_vit.inference import features, predictions, probe
+from sparse_tube_vit.inference.probe import NotProbeable
+from sparse_tube_vit.models.tubevit import init_params, make_model
+from tests.datasets.builders import official
+from tests.tiny import tiny_config
+
+
+@pytest.fixture(scope="module")
+def labelled():
+    """(features, labels) of three classes that overlap."""
+    rng = np.random.default_rng(0)
+    y = rng.permutation(np.repeat([0, 1, 2], 12))
+    return rng.normal(size=(3, 8))[y] + rng.normal(size=(36, 8)), y
+
+
+def test_neighbours_are_those_of_scikit_learn(labelled):
+    x, y = labelled
+    reference = KNeighborsClassifier(
+        4, metric="cosine", weights=lambda distances: 1 - distances / 2
+    )
+    expected = cross_val_predict(reference, x, y, cv=LeaveOneOut(), method="predict")
+    scores = probe.nearest_neighbours(x, y, None, 4, 3)
+    np.testing.assert_array_equal(scores.argmax(1), expected)
+    assert 1 / 3 < (expected == y).mean() < 1
+    train = np.arange(36) < 20
+    scores = probe.nearest_neighbours(x, y, train, 4, 3)
+    expected = reference.fit(x[train], y[train]).predict_proba(x[~train])
+    scores /= scores.sum(1, keepdims=True)
+    np.testing.assert_allclose(scores, expected, atol=1e-6)
+    # More neighbours than there are: all of them.
+    assert probe.nearest_neighbours(x, y, None, 99, 3).shape == (36, 3)
+
+
+def test_the_linear_probe_measures_what_it_was_not_fitted_to(labelled):
+    x, y = labelled
+    reference = make_pipeline(StandardScaler(), LogisticRegression(max_iter=5000))
+    folds = StratifiedKFold(4, shuffle=True, random_state=0)
+    expected = cross_val_predict(reference, x, y, cv=folds, method="predict_proba")
+    scores = probe.linear_probe(x, y, None, 4, 3)
+    np.testing.assert_allclose(scores, expected, atol=1e-6)
+    # A class that is not in the part that is fitted has no probability.
+    train = (np.arange(36) < 20) & (y != 1)
+    scores = probe.linear_probe(x, y, train, None, 3)
+    expected = reference.fit(x[train], y[train]).predict_proba(x[~train])
+    np.testing.assert_allclose(scores[:, [0, 2]], expected, atol=1e-6)
+    assert not scores[:, 1].any()
+
+
+def save_model(directory, config, classes):
+    """A model of random parameters."""
+    model = make_model(config, {head: 1 for head in classes})
+    params = init_params(model, jax.random.key(0), model.clip)
+    run = describe_run(config, classes)
+    save_params(directory, jax.device_get(params), run)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    classes = {"motions": ("a",), "shapes": ("b",)}
+    return save_model(tmp_path_factory.mktemp("probe"), tiny_config("nowhere"), classes)
+
+
+def write_images(folder, split, count):
+    rng = np.random.default_rng(len(split))
+    for name, colour in (("red", (255, 0, 0)), ("sea", (0, 128, 128))):
+        (folder / split / name).mkdir(parents=True)
+        for i in range(count):
+            noise = rng.integers(0, 100, (20, 24, 3))
+            picture = (np.array(colour) / 2 + noise).clip(0, 255).astype(np.uint8)
+            Image.fromarray(picture).save(folder / split / name / f"{i}.png")
+
+
+def test_the_command_probes_a_folder(workdir, tmp_path, monkeypatch, capsys):
+    write_images(tmp_path, "train", 3)
+    (tmp_path / "train" / "red" / "bad.png").write_text("no picture")
+
+    def run_command(folder, *options, code):
+        given = ["probe", f"--model={workdir}", f"--clips={folder}"]
+        monkeypatch.setattr(sys, "argv", [*given, *options])
+        ended = 0
+        try:
+            probe_command.main()
+        except SystemExit as end:
+            ended = end.code
+        assert ended == code
+        return capsys.readouterr()
+
+    # One split: each file by the others. A file that is bad is told of and left out.
+    told = run_command(tmp_path / "train", "--format=json", code=1)
+    result = json.loads(told.out)
+    assert "bad.png: FFmpeg cannot decode it" in told.err
+    assert result["undecodable"] == ["red/bad.png"]
+    assert (result["files"], result["measured"], result["classes"]) == (6, 6, 2)
+    alone = result["nearest_neighbours"]
+    assert (alone["protocol"], alone["k"]) == ("leave one out", 5)
+    assert result["linear_probe"] == {"top1": 1.0, "protocol": "3 stratified folds"}
+    # Two: the one by the other.
+    (tmp_path / "train" / "red" / "bad.png").unlink()
+    write_images(tmp_path, "test", 4)
+    told = run_command(tmp_path, "--neighbours=1", code=0).out
+    assert "nearest neighbours: Top-1 100.0% (1 by cosine, train to test)" in told
+    assert "linear probe: Top-1 100.0% (train to test)" in told
+    assert "of 8 files of 2 classes" in told and "16x16; step 0 of" in told
+    (tmp_path / "test").rename(tmp_path / "extra")
+    assert "has the splits" in run_command(tmp_path, code=1).err
+    said = run_command(tmp_path / "nowhere", code=1).err
+    assert f"NoClassFolders: {tmp_path / 'nowhere'} is not a directory" in said
+    (tmp_path / "train" / "sea").rename(tmp_path / "sea")
+    assert "two classes at least" in run_command(tmp_path / "train", code=1).err
+
+
+def test_features_are_written_without_what_is_bad(workdir, tmp_path, monkeypatch):
+    write_images(tmp_path, "all", 2)
+    (tmp_path / "all" / "sea" / "bad.png").write_text("no picture")
+    out = tmp_path / "features.npz"
+    options = [f"--model={workdir}", str(tmp_path / "all"), f"--out={out}", "--tokens"]
+    monkeypatch.setattr(sys, "argv", ["features", *options])
+    with pytest.raises(SystemExit):
+        features_command.main()
+    with np.load(out, allow_pickle=False) as found:
+        assert [f.split("/")[-2] for f in found["path"]] == ["red", "red", "sea", "sea"]
+        assert found["kind"].tolist() == ["image"] * 4
+        assert found["pooled"].shape == (4, 24) and found["tokens"].shape == (4, 4, 24)
+        assert found["tube"].shape == (4,) and found["place"].shape == (4, 2)
+        assert len(np.unique(found["pooled"], axis=0)) == 4
+
+
+def test_features_that_cannot_be_written_are_not_computed(
+    workdir, tmp_path, monkeypatch, capsys
+):
+    write_images(tmp_path, "all", 1)
+    official.write_clips(tmp_path / "all", "red/a.mp4")
+    monkeypatch.setattr(features_command, "pooled", lambda *_: pytest.fail("computed"))
+    out = tmp_path / "features.npz"
+    for where, message in (
+        (tmp_path / "no" / "x.npz", "UnwritableOutput: "),
+        (out, "SeveralKinds: "),
+    ):
+        given = [f"--model={workdir}", f"--out={where}", "--tokens"]
+        monkeypatch.setattr(sys, "argv", ["features", *given, str(tmp_path / "all")])
+        with pytest.raises(SystemExit):
+            features_command.main()
+        assert message in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["all"]
+
+
+def test_images_that_no_tube_reads_leave_videos_their_features(tmp_path):
+    config = tiny_config("nowhere")
+    config.model.tubes = config.model.tubes[:1]
+    del config.streams.image, config.evaluations.image
+    tubevit = load(save_model(tmp_path / "run", config, {"motions": ("a",)}))
+    write_images(tmp_path, "all", 1)
+    official.write_clips(tmp_path / "all", "red/a.mp4")
+    image, video = (str(tmp_path / "all" / "red" / n) for n in ("0.png", "a.mp4"))
+    x, kinds, problems = features.pooled(tubevit, [image, video])
+    assert kinds == ["", "video"] and not x[0].any() and x[1].any()
+    assert [*problems] == [0] and "reads a single frame" in problems[0]
+    wrong, right = predictions.predict(tubevit, [image, video], "motions")
+    assert wrong.problem == problems[0] and right.classes == (("a", 1.0),)
+
+
+def test_splits_that_make_no_probe():
+    with pytest.raises(NotProbeable, match="splits a, b"):
+        probe._splits({"a": [], "b": []})
+    assert probe._splits({"val": [], "train": []}) == ("train", "val")

@@ -1,0 +1,134 @@
+import re
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from sparse_tube_vit.distributed.mesh import AXES
+from sparse_tube_vit.models import attention as attentions
+from sparse_tube_vit.models.attention import UnavailableAttention, attention
+from sparse_tube_vit.models.encoder import REMAT_POLICIES
+
+
+def inputs(tokens, queries=None, dtype=jnp.float32):
+    """q, k, v and a gradient of the output; 2 examples, 2 heads, 8 channels each."""
+    keys = jax.random.split(jax.random.key(0), 4)
+    sizes = (queries or tokens, tokens, tokens, queries or tokens)
+    return [
+        jax.random.normal(key, (2, n, 2, 8), dtype)
+        for key, n in zip(keys, sizes, strict=True)
+    ]
+
+
+def by_loops(q, k, v):
+    out = np.zeros(q.shape)
+    for b, m, h in np.ndindex(q.shape[:3]):
+        scores = k[b, :, h] @ q[b, m, h] / np.sqrt(q.shape[3])
+        weights = np.exp(scores - scores.max())
+        out[b, m, h] = weights / weights.sum() @ v[b, :, h]
+    return out
+
+
+@pytest.mark.parametrize("name", ["auto", "heads_first", "xla"])
+def test_attention_is_that_of_loops(name):
+    q, k, v, _ = inputs(9, queries=5)
+    expected = by_loops(*(np.asarray(x, np.float64) for x in (q, k, v)))
+    np.testing.assert_allclose(attention(q, k, v, name), expected, atol=1e-6)
+
+
+def padding(tokens):
+    return ((0, 0), (0, tokens), (0, 0), (0, 0))
+
+
+@pytest.mark.parametrize(
+    "tokens", [130, pytest.param(128, marks=pytest.mark.slow)], ids=["padded", "whole"]
+)
+def test_splash_and_its_gradient_are_those_of_plain_attention(tokens, monkeypatch):
+    """As a TPU computes it, step by step; in parts of the batch and of the heads."""
+    monkeypatch.setattr(attentions, "_LARGEST_BLOCK", 128)  # two where tokens are 130
+    q, k, v, gradient = inputs(tokens)
+    mesh = jax.make_mesh((2, 1, 2), AXES, (jax.sharding.AxisType.Auto,) * 3)
+    assert mesh.size == 4
+
+    def splash(q, k, v):
+        """Padded here as the projections are, with what must not be attended to."""
+        missing = -tokens % 128
+        padded = (jnp.pad(x, padding(missing), constant_values=3.0) for x in (q, k, v))
+        return attentions.splash(*padded, tokens=tokens, interpret=True)[:, :tokens]
+
+    def run(function):
+        def both(*inputs):
+            out, back = jax.vjp(function, *inputs[:3])
+            return out, back(inputs[3])
+
+        return jax.jit(both)(q, k, v, gradient)
+
+    expected = run(attentions.heads_first)
+    with jax.set_mesh(mesh):
+        found = run(splash)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found, expected
+    )
+
+
+def test_splash_keeps_what_it_reads_as_it_reads_it(capsys):
+    q, k, v, _ = inputs(128)
+
+    def attend(*inputs):
+        return attentions.splash(*(2 * x for x in inputs), interpret=True)
+
+    attend = jax.checkpoint(attend, policy=REMAT_POLICIES["dots"])
+    jax.ad_checkpoint.print_saved_residuals(attend, q, k, v)
+    kept = re.findall(r"f32\[([\d,]+)\]", capsys.readouterr().out)
+    # Queries, keys, values; the output; the logarithms of the sums of the softmax.
+    assert sorted(kept) == ["2,2,128", "2,2,128,8", *["2,2,8,128"] * 3]
+
+
+@pytest.mark.parametrize("name", ["heads_first", "xla"])
+def test_scores_and_softmax_are_not_rounded_to_the_dtype_of_the_factors(name):
+    # Scores of 63 and 63.125: bfloat16 has nothing between 63 and 63.25.
+    q = jnp.ones((1, 1, 1, 64), jnp.bfloat16)
+    k = jnp.full((1, 2, 1, 64), 8.0, jnp.bfloat16).at[0, :, 0, 0].set([0.0, 1.0])
+    v = jnp.zeros((1, 2, 1, 64), jnp.bfloat16).at[0, 1].set(1.0)
+    out = attention(q, k, v, name)
+    assert out.dtype == jnp.bfloat16
+    np.testing.assert_allclose(
+        out.astype(jnp.float32), 1 / (1 + np.exp(-0.125)), atol=2**-9
+    )
+
+
+def chosen(platform, monkeypatch, **options):
+    """Which implementation "auto" takes on a device that is not there."""
+    device = jax.sharding.AbstractDevice(platform, None, platform)
+    mesh = jax.sharding.AbstractMesh(
+        (1, 1, 1), AXES, (jax.sharding.AxisType.Auto,) * 3, abstract_device=device
+    )
+    called = []
+    with monkeypatch.context() as patch:
+        for name in attentions.IMPLEMENTATIONS:
+            patch.setitem(
+                attentions.IMPLEMENTATIONS,
+                name,
+                lambda q, k, v, *_, name=name: called.append(name) or q,
+            )
+        with jax.sharding.use_abstract_mesh(mesh):
+            attention(*inputs(**options)[:3])
+    return called
+
+
+def test_what_each_device_computes_attention_with(monkeypatch):
+    bfloat16 = {"dtype": jnp.bfloat16}
+    assert chosen("cpu", monkeypatch, tokens=9) == ["heads_first"]
+    assert chosen("tpu", monkeypatch, tokens=539) == ["splash"]
+    assert chosen("tpu", monkeypatch, tokens=539, queries=1) == ["xla"]
+    assert chosen("tpu", monkeypatch, tokens=196) == ["xla"]
+    assert chosen("gpu", monkeypatch, tokens=9) == ["xla"]
+    assert chosen("gpu", monkeypatch, tokens=9, **bfloat16) == ["cudnn"]
+
+
+def test_what_does_not_run_here_is_named():
+    q, k, v, _ = inputs(9)
+    for name in ("splash", "cudnn"):
+        with pytest.raises(UnavailableAttention, match=f"'{name}', .* not run on cpu"):
+            attention(q, k, v, name)

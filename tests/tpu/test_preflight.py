@@ -1,0 +1,301 @@
+"""What preflight reports and advises; the compiling itself where libtpu is."""
+
+import dataclasses
+import importlib.util
+import itertools
+import json
+import pathlib
+
+import pytest
+
+from sparse_tube_vit import preflight as command
+from sparse_tube_vit.config import default_config, stream
+from sparse_tube_vit.datasets import builders
+from sparse_tube_vit.datasets.classes import OFFICIAL_CLASSES
+from sparse_tube_vit.models.flops import flops, training_flops
+from sparse_tube_vit.models.tubevit import make_model
+from sparse_tube_vit.tpu import hlo, preflight
+from sparse_tube_vit.tpu.chips import CHIPS, GIB, Topology
+from sparse_tube_vit.tpu.cost import Network, estimate
+from sparse_tube_vit.tpu.preflight import DoesNotFit, Memory, Preflight, UnknownClasses
+
+PROGRAMS = pathlib.Path(__file__).parent / "programs"
+
+
+def kinetics():
+    config = default_config()
+    config.total_steps = 1000
+    config.data_dir = "/nowhere"
+    config.optimizer.warmup_steps = 10
+    videos = {"kind": "video", "dataset": "kinetics400", "head": "kinetics400"}
+    images = {"kind": "image", "dataset": "imagenet2012", "head": "imagenet"}
+    config.streams.video = stream(**videos, batch_size=32)
+    config.streams.image = stream(**images, batch_size=64)
+    return config
+
+
+def found(**changes):
+    """A preflight of the sharded program of programs/make.py."""
+    topology = Topology.parse("v5e:2x4")
+    axes = {"data": 2, "fsdp": 4, "tensor": 1}
+    places = list(itertools.product(range(2), range(4)))
+    program = hlo.parse((PROGRAMS / "sharded.hlo").read_text())
+    values = {
+        "topology": topology,
+        "mesh": axes,
+        "compiling": 1.0,
+        "memory": Memory(GIB, 2 * GIB, GIB // 2, 4 * GIB, GIB // 4, 15.75 * GIB),
+        "estimate": estimate(program, Network(topology.chip, (2, 4), axes, places)),
+        "model_flops": 8 * 3 * 24 * 2 * 2048**3,
+        "batch": {"video": 32},
+        "steps": 3600,
+    }
+    return Preflight(**values | changes)
+
+
+def test_figures_follow_from_the_estimate():
+    result = found()
+    seconds = result.estimate.seconds
+    assert result.memory.peak == 7.75 * GIB
+    assert result.mfu == pytest.approx(result.estimate.flops / seconds / 197e12)
+    assert result.chip_hours == pytest.approx(8 * seconds)
+    summary = json.loads(json.dumps(result.summary()))
+    assert summary["batch"] == {"video": 32}
+    assert summary["examples_per_second"] == {"video": pytest.approx(32 / seconds)}
+    parts = summary["step_seconds"]
+    assert parts.pop("all") == pytest.approx(sum(parts.values()))
+    assert summary["chip_bytes"]["peak"] == 7.75 * GIB
+    times = sum(o["seconds"] for o in summary["operations"])
+    assert times == pytest.approx(seconds - parts["waiting_for_collectives"])
+
+
+def test_the_report_names_what_matters():
+    text = preflight.report(found())
+    lines = {line.split("  ")[0]: line.split() for line in text.splitlines()}
+    assert "not measurements" in text
+    assert lines["peak"][1:] == ["7.75", "49%"]
+    assert lines["all-gather"][:4] == ["all-gather", "fsdp", "8.39", "48"]
+    assert lines["all-gather"][-1] == "50%"  # the backward pass's half
+    _, _, largest = text.partition("largest operations")
+    largest = largest.splitlines()[1:]
+    took = [float(line.split("%")[0].split()[-2]) for line in largest]
+    assert took == sorted(took, reverse=True)
+    assert any("dot_general" in line for line in largest)
+
+
+@pytest.mark.parametrize(
+    "source, place",
+    [
+        (
+            "jit(train_step)/jvp(TubeViT)/TubeViT.features/encoder/while/body/closed_call"
+            "/Block/mlp/up/dot_general",
+            "forward encoder/block/mlp/up/dot_general",
+        ),
+        (
+            "jit(train_step)/transpose(jvp(TubeViT))/TubeViT.features/encoder/while/body"
+            "/closed_call/checkpoint/rematted_computation/Block/norm_1/reduce_sum",
+            "recomputed encoder/block/norm_1/reduce_sum",
+        ),
+        (
+            "jit(train_step)/transpose(jvp(TubeViT))/TubeViT.features/encoder/block_11"
+            "/attention/shard_map/vmap(static_sparsity_splash)/jit(_splash_attention)"
+            "/splash_mha_dq/splash_mha_dq/pallas_call",
+            "backward encoder/block/attention/splash_mha_dq",
+        ),
+        ("jit(train_step)/mul", "mul"),
+        ("", ""),
+    ],
+)
+def test_places_say_the_pass_and_the_module(source, place):
+    assert preflight.place(source) == place
+
+
+def test_what_is_not_known_is_said():
+    result = found()
+    unsure = dataclasses.replace(
+        result.estimate, unknown_loops=("while.3",), unknown_kernels=("mystery.1",)
+    )
+    text = preflight.report(dataclasses.replace(result, estimate=unsure))
+    assert "while.3" in text and "mystery.1" in text
+    assert "only the data tells" not in preflight.report(result)
+
+
+def test_classes_are_official_given_or_asked_for():
+    config = kinetics()
+    official = {"kinetics400": 400, "imagenet": 1000}
+    assert preflight.head_classes(config, {}) == official
+    given = preflight.head_classes(config, {"imagenet": 1001})
+    assert given == official | {"imagenet": 1001}
+    config.streams.video.dataset = "video_folder/mine"
+    with pytest.raises(UnknownClasses, match="--classes kinetics400=N"):
+        preflight.head_classes(config, {})
+    with pytest.raises(UnknownClasses, match="shapes"):
+        preflight.head_classes(config, {"kinetics400": 5, "shapes": 6})
+
+
+def test_official_classes_are_those_of_the_builders():
+    from sparse_tube_vit.datasets.builders import charades, moving_shapes
+    from sparse_tube_vit.datasets.builders import something_something_v2 as something
+
+    for name in ("kinetics400", "kinetics600", "kinetics700"):
+        assert builders.builder_class(name).classes == OFFICIAL_CLASSES[name]
+    assert OFFICIAL_CLASSES["charades"] == charades.CLASSES
+    assert OFFICIAL_CLASSES["something_something_v2"] == something.CLASSES
+    for kind, names in moving_shapes.CLASS_NAMES.items():
+        assert len(names) == OFFICIAL_CLASSES[f"moving_shapes/{kind}"]
+
+
+@pytest.mark.parametrize(
+    "text", ["kinetics400", "kinetics400=", "kinetics400=x", "a=0"]
+)
+def test_classes_that_do_not_read_are_named(text):
+    with pytest.raises(UnknownClasses, match="head=N"):
+        command.given_classes([text])
+
+
+def test_training_takes_three_forward_passes_of_what_is_trained():
+    config = kinetics()
+    model = make_model(config, {"kinetics400": 400, "imagenet": 1000})
+    video, image = config.streams.video, config.streams.image
+    clip = (32, 224, 224)
+    forward = flops(model, clip, "kinetics400")
+    assert training_flops(config, model, video) == 3 * sum(forward.values())
+    picture = flops(model, (1, 224, 224), "imagenet")
+    assert training_flops(config, model, image) == 3 * sum(picture.values())
+    config.optimizer.frozen_layers = 9
+    below = forward["stem"] + forward["encoder"] * 9 // 12
+    assert training_flops(config, model, video) == 3 * sum(forward.values()) - 2 * below
+
+
+def test_changes_are_small_first_and_never_what_is_already_set():
+    config = kinetics()
+    mesh = {"data": 4, "fsdp": 2, "tensor": 1}
+    changes = list(preflight.changes(config, mesh))
+    assert changes[:4] == [
+        {"model.remat": "full"},
+        {"model.scan": True},
+        {"optimizer.accumulate_steps": 2},
+        {"mesh.data": 1, "mesh.fsdp": 8},
+    ]
+    assert changes[4] == {
+        "streams.video.batch_size": 16,
+        "streams.image.batch_size": 32,
+    }
+    assert {"model.remat": "full", "model.scan": True} in changes
+    keys = [tuple(sorted(change.items())) for change in changes]
+    assert len(set(keys)) == len(keys)
+    for change in changes:  # at least one example a chip and part
+        parts = change.get("optimizer.accumulate_steps", 1)
+        videos = change.get("streams.video.batch_size", 32)
+        assert videos % (8 * parts) == 0 and videos >= 8 * parts
+    config.model.update(remat="full", scan=True)
+    mesh = {"data": 1, "fsdp": 8, "tensor": 1}
+    assert next(preflight.changes(config, mesh)) == {"optimizer.accumulate_steps": 2}
+    config.streams.video.batch_size = config.streams.image.batch_size = 1024
+    mesh = {"data": 512, "fsdp": 1, "tensor": 1}  # 512 does not divide a width of 768
+    assert {"mesh.data": 2, "mesh.fsdp": 256} in preflight.changes(config, mesh)
+
+
+class FakeMesh:
+    shape = {"data": 4, "fsdp": 2, "tensor": 1}
+
+
+@pytest.fixture
+def compiler(monkeypatch):
+    """Stands in for compiling: what fits is for the test to say."""
+    tried = []
+
+    def compile_for(config, topology, classes):
+        tried.append(config.model.remat)
+        if config.streams.video.batch_size > compiler.fits:
+            raise DoesNotFit("A step needs 20.00 GiB.", 20 * GIB)
+        return found()
+
+    def compiler():
+        return tried
+
+    compiler.fits = 32
+    monkeypatch.setattr(preflight, "preflight", compile_for)
+    monkeypatch.setattr(preflight.sharding, "make_mesh", lambda *_: FakeMesh)
+    monkeypatch.setattr(Topology, "devices", lambda self: [])
+    return compiler
+
+
+def test_what_fits_is_printed(compiler, capsys):
+    preflight.run(kinetics(), "v5e:2x4", {}, as_json=False)
+    assert capsys.readouterr().out == preflight.report(found()) + "\n"
+    preflight.run(kinetics(), "v5e:2x4", {}, as_json=True)
+    assert json.loads(capsys.readouterr().out)["chips"] == 8
+
+
+def test_what_does_not_fit_ends_with_the_first_change_that_does(compiler):
+    compiler.fits = 16
+    with pytest.raises(DoesNotFit) as error:
+        preflight.run(kinetics(), "v5e:2x4", {}, as_json=False)
+    message = str(error.value)
+    assert message.startswith("A step needs 20.00 GiB. It fits with ")
+    assert "--config.streams.video.batch_size=16" in message
+    assert "7.75 GiB" in message
+    assert compiler() == ["none", "full", "none", "none", "none", "none"]
+    compiler.fits = 0
+    with pytest.raises(DoesNotFit, match="Nor does it"):
+        preflight.run(kinetics(), "v5e:2x4", {}, as_json=False)
+
+
+@pytest.mark.parametrize(
+    "message, gib",
+    [
+        ("Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm.", 20.5),
+        (
+            "Ran out of memory on HBM, the total memory required for HLO temporaries "
+            "(768.00G) exceeds available HBM (15.75G).",
+            768,
+        ),
+        ("Ran out of memory somehow.", None),
+    ],
+)
+def test_what_the_compiler_says_of_too_little_memory(message, gib):
+    text, needed = preflight.out_of_memory(message, Topology.parse("v5e:2x4"))
+    assert needed == (gib and gib * GIB)
+    assert "15.75 GiB" in text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason='no TPU compiler: pip install "jax[tpu]"',
+)
+def test_a_train_step_compiles_for_a_pod(monkeypatch):
+    """On 4 chips, parameters sharded: what is gathered and kept is what they weigh."""
+    config = kinetics()
+    config.clip.update(frames=8, size=32)
+    config.model.update(depth=2, width=128, mlp_dim=256, heads=2, dtype="bfloat16")
+    config.model.tubes = (
+        {"kernel": (4, 8, 8), "stride": (4, 8, 8)},
+        {"kernel": (1, 8, 8), "stride": (4, 8, 8)},
+    )
+    config.mesh.update(data=1, fsdp=4)
+    classes = {"kinetics400": 400, "imagenet": 1000}
+    topology = Topology.parse("v5e:2x2")
+    result = preflight.preflight(config, topology, classes)
+    assert result.mesh == {"data": 1, "fsdp": 4, "tensor": 1}
+    assert not result.estimate.unknown_loops and not result.estimate.unknown_kernels
+    assert 0 < result.mfu < 1
+    assert result.memory.peak < GIB
+    assert result.memory.optimizer == pytest.approx(
+        2 * result.memory.parameters, rel=0.1
+    )
+    chip = result.model_flops / 4
+    assert chip / 2 < result.estimate.flops < 4 * chip
+    moved = [c for c in result.estimate.collectives if "fsdp" in c.axes]
+    assert sum(c.bytes * c.times for c in moved) >= result.memory.parameters
+    examples = [s.batch_size // 4 for s in config.streams.values()]
+    frames = [8 if s.kind == "video" else 1 for s in config.streams.values()]
+    pixels = sum(n * t for n, t in zip(examples, frames, strict=True)) * 32 * 32 * 3
+    assert result.memory.batches == pytest.approx(2 * pixels, rel=0.05)
+
+    # All that is known to be needed must fit, not what the compiler sees alone.
+    less = dataclasses.replace(CHIPS["v5e"], memory=result.memory.peak - 1)
+    monkeypatch.setitem(CHIPS, "v5e", less)
+    with pytest.raises(DoesNotFit, match="A step needs"):
+        preflight.preflight(config, topology, classes)

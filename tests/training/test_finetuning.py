@@ -1,0 +1,263 @@
+"""Fine-tuning on own clips: what is open is filled in, and what cannot work is said."""
+
+import json
+import logging
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import sparse_tube_vit as stv
+from sparse_tube_vit.checkpoints import release
+from sparse_tube_vit.checkpoints.run import NoCheckpoint, OtherRun, read_description
+from sparse_tube_vit.config import InvalidConfig, validate
+from sparse_tube_vit.config.flags import read
+from sparse_tube_vit.datasets import reading
+from sparse_tube_vit.datasets.builders.folders import TooFewExamples
+from sparse_tube_vit.datasets.preparing.write import NothingDecodes
+from sparse_tube_vit.train import train
+from sparse_tube_vit.training import finetuning
+from tests.datasets.builders import official
+
+CLIPS = [f"{name}/{i}.mp4" for name in ("Kür & pas", "walk the dog") for i in range(4)]
+
+
+@pytest.fixture
+def clips(tmp_path):
+    """A folder of eight clips of two classes."""
+    folder = tmp_path / "my clips (2026)"
+    official.write_clips(folder, *CLIPS)
+    return folder
+
+
+def config_of(clips, data_dir, model="", *arguments):
+    """The config file's, as on the command line."""
+    return read(
+        [
+            "--config=configs/finetune.py",
+            f"--config.data_dir={data_dir}",
+            f"--config.data.folder={clips}",
+            f"--config.init.weights={model}",
+            *arguments,
+        ]
+    )
+
+
+def test_everything_open_is_filled_in(clips, finished, tmp_path, caplog):
+    caplog.set_level(logging.INFO, "sparse_tube_vit")
+    workdir, _ = finished
+    theirs = read_description(workdir / "checkpoints", 6)["config"]
+    given = config_of(clips, tmp_path, workdir, "--config.clip.fps=5")
+    config = finetuning.complete(given, tmp_path / "run")
+    validate(config)
+    assert given.clip.frames is None  # it is not changed
+    assert config.clip.to_dict() == theirs["clip"] | {"fps": 5.0}
+    for key, value in config.model.items():
+        assert json.loads(json.dumps(value)) == theirs["model"][key], key
+    assert (config.total_steps, config.optimizer.warmup_steps) == (100, 10)
+    source, views = config.streams.clips, config.evaluations.clips
+    assert source.dataset == views.dataset
+    splits = [
+        reading.open_split(source.dataset, s, tmp_path)
+        for s in (source.split, views.split)
+    ]
+    assert splits[0].class_names == ("Kür & pas", "walk the dog")
+    ids = [{example["id"] for example in split} for split in splits]
+    assert sorted(ids[0] | ids[1]) == sorted(CLIPS) and not ids[0] & ids[1]
+    for said in ("4 frames at 5 fps", "20% of each class", "test:", "100 steps of 16"):
+        assert said in caplog.text
+
+
+def test_a_folder_is_prepared_once_and_again_when_it_changes(clips, tmp_path):
+    def prepare():
+        return finetuning.prepare_folder(config_of(clips, tmp_path / "data"))
+
+    first = prepare()
+    (info,) = (tmp_path / "data" / first.dataset).glob("*/dataset_info.json")
+    before = info.stat().st_mtime_ns
+    (clips / "notes.txt").write_text("no clip")
+    assert prepare() == first and info.stat().st_mtime_ns == before
+    (clips / CLIPS[0]).write_bytes(official.encode(200))
+    second = prepare()
+    assert second.dataset != first.dataset and second.examples < len(CLIPS)
+
+
+@pytest.mark.parametrize("test", ["test", "val"])
+def test_splits_that_a_folder_has_are_kept(tmp_path, test):
+    names = [f"{s}/{c}/{i}.mp4" for s in ("train", test) for c in "ab" for i in "12"]
+    official.write_clips(tmp_path / "clips", *names, f"{test}/b/3.mp4")
+    data = finetuning.prepare_folder(config_of(tmp_path / "clips", tmp_path))
+    assert (data.test, data.examples) == (test, 4)
+    assert len(reading.open_split(data.dataset, test, tmp_path)) == 5
+
+
+def test_splits_of_a_list(clips, tmp_path):
+    lines = [f"{name},{'test' if '/0' in name else 'train'}" for name in CLIPS]
+    (tmp_path / "list.csv").write_text("\n".join(lines))
+    argument = f"--config.data.split_list={tmp_path / 'list.csv'}"
+    config = config_of(clips, tmp_path, "", argument)
+    data = finetuning.prepare_folder(config)
+    test = reading.open_split(data.dataset, data.test, tmp_path)
+    assert {example["id"] for example in test} == {CLIPS[0], CLIPS[4]}
+
+
+def test_a_folder_of_images(tmp_path):
+    for i, name in enumerate(("a/1.jpg", "a/2.jpg", "b/1.jpg", "b/2.jpg")):
+        path = tmp_path / "images" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(official.encode_image(10 * i))
+    data = finetuning.prepare_folder(config_of(tmp_path / "images", tmp_path))
+    assert data.kind == "image" and data.dataset.startswith("image_folder/images-")
+
+
+@pytest.mark.parametrize(
+    "names, damaged, error, message",
+    [
+        (("a/1.mp4", "a/2.mp4"), (), TooFewExamples, "clips has one class, 'a'"),
+        (("a/1.mp4", "b/2.mp4", "b/3.mp4"), (), TooFewExamples, "'a' has one file"),
+        (
+            ("train/a/1.mp4", "train/b/2.mp4", "test/b/3.mp4"),
+            (),
+            TooFewExamples,
+            "clips: class 'a' has no video in test. Add videos",
+        ),
+        (
+            ("a/1.mp4", "a/2.mp4", "b/3.mp4", "b/4.mp4"),
+            ("a/1.mp4",),
+            TooFewExamples,
+            r"'a' has no video in t.*Remove what does not decode \(a/1.mp4\). Add",
+        ),
+        (CLIPS, CLIPS, NothingDecodes, "none of the 8 examples decodes"),
+        (
+            ("train/a/1.mp4", "train/b/2.mp4", "tset/b/3.mp4"),
+            (),
+            reading.UnknownSplit,
+            "has the splits train, tset.*train and one of test",
+        ),
+    ],
+)
+def test_folders_that_cannot_be_learnt_from(tmp_path, names, damaged, error, message):
+    official.write_clips(tmp_path / "clips", *names)
+    for i, name in enumerate(damaged):
+        (tmp_path / "clips" / name).write_bytes(b"damaged" * i)
+    with pytest.raises(error, match=message):
+        finetuning.prepare_folder(config_of(tmp_path / "clips", tmp_path))
+
+
+@pytest.mark.parametrize("weights", ["", "vit.npz"])
+def test_what_is_open_needs_a_run(tmp_path, weights):
+    config = config_of("", tmp_path, weights)
+    with pytest.raises(InvalidConfig, match="are open: clip.fps, .*model.width"):
+        finetuning.complete(config, tmp_path)
+    with pytest.raises(InvalidConfig, match="keys are open: clip.fps, .*model.width"):
+        validate(config)
+
+
+def test_what_is_open_needs_clips(finished, tmp_path):
+    with pytest.raises(
+        InvalidConfig, match="clips has no data set: give --config.data"
+    ):
+        finetuning.complete(config_of("", tmp_path, finished[0]), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("streams.clips.batch_size", 0),
+        ("loader.workers", -1),
+        ("data.test_share", 2.0),
+        ("data.epochs", 0),
+    ],
+)
+def test_what_cannot_be_is_said_before_anything_is_prepared(tmp_path, key, value):
+    config = config_of(tmp_path / "clips", tmp_path, "", f"--config.{key}={value}")
+    with pytest.raises(InvalidConfig, match=f"{key} is {value!r}: it must be"):
+        finetuning.complete(config, tmp_path / "run")
+
+
+def test_a_model_that_is_not_there(tmp_path):
+    with pytest.raises(NoCheckpoint, match="nowhere is no directory"):
+        finetuning.complete(config_of("", tmp_path, "nowhere"), tmp_path)
+
+
+def test_heads_that_are_not_there_cannot_be_kept(finished, tmp_path):
+    keep = "--config.init.keep_heads=('motions', 'smells')"
+    config = config_of("", tmp_path, finished[0], keep)
+    with pytest.raises(InvalidConfig, match="has smells, but the heads of"):
+        finetuning.kept_heads(config, tmp_path)
+
+
+def test_fine_tuned_with_another_head_kept(clips, finished, tmp_path, monkeypatch):
+    trained, theirs = finished
+    (model := tmp_path / "model").symlink_to(trained)
+    arguments = (
+        "--config.init.keep_heads=('motions',)",
+        "--config.total_steps=2",
+        "--config.optimizer.warmup_steps=1",
+        "--config.evaluations.clips.batch_size=8",
+    )
+    workdir = tmp_path / "run"
+    config = config_of(clips, tmp_path / "data", model, *arguments)
+    state = train(config, workdir)
+    assert {k for k in state.params if k.startswith("head_")} == {
+        "head_clips",
+        "head_motions",
+    }
+    kept, before = (
+        x["head_motions"]["kernel"] for x in (state.eval_params, theirs.eval_params)
+    )
+    np.testing.assert_array_equal(kept, before)
+    tubes = [x["stem"]["tube_0"]["kernel"] for x in (state.params, theirs.eval_params)]
+    assert np.any(tubes[0] != tubes[1])
+    run = read_description(workdir / "checkpoints", 2)
+    assert run["class_names"]["clips"] == ["Kür & pas", "walk the dog"]
+    assert len(run["class_names"]["motions"]) == 24
+    names = {path.name for path in (workdir / "evaluations").iterdir()}
+    assert names == {"clips_step2_4x3.json", "clips_step2_4x3_confusion.png"}
+    measured = json.loads((workdir / "evaluations/clips_step2_4x3.json").read_text())
+    card = (workdir / "release/README.md").read_text()
+    assert f"Top-1 {measured['top1']:.1%}" in card and f"from `{model}`" in card
+    loaded = stv.load(workdir / "release")
+    said = dict(loaded.predict(clips / CLIPS[0]))
+    assert set(said) == {"Kür & pas", "walk the dog"}
+    assert len(loaded.predict(clips / CLIPS[0], head="motions", top=24)) == 24
+    # To go on, the model is not needed; with other clips it is another run.
+    model.unlink()
+    assert finetuning.complete(config, workdir).to_json() == json.dumps(run["config"])
+    assert len(finetuning.kept_heads(config, workdir)["motions"]) == 24
+    (clips / CLIPS[0]).write_bytes(official.encode(200))
+    with pytest.raises(OtherRun, match="streams.clips.dataset: 'video_folder/my_clips"):
+        train(config, workdir)
+
+
+@pytest.mark.slow
+def test_the_command_learns_from_a_folder_and_leaves_a_release(finished, tmp_path):
+    release.release(finished[0], tmp_path / "model")
+    clips = tmp_path / "clips"
+    for i in range(12):
+        for name, brightness in (("dark", 5 * i), ("bright", 255 - 5 * i)):
+            (clips / name).mkdir(parents=True, exist_ok=True)
+            (clips / name / f"{i} {i}.mp4").write_bytes(official.encode(brightness))
+    (clips / "dark" / "damaged.mp4").write_bytes(b"damaged")
+
+    def run(workdir):
+        command = [sys.executable, "-m", "sparse_tube_vit.train", "--config"]
+        command += ["configs/finetune.py", "--workdir", tmp_path / workdir]
+        command += [f"--config.data_dir={tmp_path / 'data'}"]
+        command += [f"--config.data.folder={clips}"]
+        command += [f"--config.init.weights={tmp_path / 'model'}"]
+        return subprocess.run(command, capture_output=True, text=True)
+
+    done = run("run")
+    assert done.returncode == 0, done.stderr
+    for said in ("by the SHA-256", "dark/damaged.mp4: ", "clips: Top-1 100.0%"):
+        assert said in done.stderr
+    loaded = stv.load(tmp_path / "run" / "release")
+    assert loaded.predict(clips / "dark" / "3 3.mp4")[0][0] == "dark"
+    shutil.rmtree(clips / "dark")
+    done = run("other")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("TooFewExamples: ")
+    assert "Traceback" not in done.stderr and not (tmp_path / "other").exists()
