@@ -30,6 +30,7 @@ from sparse_tube_vit.checkpoints.run import (
     latest_step,
 )
 from sparse_tube_vit.config import from_json
+from sparse_tube_vit.errors import UnwritableOutput
 from sparse_tube_vit.evaluation import results
 from sparse_tube_vit.inference import loaded
 from sparse_tube_vit.models.tubevit import init_params, make_model
@@ -447,7 +448,7 @@ def test_a_release_is_written_whole_or_not_at_all(run, tmp_path, monkeypatch):
     found, out = stored.read(run[0]), tmp_path / "out"
     with monkeypatch.context() as patch:
         patch.setattr(release.Path, "rename", no_space)
-        with pytest.raises(stored.UnwritableOutput, match="no space left"):
+        with pytest.raises(UnwritableOutput, match="no space left"):
             release.write_release(out, found, "card")
     assert not any(tmp_path.iterdir())
     release.write_release(out, found, "card")
@@ -455,7 +456,7 @@ def test_a_release_is_written_whole_or_not_at_all(run, tmp_path, monkeypatch):
         release.write_release(out, found, "new")
     with monkeypatch.context() as patch:
         patch.setattr(release.Path, "write_text", no_space)
-        with pytest.raises(stored.UnwritableOutput):
+        with pytest.raises(UnwritableOutput):
             release.write_release(out, found, "new", overwrite=True)
     assert (out / "README.md").read_text() == "card"
     rename = stored.Path.rename
@@ -469,7 +470,7 @@ def test_a_release_is_written_whole_or_not_at_all(run, tmp_path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(release.Path, "rename", fail_last)
-        with pytest.raises(stored.UnwritableOutput):
+        with pytest.raises(UnwritableOutput):
             release.write_release(out, found, "new", overwrite=True)
     assert (out / "README.md").read_text() == "card"
     release.write_release(out, found, "new", overwrite=True)
