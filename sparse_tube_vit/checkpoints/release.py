@@ -17,6 +17,8 @@ from sparse_tube_vit.checkpoints.model_card import model_card
 from sparse_tube_vit.checkpoints.stored import ARRAYS, CARD, CONFIG, Saved
 from sparse_tube_vit.config import from_json
 from sparse_tube_vit.errors import TubeViTError, UnwritableOutput
+from sparse_tube_vit.log import log
+from sparse_tube_vit.storage import is_remote
 
 
 def release(
@@ -119,3 +121,16 @@ def write_release(
     finally:
         shutil.rmtree(new, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def release_last(workdir) -> None:
+    """Writes a run's last checkpoint to WORKDIR/release, in place of an earlier one."""
+    if is_remote(workdir):
+        log.warning(
+            "A release is written to a local disk: python -m sparse_tube_vit.release "
+            "--workdir %s --out DIR",
+            workdir,
+        )
+        return
+    found = release(workdir, workdir / "release", overwrite=True)
+    log.info("Wrote %s as a release to %s/release", found.name, workdir)
