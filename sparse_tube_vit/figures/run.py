@@ -16,6 +16,7 @@ from sparse_tube_vit import figures, storage
 from sparse_tube_vit.config import ConfigDict
 from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.errors import TubeViTError
+from sparse_tube_vit.figures.confusion import confusion_of
 from sparse_tube_vit.inference import clips
 from sparse_tube_vit.inference.loaded import TrainedTubeViT, load
 from sparse_tube_vit.inference.rollout import attention_shares
@@ -172,9 +173,7 @@ def confusion(run: Run) -> Pictures:
     """Confusion matrices of the last evaluations with one label an example."""
     for name, e in run.evaluations.items():
         if "confusion" in e:
-            counts, classes = np.array(e["confusion"]), list(e["per_class"])
-            title = e.get("summary", name)
-            yield f"{name}_confusion", figures.confusion(counts, classes, title)
+            yield f"{name}_confusion", confusion_of(e)
 
 
 def tokens(*runs: Run) -> Pictures:
