@@ -14,6 +14,7 @@ from sparse_tube_vit.config.flags import parse_views
 from sparse_tube_vit.distributed import hosts, sharding
 from sparse_tube_vit.errors import reported
 from sparse_tube_vit.evaluation.evaluator import evaluate
+from sparse_tube_vit.figures import draw_confusions
 from sparse_tube_vit.log import to_stderr
 
 
@@ -59,11 +60,13 @@ def main():
                 source.stride_scale = args.stride_scale
             if args.views and source.kind == "video":
                 source.temporal_views, source.spatial_views = args.views
-        for result in evaluate(config, args.workdir, step, args.only):
-            if jax.process_index() == 0:
+        results = evaluate(config, args.workdir, step, args.only)
+        if jax.process_index() == 0:
+            out = epath.Path(args.out or epath.Path(args.workdir) / "evaluations")
+            for result in results:
                 print(result)
-                out = epath.Path(args.out or epath.Path(args.workdir) / "evaluations")
                 print(f"  written to {result.save(out)}")
+            draw_confusions(out)
 
 
 if __name__ == "__main__":

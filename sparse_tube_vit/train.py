@@ -166,9 +166,9 @@ def train(config: ConfigDict, workdir) -> TrainState:
     # ---- pictures and release
     if first_host:
         # Here: training hosts import no matplotlib before their last evaluation.
-        from sparse_tube_vit.figures.run import draw_confusions
+        from sparse_tube_vit import figures
 
-        draw_confusions(workdir / "evaluations")
+        figures.draw_confusions(workdir / "evaluations")
         if config.checkpoint.release:
             release.release_last(workdir)
     return state

@@ -291,11 +291,11 @@ def test_evaluation_result(finished, data_dir):
     saved = json.loads((workdir / "evaluations" / "video_step6_2x3.json").read_text())
     # What training wrote at its end is what evaluating the checkpoint gives.
     assert video.to_json() == saved
-    assert saved["distinct"] == COUNTS["videos"]["test"]
+    assert saved["examples"] == COUNTS["videos"]["test"]
     # Square crops of square pictures are all the same.
     assert saved["mean_distinct_views"] == 2
     assert saved["videos_with_fewer_views"] == COUNTS["videos"]["test"]
-    told = f"8 fps (2.00 distinct on average, {saved['distinct']} videos have fewer)"
+    told = f"8 fps (2.00 distinct on average, {saved['examples']} videos have fewer)"
     assert told in str(video)
     expected = {"split": "test", "temporal_views": 2, "spatial_views": 3, "frames": 4}
     expected |= {"fps": 8.0, "size": 16, "step": 6, "dataset": "moving_shapes/videos"}
@@ -374,7 +374,7 @@ def test_several_labels_are_measured_by_map(multi_label):
     )
     np.testing.assert_allclose(saved["mAP"], expected, rtol=1e-9)
     assert "top1" not in saved and "confusion" not in saved
-    assert saved["distinct"] == n and len(saved["per_class"]) == 24
+    assert saved["examples"] == n and len(saved["per_class"]) == 24
     told = {key: x for line in read_metrics(multi_label) for key, x in line.items()}
     assert told["evaluation/video/mAP"] == saved["mAP"]
     assert 0 <= told["train/video/precision_at_1"] <= 1

@@ -90,7 +90,7 @@ def _accuracy(config, found, dtype, results):
             )
         names = {"top1": "Top-1", "top5": "Top-5", "mAP": "mAP"}
         measured = ", ".join(f"{n} {r[k]:.1%}" for k, n in names.items() if k in r)
-        of = f"{r['distinct']} {r['kind']}s of {r['dataset']} {r['split']}"
+        of = f"{r['examples']} {r['kind']}s of {r['dataset']} {r['split']}"
         if r["undecodable"]:
             of += f", {len(r['undecodable'])} of them undecodable and so wrong"
         rows.append((r["head"], measured, of, views))

@@ -186,7 +186,7 @@ def _accuracy(run):
                 seen += f", {e['mean_distinct_views']:.2f} distinct"
             clip = f"{e['frames']} frames at {e['fps']:g} fps, {clip}"
         data = f"{e['dataset']} {e['split']}"
-        counts = (f"{e['distinct']:,} {e['kind']}s", seen, clip, e["tokens"])
+        counts = (f"{e['examples']:,} {e['kind']}s", seen, clip, e["tokens"])
         missed = len(e["undecodable"])
         rows.append(
             (e["evaluation"], _figures_of(e), data, *counts, missed, f"{e['step']:,}")
