@@ -12,7 +12,7 @@ from sparse_tube_vit.datasets.classes import check_loss
 from sparse_tube_vit.datasets.preparing.embedded import prepare_embedded
 from sparse_tube_vit.input.pipeline import training_batches
 from sparse_tube_vit.models.losses import LOSSES
-from sparse_tube_vit.training.step import model_input, pictures, step_keys
+from sparse_tube_vit.training.step import model_clips, model_input, step_keys
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,7 +73,7 @@ def _example(key, stream, batch, i, split) -> Example:
     pair = {k: batch[k][[i - 1, i]] for k in ("video", "label", "weight")}
     seen = model_input(key, stream, pair, len(split.class_names))
     seen = {
-        key: np.asarray(x[1]) for key, x in (seen | {"video": pictures(seen)}).items()
+        key: np.asarray(x[1]) for key, x in (seen | {"video": model_clips(seen)}).items()
     }
     video, target, weight = (seen[key] for key in ("video", "target", "weight"))
     if video.dtype != np.uint8:
@@ -81,7 +81,7 @@ def _example(key, stream, batch, i, split) -> Example:
     which = [i, i - 1] if stream.mixup else [i]
     names = batch["id"][which].tolist()
     if stream.mixup:
-        share = float(seen["share"])
+        share = float(seen["lambda"])
         names = [f"{s:.2f} {n}" for s, n in zip((share, 1 - share), names, strict=True)]
     return Example(
         video=video,
