@@ -34,7 +34,7 @@ def pooled(
       (pooled, kinds, problems): (N, D) float32 and N kinds, of zeros and "" where a
       file cannot be read; and by its number why.
     """
-    found = np.zeros((len(paths), tubevit.model.width), np.float32)
+    found = np.zeros((len(paths), tubevit.model.options.width), np.float32)
     kinds = [""] * len(paths)
 
     def read(path):

@@ -13,9 +13,9 @@ from sparse_tube_vit.distributed.sharding import constrain_parameters
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.models.losses import (
     cross_entropy,
-    hits,
     mean_weights,
     multi_hot,
+    precision_at_1,
     smooth,
 )
 from sparse_tube_vit.models.tubes import normalize
@@ -80,8 +80,7 @@ def make_train_step(
     `batches` maps a stream's name to {"video": uint8 (B, T, H, W, 3), "label": (B,) or
     multi-hot (B, C), "weight": (B,)}. The loss is the weighted sum of the streams' mean
     losses; the gradient of all of them is taken at once, of those parameters that are
-    trained. The share of `hits` is called accuracy, and precision_at_1 where examples
-    have several labels.
+    trained. The precision at 1 is called accuracy where examples have one label.
 
     With `optimizer.accumulate_steps` k, the gradient is the sum of those of k parts of
     every batch, one after the other. Pairs for mixup and the means are of the whole
@@ -119,9 +118,9 @@ def make_train_step(
                 )
                 total += stream["loss_weight"] * loss
                 one_label = batches[name]["label"].ndim == 1
-                share = "accuracy" if one_label else "precision_at_1"
-                right = hits(logits[name], given["label"], weight)
-                metrics |= {f"{name}/loss": loss, f"{name}/{share}": right}
+                metric = "accuracy" if one_label else "precision_at_1"
+                correct = precision_at_1(logits[name], given["label"], weight)
+                metrics |= {f"{name}/loss": loss, f"{name}/{metric}": correct}
             return total, metrics | {"loss": total}
 
         def gradient(examples, part):
