@@ -19,13 +19,14 @@ from sparse_tube_vit.checkpoints.run import Checkpoints, describe_run
 from sparse_tube_vit.config import ConfigDict, validate
 from sparse_tube_vit.config.flags import parse_flags
 from sparse_tube_vit.datasets import reading
-from sparse_tube_vit.datasets.classes import check_loss, classes_by_head
+from sparse_tube_vit.datasets.classes import classes_by_head
 from sparse_tube_vit.datasets.preparing.embedded import prepare_embedded
 from sparse_tube_vit.distributed import hosts, sharding
 from sparse_tube_vit.errors import reported
 from sparse_tube_vit.evaluation import evaluator
 from sparse_tube_vit.log import log, to_stderr
-from sparse_tube_vit.models.tubevit import make_model
+from sparse_tube_vit.models.losses import check_loss
+from sparse_tube_vit.models.tubevit import check_tubes
 from sparse_tube_vit.storage import make_workdir
 from sparse_tube_vit.training import finetuning
 from sparse_tube_vit.training.batches import TrainingBatches
@@ -49,7 +50,7 @@ def train(config: ConfigDict, workdir) -> TrainState:
     with hosts.first_host_first("folder"):
         config = finetuning.complete(config, workdir)
     validate(config)
-    make_model(config, {})  # before data sets are made or opened
+    check_tubes(config)  # before data sets are made or opened
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
         compilation_cache.reset_cache()  # else jax stays with the one it has opened
@@ -66,7 +67,8 @@ def train(config: ConfigDict, workdir) -> TrainState:
         for name, s in config.streams.items()
     }
     for name, stream in config.streams.items():
-        check_loss(f"streams.{name}", stream.loss, splits[name])
+        split = splits[name]
+        check_loss(f"streams.{name}", stream.loss, split.name, split.multi_label)
     class_names = classes_by_head(
         (stream.head, splits[name]) for name, stream in config.streams.items()
     ) | finetuning.kept_heads(config, workdir)

@@ -27,12 +27,13 @@ from sparse_tube_vit.checkpoints.run import (
     read_params,
 )
 from sparse_tube_vit.config import from_json
-from sparse_tube_vit.datasets.classes import ClassNamesDiffer, LossDoesNotFit
+from sparse_tube_vit.datasets.classes import ClassNamesDiffer
 from sparse_tube_vit.datasets.reading import UnsupportedDataset
 from sparse_tube_vit.distributed import hosts
 from sparse_tube_vit.errors import IndivisibleBatch
 from sparse_tube_vit.evaluation import evaluator, results
 from sparse_tube_vit.figures import run as run_pictures
+from sparse_tube_vit.models.losses import LossDoesNotFit
 from sparse_tube_vit.training import signals
 from sparse_tube_vit.training import step as steps
 from sparse_tube_vit.training.freezing import NewButFrozen

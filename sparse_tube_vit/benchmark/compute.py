@@ -10,8 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from sparse_tube_vit.checkpoints.scaling import scale_config
-from sparse_tube_vit.config import default_config, stream, validate
-from sparse_tube_vit.models.flops import flops
+from sparse_tube_vit.config import (
+    EncoderOptions,
+    default_config,
+    stream,
+    validate,
+)
+from sparse_tube_vit.models.flops import forward_flops
 from sparse_tube_vit.models.losses import cross_entropy
 from sparse_tube_vit.models.tubes import Tube, count_tokens
 from sparse_tube_vit.models.tubevit import TubeViT, init_params, make_model
@@ -38,8 +43,7 @@ def time_model(args) -> None:
     model = TubeViT(
         tubes=tubes,
         classes={"head": 400},
-        dtype=jnp.dtype(args.dtype),
-        **VARIANTS[args.variant],
+        options=EncoderOptions(**VARIANTS[args.variant], dtype=args.dtype),
     )
     params = init_params(model, jax.random.key(0), clip)
     rng = np.random.default_rng(0)
@@ -64,7 +68,7 @@ def time_model(args) -> None:
     for name, (factor, step) in passes.items():
         took = seconds(lambda step=step: step(params, videos), args.runs) / args.batch
         # By formula: XLA does not count what it leaves to the libraries of GPUs.
-        gflop = sum(flops(model, clip, "head").values()) * factor / 1e9
+        gflop = sum(forward_flops(model, clip, "head").values()) * factor / 1e9
         print(
             f"  {name}: {1e3 * took:.2f} ms a clip, {gflop / took:.0f} GFLOP/s "
             f"({gflop:.0f} a clip)"
@@ -118,12 +122,12 @@ def time_scale_up(args) -> None:
     pairs = [(seconds(everything, 1), seconds(last, 1)) for _ in range(args.runs)]
     whole, part = (statistics.median(column) for column in zip(*pairs, strict=True))
     saving = 1 - statistics.median(b / a for a, b in pairs)
-    shape = "x".join(map(str, model.clip))
+    shape, depth = "x".join(map(str, model.clip)), model.options.depth
     print(
         f"{args.small} to {args.big}, {shape} ({count_tokens(model.tubes, model.clip)} "
         f"tokens), {args.dtype}, batch {args.batch}, {jax.device_count()} "
         f"{jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores: a step of all "
-        f"{model.depth} layers {whole:.3f} s, of the last {model.depth - frozen} and "
-        f"the gate {part:.3f} s; saved {saving:.0%} (paper 43%), of FLOPs "
+        f"{depth} layers {whole:.3f} s, of the last {depth - frozen} and the gate "
+        f"{part:.3f} s; saved {saving:.0%} (paper 43%), of FLOPs "
         f"{1 - last_flops / all_flops:.0%}"
     )

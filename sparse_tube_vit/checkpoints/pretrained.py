@@ -138,7 +138,8 @@ def _from_vit(path, config, model, shapes):
     kind, file = read_vit(path)
     init, depth = config.init, kind.depth(file)
     names = {a: b for a, b in kind.names(depth).items() if b in file}
-    vit = {a: _our_layout(kind, a, file.pop(b), model.heads) for a, b in names.items()}
+    heads = model.options.heads
+    vit = {a: _our_layout(kind, a, file.pop(b), heads) for a, b in names.items()}
     width = vit["patch/kernel"].shape[-1]
     source = f"{path} ({kind.name}, {depth} blocks, width {width})"
 

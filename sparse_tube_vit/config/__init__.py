@@ -1,7 +1,7 @@
 """Configurations: every key with its default and its rule, and command lines."""
 
+from sparse_tube_vit.config.model import MODEL, EncoderOptions
 from sparse_tube_vit.config.schema import (
-    MODEL_CHOICES,
     ConfigDict,
     InvalidConfig,
     arguments,
@@ -22,8 +22,9 @@ from sparse_tube_vit.config.schema import (
 
 __all__ = [
     "ConfigDict",
+    "EncoderOptions",
     "InvalidConfig",
-    "MODEL_CHOICES",
+    "MODEL",
     "arguments",
     "check_values",
     "default_config",

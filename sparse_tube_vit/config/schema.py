@@ -10,24 +10,10 @@ from collections.abc import Iterable, Mapping
 import ml_collections
 from ml_collections import config_dict
 
-from sparse_tube_vit.errors import TubeViTError
+from sparse_tube_vit.config.keys import InvalidConfig
+from sparse_tube_vit.config.model import MODEL, EncoderOptions
 
 ConfigDict = ml_collections.ConfigDict
-
-
-#: What the options of `model.TubeViT` may be.
-MODEL_CHOICES = {
-    "kernels": ("separate", "interpolated"),
-    "positions": ("fixed", "fixed_no_stride", "learned", "none"),
-    "pooling": ("attention", "mean", "class_token"),
-    "gelu": ("tanh", "erf"),
-    "attention": ("auto", "heads_first", "xla", "cudnn", "splash"),
-    "remat": ("none", "full", "dots"),
-}
-
-
-class InvalidConfig(TubeViTError, ValueError):
-    """A configuration whose values make no sense together."""
 
 
 def default_config() -> ConfigDict:
@@ -48,30 +34,12 @@ def default_config() -> ConfigDict:
     # pictures of size x size pixels. An image is one frame.
     config.clip = ConfigDict({"frames": 32, "fps": 15.0, "size": 224})
 
-    # The attributes of model.TubeViT. `tubes` is what variants.make_tubes takes: a
-    # name, a sum of table 14's tubes, or a tuple of dicts. `dtype` is that of the
-    # computation; parameters are float32.
     config.model = ConfigDict(
         {
-            "tubes": config_dict.placeholder(object),
-            "depth": 12,
-            "width": 768,
-            "mlp_dim": 3072,
-            "heads": 12,
-            "kernels": "separate",  # or "interpolated"
-            "positions": "fixed",  # or "fixed_no_stride", "learned", "none"
-            "pooling": "attention",  # or "mean", "class_token"
-            "dropout": 0.0,
-            "stochastic_depth": 0.0,
-            "new_layers": 0,
-            "gate_after": config_dict.placeholder(int),
-            "gelu": "tanh",  # or "erf"
-            "norm_epsilon": 1e-6,
-            "dtype": "float32",
-            "attention": "auto",  # or "heads_first", "xla", "cudnn", "splash"
-            "scan": False,  # or True: blocks run in a loop, compiled once for all
-            "remat": "none",  # all of a block is kept for its gradient; or "dots": what
-            # dense layers and attention put out; or "full": nothing
+            name: config_dict.placeholder(key.value_type)
+            if key.value_type
+            else key.default
+            for name, key in MODEL.items()
         }
     )
     config.model.tubes = "main"
@@ -333,12 +301,9 @@ def validate(config: ConfigDict) -> None:
                 f"evaluations.{name}.stride_scale is {e.stride_scale}, but {positions} "
                 "positions fit the tokens of training alone."
             )
-    if not wrong and config.model.width % config.model.heads:
-        wrong.append(
-            f"model.width {config.model.width} is not a multiple of model.heads "
-            f"{config.model.heads}."
-        )
-    wrong += [*_wrong_layers(config), *_wrong_init(config, heads)]
+    if not wrong:
+        wrong += _wrong_layers(config)
+    wrong += _wrong_init(config, heads)
     if not wrong and config.optimizer.warmup_steps >= config.total_steps:
         wrong.append(
             f"optimizer.warmup_steps {config.optimizer.warmup_steps} is not below "
@@ -388,13 +353,10 @@ def _wrong_values(config, still_open=()):
 
 def _wrong_layers(config):
     """What the gate and the frozen layers say that cannot be together."""
-    gate, frozen = config.model.gate_after, config.optimizer.frozen_layers
-    layers = config.model.depth + config.model.new_layers
-    if gate is not None and not 0 < gate < layers:
-        yield (
-            f"model.gate_after is {gate}: the gate stands after a layer that others "
-            f"follow, 1 to {layers - 1} of {layers}."
-        )
+    options = EncoderOptions.of(config)
+    yield from options.conflicts("model.")
+    gate, frozen = options.gate_after, config.optimizer.frozen_layers
+    layers = options.layers
     if frozen is None:
         return
     if not 0 <= frozen <= layers:
@@ -496,10 +458,6 @@ _RULES = (
             "checkpoint.keep",
             "clip.frames",
             "clip.size",
-            "model.depth",
-            "model.width",
-            "model.mlp_dim",
-            "model.heads",
             "loader.threads",
             "loader.prefetch",
             "mesh.slices",
@@ -521,7 +479,6 @@ _RULES = (
             "optimizer.weight_decay",
             "optimizer.clip_norm",
             "loader.workers",
-            "model.new_layers",
         ),
         lambda x: x >= 0,
         "at least 0",
@@ -532,7 +489,6 @@ _RULES = (
             "clip.fps",
             "data.epochs",
             "optimizer.learning_rate",
-            "model.norm_epsilon",
             "loader.decode_timeout_seconds",
         ),
         lambda x: x > 0,
@@ -540,8 +496,6 @@ _RULES = (
     ),
     (
         (
-            "model.dropout",
-            "model.stochastic_depth",
             "optimizer.beta1",
             "optimizer.beta2",
             "optimizer.ema_decay",
@@ -551,10 +505,13 @@ _RULES = (
         "at least 0 and below 1",
     ),
     *(
+        ((f"model.{name}",), key.rule.accepts, key.rule.words)
+        for name, key in MODEL.items()
+        if key.rule
+    ),
+    *(
         ((key,), choices.__contains__, f"one of {', '.join(choices)}")
         for key, choices in {
-            **{f"model.{key}": choices for key, choices in MODEL_CHOICES.items()},
-            "model.dtype": ("float32", "bfloat16"),
             "optimizer.first_moment_dtype": ("float32", "bfloat16"),
             "init.positions": ("drop", "keep"),
             "init.inflate": ("none", "repeat", "central_frame"),

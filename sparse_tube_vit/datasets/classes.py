@@ -1,4 +1,4 @@
-"""Which class an output of a head stands for, and that data sets and loss fit it."""
+"""Class names of heads, and the check that data sets agree with them."""
 
 from collections.abc import Iterable
 
@@ -24,23 +24,6 @@ OFFICIAL_CLASSES = {
 
 class ClassNamesDiffer(TubeViTError, ValueError):
     """A data set has other classes, or another order, than the head it is used with."""
-
-
-class LossDoesNotFit(TubeViTError, ValueError):
-    """A head is trained as if one class were right, on examples with several labels."""
-
-
-def check_loss(where: str, loss: str, split: Split) -> None:
-    """Raises LossDoesNotFit for a softmax loss on a multi-label data set.
-
-    A sigmoid loss fits both: that one label is there and the others are not.
-    """
-    if split.multi_label and loss != "sigmoid":
-        raise LossDoesNotFit(
-            f"{where} reads {split.name}, whose examples have any number of labels, "
-            f"but its head is trained with loss {loss!r}. Set loss to 'sigmoid' in "
-            "every stream of that head."
-        )
 
 
 def classes_by_head(sources: Iterable[tuple[str, Split]]) -> dict[str, tuple[str, ...]]:

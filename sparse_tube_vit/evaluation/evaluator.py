@@ -11,14 +11,14 @@ from jax.sharding import PartitionSpec as P
 from sparse_tube_vit.checkpoints.run import describe_run, read_description, read_params
 from sparse_tube_vit.config import ConfigDict, head_loss, validate
 from sparse_tube_vit.datasets import reading
-from sparse_tube_vit.datasets.classes import check_classes, check_loss
+from sparse_tube_vit.datasets.classes import check_classes
 from sparse_tube_vit.datasets.preparing.embedded import prepare_embedded
 from sparse_tube_vit.distributed import hosts, sharding
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.evaluation.results import Accuracy, MeanAveragePrecision, Result
 from sparse_tube_vit.input import pipeline
 from sparse_tube_vit.log import log
-from sparse_tube_vit.models.losses import make_scores
+from sparse_tube_vit.models.losses import check_loss, make_scores
 from sparse_tube_vit.models.tubes import count_tokens
 from sparse_tube_vit.models.tubevit import TubeViT, make_model
 
@@ -51,7 +51,8 @@ class Evaluator:
         )
         check_classes(source.head, class_names, self.split)
         self.loss = head_loss(config, source.head)
-        check_loss(f"evaluations.{name}", self.loss, self.split)
+        where, split = f"evaluations.{name}", self.split
+        check_loss(where, self.loss, split.name, split.multi_label)
         self._compiled = None
 
     def run(

@@ -34,7 +34,7 @@ def pooled(
         (pooled, kinds, problems): (N, D) float32 and N kinds, with zeros and "" for
         files that cannot be read; and why, by their indices.
     """
-    found = np.zeros((len(paths), tubevit.model.width), np.float32)
+    found = np.zeros((len(paths), tubevit.model.options.width), np.float32)
     kinds = [""] * len(paths)
 
     def read(path):

@@ -51,9 +51,10 @@ def attention_shares(model: TubeViT, params, x) -> dict[str, jax.Array]:
         (B, N) float32 of sum 1. With mean pooling, the former is 1 / N; with a class
         token, it is that token's attention in the last block.
     """
-    names = block_names(model.depth, model.new_layers)
+    options = model.options
+    names = block_names(options.depth, options.new_layers)
     # Blocks that run in a loop keep no intermediates.
-    model = model.clone(scan=False, remat="none")
+    model = model.with_options(scan=False, remat="none")
 
     @jax.jit
     def shares(params, x):
@@ -68,8 +69,8 @@ def attention_shares(model: TubeViT, params, x) -> dict[str, jax.Array]:
 
         layers = [weights(kept["encoder"][name]) for name in names]
         gate = None
-        if model.gate_after is not None:
-            gate = model.gate_after, jnp.tanh(params["encoder"]["gate"])
+        if options.gate_after is not None:
+            gate = options.gate_after, jnp.tanh(params["encoder"]["gate"])
         b, n, _ = layers[0].shape
         if model.pooling == "attention":
             pooling = weights(kept["pooling"])[:, 0]

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from sparse_tube_vit.config import EncoderOptions
 from sparse_tube_vit.distributed.mesh import BATCH, constrain
 from sparse_tube_vit.models.attention import (
     attention,
@@ -20,8 +21,8 @@ from sparse_tube_vit.models.dense import Dense
 class Attention(nn.Module):
     """Multi-head attention of queries (B, M, D) to keys and values (B, N, D).
 
-    Sows its `weights` (B, heads, M, N) where intermediates are asked for: fused
-    attention never has them.
+    Sows its `weights` (B, heads, M, N) only where the caller collects intermediates,
+    because fused attention never materializes them.
     """
 
     heads: int
@@ -50,8 +51,7 @@ class Attention(nn.Module):
         return constrain(out[:, :m], BATCH)
 
 
-#: The Gaussian error linear unit: its approximation by tanh, which ViTs in JAX are
-#: trained with, or exactly, as those in PyTorch are.
+#: Gaussian error linear units by `EncoderOptions.gelu`.
 GELUS = {
     "tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "erf": lambda x: jax.nn.gelu(x, approximate=False),
@@ -59,177 +59,150 @@ GELUS = {
 
 
 class Mlp(nn.Module):
-    """Two dense layers with a GELU between them; dropout where there is a key."""
+    """Two dense layers with a GELU between them."""
 
-    mlp_dim: int
-    dropout: float = 0.0
-    gelu: str = "tanh"
-    dtype: jnp.dtype = jnp.float32
+    options: EncoderOptions
 
     @nn.compact
     def __call__(self, x, key=None):
-        width = x.shape[-1]
-        x = Dense((self.mlp_dim,), dtype=self.dtype, name="up")(x)
-        x = GELUS[self.gelu](constrain(x, BATCH, None, "tensor"))  # (B, N, M)
-        x = nn.Dropout(self.dropout)(x, deterministic=key is None, rng=key)
-        return Dense((width,), dtype=self.dtype, name="down")(x)
+        """Maps (B, N, D) to (B, N, D).
+
+        Args:
+          x: Tokens.
+          key: PRNG key of dropout; None: no dropout.
+        """
+        o, width = self.options, x.shape[-1]
+        x = Dense((o.mlp_dim,), dtype=o.dtype, name="up")(x)
+        x = GELUS[o.gelu](constrain(x, BATCH, None, "tensor"))  # (B, N, M)
+        x = nn.Dropout(o.dropout)(x, deterministic=key is None, rng=key)
+        return Dense((width,), dtype=o.dtype, name="down")(x)
 
 
 class Block(nn.Module):
     """x + MSA(LN x), then x + MLP(LN x) (paper table 11)."""
 
-    heads: int
-    mlp_dim: int
-    dropout: float = 0.0
-    gelu: str = "tanh"
-    norm_epsilon: float = 1e-6
-    attention: str = "auto"
-    dtype: jnp.dtype = jnp.float32
+    options: EncoderOptions
 
     @nn.compact
-    def __call__(self, x, key=None, skip=None):
-        """(B, N, D) to (B, N, D).
+    def __call__(self, x, key=None, skip_rate=None):
+        """Maps (B, N, D) to (B, N, D).
 
         Args:
-          x: tokens.
-          key: of dropout and skipping; None: there is neither.
-          skip: the rate at which either branch is left out for an example, stochastic
+          x: Tokens.
+          key: PRNG key of dropout and stochastic depth; None: neither acts.
+          skip_rate: Rate at which either branch is skipped for an example, stochastic
             depth (Huang et al., 2016); None: never.
         """
+        o = self.options
         keys = [None] * 5 if key is None else list(jax.random.split(key, 5))
 
         def branch(y, key_dropout, key_skip):
-            drop = nn.Dropout(self.dropout)
+            drop = nn.Dropout(o.dropout)
             y = drop(y, deterministic=key is None, rng=key_dropout)
-            if key is None or skip is None:
+            if key is None or skip_rate is None:
                 return y
-            kept = jax.random.bernoulli(key_skip, 1 - skip, (len(y), 1, 1))
-            return jnp.where(kept, y / (1 - skip), 0).astype(y.dtype)
+            kept = jax.random.bernoulli(key_skip, 1 - skip_rate, (len(y), 1, 1))
+            return jnp.where(kept, y / (1 - skip_rate), 0).astype(y.dtype)
 
-        norm = {"epsilon": self.norm_epsilon, "dtype": self.dtype}
+        norm = {"epsilon": o.norm_epsilon, "dtype": jnp.dtype(o.dtype)}
         x = constrain(x, BATCH)
         y = nn.LayerNorm(**norm, name="norm_1")(x)
-        attend = Attention(self.heads, self.attention, self.dtype, name="attention")
+        attend = Attention(o.heads, o.attention, o.dtype, name="attention")
         x = x + branch(attend(y, y), *keys[:2])
         y = nn.LayerNorm(**norm, name="norm_2")(x)
-        mlp = Mlp(self.mlp_dim, self.dropout, self.gelu, self.dtype, name="mlp")
-        return x + branch(mlp(y, keys[2]), *keys[3:])
+        return x + branch(Mlp(o, name="mlp")(y, keys[2]), *keys[3:])
 
 
-#: What is kept of a block for its gradient, by name; the rest is computed again.
+#: Activations of a block that are kept for its gradient, by `EncoderOptions.remat`;
+#: the others are computed again.
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
-    # What the dense layers and attention put out, but no scores of attention.
+    # The outputs of dense layers and attention, not the attention scores.
     "dots": jax.checkpoint_policies.save_only_these_names("dense", "attention"),
 }
 
 
 def block_names(depth: int, new_layers: int) -> list[str]:
-    """Names of an encoder's blocks, from the first to the last."""
+    """Returns the names of an encoder's blocks, from the first to the last."""
     new = [f"new_block_{i}" for i in range(new_layers)]
     return [f"block_{i}" for i in range(depth)] + new
 
 
 class Encoder(nn.Module):
-    """A stack of blocks and a final LayerNorm; tokens (B, N, D) to tokens (B, N, D).
+    """A stack of blocks and a final LayerNorm.
 
-    Takes a tree of such tokens too, of images and videos say: they go through each
-    block side by side, so that its parameters are gathered, and their gradients summed
-    over devices, once for all.
-
-    Attributes:
-      depth: number of blocks, `block_<i>`.
-      new_layers: number of blocks put on top of a pretrained trunk, `new_block_<i>`
-        (paper table 8).
-      gate_after: the number of blocks after which the tokens that came in are added
-        again, times tanh of the learned scalar `gate`, which starts at 0 (paper 3.6,
-        eq. 8). None: nowhere.
-      heads, mlp_dim, dropout, gelu, norm_epsilon, attention, dtype: as in `Block`.
-      stochastic_depth: rate of the last block; it grows linearly from 0.
-      scan: whether blocks run in a loop, which is compiled once for all of them. The
-        parameters are those of the blocks one by one; intermediates of blocks cannot be
-        captured.
-      remat: what is kept for the gradient: everything ("none"), or as in
-        `REMAT_POLICIES`. Without `scan`, computing again gathers parameters once for
-        each of several inputs.
-      frozen_layers: number of blocks that the loop takes by themselves, because no
-        gradient of their parameters is taken. Such a gradient of a loop is of all that
-        run in it.
+    With `scan` the blocks run in a loop that is compiled once. Their parameters stay
+    separate, `block_<i>`, and their intermediates cannot be collected. Without it,
+    rematerialization gathers the parameters once for each of several inputs.
     """
 
-    depth: int
-    heads: int
-    mlp_dim: int
-    dropout: float = 0.0
-    stochastic_depth: float = 0.0
-    new_layers: int = 0
-    gate_after: int | None = None
-    gelu: str = "tanh"
-    norm_epsilon: float = 1e-6
-    attention: str = "auto"
-    scan: bool = False
-    remat: str = "none"
-    frozen_layers: int = 0
-    dtype: jnp.dtype = jnp.float32
+    options: EncoderOptions
 
     @nn.compact
     def __call__(self, x, train=False):
-        names = block_names(self.depth, self.new_layers)
+        """Maps tokens (B, N, D) to tokens (B, N, D).
+
+        Args:
+          x: Tokens, or a tree of them, such as those of images and of videos. The
+            leaves go through each block side by side, so that its parameters are
+            gathered, and their gradients summed over devices, only once.
+          train: Whether dropout and stochastic depth act.
+        """
+        o = self.options
+        names = block_names(o.depth, o.new_layers)
         xs, tree = jax.tree.flatten(x)
-        keys, skips = [None] * len(xs), None
-        if train and (self.dropout or self.stochastic_depth):
+        keys, skip_rates = [None] * len(xs), None
+        if train and (o.dropout or o.stochastic_depth):
             keys = [self.make_rng("dropout") for _ in xs]
             keys = [jax.random.split(key, len(names) + 1) for key in keys]
-            drop = nn.Dropout(self.dropout, deterministic=False)
+            drop = nn.Dropout(o.dropout, deterministic=False)
             xs = [drop(x, rng=key[-1]) for x, key in zip(xs, keys, strict=True)]
-        if train and self.stochastic_depth:
-            skips = jnp.linspace(0, self.stochastic_depth, len(names))
-        raw, gate = xs, self.gate_after or 0
-        stops = sorted({0, self.frozen_layers, gate, len(names)})
+        if train and o.stochastic_depth:
+            skip_rates = jnp.linspace(0, o.stochastic_depth, len(names))
+        inputs, gate = xs, o.gate_after or 0
+        # Frozen blocks run in a loop of their own: a loop is differentiated as a whole.
+        stops = sorted({0, o.frozen_layers, gate, len(names)})
         for start, stop in itertools.pairwise(stops):
             if start and start == gate:
                 scale = jnp.tanh(self.param("gate", nn.initializers.zeros, ()))
                 xs = [
                     (x + scale * first).astype(x.dtype)
-                    for x, first in zip(xs, raw, strict=True)
+                    for x, first in zip(xs, inputs, strict=True)
                 ]
-            own = slice(start, stop)
-            noise = jax.tree.map(lambda a, own=own: a[own], (keys, skips))
-            xs = self._run(names[own], xs, noise)
-        norm = nn.LayerNorm(self.norm_epsilon, dtype=self.dtype, name="norm")
+            part = slice(start, stop)
+            noise = jax.tree.map(lambda a, part=part: a[part], (keys, skip_rates))
+            xs = self._run(names[part], xs, noise)
+        norm = nn.LayerNorm(o.norm_epsilon, dtype=jnp.dtype(o.dtype), name="norm")
         return jax.tree.unflatten(tree, map(norm, xs))
 
     @nn.nowrap
     def _run(self, names, xs, noise):
-        """Blocks by name, one after the other; `noise` is keys by stream, and skips."""
+        """Runs named blocks one after the other.
+
+        Args:
+          names: Names of the blocks.
+          xs: List of tokens (B, N, D).
+          noise: (Keys by input and block, skip rates by block), as in `Block`.
+        """
+        o = self.options
         block = Block
-        if self.remat != "none":
-            policy = REMAT_POLICIES[self.remat]
-            block = nn.remat(Block, policy=policy, prevent_cse=not self.scan)
-        block = functools.partial(
-            block,
-            heads=self.heads,
-            mlp_dim=self.mlp_dim,
-            dropout=self.dropout,
-            gelu=self.gelu,
-            norm_epsilon=self.norm_epsilon,
-            attention=self.attention,
-            dtype=self.dtype,
-        )
+        if o.remat != "none":
+            policy = REMAT_POLICIES[o.remat]
+            block = nn.remat(Block, policy=policy, prevent_cse=not o.scan)
 
         def run(block, xs, noise):
-            keys, skip = noise
-            return [block(x, key, skip) for x, key in zip(xs, keys, strict=True)]
+            keys, skip_rate = noise
+            return [block(x, key, skip_rate) for x, key in zip(xs, keys, strict=True)]
 
-        if not self.scan or self.is_initializing():
+        if not o.scan or self.is_initializing():
             for i, name in enumerate(names):
-                own = jax.tree.map(lambda a, i=i: a[i], noise)
-                xs = run(block(name=name), xs, own)
+                noise_i = jax.tree.map(lambda a, i=i: a[i], noise)
+                xs = run(block(o, name=name), xs, noise_i)
             return xs
 
-        def layer(xs, given):
-            params, noise = given
-            apply = functools.partial(block(parent=None).apply, {"params": params})
+        def layer(xs, params_and_noise):
+            params, noise = params_and_noise
+            apply = functools.partial(block(o, parent=None).apply, {"params": params})
             return run(apply, xs, noise), None
 
         params = [self.variables["params"][name] for name in names]
@@ -238,7 +211,7 @@ class Encoder(nn.Module):
 
 
 class AttentionPooling(nn.Module):
-    """A learned probe attends to all tokens: (B, N, D) to (B, D)."""
+    """Attention of a learned probe to all tokens: (B, N, D) to (B, D)."""
 
     heads: int
     dtype: jnp.dtype = jnp.float32

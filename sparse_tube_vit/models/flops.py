@@ -21,14 +21,16 @@ def pixels_read(tubes: Sequence[Tube], clip: tuple[int, int, int]) -> np.ndarray
     return read
 
 
-def flops(model: TubeViT, clip: tuple[int, int, int], head: str) -> dict[str, int]:
+def forward_flops(
+    model: TubeViT, clip: tuple[int, int, int], head: str
+) -> dict[str, int]:
     """FLOPs of the matrix products of one clip's forward pass, by part of the model.
 
     A multiply-add is two. With N tokens of D channels, M hidden units, and windows of
     K = 3 kt kh kw inputs and d channels: a window 2 K d, a block 2 N (4 D^2 + 2 D M) +
     4 N^2 D, pooling by attention 2 (2 N + 2) D^2 + 4 N D.
     """
-    n, d = count_tokens(model.tubes, clip), model.width
+    n, d = count_tokens(model.tubes, clip), model.options.width
     stem = 0
     for i in tubes_for(model.tubes, clip[0]):
         tube = model.tubes[i]
@@ -36,10 +38,10 @@ def flops(model: TubeViT, clip: tuple[int, int, int], head: str) -> dict[str, in
         stem += 2 * windows * 3 * math.prod(tube.kernel) * tube.kernel_channels(d)
     pooling = 2 * (2 * n + 2) * d**2 + 4 * n * d
     n += model.pooling == "class_token"
-    block = 2 * n * (4 * d**2 + 2 * d * model.mlp_dim) + 4 * n**2 * d
+    block = 2 * n * (4 * d**2 + 2 * d * model.options.mlp_dim) + 4 * n**2 * d
     return {
         "stem": stem,
-        "encoder": (model.depth + model.new_layers) * block,
+        "encoder": model.options.layers * block,
         "pooling": pooling if model.pooling == "attention" else 0,
         "head": 2 * d * model.classes[head],
     }
@@ -51,11 +53,11 @@ def training_flops(config: ConfigDict, model: TubeViT, stream: ConfigDict) -> in
     The gradients of a product are two more of it; below frozen layers there are none.
     """
     clip = model.clip if stream.kind == "video" else (1, *model.clip[1:])
-    parts = flops(model, clip, stream.head)
+    parts = forward_flops(model, clip, stream.head)
     trained = dict(parts)
     frozen = config.optimizer.frozen_layers
     if frozen is not None:
-        layers = model.depth + model.new_layers
+        layers = model.options.layers
         trained["stem"] = 0
         trained["encoder"] = parts["encoder"] * (layers - frozen) // layers
     return sum(parts.values()) + 2 * sum(trained.values())
@@ -67,7 +69,7 @@ def compiled_flops(model: TubeViT, clip: tuple[int, int, int], head: str) -> flo
     On the CPU: elsewhere XLA leaves matrix products to libraries, and does not count.
     Without a loop over layers, of which XLA counts one.
     """
-    model = model.clone(scan=False)
+    model = model.with_options(scan=False)
     params = jax.eval_shape(lambda: init_params(model, jax.random.key(0), clip))
     x = jax.ShapeDtypeStruct((1, *clip, 3), np.uint8)
     forward = jax.jit(lambda params, x: model.apply({"params": params}, x, head))

@@ -1,4 +1,4 @@
-"""Cross entropies of a head's logits: of one class in many, or of every class alone."""
+"""Softmax and sigmoid heads: losses, targets and probabilities of their logits."""
 
 import dataclasses
 from collections.abc import Callable
@@ -7,24 +7,35 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.models.tubevit import TubeViT
+
+
+class LossDoesNotFit(TubeViTError, ValueError):
+    """A head with one label an example meets examples with several labels."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Loss:
-    """What a head's logits are compared with, see also `scoring.PROBABILITIES`.
+    """The meaning of a head's logits.
 
     Attributes:
-      cross_entropy: logits and targets in 0..1, both (B, C), to losses (B,).
-      uninformed: the target of every class, of C, that says nothing at all.
+      cross_entropy: Maps logits and targets in 0..1, both (B, C), to losses (B,).
+      uninformed: Maps the number of classes C to the target of label smoothing, the
+        same for every class.
+      probabilities: Maps logits (B, C) to probabilities (B, C).
+      multi_label: Whether an example may have any number of labels; labels then are
+        multi-hot (B, C), else class numbers (B,).
     """
 
     cross_entropy: Callable
     uninformed: Callable[[int], float]
+    probabilities: Callable
+    multi_label: bool
 
 
 def _binary_cross_entropy(logits, targets):
-    """Mean over classes.
+    """Returns the mean of the binary cross entropies over classes, (B,).
 
     Adam makes the learning rate independent of a loss's scale, but clipping the
     gradient and the balance with other streams depend on it. A sum over Charades' 157
@@ -33,81 +44,114 @@ def _binary_cross_entropy(logits, targets):
     return optax.sigmoid_binary_cross_entropy(logits, targets).mean(axis=-1)
 
 
+#: By name, `loss` of a config's streams.
 LOSSES = {
-    # One class of C is right.
-    "softmax": Loss(optax.softmax_cross_entropy, lambda c: 1 / c),
-    # Each class is there or not, whatever the others are (Charades, paper A).
-    "sigmoid": Loss(_binary_cross_entropy, lambda c: 1 / 2),
+    # Exactly one class is correct; smoothing is uniform over classes.
+    "softmax": Loss(
+        cross_entropy=optax.softmax_cross_entropy,
+        uninformed=lambda classes: 1 / classes,
+        probabilities=jax.nn.softmax,
+        multi_label=False,
+    ),
+    # Each class is present or not, independently (Charades, paper A); smoothing is
+    # uniform over present and absent.
+    "sigmoid": Loss(
+        cross_entropy=_binary_cross_entropy,
+        uninformed=lambda classes: 1 / 2,
+        probabilities=jax.nn.sigmoid,
+        multi_label=True,
+    ),
 }
 
 
+def check_loss(where: str, loss: str, dataset: str, multi_label: bool) -> None:
+    """Checks that a data set's labels fit a loss.
+
+    A sigmoid loss fits one label an example too: that one is present, others are not.
+
+    Args:
+      where: Name of the stream or evaluation, for the message.
+      loss: One of `LOSSES`.
+      dataset: Name of the data set.
+      multi_label: Whether its examples have any number of labels.
+
+    Raises:
+      LossDoesNotFit: The examples have several labels, the loss takes one.
+    """
+    if multi_label and not LOSSES[loss].multi_label:
+        fits = [repr(name) for name, other in LOSSES.items() if other.multi_label]
+        raise LossDoesNotFit(
+            f"{where} reads {dataset}, whose examples have any number of labels, but "
+            f"its head is trained with loss {loss!r}. Set loss to {' or '.join(fits)} "
+            "in every stream of that head."
+        )
+
+
 def multi_hot(labels, classes: int):
-    """float32 (B, C) of class numbers (B,); of labels that are multi-hot themselves."""
+    """Returns labels as float32 (B, C), of class numbers (B,) or multi-hot labels."""
     one_label = labels.ndim == 1
     return jax.nn.one_hot(labels, classes) if one_label else labels.astype(jnp.float32)
 
 
-def smooth(targets, share: float, loss: str):
-    """Label smoothing: a share of what the targets (B, C) say is uninformed.
-
-    That is a uniform distribution over classes (softmax), or over there and not there
-    for every class (sigmoid).
-    """
+def smooth(targets, amount: float, loss: str):
+    """Returns targets (B, C) with label smoothing: mixed with the uninformed target."""
     uninformed = LOSSES[loss].uninformed(targets.shape[-1])
-    return (1 - share) * targets + share * uninformed
+    return (1 - amount) * targets + amount * uninformed
 
 
 def mean_weights(weights):
-    """What every example counts for in a mean over those of weight > 0: float32 (B,).
+    """Returns float32 weights (B,) of a mean: they sum to 1, or to 0 if all are 0.
 
     Args:
-      weights: (B,), 0 for examples to leave out. They sum to 1 afterwards, or to 0
-        where all are left out.
+      weights: (B,), 0 for examples that are excluded.
     """
     return weights / jnp.maximum(jnp.sum(weights), 1.0)
 
 
 def cross_entropy(logits, targets, weights, loss: str = "softmax"):
-    """Weighted sum over examples, in float32.
+    """Returns the weighted sum of the examples' losses, in float32.
 
     Args:
       logits: (B, C).
-      targets: (B, C), the probability of every class.
+      targets: (B, C), probabilities of the classes.
       weights: (B,), `mean_weights` for a mean.
-      loss: one of `LOSSES`.
+      loss: One of `LOSSES`.
     """
     losses = LOSSES[loss].cross_entropy(logits.astype(jnp.float32), targets)
     return jnp.sum(losses * weights)
 
 
-def hits(logits, labels, weights):
-    """Weighted share of the examples whose highest-scored class is a label of theirs.
+def precision_at_1(logits, labels, weights):
+    """Returns the weighted fraction of examples whose top class is one of their labels.
+
+    With one label an example this is the Top-1 accuracy.
 
     Args:
-      logits, weights: as for `cross_entropy`.
+      logits: (B, C).
       labels: (B, C), multi-hot.
+      weights: (B,), `mean_weights` for a mean.
     """
-    best = jnp.argmax(logits, axis=-1, keepdims=True)
-    hit = jnp.take_along_axis(labels, best, axis=-1)[:, 0]
-    return jnp.sum(hit * weights)
-
-
-#: What logits (B, C) mean, by the loss that a head is trained with: one class is right,
-#: or each is there or not, whatever the others are.
-PROBABILITIES = {"softmax": jax.nn.softmax, "sigmoid": jax.nn.sigmoid}
+    top = jnp.argmax(logits, axis=-1, keepdims=True)
+    correct = jnp.take_along_axis(labels, top, axis=-1)[:, 0]
+    return jnp.sum(correct * weights)
 
 
 def make_scores(model: TubeViT, head: str, loss: str = "softmax") -> Callable:
     """Returns scores(params, views) -> probabilities (B, C), averaged over views.
 
     `views` is uint8 (B, V, T, H, W, 3). One view at a time goes through the model: more
-    views take no more memory. `loss` is what the head was trained with.
+    views take no more memory.
+
+    Args:
+      model: The model.
+      head: Name of the head.
+      loss: Loss that the head was trained with, one of `LOSSES`.
     """
 
     def scores(params, views):
         def add(total, view):
             logits = model.apply({"params": params}, view, head)
-            return total + PROBABILITIES[loss](logits), None
+            return total + LOSSES[loss].probabilities(logits), None
 
         b, v = views.shape[:2]
         total = jnp.zeros((b, model.classes[head]))

@@ -1,5 +1,6 @@
 """TubeViT: one ViT for images and videos (Piergiovanni et al., CVPR 2023)."""
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 
@@ -7,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sparse_tube_vit.config import MODEL_CHOICES, ConfigDict
+from sparse_tube_vit.config import MODEL, ConfigDict, EncoderOptions
 from sparse_tube_vit.distributed.mesh import BATCH, constrain
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.models.encoder import AttentionPooling, Encoder
@@ -38,101 +39,71 @@ class TubeViT(nn.Module):
     goes through the tubes of one frame, a video through all of them.
 
     Attributes:
-      tubes: the tubes that make the tokens.
-      classes: number of outputs of every head, by the head's name.
-      depth, width, mlp_dim, heads: of the encoder, as in `variants.VARIANTS`.
+      tubes: Tubes that make the tokens.
+      classes: Number of outputs of every head, by the head's name.
+      options: Options of the encoder. Their dtype is that of all computation;
+        parameters, their gradients and logits are float32.
       kernels: "separate" or "interpolated", as in `SparseTubes`.
       positions: "fixed", "fixed_no_stride", "learned" or "none", as in `positions`.
       clip: (T, H, W) that learned positions are for.
       pooling: "attention" by a learned probe, "mean" of all tokens, or "class_token".
-      dropout, stochastic_depth: rates in the encoder, in training.
-      new_layers, gate_after, gelu, norm_epsilon, attention, scan, remat, frozen_layers:
-        as in `Encoder`.
-      dtype: of the computation; parameters, their gradients and logits are float32.
 
     Raises:
-      InvalidModel: an option has no such value.
+      InvalidModel: An option has no such value, or options do not go together.
     """
 
     tubes: tuple[Tube, ...]
     classes: Mapping[str, int]
-    depth: int
-    width: int
-    mlp_dim: int
-    heads: int
-    kernels: str = "separate"
-    positions: str = "fixed"
+    options: EncoderOptions
+    kernels: str = MODEL["kernels"].default
+    positions: str = MODEL["positions"].default
     clip: tuple[int, int, int] | None = None
-    pooling: str = "attention"
-    dropout: float = 0.0
-    stochastic_depth: float = 0.0
-    new_layers: int = 0
-    gate_after: int | None = None
-    gelu: str = "tanh"
-    norm_epsilon: float = 1e-6
-    attention: str = "auto"
-    scan: bool = False
-    remat: str = "none"
-    frozen_layers: int = 0
-    dtype: jnp.dtype = jnp.float32
+    pooling: str = MODEL["pooling"].default
 
     def _check(self):
-        for option, choices in MODEL_CHOICES.items():
-            if getattr(self, option) not in choices:
-                raise InvalidModel(
-                    f"{option} is {getattr(self, option)!r}; it must be one of "
-                    f"{', '.join(choices)}."
-                )
-        layers = self.depth + self.new_layers
-        if self.gate_after is not None and not 0 < self.gate_after < layers:
-            raise InvalidModel(
-                f"gate_after is {self.gate_after}; it must be 1 to {layers - 1} of "
-                f"{layers} layers."
-            )
+        values = vars(self) | vars(self.options)
+        wrong = [
+            key.rule.problem(name, values[name])
+            for name, key in MODEL.items()
+            if key.rule
+        ]
+        wrong = list(filter(None, wrong)) or [*self.options.conflicts()]
         if self.positions == "learned" and self.clip is None:
-            raise InvalidModel("Learned positions need clip, the (T, H, W) they fit.")
+            wrong.append("Learned positions need clip, the (T, H, W) they fit.")
+        if wrong:
+            raise InvalidModel("\n".join(wrong))
 
     def setup(self):
         self._check()
-        self.stem = SparseTubes(self.tubes, self.width, self.kernels, self.dtype)
+        width, dtype = self.options.width, self.options.dtype
+        self.stem = SparseTubes(self.tubes, width, self.kernels, dtype)
         self.place = Positions(
-            self.positions, self.tubes, self.width, self.clip, name="positions"
+            self.positions, self.tubes, width, self.clip, name="positions"
         )
         if self.pooling == "class_token":
             self.class_token = self.param(
-                "class_token", nn.initializers.zeros, (1, 1, self.width)
+                "class_token", nn.initializers.zeros, (1, 1, width)
             )
         if self.pooling == "attention":
             self.attention_pooling = AttentionPooling(
-                self.heads, self.dtype, name="pooling"
+                self.options.heads, dtype, name="pooling"
             )
-        self.encoder = Encoder(
-            depth=self.depth,
-            heads=self.heads,
-            mlp_dim=self.mlp_dim,
-            dropout=self.dropout,
-            stochastic_depth=self.stochastic_depth,
-            new_layers=self.new_layers,
-            gate_after=self.gate_after,
-            gelu=self.gelu,
-            norm_epsilon=self.norm_epsilon,
-            attention=self.attention,
-            scan=self.scan,
-            remat=self.remat,
-            frozen_layers=self.frozen_layers,
-            dtype=self.dtype,
-        )
+        self.encoder = Encoder(self.options)
         self.head = {
             name: nn.Dense(outputs, kernel_init=nn.initializers.zeros)
             for name, outputs in self.classes.items()
         }
 
     def restride(self, scale: float) -> "TubeViT":
-        """The model with more or fewer tokens (paper table 7d), see `Tube.restride`."""
+        """Returns the model with more or fewer tokens, as `Tube.restride`."""
         return self.clone(tubes=tuple(tube.restride(scale) for tube in self.tubes))
 
+    def with_options(self, **changes) -> "TubeViT":
+        """Returns the model with other options of the encoder."""
+        return self.clone(options=dataclasses.replace(self.options, **changes))
+
     def features(self, x, train=False):
-        """Describes clips or images.
+        """Computes features of clips or images.
 
         Args:
           x: videos (B, T, H, W, 3), images (B, H, W, 3) or (B, 1, H, W, 3), uint8 in
@@ -167,10 +138,10 @@ class TubeViT(nn.Module):
                 f"of shape {x.shape}."
             )
         z = self.stem(x) + self.place(x.shape[1:4])
-        z = constrain(z.astype(self.dtype), BATCH)
+        z = constrain(z.astype(self.options.dtype), BATCH)
         if self.pooling == "class_token":
-            token = jnp.broadcast_to(self.class_token, (len(z), 1, self.width))
-            z = jnp.concatenate([token.astype(self.dtype), z], axis=1)
+            token = jnp.broadcast_to(self.class_token, (len(z), 1, z.shape[-1]))
+            z = jnp.concatenate([token.astype(z.dtype), z], axis=1)
         return z
 
     def __call__(self, x, head, train=False):
@@ -207,27 +178,40 @@ def init_params(model: TubeViT, key: jax.Array, clip: tuple[int, int, int]):
     return init(key)
 
 
-def make_model(config: ConfigDict, classes: Mapping[str, int]) -> TubeViT:
-    """The model of a config, with a head of so many classes for every name.
+def check_tubes(config: ConfigDict) -> None:
+    """Checks that a config's tubes fit its width, and its clips and images.
 
     Raises:
-      UnknownTubes, InvalidTube, ClipTooSmall, NoImageTube: the tubes are wrong, or do
-        not fit the config's width, clips or images.
+      UnknownTubes, InvalidTube: There are no such tubes, or they do not fit the width.
+      ClipTooSmall, NoImageTube: They cannot read the clips or images of a stream or an
+        evaluation.
     """
-    sizes = config.model.to_dict()
-    tubes = make_tubes(sizes.pop("tubes"))
-    clip = (config.clip.frames, config.clip.size, config.clip.size)
+    tubes = make_tubes(config.model.tubes)
+    size = (config.clip.size, config.clip.size)
     sources = (*config.streams.values(), *config.evaluations.values())
-    kinds = {source.kind for source in sources} or {"video"}
-    for kind in kinds:
-        count_tokens(tubes, clip if kind == "video" else (1, *clip[1:]))
-    kernel_channels(tubes, sizes["width"], sizes["kernels"])
-    dtype = jnp.dtype(sizes.pop("dtype"))
+    for kind in {source.kind for source in sources} or {"video"}:
+        frames = config.clip.frames if kind == "video" else 1
+        count_tokens(tubes, (frames, *size))
+    kernel_channels(tubes, config.model.width, config.model.kernels)
+
+
+def make_model(config: ConfigDict, classes: Mapping[str, int]) -> TubeViT:
+    """Returns the model of a config.
+
+    Args:
+      config: Config of a run.
+      classes: Number of outputs of every head, by the head's name.
+
+    Raises:
+      UnknownTubes, InvalidTube, ClipTooSmall, NoImageTube: As `check_tubes`.
+    """
+    check_tubes(config)
     return TubeViT(
-        tubes=tubes,
+        tubes=make_tubes(config.model.tubes),
         classes=dict(classes),
-        clip=clip,
-        frozen_layers=config.optimizer.frozen_layers or 0,
-        dtype=dtype,
-        **sizes,
+        options=EncoderOptions.of(config),
+        kernels=config.model.kernels,
+        positions=config.model.positions,
+        clip=(config.clip.frames, config.clip.size, config.clip.size),
+        pooling=config.model.pooling,
     )

@@ -7,7 +7,7 @@ import jax
 from sparse_tube_vit.config import ConfigDict, validate
 from sparse_tube_vit.datasets.classes import classes_of
 from sparse_tube_vit.log import table
-from sparse_tube_vit.models.flops import compiled_flops, flops, pixels_read
+from sparse_tube_vit.models.flops import compiled_flops, forward_flops, pixels_read
 from sparse_tube_vit.models.tubes import count_tokens, tubes_for
 from sparse_tube_vit.models.tubevit import init_params, make_model
 from sparse_tube_vit.models.variants import TUBE_SETS, VARIANTS
@@ -81,7 +81,7 @@ def _parameters(model, config, classes):
 
 
 def _flops(model, kind, clip, head):
-    parts = flops(model, clip, head)
+    parts = forward_flops(model, clip, head)
     size = _size(clip if kind == "video" else clip[1:])
     rows = [(f"one {kind} of {size}", "GFLOP forward")]
     rows += [(part, f"{count / 1e9:.2f}") for part, count in parts.items()]
@@ -102,9 +102,10 @@ def _beside_the_paper(config, model):
         "  tokens of 32x224x224: 559 in the paper; here 539, 98 + 147 + 98 + 196, the "
         "windows inside the clip. No arithmetic of windows that we know gives 559."
     )
-    d = model.width
+    options = model.options
+    d, m = options.width, options.mlp_dim
     image_vit = 16 * 16 * 3 * d + d + 1000 * (d + 1)
-    encoder = model.depth * (4 * d * d + 2 * d * model.mlp_dim + 9 * d + model.mlp_dim)
+    encoder = options.depth * (4 * d * d + 2 * d * m + 9 * d + m)
     lines.append(
         f"  parameters of {variant}: {paper['parameters'] / 1e6:.0f} million in the "
         f"paper; {(encoder + 2 * d + image_vit) / 1e6:.1f} here counted as it does, an "
@@ -112,7 +113,7 @@ def _beside_the_paper(config, model):
     )
     for frames in (32, 64):
         clip = (frames, 224, 224)
-        parts = flops(model, clip, next(iter(model.classes)))
+        parts = forward_flops(model, clip, next(iter(model.classes)))
         views = 12 * sum(parts.values()) / 1e12
         lines.append(
             f"  4x3 views of {variant}: {paper['flops'] / 1e12:.2f} TFLOP in the "

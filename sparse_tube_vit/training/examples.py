@@ -8,10 +8,9 @@ import numpy as np
 
 from sparse_tube_vit.config import ConfigDict, validate
 from sparse_tube_vit.datasets import reading
-from sparse_tube_vit.datasets.classes import check_loss
 from sparse_tube_vit.datasets.preparing.embedded import prepare_embedded
 from sparse_tube_vit.input.pipeline import training_batches
-from sparse_tube_vit.models.losses import LOSSES
+from sparse_tube_vit.models.losses import LOSSES, check_loss
 from sparse_tube_vit.training.step import model_clips, model_input, step_keys
 
 
@@ -49,10 +48,10 @@ def examples_of_step(
     prepare_embedded(config)
     splits = {}
     for name, stream in config.streams.items():
-        splits[name] = reading.open_split(
+        split = splits[name] = reading.open_split(
             stream.dataset, stream.split, config.data_dir, stream.kind
         )
-        check_loss(f"streams.{name}", stream.loss, splits[name])
+        check_loss(f"streams.{name}", stream.loss, split.name, split.multi_label)
     for name, stream in config.streams.items():
         split = splits[name]
         batches = training_batches(
@@ -73,7 +72,8 @@ def _example(key, stream, batch, i, split) -> Example:
     pair = {k: batch[k][[i - 1, i]] for k in ("video", "label", "weight")}
     seen = model_input(key, stream, pair, len(split.class_names))
     seen = {
-        key: np.asarray(x[1]) for key, x in (seen | {"video": model_clips(seen)}).items()
+        key: np.asarray(x[1])
+        for key, x in (seen | {"video": model_clips(seen)}).items()
     }
     video, target, weight = (seen[key] for key in ("video", "target", "weight"))
     if video.dtype != np.uint8:

@@ -28,6 +28,7 @@ from sparse_tube_vit.datasets.builders import folders
 from sparse_tube_vit.datasets.preparing import prepare
 from sparse_tube_vit.datasets.reading import UnknownSplit
 from sparse_tube_vit.log import log
+from sparse_tube_vit.models.losses import LOSSES
 
 #: Splits that are tested on; the first that a folder has is taken.
 TEST_SPLITS = ("test", "val", "validation")
@@ -134,7 +135,8 @@ def kept_heads(config: ConfigDict, workdir) -> dict[str, tuple[str, ...]]:
             f"{config.init.weights} are {', '.join(theirs) or 'none'}."
         )
     before = from_json(run["config"])
-    if several := [head for head in heads if head_loss(before, head) != "softmax"]:
+    losses = {head: LOSSES[head_loss(before, head)] for head in heads}
+    if several := [head for head in heads if losses[head].multi_label]:
         raise InvalidConfig(
             f"config.init.keep_heads has {', '.join(several)}, whose inputs have any "
             "number of labels: only heads with one label an input can be kept."

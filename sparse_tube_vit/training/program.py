@@ -15,6 +15,7 @@ from sparse_tube_vit.distributed.sharding import (
     check_model,
     state_shardings,
 )
+from sparse_tube_vit.models.losses import LOSSES
 from sparse_tube_vit.models.tubevit import init_params, make_model
 from sparse_tube_vit.training.freezing import join
 from sparse_tube_vit.training.optimizer import make_optimizer
@@ -110,7 +111,7 @@ def _batch_shapes(config, model):
     for name, stream in config.streams.items():
         b = stream.batch_size
         clip = (frames if stream.kind == "video" else 1, *size, 3)
-        label = (model.classes[stream.head],) if stream.loss == "sigmoid" else ()
+        label = (model.classes[stream.head],) if LOSSES[stream.loss].multi_label else ()
         shapes[name] = {
             "video": jax.ShapeDtypeStruct((b, *clip), jnp.uint8),
             "label": jax.ShapeDtypeStruct((b, *label), jnp.int32),

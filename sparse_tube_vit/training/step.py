@@ -13,9 +13,9 @@ from sparse_tube_vit.distributed.sharding import constrain_parameters
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.models.losses import (
     cross_entropy,
-    hits,
     mean_weights,
     multi_hot,
+    precision_at_1,
     smooth,
 )
 from sparse_tube_vit.models.tubes import normalize

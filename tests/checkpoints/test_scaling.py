@@ -179,7 +179,7 @@ def test_the_gate_changes_nothing_at_the_start(created):
 
     gated = tokens(model, params)
     encoder = {k: v for k, v in params["encoder"].items() if k != "gate"}
-    ungated = tokens(model.clone(gate_after=None), params | {"encoder": encoder})
+    ungated = tokens(model.with_options(gate_after=None), params | {"encoder": encoder})
     np.testing.assert_array_equal(gated, ungated)
     opened = tokens(model, params | {"encoder": encoder | {"gate": np.float32(0.5)}})
     assert np.abs(opened - gated).max() > 1e-2

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from sparse_tube_vit import Tube, TubeViT
+from sparse_tube_vit.config import EncoderOptions
 from sparse_tube_vit.inference.rollout import attention_shares
 from sparse_tube_vit.models.tubevit import init_params
 from tests.models.test_encoder import (
@@ -84,12 +85,8 @@ def test_shares_are_those_of_loops(pooling, options):
     model = TubeViT(
         tubes=(Tube((2, 8, 8), (2, 8, 8)), Tube((1, 16, 16), (2, 16, 16))),
         classes={"h": 2},
-        depth=2,
-        width=12,
-        mlp_dim=20,
-        heads=3,
+        options=EncoderOptions(depth=2, width=12, mlp_dim=20, heads=3, **options),
         pooling=pooling,
-        **options,
     )
     params = random_params(model)
     videos = np.random.default_rng(0).integers(0, 256, (2, *CLIP, 3), np.uint8)
@@ -111,7 +108,8 @@ def test_shares_are_those_of_loops(pooling, options):
 
 def test_who_does_not_ask_computes_no_weights():
     tubes = (Tube((2, 8, 8), (2, 8, 8)),)
-    model = TubeViT(tubes, {"h": 2}, depth=1, width=12, mlp_dim=20, heads=3)
+    options = EncoderOptions(depth=1, width=12, mlp_dim=20, heads=3)
+    model = TubeViT(tubes, {"h": 2}, options)
     x = np.zeros((1, *CLIP, 3), np.uint8)
     variables = jax.eval_shape(lambda key: model.init(key, x, "h"), jax.random.key(0))
     assert set(variables) == {"params"}

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sparse_tube_vit.config import EncoderOptions
 from sparse_tube_vit.models.encoder import AttentionPooling, Block, Encoder
 
 
@@ -78,7 +79,7 @@ def encode(x, p, blocks, gelu, gate_after=None):
     ],
 )
 def test_encoder_is_that_of_loops(options, blocks, gelu):
-    model = Encoder(depth=2, heads=3, mlp_dim=20, **options)
+    model = Encoder(EncoderOptions(depth=2, heads=3, mlp_dim=20, **options))
     x = np.random.default_rng(0).normal(size=(2, 5, 12)).astype(np.float32)
     params = random_like(model.init(jax.random.key(0), x)["params"])
     out = model.apply({"params": params}, x)
@@ -89,7 +90,7 @@ def test_encoder_is_that_of_loops(options, blocks, gelu):
 
 
 def test_stochastic_depth_leaves_branches_out_for_whole_examples():
-    block = Block(heads=2, mlp_dim=8)
+    block = Block(EncoderOptions(heads=2, mlp_dim=8))
     x = np.random.default_rng(0).normal(size=(64, 3, 8)).astype(np.float32)
     params = random_like(block.init(jax.random.key(0), x[:1])["params"])
     out = block.apply({"params": params}, x, jax.random.key(1), 0.5)
@@ -111,7 +112,9 @@ def test_stochastic_depth_leaves_branches_out_for_whole_examples():
 
 
 def test_stochastic_depth_grows_linearly_from_none():
-    model = Encoder(depth=3, heads=2, mlp_dim=8, stochastic_depth=0.4, new_layers=2)
+    model = Encoder(
+        EncoderOptions(depth=3, heads=2, mlp_dim=8, stochastic_depth=0.4, new_layers=2)
+    )
     rates = {}
 
     def see(call, args, kwargs, context):
@@ -141,8 +144,9 @@ def test_scan_and_remat_change_neither_tokens_nor_gradients(options):
     """With dropout and a rate of its own for every block."""
     sizes = {"depth": 3, "new_layers": 1, "heads": 2, "mlp_dim": 12}
     noise = {"dropout": 0.2, "stochastic_depth": 0.5}
-    model = Encoder(**sizes, **noise, **options)
-    plain = Encoder(**sizes, **noise, gate_after=model.gate_after)
+    model = Encoder(EncoderOptions(**sizes, **noise, **options))
+    gate = model.options.gate_after
+    plain = Encoder(EncoderOptions(**sizes, **noise, gate_after=gate))
     x = jax.random.normal(jax.random.key(0), (3, 5, 8))
     params = model.init(jax.random.key(0), x)["params"]
     jax.tree.map(
@@ -170,7 +174,9 @@ def test_scan_and_remat_change_neither_tokens_nor_gradients(options):
     "options", [{}, {"scan": True, "remat": "dots"}], ids=["blocks", "loop"]
 )
 def test_tokens_side_by_side_are_as_alone(options):
-    model = Encoder(depth=2, heads=2, mlp_dim=12, gate_after=1, **options)
+    model = Encoder(
+        EncoderOptions(depth=2, heads=2, mlp_dim=12, gate_after=1, **options)
+    )
     images, videos = (jax.random.normal(jax.random.key(n), (n, n, 8)) for n in (3, 5))
     params = random_like(model.init(jax.random.key(0), images)["params"])
 
@@ -197,7 +203,7 @@ def test_tokens_side_by_side_are_as_alone(options):
 
 @pytest.mark.parametrize("rate", ["dropout", "stochastic_depth"])
 def test_tokens_side_by_side_have_noise_of_their_own(rate):
-    model = Encoder(depth=2, heads=2, mlp_dim=12, **{rate: 0.5})
+    model = Encoder(EncoderOptions(depth=2, heads=2, mlp_dim=12, **{rate: 0.5}))
     x = jnp.tile(jax.random.normal(jax.random.key(0), (1, 5, 8)), (16, 1, 1))
     params = model.init(jax.random.key(0), x)
     rngs = {"dropout": jax.random.key(1)}
@@ -215,7 +221,7 @@ def equations(jaxpr):
 
 def program_of_gradient(trained, **options):
     """The gradient with respect to the last blocks of an encoder of 6."""
-    model = Encoder(depth=6, heads=2, mlp_dim=12, **options)
+    model = Encoder(EncoderOptions(depth=6, heads=2, mlp_dim=12, **options))
     x = jnp.zeros((3, 5, 8))
     params = model.init(jax.random.key(0), x)["params"]
     last = {f"block_{i}": params[f"block_{i}"] for i in range(6 - trained, 6)}
@@ -260,7 +266,7 @@ def test_pooling_is_that_of_loops():
 
 
 def test_dropout_acts_in_training_alone():
-    model = Encoder(depth=1, heads=2, mlp_dim=8, dropout=0.5)
+    model = Encoder(EncoderOptions(depth=1, heads=2, mlp_dim=8, dropout=0.5))
     x = jnp.ones((1, 4, 8))
     params = model.init(jax.random.key(0), x)
 
@@ -273,11 +279,11 @@ def test_dropout_acts_in_training_alone():
 
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters():
-    model = Encoder(depth=1, heads=2, mlp_dim=8, dtype=jnp.bfloat16)
+    model = Encoder(EncoderOptions(depth=1, heads=2, mlp_dim=8, dtype="bfloat16"))
     x = jax.random.normal(jax.random.key(0), (1, 4, 8))
     params = model.init(jax.random.key(0), x)
     assert {a.dtype for a in jax.tree.leaves(params)} == {jnp.dtype("float32")}
     out = model.apply(params, x)
     assert out.dtype == jnp.bfloat16
-    exact = Encoder(depth=1, heads=2, mlp_dim=8).apply(params, x)
+    exact = Encoder(EncoderOptions(depth=1, heads=2, mlp_dim=8)).apply(params, x)
     assert 0 < np.abs(out.astype(jnp.float32) - exact).max() < 0.1

@@ -35,8 +35,8 @@ def test_softmax_smoothing_spreads_over_all_classes():
     np.testing.assert_allclose(targets, expected, rtol=1e-6)
 
 
-def test_a_hit_is_a_highest_score_on_any_label():
+def test_precision_at_1_takes_the_top_class_on_any_label():
     logits = np.eye(5)[[3, 3, 3, 1]]  # the second has no label, the third no weight
     weights = np.array([1, 1, 0, 1], np.float32)
     mean = losses.mean_weights(weights)
-    np.testing.assert_allclose(losses.hits(logits, LABELS, mean), 2 / 3)
+    np.testing.assert_allclose(losses.precision_at_1(logits, LABELS, mean), 2 / 3)

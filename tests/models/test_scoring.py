@@ -2,6 +2,7 @@ import jax
 import numpy as np
 import pytest
 
+from sparse_tube_vit.config import EncoderOptions
 from sparse_tube_vit.models.losses import make_scores
 from sparse_tube_vit.models.tubes import Tube
 from sparse_tube_vit.models.tubevit import TubeViT, init_params
@@ -14,10 +15,7 @@ def test_scores_are_probabilities_averaged_over_views(loss):
     model = TubeViT(
         tubes=(Tube((4, 8, 8), (4, 8, 8)), Tube((1, 8, 8), (4, 8, 8))),
         classes={"video": 5},
-        depth=1,
-        width=12,
-        mlp_dim=16,
-        heads=2,
+        options=EncoderOptions(depth=1, width=12, mlp_dim=16, heads=2),
     )
     params = init_params(model, jax.random.key(1), CLIP)
     kernel = params["head_video"]["kernel"]

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from sparse_tube_vit import Tube, TubeViT
+from sparse_tube_vit.config import EncoderOptions
 from sparse_tube_vit.models.tubes import ClipTooSmall
 from sparse_tube_vit.models.tubevit import InvalidModel, UnknownHead, init_params
 from sparse_tube_vit.models.variants import TUBE_SETS, VARIANTS
@@ -20,10 +21,7 @@ def model():
             Tube((1, 8, 8), (8, 8, 8)),
         ),
         classes={"motions": 5, "shapes": 3},
-        depth=2,
-        width=24,
-        mlp_dim=48,
-        heads=2,
+        options=EncoderOptions(depth=2, width=24, mlp_dim=48, heads=2),
     )
 
 
@@ -47,7 +45,8 @@ def videos():
 @pytest.mark.parametrize("variant, millions", [("B", 86), ("L", 307), ("H", 632)])
 def test_parameter_counts_of_the_paper(variant, millions):
     v = VARIANTS[variant]
-    model = TubeViT(tubes=TUBE_SETS["main"], classes={"k400": 400, "inet": 1000}, **v)
+    classes = {"k400": 400, "inet": 1000}
+    model = TubeViT(TUBE_SETS["main"], classes, EncoderOptions(**v))
     shapes = jax.eval_shape(
         lambda key: init_params(model, key, (32, 224, 224)), jax.random.key(0)
     )
@@ -127,14 +126,18 @@ def test_features(model, params, videos):
         ({"positions": "lerned"}, "must be one of fixed, fixed_no_stride, learned"),
         ({"kernels": "interp"}, "kernels is 'interp'"),
         ({"pooling": "avg"}, "must be one of attention, mean, class_token"),
-        ({"gelu": "relu"}, "must be one of tanh, erf"),
-        ({"gate_after": 2}, "must be 1 to 1 of 2 layers"),
+        ({"options": {"gelu": "relu"}}, "must be one of tanh, erf"),
+        ({"options": {"gate_after": 2}}, "must be 1 to 1 of 2 layers"),
+        ({"options": {"heads": 5}}, "width 24 is not a multiple of heads 5"),
+        ({"options": {"depth": 0}}, "depth is 0: it must be a whole number"),
         ({"positions": "learned"}, "need clip"),
     ],
 )
 def test_options_that_make_no_model(model, option, message):
+    option = dict(option)
+    model = model.with_options(**option.pop("options", {})).clone(**option)
     with pytest.raises(InvalidModel, match=message):
-        init_params(model.clone(**option), jax.random.key(0), CLIP)
+        init_params(model, jax.random.key(0), CLIP)
 
 
 def test_named_errors(model, params, videos):

@@ -1,5 +1,6 @@
 import math
 
+import jax
 import numpy as np
 import pytest
 
@@ -136,10 +137,15 @@ def test_every_key_of_the_model_reaches_it():
     )
     model = make_model(config, {"head": 3})
     for key, value in config.model.to_dict().items():
-        if key not in ("tubes", "dtype"):
-            assert getattr(model, key) == value, key
+        if key != "tubes":
+            place = model.options if hasattr(model.options, key) else model
+            assert getattr(place, key) == value, key
     assert model.tubes == TUBE_SETS["4"] and model.clip == CLIP
-    assert model.dtype == np.dtype("bfloat16")
+    x = np.zeros((1, *CLIP, 3), np.uint8)
+    out = jax.eval_shape(
+        lambda: model.init_with_output(jax.random.key(0), x, method="features")[0]
+    )
+    assert out["pooled"].dtype == "bfloat16"
     config.model.update(tubes="main")  # whose tubes differ in windows a token
     with pytest.raises(InvalidTube, match="one kernel"):
         make_model(config, {"head": 3})

@@ -12,7 +12,7 @@ from sparse_tube_vit import preflight as command
 from sparse_tube_vit.config import default_config, stream
 from sparse_tube_vit.datasets import builders
 from sparse_tube_vit.datasets.classes import OFFICIAL_CLASSES
-from sparse_tube_vit.models.flops import flops, training_flops
+from sparse_tube_vit.models.flops import forward_flops, training_flops
 from sparse_tube_vit.models.tubevit import make_model
 from sparse_tube_vit.tpu import hlo, preflight
 from sparse_tube_vit.tpu.chips import CHIPS, GIB, Topology
@@ -158,9 +158,9 @@ def test_training_takes_three_forward_passes_of_what_is_trained():
     model = make_model(config, {"kinetics400": 400, "imagenet": 1000})
     video, image = config.streams.video, config.streams.image
     clip = (32, 224, 224)
-    forward = flops(model, clip, "kinetics400")
+    forward = forward_flops(model, clip, "kinetics400")
     assert training_flops(config, model, video) == 3 * sum(forward.values())
-    picture = flops(model, (1, 224, 224), "imagenet")
+    picture = forward_flops(model, (1, 224, 224), "imagenet")
     assert training_flops(config, model, image) == 3 * sum(picture.values())
     config.optimizer.frozen_layers = 9
     below = forward["stem"] + forward["encoder"] * 9 // 12

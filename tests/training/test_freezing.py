@@ -4,8 +4,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from sparse_tube_vit.config import default_config, stream
-from sparse_tube_vit.models.tubes import Tube
-from sparse_tube_vit.models.tubevit import TubeViT, init_params
+from sparse_tube_vit.models.tubevit import init_params, make_model
 from sparse_tube_vit.training.optimizer import make_optimizer
 from sparse_tube_vit.training.state import TrainState
 from sparse_tube_vit.training.step import make_train_step
@@ -17,22 +16,13 @@ def make_run(frozen, depth, **options):
     """(train step, init, batches) of a model that is as small as can be."""
     config = default_config()
     config.total_steps = 10
-    config.model.depth = depth
-    config.model.update(**options)
+    config.clip.update(frames=CLIP[0], size=CLIP[1])
+    config.model.update(depth=depth, width=8, mlp_dim=16, heads=2, dropout=0.1)
+    config.model.update(options, tubes=({"kernel": (2, 4, 4), "stride": (2, 2, 2)},))
     config.optimizer.update(learning_rate=0.01, warmup_steps=1, ema_decay=0.5)
     config.optimizer.frozen_layers = frozen
     config.streams.video = stream(kind="video", dataset="d", head="h", batch_size=2)
-    model = TubeViT(
-        tubes=(Tube((2, 4, 4), (2, 2, 2)),),
-        classes={"h": 3},
-        depth=depth,
-        width=8,
-        mlp_dim=16,
-        heads=2,
-        dropout=0.1,
-        clip=CLIP,
-        **options,
-    )
+    model = make_model(config, {"h": 3})
     optimizer = make_optimizer(config)
 
     def init():

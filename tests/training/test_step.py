@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from sparse_tube_vit.config import default_config, stream
+from sparse_tube_vit.config import EncoderOptions, default_config, stream
 from sparse_tube_vit.models.tubes import Tube
 from sparse_tube_vit.models.tubevit import TubeViT, init_params
 from sparse_tube_vit.training import step as steps
@@ -29,10 +29,7 @@ def model():
     return TubeViT(
         tubes=(Tube((4, 8, 8), (4, 8, 8)), Tube((1, 8, 8), (4, 8, 8))),
         classes={"video": 5, "image": 3},
-        depth=1,
-        width=12,
-        mlp_dim=16,
-        heads=2,
+        options=EncoderOptions(depth=1, width=12, mlp_dim=16, heads=2),
     )
 
 
@@ -186,7 +183,7 @@ def test_a_stream_of_several_labels_has_the_sigmoid_loss(model, batches):
 
 def test_mixup_and_dropout_follow_from_the_step(model, batches):
     config = make_config(video={"mixup": 0.5}, image={})
-    noisy = model.clone(dropout=0.3)
+    noisy = model.with_options(dropout=0.3)
     one, _ = run(noisy, config, batches, n=3)
     two, _ = run(noisy, config, batches, n=3)
     jax.tree.map(np.testing.assert_array_equal, one.params, two.params)
@@ -199,7 +196,7 @@ def test_mixup_and_dropout_follow_from_the_step(model, batches):
 def test_bfloat16_is_near_float32(model, batches):
     config = make_config(video={}, image={})
     _, exact = run(model, config, batches)
-    state, rough = run(model.clone(dtype=jnp.bfloat16), config, batches)
+    state, rough = run(model.with_options(dtype="bfloat16"), config, batches)
     assert {x.dtype.name for x in jax.tree.leaves(state.params)} == {"float32"}
     np.testing.assert_allclose(rough["loss"], exact["loss"], rtol=2e-2)
 

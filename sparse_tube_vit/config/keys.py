@@ -1,0 +1,87 @@
+"""Keys of a configuration, each with its default, rule and meaning."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from sparse_tube_vit.errors import TubeViTError
+
+
+class InvalidConfig(TubeViTError, ValueError):
+    """A configuration that cannot work."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """Values that a key may have.
+
+    Attributes:
+      accepts: Returns whether a value is allowed.
+      words: The rule in words, after "it must be".
+      choices: All allowed values, where the rule lists them.
+    """
+
+    accepts: Callable[[Any], bool]
+    words: str
+    choices: tuple[str, ...] = ()
+
+    def problem(self, name: str, value) -> str | None:
+        """Returns what is wrong with the value of a key; None for an allowed value."""
+        try:
+            fits = self.accepts(value)
+        except TypeError:  # not comparable with a number
+            fits = False
+        return None if fits else f"{name} is {value!r}: it must be {self.words}."
+
+
+#: Default of keys that `stream` and `evaluation` must be given.
+REQUIRED = object()
+
+
+@dataclasses.dataclass(frozen=True)
+class Key:
+    """One key of a configuration.
+
+    Attributes:
+      default: Value where a config file sets none; None for a key that is open;
+        `REQUIRED` for one that must be set.
+      meaning: One or two sentences.
+      rule: Allowed values; None where the type alone decides.
+      value_type: Type of the values, where the default does not show it.
+    """
+
+    default: Any
+    meaning: str
+    rule: Rule | None = None
+    value_type: type | None = None
+
+
+def one_of(*choices: str) -> Rule:
+    """Returns the rule of a key with named choices."""
+    return Rule(choices.__contains__, f"one of {', '.join(choices)}", choices)
+
+
+def either(one: str, other: str) -> Rule:
+    """Returns the rule of a key with two choices."""
+    return Rule((one, other).__contains__, f"{one!r} or {other!r}", (one, other))
+
+
+def whole(least: int) -> Rule:
+    """Returns the rule of whole numbers from `least` on."""
+    return Rule(
+        lambda x: isinstance(x, int) and x >= least,
+        f"a whole number of at least {least}",
+    )
+
+
+def between(least: float, greatest: float) -> Rule:
+    """Returns the rule of numbers from `least` to `greatest`, both allowed."""
+    return Rule(lambda x: least <= x <= greatest, f"between {least} and {greatest}")
+
+
+COUNT = whole(1)
+NOT_NEGATIVE = Rule(lambda x: x >= 0, "at least 0")
+POSITIVE = Rule(lambda x: x > 0, "above 0")
+SHARE = between(0, 1)
+RATE = Rule(lambda x: 0 <= x < 1, "at least 0 and below 1")
+DTYPE = one_of("float32", "bfloat16")

@@ -1,0 +1,150 @@
+"""Section `model` of a config, and the encoder's part of it as one value."""
+
+import dataclasses
+from collections.abc import Iterator
+
+from ml_collections import ConfigDict
+
+from sparse_tube_vit.config.keys import (
+    COUNT,
+    DTYPE,
+    NOT_NEGATIVE,
+    POSITIVE,
+    RATE,
+    Key,
+    one_of,
+)
+
+
+def _option(default, meaning, rule=None, value_type=None):
+    key = Key(default, meaning, rule, value_type)
+    return dataclasses.field(default=default, metadata={"key": key})
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderOptions:
+    """Options of the ViT encoder; the default sizes are those of B.
+
+    Meanings and allowed values of the fields are those of `ENCODER`, the keys of
+    `config.model` of the same names.
+
+    Attributes:
+      frozen_layers: Number of blocks without a gradient, `optimizer.frozen_layers` of a
+        config. With `scan` they run in a loop of their own, because differentiating a
+        loop differentiates all of it.
+    """
+
+    depth: int = _option(12, "Number of blocks, `block_<i>`.", COUNT)
+    width: int = _option(768, "Channels of a token.", COUNT)
+    mlp_dim: int = _option(3072, "Hidden units of the MLPs.", COUNT)
+    heads: int = _option(12, "Attention heads; they divide the width.", COUNT)
+    dropout: float = _option(0.0, "Dropout rate in training.", RATE)
+    stochastic_depth: float = _option(
+        0.0,
+        "Stochastic depth rate of the last block; it grows linearly from 0 "
+        "(Huang et al., 2016).",
+        RATE,
+    )
+    new_layers: int = _option(
+        0,
+        "Number of fresh blocks on top of a pretrained trunk, `new_block_<i>` "
+        "(paper table 8).",
+        NOT_NEGATIVE,
+    )
+    gate_after: int | None = _option(
+        None,
+        "Number of blocks after which the encoder's input is added again, times tanh "
+        "of a learned scalar that starts at 0 (paper 3.6, eq. 8). None: no gate.",
+        value_type=int,
+    )
+    gelu: str = _option(
+        "tanh",
+        "GELU by its tanh approximation, as in ViTs of JAX, or exact by erf, as in "
+        "those of PyTorch.",
+        one_of("tanh", "erf"),
+    )
+    norm_epsilon: float = _option(1e-6, "Epsilon of the LayerNorms.", POSITIVE)
+    dtype: str = _option(
+        "float32", "Dtype of the computation; parameters are float32.", DTYPE
+    )
+    attention: str = _option(
+        "auto",
+        "Implementation of attention; auto takes the fastest of the device.",
+        one_of("auto", "heads_first", "xla", "cudnn", "splash"),
+    )
+    scan: bool = _option(False, "Run the blocks in a loop, which compiles only once.")
+    remat: str = _option(
+        "none",
+        "Rematerialization: activations of a block are kept for its gradient (none), "
+        "only the outputs of dense layers and attention are (dots), or none are "
+        "(full).",
+        one_of("none", "full", "dots"),
+    )
+    frozen_layers: int = 0
+
+    @classmethod
+    def of(cls, config: ConfigDict) -> "EncoderOptions":
+        """Returns the options of a config."""
+        return cls(
+            **{name: config.model[name] for name in ENCODER},
+            frozen_layers=config.optimizer.frozen_layers or 0,
+        )
+
+    @property
+    def layers(self) -> int:
+        """Number of blocks, fresh ones included."""
+        return self.depth + self.new_layers
+
+    def conflicts(self, prefix: str = "") -> Iterator[str]:
+        """Yields which options do not go together.
+
+        Args:
+          prefix: Put before the options' names, such as "model.".
+        """
+        if self.width % self.heads:
+            yield (
+                f"{prefix}width {self.width} is not a multiple of {prefix}heads "
+                f"{self.heads}."
+            )
+        if self.gate_after is not None and not 0 < self.gate_after < self.layers:
+            yield (
+                f"{prefix}gate_after is {self.gate_after}: the gate stands between two "
+                f"blocks, so that it must be 1 to {self.layers - 1} of {self.layers} "
+                "layers."
+            )
+
+
+#: The keys of section `model` that are options of the encoder.
+ENCODER = {
+    field.name: field.metadata["key"]
+    for field in dataclasses.fields(EncoderOptions)
+    if "key" in field.metadata
+}
+
+#: The keys of section `model`.
+MODEL = {
+    "tubes": Key(
+        "main",
+        "Tubes: the name of a set, a sum of table 14's tubes such as "
+        "a.iv+d.v+e.iv+f.v, or a tuple of dicts with the attributes of Tube.",
+        value_type=object,
+    ),
+    "kernels": Key(
+        "separate",
+        "A kernel for every tube (separate), or one of 8x8x8 that is resized to each "
+        "(interpolated, paper 3.4).",
+        one_of("separate", "interpolated"),
+    ),
+    "positions": Key(
+        "fixed",
+        "Position embeddings (paper 3.3): sines and cosines of a token's centre "
+        "(fixed) or of its index (fixed_no_stride), learned, or none.",
+        one_of("fixed", "fixed_no_stride", "learned", "none"),
+    ),
+    "pooling": Key(
+        "attention",
+        "Pooling of the tokens: attention by a learned probe, mean, or class_token.",
+        one_of("attention", "mean", "class_token"),
+    ),
+    **ENCODER,
+}
