@@ -4,11 +4,11 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-from etils import epath
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from sparse_tube_vit.checkpoints.run import describe_run, read_description, read_params
+from sparse_tube_vit.checkpoints.run import describe_run
+from sparse_tube_vit.checkpoints.stored import Location
 from sparse_tube_vit.config import ConfigDict, head_loss, validate
 from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.datasets.classes import check_classes
@@ -159,16 +159,20 @@ def prepare(config: ConfigDict, class_names: dict) -> list[Evaluator]:
     ]
 
 
-def evaluate(config: ConfigDict, workdir, step: int, names=None) -> list[Result]:
-    """Evaluates the checkpoint of a step, as the config's evaluations say.
+def evaluate(config: ConfigDict, source: Location, names=None) -> list[Result]:
+    """Evaluates a stored model by the evaluations of a config.
+
+    Args:
+        config: The model's config, whose evaluations, mesh and data_dir may differ.
+        source: The model. The protocol of every result names it under "model".
+        names: Evaluations to run; None for all.
 
     Raises:
-      InvalidConfig, NoCheckpoint, UnknownEvaluation, and the errors of data sets and
-        input.
+        InvalidConfig, UnknownEvaluation: The config or `names` is wrong.
+        The errors of `stored`, data sets and input.
     """
     validate(config)
-    directory = epath.Path(workdir) / "checkpoints"
-    class_names = read_description(directory, step)["class_names"]
+    class_names = source.read_description()["class_names"]
     unknown = set(names or ()) - set(config.evaluations)
     if unknown:
         raise UnknownEvaluation(
@@ -176,11 +180,12 @@ def evaluate(config: ConfigDict, workdir, step: int, names=None) -> list[Result]
             f"{', '.join(config.evaluations) or 'none'}."
         )
     model = make_model(config, {h: len(c) for h, c in class_names.items()})
-    params = read_params(directory, step)
+    stored = source.read()
     mesh = sharding.make_mesh(config)
     whole = NamedSharding(mesh, P())
     params = jax.tree.map(
-        lambda x: jax.make_array_from_process_local_data(whole, x, x.shape), params
+        lambda x: jax.make_array_from_process_local_data(whole, x, x.shape),
+        stored.params,
     )
     prepare_embedded(config)
     evaluations = [
@@ -190,6 +195,11 @@ def evaluate(config: ConfigDict, workdir, step: int, names=None) -> list[Result]
     ]
     hosts.check_same(
         describe_run(config, class_names)
-        | {"step": step, "evaluations": {e.name: len(e.split) for e in evaluations}}
+        | {"step": stored.step}
+        | {"evaluations": {e.name: len(e.split) for e in evaluations}}
     )
-    return [evaluation.run(model, params, mesh, step) for evaluation in evaluations]
+    results = [e.run(model, params, mesh, stored.step) for e in evaluations]
+    return [
+        dataclasses.replace(r, protocol=r.protocol | {"model": stored.name})
+        for r in results
+    ]

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from sparse_tube_vit import figures
-from sparse_tube_vit.checkpoints.run import read_description
+from sparse_tube_vit.checkpoints import stored
 from sparse_tube_vit.config import (
     default_config,
     differences,
@@ -129,7 +129,7 @@ def _image(figure: Figure, alt: str, photograph: bool = False) -> str:
 
 
 def _configuration(run):
-    saved = read_description(run.workdir / "checkpoints", run.trained.step)
+    saved = stored.locate(run.workdir, run.trained.step).read_description()
     # As it was trained: what was loaded is set up for this device.
     config = json.loads(from_json(saved["config"]).to_json())
     rows = [

@@ -13,7 +13,7 @@ import re
 from etils import epath
 
 from sparse_tube_vit.checkpoints import stored
-from sparse_tube_vit.checkpoints.run import NoCheckpoint, latest_step, read_description
+from sparse_tube_vit.checkpoints.run import NoCheckpoint
 from sparse_tube_vit.config import (
     ConfigDict,
     InvalidConfig,
@@ -65,7 +65,7 @@ def complete(config: ConfigDict, workdir) -> ConfigDict:
 
     Raises:
       InvalidConfig: something is open that nothing tells, or cannot be.
-      The errors of `stored.read_run`: there is no run or release to take sizes from.
+      The errors of `stored.locate`: there is no run or release to take sizes from.
       The errors of `datasets.folders`, `prepare` and `datasets.writing`.
     """
     config = config.copy_and_resolve_references()
@@ -122,7 +122,7 @@ def kept_heads(config: ConfigDict, workdir) -> dict[str, tuple[str, ...]]:
 
     Raises:
       InvalidConfig: what is started from has no such head, or a multi-label one.
-      The errors of `stored.read_run`.
+      The errors of `stored.locate`.
     """
     heads = config.init.keep_heads
     if not heads:
@@ -145,15 +145,14 @@ def kept_heads(config: ConfigDict, workdir) -> dict[str, tuple[str, ...]]:
 
 
 def _run_before(config, workdir):
-    """(what, its run) of what is resumed or started from; (None, None) of neither."""
+    """Returns name and description of the model to resume or start from, or Nones."""
     try:
-        step = latest_step(workdir)
-        run = read_description(epath.Path(workdir) / "checkpoints", step)
-        return f"step {step} of {workdir}", run
+        source = stored.locate(epath.Path(workdir) / "checkpoints")
     except NoCheckpoint:
         if not config.init.weights or is_weights_file(config.init.weights):
             return None, None
-        return stored.read_run(config.init.weights)
+        source = stored.locate(config.init.weights)
+    return source.name, source.read_description()
 
 
 def _set_steps(config, data, streams):

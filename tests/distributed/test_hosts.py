@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from sparse_tube_vit import train
-from sparse_tube_vit.checkpoints.run import latest_step
+from sparse_tube_vit.checkpoints.stored import locate
 from sparse_tube_vit.distributed import hosts
 from sparse_tube_vit.training.reporting import read_metrics
 from tests.tiny import tiny_config
@@ -382,7 +382,7 @@ def test_a_lost_host_ends_the_others_and_the_run_resumes(
         os.kill(two.pids[lost], signal.SIGKILL)
     code, codes = two.ended()
     assert code == 1 and codes[lost] == 137, two
-    assert latest_step(tmp_path / "run") in (2, 4)
+    assert locate(tmp_path / "run").step in (2, 4)
     assert_same_run(tmp_path / "run", finished, data_dir)
 
 
@@ -394,7 +394,7 @@ def test_a_signal_to_one_host_saves_the_same_step_on_all(
     assert two.ended() == (1, {0: 1, 1: 1}), two
     for host in (0, 1):
         assert f"[{host}] Interrupted: Stopped by a signal; step 4 is saved" in two
-    assert latest_step(tmp_path / "run") == 4
+    assert locate(tmp_path / "run").step == 4
     again = pod(4)
     assert again.ended() == (0, dict.fromkeys(range(4), 0)), again
     assert "Resumed from step 4" in again
@@ -407,7 +407,7 @@ def test_a_signal_to_the_script_stops_all_hosts(pod, tmp_path):
     two.wait_for("step 4 of 3000")
     two.process.terminate()
     assert two.ended() == (1, {0: 1, 1: 1}), two
-    step = latest_step(tmp_path / "run")
+    step = locate(tmp_path / "run").step
     assert f"[1] Interrupted: Stopped by a signal; step {step} is saved" in two
 
 

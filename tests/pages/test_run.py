@@ -11,7 +11,7 @@ import pytest
 
 from sparse_tube_vit import report
 from sparse_tube_vit.checkpoints import release
-from sparse_tube_vit.checkpoints.run import read_description
+from sparse_tube_vit.checkpoints.stored import locate
 from sparse_tube_vit.config import from_json
 from sparse_tube_vit.datasets.reading import DatasetNotPrepared, open_split
 from sparse_tube_vit.evaluation import evaluator
@@ -149,9 +149,9 @@ def test_the_worst_classes(run, page):
 
 
 def test_samples_are_predicted_as_the_evaluation_does(run, page, data_dir):
-    directory = run.workdir / "checkpoints"
-    config = from_json(read_description(directory, 6)["config"])
-    (result,) = evaluator.evaluate(config, run.workdir, 6, ["video"])
+    source = locate(run.workdir, 6)
+    config = from_json(source.read_description()["config"])
+    (result,) = evaluator.evaluate(config, source, ["video"])
     said = page.texts["Samples"]
     for i in (0, 12, 23):  # of 24
         label = result.class_names[result.labels[i]]
