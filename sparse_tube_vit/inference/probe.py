@@ -4,7 +4,7 @@ import importlib.util
 
 import numpy as np
 
-from sparse_tube_vit.datasets.builders.folders import kind_of, read_folder
+from sparse_tube_vit.datasets.builders.folders import folder_kind, read_folder
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.evaluation.metrics import top_k
 from sparse_tube_vit.inference.features import pooled
@@ -52,7 +52,7 @@ def probe(
     """
     if importlib.util.find_spec("sklearn") is None:
         raise NoScikitLearn("The linear probe needs it: pip install scikit-learn")
-    kind = kind or kind_of(folder)
+    kind = kind or folder_kind(folder)
     listing = read_folder(folder, kind, split_list)
     for row in listing.left_out:
         log.warning("%s is left out: %s", row.id, row.status)

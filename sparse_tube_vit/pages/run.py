@@ -390,7 +390,7 @@ def _data(run):
         left_out = _left_out(data, run.config.data_dir)
         said = "no manifest" if left_out is None else f"{len(left_out):,}"
         rows.append((data, "left out when prepared", said))
-        named += [f"{data} {row.split} {row.finding}" for row in left_out or ()]
+        named += [f"{data} {row.split} {row.printable}" for row in left_out or ()]
     yield "<p>Examples that do not decode, and files that were left out."
     yield html.table(("data set", "found in", "examples"), rows, numbers=1)
     if named:

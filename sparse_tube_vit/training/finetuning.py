@@ -178,7 +178,7 @@ def prepare_folder(config: ConfigDict) -> Prepared:
       The other errors of `datasets.folders`, `prepare` and `datasets.writing`.
     """
     data, folder = config.data, epath.Path(config.data.folder)
-    kind = folders.kind_of(folder)
+    kind = folders.folder_kind(folder)
     listing = folders.read_folder(folder, kind, data.split_list or None)
     if len(listing.class_names) < 2:
         raise folders.TooFewExamples(
