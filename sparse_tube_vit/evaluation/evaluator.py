@@ -1,5 +1,6 @@
 """Evaluates a model on data sets."""
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
