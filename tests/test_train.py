@@ -382,8 +382,8 @@ def test_several_labels_are_measured_by_map(multi_label):
     assert not list((multi_label / "evaluations").glob("video*.png"))
     pictures = run_pictures.curves(run_pictures.Run(multi_label))
     assert [name for name, _ in pictures] == ["training_curves", "throughput"]
-    (name, _) = next(run_pictures.confusion(run_pictures.Run(multi_label)))
-    assert name == "image_step3_confusion"
+    picture = next(run_pictures.confusion(run_pictures.Run(multi_label)))
+    assert picture.name == "image_step3_confusion"
     assert str(result).startswith(
         f"video: mAP {expected:.1%} over {some.sum()} of 24 classes, of {n} videos of "
         "moving_shapes/crowds test (0 undecodable); 2x3 views of 4 frames at 8 fps"
