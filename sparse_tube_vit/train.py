@@ -135,7 +135,7 @@ def train(config: ConfigDict, workdir) -> TrainState:
             checkpoints.close()
 
     reporter = Reporter(workdir, first_step, config.total_steps, first_host)
-    news = hosts.News()
+    news = hosts.HostMessages()
     clips_per_step = sum(stream.batch_size for stream in config.streams.values())
 
     with contextlib.ExitStack() as stack, StopOnSignal() as stop:

@@ -491,14 +491,14 @@ def test_a_signal_ends_an_evaluation_which_is_done_again(
 ):
     workdir = shutil.copytree(finished[0], tmp_path / "run")
     shutil.rmtree(workdir / "evaluations")
-    send = hosts.News.send
+    send = hosts.HostMessages.send
 
     def send_signal(self, **news):
         signal.raise_signal(signal.SIGTERM)
         monkeypatch.undo()
         send(self, **news)
 
-    monkeypatch.setattr(hosts.News, "send", send_signal)
+    monkeypatch.setattr(hosts.HostMessages, "send", send_signal)
     with pytest.raises(signals.Interrupted, match="in an evaluation"):
         train.train(tiny_config(data_dir), workdir)
     assert not list(workdir.glob("evaluations/video*"))
