@@ -375,8 +375,8 @@ def test_several_labels_are_measured_by_map(multi_label):
     assert not list((multi_label / "evaluations").glob("video*.png"))
     pictures = run_pictures.curves(run_pictures.Run(multi_label))
     assert [name for name, _ in pictures] == ["training_curves", "throughput"]
-    (name, _) = next(run_pictures.confusion(run_pictures.Run(multi_label)))
-    assert name == "image_step3_confusion"
+    picture = next(run_pictures.confusion(run_pictures.Run(multi_label)))
+    assert picture.name == "image_step3_confusion"
     assert str(result).startswith(
         f"video: mAP {expected:.1%} over {some.sum()} of 24 classes, of {n} videos of "
         "moving_shapes/crowds test (0 undecodable); 2x3 views of 4 frames at 8 fps"
@@ -484,14 +484,14 @@ def test_a_signal_ends_an_evaluation_which_is_done_again(
 ):
     workdir = shutil.copytree(finished[0], tmp_path / "run")
     shutil.rmtree(workdir / "evaluations")
-    send = hosts.News.send
+    send = hosts.HostMessages.send
 
     def send_signal(self, **news):
         signal.raise_signal(signal.SIGTERM)
         monkeypatch.undo()
         send(self, **news)
 
-    monkeypatch.setattr(hosts.News, "send", send_signal)
+    monkeypatch.setattr(hosts.HostMessages, "send", send_signal)
     with pytest.raises(signals.Interrupted, match="in an evaluation"):
         train.train(tiny_config(data_dir), workdir)
     assert not list(workdir.glob("evaluations/video*"))

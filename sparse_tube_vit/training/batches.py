@@ -59,7 +59,7 @@ class TrainingBatches:
         }
         self._unsent = {}  # stream -> id -> problem, found since the last exchange
         self._prefetched = None
-        self._signals, self._messages = StopSignals(), hosts.News()
+        self._signals, self._messages = StopSignals(), hosts.HostMessages()
 
     def __enter__(self):
         self._signals.__enter__()

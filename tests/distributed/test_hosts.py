@@ -197,14 +197,15 @@ def run_hosts(*body, count=2, only=None, late=0.0, **variables):
     return [(p.returncode, *t) for p, t in zip(processes, texts, strict=True)]
 
 
-def test_all_hear_the_news_at_the_same_step_and_an_error_ends_all(tmp_path):
+def test_messages_arrive_at_the_same_step_and_an_error_ends_all(tmp_path):
     started = time.monotonic()
     (code_0, out_0, error_0), (code_1, out_1, error_1) = run_hosts(
-        "i, news, heard = jax.process_index(), hosts.News(), []",
+        "i, messages, got = jax.process_index(), hosts.HostMessages(), []",
         "for step in range(4):",
-        "    news.send(stop=step + i == 2, found={'a': 'short'} if step == 2 else {})",
-        "    heard.append(news.receive())",
-        "print([len(x) for x in heard], heard[1], [x['stop'] for x in heard[2]])",
+        "    bad = {'a': 'short'} if step == 2 else {}",
+        "    messages.send(stop=step + i == 2, bad=bad)",
+        "    got.append(messages.receive())",
+        "print([len(x) for x in got], got[1], [x['stop'] for x in got[2]])",
         "hosts.check_same({'seed': 0})",
         f"shared = epath.Path({str(tmp_path)!r})",
         "hosts.check_shared(shared)",
@@ -216,8 +217,8 @@ def test_all_hear_the_news_at_the_same_step_and_an_error_ends_all(tmp_path):
         "    raise TubeViTError('the disk is full')",
         "time.sleep(300)",
     )
-    told = "[0, 1, 2, 0] [{'stop': True, 'found': {}}] [True, False]"
-    assert told in out_0 and told in out_1
+    expected = "[0, 1, 2, 0] [{'stop': True, 'bad': {}}] [True, False]"
+    assert expected in out_0 and expected in out_1
     assert "made before False" in out_0 and "made before True" in out_1
     assert (code_0, code_1) == (1, 1) and time.monotonic() - started < 120
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
