@@ -12,13 +12,8 @@ the confusion, DIR/release the model for `load` and `predict`.
 Where classes tell left from right: --config.streams.clips.flip=False
 """
 
-from sparse_tube_vit.config import (
-    arguments,
-    default_config,
-    evaluation,
-    leave_open,
-    stream,
-)
+from configs.common import arguments
+from sparse_tube_vit.config import default_config, evaluation, leave_open, stream
 
 
 def get_config(argument: str = ""):

@@ -16,7 +16,8 @@ and separated by commas:
     streams=video   the video stream alone
 """
 
-from sparse_tube_vit.config import arguments, default_config, evaluation, stream
+from configs.common import arguments
+from sparse_tube_vit.config import default_config, evaluation, stream
 
 
 def get_config(argument: str = ""):

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from configs.common import arguments
 from sparse_tube_vit.config import InvalidConfig, validate
 from sparse_tube_vit.datasets.builders import BUILDERS
 from sparse_tube_vit.models.tubes import count_tokens
@@ -16,11 +17,11 @@ from sparse_tube_vit.models.variants import make_tubes
 from sparse_tube_vit.train import train
 from tests.tiny import shrink_moving_shapes
 
-#: All but finetune.py, whose config is filled in by a model: test_finetuning.py.
+#: All experiments but finetune.py, which a model completes: test_finetuning.py.
 FILES = sorted(
     file
     for file in (Path(__file__).parents[1] / "configs").glob("*.py")
-    if file.stem != "finetune"
+    if file.stem not in ("__init__", "common", "finetune")
 )
 
 
@@ -185,3 +186,22 @@ def test_something_something_is_never_flipped(argument):
 def test_an_unknown_argument_is_named():
     with pytest.raises(InvalidConfig, match="'clases=400'.*classes=400, classes=600"):
         get_config("kinetics", "clases=400")
+
+
+def test_arguments_of_config_files():
+    allowed = {"a": ("1", "2"), "b": ("1", "2")}
+    assert arguments("b=2", **allowed).to_dict() == {"a": "1", "b": "2"}
+    for wrong in ("c=2", "a=3", "a"):
+        with pytest.raises(InvalidConfig, match=f"no argument '{wrong}'.*a=1, a=2"):
+            arguments(wrong, **allowed)
+    more = allowed | {"from_": "", "smoke": False}
+    assert arguments("smoke,from_=runs/x", **more).to_dict() == {
+        "a": "1",
+        "b": "1",
+        "from_": "runs/x",
+        "smoke": True,
+    }
+    assert arguments("", **more).smoke is False
+    for wrong in ("smoke=yes", "from_", "from_="):
+        with pytest.raises(InvalidConfig, match=f"'{wrong}'.*from_=..., smoke"):
+            arguments(wrong, **more)

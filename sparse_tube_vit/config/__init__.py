@@ -1,23 +1,24 @@
-"""Configurations: every key with its default and its rule, and command lines."""
+"""Configurations: keys with defaults, rules and meanings, and command lines."""
 
+from ml_collections import ConfigDict
+
+from sparse_tube_vit.config.keys import InvalidConfig
 from sparse_tube_vit.config.model import MODEL, EncoderOptions
-from sparse_tube_vit.config.schema import (
-    ConfigDict,
-    InvalidConfig,
-    arguments,
+from sparse_tube_vit.config.rules import (
     check_values,
+    head_loss,
+    is_weights_file,
+    profiled_steps,
+    validate,
+)
+from sparse_tube_vit.config.schema import (
     default_config,
     differences,
     evaluation,
     from_json,
-    head_loss,
-    is_weights_file,
     leave_open,
     open_keys,
-    profiled_steps,
-    smoke,
     stream,
-    validate,
 )
 
 __all__ = [
@@ -25,7 +26,6 @@ __all__ = [
     "EncoderOptions",
     "InvalidConfig",
     "MODEL",
-    "arguments",
     "check_values",
     "default_config",
     "differences",
@@ -36,7 +36,6 @@ __all__ = [
     "leave_open",
     "open_keys",
     "profiled_steps",
-    "smoke",
     "stream",
     "validate",
 ]

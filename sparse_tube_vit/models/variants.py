@@ -15,22 +15,6 @@ VARIANTS = {
     "H": {"depth": 32, "width": 1280, "mlp_dim": 5120, "heads": 16},
 }
 
-#: What training on Kinetics takes (table 10). L and H fail with the values of B; those
-#: of Ti and S, which the table lacks, are those of B.
-OPTIMIZERS = {
-    name: {"learning_rate": 1e-5, "weight_decay": 1e-5}
-    if name in ("L", "H")
-    else {"learning_rate": 5e-5, "weight_decay": 1e-3}
-    for name in VARIANTS
-}
-
-#: How the layers are trained: many of them are compiled once, and of each is kept what
-#: its dense layers and attention put out.
-MANY_LAYERS = {
-    name: {"scan": True, "remat": "dots"} if name in ("L", "H") else {}
-    for name in VARIANTS
-}
-
 _IMAGE = Tube(kernel=(1, 16, 16), stride=(32, 16, 16))
 _FOUR = (
     Tube(kernel=(8, 8, 8), stride=(16, 32, 32)),

@@ -7,7 +7,15 @@ import numpy as np
 import pytest
 
 from sparse_tube_vit.config import EncoderOptions
-from sparse_tube_vit.models.encoder import AttentionPooling, Block, Encoder
+from sparse_tube_vit.config.model import ENCODER
+from sparse_tube_vit.models.attention import IMPLEMENTATIONS
+from sparse_tube_vit.models.encoder import (
+    GELUS,
+    REMAT_POLICIES,
+    AttentionPooling,
+    Block,
+    Encoder,
+)
 
 
 def random_like(params, seed=0):
@@ -287,3 +295,12 @@ def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters():
     assert out.dtype == jnp.bfloat16
     exact = Encoder(EncoderOptions(depth=1, heads=2, mlp_dim=8)).apply(params, x)
     assert 0 < np.abs(out.astype(jnp.float32) - exact).max() < 0.1
+
+
+def test_every_allowed_option_is_implemented():
+    def choices(name):
+        return set(ENCODER[name].rule.choices)
+
+    assert choices("gelu") == set(GELUS)
+    assert choices("remat") == {"none", *REMAT_POLICIES}
+    assert choices("attention") == {"auto", *IMPLEMENTATIONS}

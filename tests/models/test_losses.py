@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from sparse_tube_vit.config.schema import STREAM
 from sparse_tube_vit.models import losses
 
 LOGITS = np.random.default_rng(0).normal(0, 3, (4, 5)).astype(np.float32)
@@ -40,3 +41,14 @@ def test_precision_at_1_takes_the_top_class_on_any_label():
     weights = np.array([1, 1, 0, 1], np.float32)
     mean = losses.mean_weights(weights)
     np.testing.assert_allclose(losses.precision_at_1(logits, LABELS, mean), 2 / 3)
+
+
+def test_a_config_takes_the_losses_of_the_table():
+    assert STREAM["loss"].rule.choices == tuple(losses.LOSSES)
+
+
+def test_multi_label_data_needs_a_loss_for_it():
+    losses.check_loss("streams.v", "sigmoid", "charades", multi_label=True)
+    losses.check_loss("streams.v", "sigmoid", "ucf101", multi_label=False)
+    with pytest.raises(losses.LossDoesNotFit, match="v reads charades.*'sigmoid' in"):
+        losses.check_loss("streams.v", "softmax", "charades", multi_label=True)

@@ -1,0 +1,76 @@
+"""Arguments of config files, and the smoke test's smaller sizes."""
+
+from sparse_tube_vit.config import ConfigDict, InvalidConfig
+
+
+def arguments(given: str, **allowed: tuple[str, ...] | str | bool) -> ConfigDict:
+    """Parses the arguments of a config file, "key=value,key=value,switch".
+
+    Args:
+        given: Text after the colon in --config=FILE:given.
+        allowed: For every key a tuple of its values, the first one being the default; a
+            string, the default of a key with any value; or False, for a switch without
+            a value.
+
+    Returns:
+        The value of every key.
+
+    Raises:
+        InvalidConfig: A key or a value is not allowed.
+    """
+    values = {k: v[0] if isinstance(v, tuple) else v for k, v in allowed.items()}
+    for part in filter(None, given.split(",")):
+        key, equals, value = part.partition("=")
+        choices = allowed.get(key, ())
+        if choices is False and not equals:
+            values[key] = True
+        elif value and (isinstance(choices, str) or value in (choices or ())):
+            values[key] = value
+        else:
+            takes = []
+            for k, v in allowed.items():
+                ways = [f"{k}={v or '...'}"] if isinstance(v, str) else [k]
+                takes += [f"{k}={x}" for x in v] if isinstance(v, tuple) else ways
+            raise InvalidConfig(
+                f"The config takes no argument {part!r}; it takes "
+                f"{', '.join(takes) or 'none'}."
+            )
+    return ConfigDict(values)
+
+
+def smoke(config: ConfigDict) -> ConfigDict:
+    """Shrinks a config to a minute on a CPU, on the embedded data set.
+
+    Tubes, losses, augmentation and all else that is not a size stay. The run starts
+    from random parameters, whatever `init.weights` is.
+    """
+    depth, width, tubes = config.model.depth, config.model.width, config.model.tubes
+    config.total_steps = 20
+    config.optimizer.warmup_steps = 2
+    config.log_every_steps = 5
+    config.evaluate_every_steps = 0
+    config.clip.update(frames=min(40, config.clip.frames), size=64)
+    config.model.update(depth=2, width=48, mlp_dim=96, heads=3, dtype="float32")
+    if not isinstance(tubes, str):
+        config.model.tubes = tuple(
+            tube | {"channels": -(-tube["channels"] * 48 // width)}
+            if tube.get("channels")
+            else tube
+            for tube in tubes
+        )
+    if config.model.gate_after is not None:
+        config.model.gate_after = 1
+    if config.optimizer.frozen_layers is not None:
+        all_frozen = config.optimizer.frozen_layers == depth
+        config.optimizer.frozen_layers = config.model.depth if all_frozen else 1
+    config.init.update({"weights": "", "keep_heads": (), "fresh": ()})
+    crowds = {s.head for s in config.streams.values() if s.loss == "sigmoid"}
+    for source in (*config.streams.values(), *config.evaluations.values()):
+        name = "crowds" if source.head in crowds else f"{source.kind}s"
+        source.update(dataset=f"moving_shapes/{name}", batch_size=4)
+    for source in config.streams.values():
+        source.split = "train"
+    for source in config.evaluations.values():
+        source.split = "test"
+        source.update(temporal_views=1, spatial_views=1)
+    return config

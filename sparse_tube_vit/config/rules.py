@@ -1,0 +1,200 @@
+"""Rules of a configuration: values of single keys, and keys that must go together."""
+
+import re
+from collections.abc import Iterator
+
+from ml_collections import ConfigDict
+
+from sparse_tube_vit.config.keys import InvalidConfig
+from sparse_tube_vit.config.model import EncoderOptions
+from sparse_tube_vit.config.schema import (
+    SCHEMA,
+    SOURCES,
+    leaves,
+    open_keys,
+    wrong_keys,
+)
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks a config before anything is compiled.
+
+    Raises:
+      InvalidConfig: It cannot work; the message lists all that is wrong.
+    """
+    if keys := open_keys(config):
+        raise InvalidConfig(
+            f"These keys are open: {', '.join(keys)}. Training takes them from the run "
+            "of config.init.weights; here, set them."
+        )
+    heads = {s.head for s in config.streams.values() if "head" in s}
+    wrong = [
+        *_wrong_values(config),
+        *_wrong_losses(config, heads),
+        *_wrong_evaluations(config, heads),
+        *_wrong_init(config, heads),
+    ]
+    if not wrong:  # these compute with the values
+        wrong += [*_wrong_layers(config), *_wrong_steps(config)]
+    _raise(wrong)
+
+
+def check_values(config: ConfigDict) -> None:
+    """Checks the values of single keys; open ones, None or empty, are allowed.
+
+    Raises:
+      InvalidConfig: A value breaks its key's rule.
+    """
+    _raise([*_wrong_values(config, still_open=(None, ""))])
+
+
+def _raise(wrong):
+    if wrong:
+        raise InvalidConfig("\n".join(["The configuration cannot work:", *wrong]))
+
+
+def _wrong_values(config, still_open=()) -> Iterator[str]:
+    """Yields values that break their key's rule; `still_open` ones are allowed."""
+    yield from _wrong_in(config, SCHEMA, "", still_open)
+    if not config.streams:
+        yield "streams is empty: there is nothing to train on."
+    for section, schema in SOURCES.items():
+        for name, source in config[section].items():
+            where = f"{section}.{name}"
+            wrong = [*wrong_keys(where, schema, source, complete=True)]
+            known = {name: key for name, key in schema.items() if name in source}
+            wrong += _wrong_in(source, known, f"{where}.", still_open)
+            yield from wrong
+
+
+def _wrong_in(section, schema, prefix, still_open):
+    for name, key in leaves(schema):
+        value = section
+        for part in name.split("."):
+            value = value[part]
+        if key.rule and value not in still_open:
+            problem = key.rule.problem(f"{prefix}{name}", value)
+            yield from filter(None, [problem])
+
+
+def _wrong_losses(config, heads):
+    """Yields heads with several losses, whose logits would have several meanings."""
+    for head in sorted(heads):
+        losses = {
+            name: s.loss
+            for name, s in config.streams.items()
+            if s.get("head") == head and "loss" in s
+        }
+        if len(set(losses.values())) > 1:
+            which = ", ".join(f"{loss!r} in {name}" for name, loss in losses.items())
+            yield (
+                f"head {head!r} has the losses {which}: give the streams one loss or "
+                "heads of their own."
+            )
+
+
+def _wrong_evaluations(config, heads):
+    """Yields evaluations of heads that are not trained, and strides that do not fit."""
+    positions = config.model.positions
+    for name, e in config.evaluations.items():
+        if "head" in e and e.head not in heads:
+            yield (
+                f"evaluations.{name}.head is {e.head!r}, but the streams train "
+                f"{_listed(heads)}."
+            )
+        fixed_grid = positions in ("learned", "fixed_no_stride")
+        if e.get("stride_scale", 1) != 1 and fixed_grid:
+            yield (
+                f"evaluations.{name}.stride_scale is {e.stride_scale}, but {positions} "
+                "positions fit the tokens of training alone."
+            )
+
+
+def _listed(heads):
+    return ", ".join(sorted(heads)) or "none"
+
+
+def _wrong_layers(config):
+    """Yields options of the encoder and frozen layers that do not go together."""
+    options = EncoderOptions.of(config)
+    yield from options.conflicts("model.")
+    gate, frozen = options.gate_after, config.optimizer.frozen_layers
+    if frozen is None:
+        return
+    if not 0 <= frozen <= options.layers:
+        yield (
+            f"optimizer.frozen_layers is {frozen}: the model has {options.layers} "
+            "layers."
+        )
+    if gate is not None and gate < frozen:
+        yield (
+            f"model.gate_after is {gate}, but optimizer.frozen_layers {frozen}: the "
+            "gate would have to be trained through frozen layers. Set it to "
+            f"{frozen} or more, or to None."
+        )
+
+
+def _wrong_init(config, heads):
+    """Yields keys of section `init` that do not fit the rest."""
+    init = config.init
+    image_vit = is_weights_file(init.weights)
+    if init.positions == "keep" and config.model.positions != "learned":
+        yield (
+            f"init.positions is 'keep', but model.positions {config.model.positions!r} "
+            "are not learned."
+        )
+    if init.head and init.head not in heads:
+        yield f"init.head is {init.head!r}, but the streams train {_listed(heads)}."
+    for key in ("fresh", "keep_heads"):
+        if init[key] and (not init.weights or image_vit):
+            yield (
+                f"init.{key} is {init[key]!r}, but init.weights {init.weights!r} is "
+                "not a run whose parameters could be left out or kept."
+            )
+    if both := heads.intersection(init.keep_heads):
+        yield (
+            f"init.keep_heads has {_listed(both)}, which the streams train: leave it "
+            "out; a head of the same classes goes on from there."
+        )
+    if image_vit and config.model.kernels == "interpolated":
+        yield (
+            f"init.weights is {init.weights!r}, whose patches no tube can take: "
+            "model.kernels is 'interpolated', one kernel of 8x8x8 for all."
+        )
+    for key in ("inflate", "head"):
+        if init[key] != SCHEMA["init"][key].default and not image_vit:
+            yield (
+                f"init.{key} is {init[key]!r}, but init.weights {init.weights!r} is no "
+                "file of an image ViT's weights (.npz, .safetensors)."
+            )
+
+
+def _wrong_steps(config):
+    """Yields steps that are not within those of the run."""
+    total, warmup = config.total_steps, config.optimizer.warmup_steps
+    if warmup >= total:
+        yield f"optimizer.warmup_steps {warmup} is not below total_steps {total}."
+    if config.profile_steps:
+        first, last = profiled_steps(config) or (0, 0)
+        if not 1 <= first <= last <= total:
+            yield (
+                f"profile_steps is {config.profile_steps!r}: it must be empty or two "
+                f"steps, first and last, of 1 to {total}, as 10:15."
+            )
+
+
+def is_weights_file(path: str) -> bool:
+    """Returns whether `init.weights` names an image ViT's weights rather than a run."""
+    return path.endswith((".npz", ".safetensors"))
+
+
+def head_loss(config: ConfigDict, head: str) -> str:
+    """Returns the name of the loss that a head is trained with."""
+    kept = dict.fromkeys(config.init.keep_heads, "softmax")
+    return (kept | {s.head: s.loss for s in config.streams.values()})[head]
+
+
+def profiled_steps(config: ConfigDict) -> tuple[int, int] | None:
+    """Returns the (first, last) step to trace; None where `profile_steps` has none."""
+    match = re.fullmatch(r"(\d+):(\d+)", config.profile_steps)
+    return match and (int(match[1]), int(match[2]))

@@ -1,0 +1,113 @@
+import pytest
+
+from sparse_tube_vit.config import (
+    InvalidConfig,
+    default_config,
+    evaluation,
+    stream,
+    validate,
+)
+
+VIDEO = {"kind": "video", "dataset": "d", "head": "h", "batch_size": 4}
+
+
+@pytest.fixture
+def config():
+    config = default_config()
+    config.total_steps = 20_000
+    config.streams.video = stream(**VIDEO)
+    config.evaluations.video = evaluation(**VIDEO)
+    return config
+
+
+def test_a_config_that_makes_sense(config):
+    validate(config)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda c: c.update(total_steps=None), "total_steps is None"),
+        (lambda c: c.streams.__delattr__("video"), "streams is empty"),
+        (lambda c: c.streams.video.update(kind="clip"), "streams.video.kind is 'clip'"),
+        (lambda c: c.evaluations.video.update(head="x"), "head is 'x', but .* train h"),
+        (lambda c: c.model.update(heads=7), "768 is not a multiple of model.heads 7"),
+        (lambda c: c.update(total_steps=10), "warmup_steps 10000 is not below"),
+        (lambda c: c.streams.update(v={**VIDEO, "fps": 3}), "unknown keys: fps"),
+        (lambda c: c.streams.update(v=VIDEO), "streams.v lacks: color_jitter, crop"),
+        (lambda c: c.checkpoint.update(every_steps=0), "checkpoint.every_steps is 0"),
+        (lambda c: c.checkpoint.update(keep=0), "checkpoint.keep is 0"),
+        (lambda c: c.model.update(heads=0), "model.heads is 0"),
+        (lambda c: c.model.update(dtype="flaot32"), "one of float32, bfloat16"),
+        (lambda c: c.model.update(pooling="max"), "attention, mean, class_token"),
+        (lambda c: c.model.update(gate_after=12), "gate_after is 12.*1 to 11 of 12"),
+        (lambda c: c.optimizer.update(frozen_layers=13), "the model has 12 layers"),
+        (
+            lambda c: c.update(model={"gate_after": 6}, optimizer={"frozen_layers": 8}),
+            "gate_after is 6, but optimizer.frozen_layers 8.*through frozen layers",
+        ),
+        (lambda c: c.init.update(fresh=("stem",)), "'' is not a run whose parameters"),
+        (lambda c: c.evaluations.video.update(stride_scale=0.0), "stride_scale is 0.0"),
+        (
+            lambda c: c.update(
+                model={"positions": "learned"},
+                evaluations={"video": {"stride_scale": 0.5}},
+            ),
+            "learned positions fit the tokens of training alone",
+        ),
+        (
+            lambda c: c.update(
+                model={"kernels": "interpolated"}, init={"weights": "a.npz"}
+            ),
+            "whose patches no tube can take",
+        ),
+        (lambda c: c.optimizer.update(beta2=1.0), "beta2 is 1.0"),
+        (lambda c: c.optimizer.update(accumulate_steps=0), "accumulate_steps is 0"),
+        (
+            lambda c: c.optimizer.update(first_moment_dtype="float16"),
+            "first_moment_dtype is 'float16': it must be one of float32, bfloat16",
+        ),
+        (lambda c: c.model.update(remat="some"), "one of none, full, dots"),
+        (lambda c: c.model.update(attention="flash"), "auto, heads_first, xla, cudnn"),
+        (lambda c: c.mesh.update(fsdp=0), "mesh.fsdp is 0: .*at least 1, or -1"),
+        (lambda c: c.mesh.update(slices=0), "mesh.slices is 0"),
+        (lambda c: c.loader.update(threads=0), "loader.threads is 0"),
+        (lambda c: c.model.update(stochastic_depth=1.0), "stochastic_depth is 1.0"),
+        (lambda c: c.init.update(inflate="tile"), "one of none, repeat, central_frame"),
+        (lambda c: c.init.update(positions="keep"), "'fixed' are not learned"),
+        (
+            lambda c: c.init.update({"weights": "a/run", "head": "h"}),
+            "'a/run' is no file",
+        ),
+        (
+            lambda c: c.init.update({"weights": "a.npz", "head": "x"}),
+            "head is 'x', but",
+        ),
+        (lambda c: c.clip.update(fps=0.0), "clip.fps is 0.0: it must be above 0"),
+        (lambda c: c.streams.video.update(crop_area=(0.5, 2.0)), "two shares"),
+        (lambda c: c.evaluations.video.update(temporal_views=0), "temporal_views is 0"),
+        (lambda c: c.streams.video.update(randaugment_layers=-1), "layers is -1"),
+        (
+            lambda c: c.streams.video.update(randaugment_magnitude=11.0),
+            "magnitude is 11.0: it must be between 0 and 10",
+        ),
+        (lambda c: c.streams.video.update(loss="hinge"), "'softmax' or 'sigmoid'"),
+        (
+            lambda c: c.streams.update(v={**stream(**VIDEO), "mixup": "none"}),
+            "streams.v.mixup is 'none': it must be at least 0",
+        ),
+        (
+            lambda c: c.streams.update(v={**VIDEO, "color_jiter": 3}),
+            r"color_jiter \(did you mean color_jitter\?\)",
+        ),
+        (
+            lambda c: c.streams.update(v=stream(**VIDEO, loss="sigmoid")),
+            "head 'h' has the losses 'sigmoid' in v, 'softmax' in video",
+        ),
+    ],
+)
+def test_what_cannot_work_is_named(config, change, message):
+    with config.unlocked():
+        change(config)
+    with pytest.raises(InvalidConfig, match=message):
+        validate(config)
