@@ -1,4 +1,4 @@
-"""Commands start as `python -m` runs them: quietly, and without what they do not need."""
+"""Commands start quietly, and import nothing that they do not need."""
 
 import subprocess
 import sys

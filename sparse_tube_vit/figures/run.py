@@ -24,7 +24,7 @@ from sparse_tube_vit.inference.loaded import TrainedTubeViT, load
 from sparse_tube_vit.inference.rollout import attention_shares
 from sparse_tube_vit.input import examples
 from sparse_tube_vit.models.variants import make_tubes
-from sparse_tube_vit.training.examples import examples_of_step
+from sparse_tube_vit.training.inspection import examples_of_step
 from sparse_tube_vit.training.reporting import read_metrics
 
 
