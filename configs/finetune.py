@@ -22,11 +22,25 @@ def get_config(argument: str = ""):
     leave_open(config.clip, config.clip)
     leave_open(config.model, {*config.model} - {"attention", "remat", "scan"})
     leave_open(config.optimizer, ["warmup_steps"])
-    config.optimizer.update(learning_rate=3e-4, weight_decay=0.05, ema_decay=0.99)
+    config.optimizer.update(
+        learning_rate=3e-4,
+        weight_decay=0.05,
+        beta1=0.9,
+        beta2=0.999,
+        clip_norm=1.0,
+        ema_decay=0.99,
+    )
     config.checkpoint.release = True
     clips = {"kind": "video", "dataset": "", "head": "clips"}
     config.streams.clips = stream(
-        **clips, batch_size=16, crop_area=(0.35, 1.0), color_jitter=0.4, mixup=0.2
+        **clips,
+        batch_size=16,
+        label_smoothing=0.0,
+        mixup=0.2,
+        crop_area=(0.35, 1.0),
+        flip=True,
+        color_jitter=0.4,
+        randaugment_layers=0,
     )
     config.evaluations.clips = evaluation(
         **clips, batch_size=8, temporal_views=4, spatial_views=3

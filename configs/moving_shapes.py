@@ -31,19 +31,32 @@ def get_config(argument: str = ""):
     config = default_config()
     config.total_steps = 700
     config.clip.update(frames=16, fps=8.0, size=64)
-    config.model.update(depth=4, width=128, mlp_dim=512, heads=2)
+    config.model.update(depth=4, width=128, mlp_dim=512, heads=2, dropout=0.0)
     config.model.tubes = TUBES if args.tubes == "all" else TUBES[3:]
     config.optimizer.update(
-        learning_rate=1e-3, warmup_steps=100, weight_decay=0.01, ema_decay=0.99
+        learning_rate=1e-3,
+        warmup_steps=100,
+        weight_decay=0.01,
+        beta1=0.9,
+        beta2=0.999,
+        clip_norm=1.0,
+        ema_decay=0.99,
     )
     videos = {"kind": "video", "dataset": "moving_shapes/videos", "head": "motions"}
     images = {"kind": "image", "dataset": "moving_shapes/images", "head": "shapes"}
-    look = {"flip": False, "crop_area": (0.8, 1.0)}  # motions are left and right
+    recipe = {
+        "label_smoothing": 0.0,
+        "mixup": 0.0,
+        "crop_area": (0.8, 1.0),
+        "flip": False,  # motions are left and right
+        "color_jitter": 0.0,
+        "randaugment_layers": 0,
+    }
     if args.streams in ("joint", "video"):
-        config.streams.video = stream(**videos, batch_size=32, **look)
+        config.streams.video = stream(**videos, batch_size=32, **recipe)
         config.evaluations.video = evaluation(**videos, batch_size=32, temporal_views=2)
     if args.streams in ("joint", "image"):
-        config.streams.image = stream(**images, batch_size=64, **look)
+        config.streams.image = stream(**images, batch_size=64, **recipe)
         config.evaluations.image = evaluation(**images, batch_size=64)
     config.checkpoint.every_steps = 350
     return config

@@ -16,9 +16,9 @@ class Rule:
     """Values that a key may have.
 
     Attributes:
-      accepts: Returns whether a value is allowed.
-      words: The rule in words, after "it must be".
-      choices: All allowed values, where the rule lists them.
+        accepts: Returns whether a value is allowed.
+        words: The rule in words, after "it must be".
+        choices: All allowed values, where the rule lists them.
     """
 
     accepts: Callable[[Any], bool]
@@ -43,11 +43,11 @@ class Key:
     """One key of a configuration.
 
     Attributes:
-      default: Value where a config file sets none; None for a key that is open;
-        `REQUIRED` for one that must be set.
-      meaning: One or two sentences.
-      rule: Allowed values; None where the type alone decides.
-      value_type: Type of the values, where the default does not show it.
+        default: Value where a config file sets none; None for a key that is open;
+            `REQUIRED` for one that must be set.
+        meaning: One or two sentences.
+        rule: Allowed values; None where the type alone decides.
+        value_type: Type of the values, where the default does not show it.
     """
 
     default: Any

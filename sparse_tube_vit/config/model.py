@@ -29,9 +29,9 @@ class EncoderOptions:
     `config.model` of the same names.
 
     Attributes:
-      frozen_layers: Number of blocks without a gradient, `optimizer.frozen_layers` of a
-        config. With `scan` they run in a loop of their own, because differentiating a
-        loop differentiates all of it.
+        frozen_layers: Number of blocks without a gradient, `optimizer.frozen_layers` of
+            a config. With `scan` they run in a loop of their own, because
+            differentiating a loop differentiates all of it.
     """
 
     depth: int = _option(12, "Number of blocks, `block_<i>`.", COUNT)
@@ -99,7 +99,7 @@ class EncoderOptions:
         """Yields which options do not go together.
 
         Args:
-          prefix: Put before the options' names, such as "model.".
+            prefix: Put before the options' names, such as "model.".
         """
         if self.width % self.heads:
             yield (

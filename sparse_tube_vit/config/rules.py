@@ -20,7 +20,7 @@ def validate(config: ConfigDict) -> None:
     """Checks a config before anything is compiled.
 
     Raises:
-      InvalidConfig: It cannot work; the message lists all that is wrong.
+        InvalidConfig: It cannot work; the message lists all that is wrong.
     """
     if keys := open_keys(config):
         raise InvalidConfig(
@@ -43,7 +43,7 @@ def check_values(config: ConfigDict) -> None:
     """Checks the values of single keys; open ones, None or empty, are allowed.
 
     Raises:
-      InvalidConfig: A value breaks its key's rule.
+        InvalidConfig: A value breaks its key's rule.
     """
     _raise([*_wrong_values(config, still_open=(None, ""))])
 

@@ -160,7 +160,9 @@ SCHEMA = {
 }
 
 _SOURCE = {
-    "kind": Key(REQUIRED, "image or video.", either("image", "video")),
+    "kind": Key(
+        REQUIRED, "Kind of the examples, image or video.", either("image", "video")
+    ),
     "dataset": Key(REQUIRED, 'Data set below data_dir, such as "ucf101/split1".'),
     "head": Key(REQUIRED, "Classifier of the examples."),
     "batch_size": Key(
@@ -258,10 +260,10 @@ def stream(**values) -> ConfigDict:
     """Returns one source of training examples; a batch of it takes part in every step.
 
     Args:
-      **values: Values of the keys of `STREAM`.
+        **values: Values of the keys of `STREAM`.
 
     Raises:
-      InvalidConfig: A key is unknown, or a required one is missing.
+        InvalidConfig: A key is unknown, or a required one is missing.
     """
     return _source("stream", STREAM, values)
 
@@ -270,10 +272,10 @@ def evaluation(**values) -> ConfigDict:
     """Returns one evaluation: scores averaged over temporal x spatial views.
 
     Args:
-      **values: Values of the keys of `EVALUATION`.
+        **values: Values of the keys of `EVALUATION`.
 
     Raises:
-      InvalidConfig: A key is unknown, or a required one is missing.
+        InvalidConfig: A key is unknown, or a required one is missing.
     """
     return _source("evaluation", EVALUATION, values)
 
@@ -291,10 +293,10 @@ def wrong_keys(
     """Yields which keys of a stream or evaluation are unknown or missing.
 
     Args:
-      where: Name of the stream or evaluation, for the message.
-      schema: Its keys.
-      names: Names of the keys that it has.
-      complete: Whether it must have all keys, not only those without a default.
+        where: Name of the stream or evaluation, for the message.
+        schema: Its keys.
+        names: Names of the keys that it has.
+        complete: Whether it must have all keys, not only those without a default.
     """
     if unknown := sorted(set(names) - set(schema)):
         hints = []
@@ -313,8 +315,8 @@ def leaves(schema: Mapping, prefix: str = "") -> Iterator[tuple[str, Key]]:
     """Yields (name with dots, key) for every key of a schema.
 
     Args:
-      schema: Keys by name, and sections of keys.
-      prefix: Put before every name.
+        schema: Keys by name, and sections of keys.
+        prefix: Put before every name.
     """
     for name, key in schema.items():
         if isinstance(key, Key):
@@ -343,7 +345,7 @@ def from_json(values: Mapping) -> ConfigDict:
     """Returns the config that a checkpoint stores; keys it lacks take their defaults.
 
     Raises:
-      InvalidConfig: It has keys or types that this version does not know.
+        InvalidConfig: It has keys or types that this version does not know.
     """
 
     def tuples(value):

@@ -1,4 +1,4 @@
-"""softmax(q k^T / sqrt(d)) v, and what computes it on which device."""
+"""Scaled dot-product attention, softmax(q k^T / sqrt(d)) v, for every device."""
 
 import functools
 
@@ -12,21 +12,26 @@ from sparse_tube_vit.errors import TubeViTError
 
 
 class UnavailableAttention(TubeViTError, ValueError):
-    """An implementation of attention that does not run where it is asked for."""
+    """An implementation of attention that does not run on this device or input."""
 
 
 def choose(implementation: str, queries, keys, dtype) -> str:
-    """The implementation that "auto" stands for.
+    """Resolves "auto" to an implementation, and checks any other.
 
     Args:
-      implementation: one of `IMPLEMENTATIONS`, or "auto": on TPUs splash for
-        self-attention of many tokens; on GPUs cudnn, where the dtype is one of 16 bits
-        and d a multiple of 8 up to 128; on both else xla; elsewhere heads_first.
-      queries, keys: shapes (B, M, heads, d) and (B, N, heads, d).
-      dtype: of both.
+        implementation: One of `IMPLEMENTATIONS`, or "auto": on TPUs splash for
+            self-attention of many tokens; on GPUs cudnn for 16-bit floats with d a
+            multiple of 8 up to 128; otherwise xla on both, and heads_first on other
+            devices.
+        queries: Shape (B, M, heads, d).
+        keys: Shape (B, N, heads, d).
+        dtype: Dtype of both.
+
+    Returns:
+        One of `IMPLEMENTATIONS`.
 
     Raises:
-      UnavailableAttention: the implementation is for other devices, or other inputs.
+        UnavailableAttention: The implementation is for other devices or inputs.
     """
     device, d = platform(), queries[-1]
     narrow = jnp.dtype(dtype).itemsize == 2 and d % 8 == 0 and d <= 128
@@ -52,20 +57,23 @@ def choose(implementation: str, queries, keys, dtype) -> str:
 
 
 def attention(q, k, v, implementation: str = "auto", tokens: int | None = None):
-    """softmax(q k^T / sqrt(d)) v, the softmax in float32.
+    """Computes softmax(q k^T / sqrt(d)) v, with the softmax in float32.
+
+    For rematerialization the output is named "attention"; for splash, inputs and
+    outputs of its kernel are.
 
     Args:
-      q: (B, M, heads, d).
-      k, v: (B, N, heads, d).
-      implementation: as in `choose`.
-      tokens: for splash, how many of N are real, the first; others are padding.
+        q: Queries (B, M, heads, d).
+        k: Keys (B, N, heads, d).
+        v: Values (B, N, heads, d).
+        implementation: As in `choose`.
+        tokens: For splash, the number of tokens before padding.
 
     Returns:
-      (B, M, heads, d), named "attention" for what is kept under remat; of splash, what
-      its kernel puts in and out is.
+        (B, M, heads, d).
 
     Raises:
-      UnavailableAttention: as `choose`.
+        UnavailableAttention: As `choose`.
     """
     implementation = choose(implementation, q.shape, k.shape, q.dtype)
     compute = IMPLEMENTATIONS[implementation]
@@ -75,44 +83,51 @@ def attention(q, k, v, implementation: str = "auto", tokens: int | None = None):
 
 
 def heads_first(q, k, v):
-    """Heads next to the batch make one batched matmul of it.
+    """Computes attention with heads next to the batch, as one batched matmul.
 
-    XLA runs that faster on CPUs than with heads where the projections leave them.
+    XLA runs it faster on CPUs than with the heads where the projections leave them.
     """
     weights = attention_weights(q, k).astype(v.dtype)  # (B, heads, M, N)
     return (weights @ v.transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3)
 
 
 def attention_weights(q, k) -> jax.Array:
-    """softmax(q k^T / sqrt(d)), (B, heads, M, N) float32; q and k as of `attention`."""
+    """Returns softmax(q k^T / sqrt(d)), (B, heads, M, N) float32, as in `attention`."""
     q, k = q.transpose(0, 2, 1, 3) * q.shape[-1] ** -0.5, k.transpose(0, 2, 3, 1)
     return jax.nn.softmax(jnp.matmul(q, k, preferred_element_type=jnp.float32))
 
 
-# From here on splash takes less time than XLA by the TPU compiler's estimate: where
-# scores no longer stay in the core's memory.
+# From here on splash is faster than XLA by the TPU compiler's estimate, because scores
+# no longer fit in the core's memory.
 _MANY_TOKENS = 512
 
-_LANES = 128  # of a TPU's vector registers: blocks are multiples of it
+_LANES = 128  # of a TPU's vector registers; blocks are multiples of it
 _LARGEST_BLOCK = 640  # tokens
 
 
 def pad_tokens(x):
-    """Tokens (B, N, ...) padded with zeros to the whole blocks that splash takes."""
+    """Pads tokens (B, N, ...) with zeros to a multiple of splash's blocks."""
     missing = -x.shape[1] % _LANES
     return jnp.pad(x, [(0, 0), (0, missing)] + [(0, 0)] * (x.ndim - 2))
 
 
 def splash(q, k, v, tokens: int | None = None, interpret: bool = False):
-    """Splash attention: a block of scores at a time, none of them in main memory.
+    """Computes splash attention, a block of scores at a time, none in main memory.
 
-    Of N the first `tokens` are real, all if not given. Tokens are padded to a multiple
-    of a block, if they are not yet; ids keep them from attending to padding. The kernel
-    has tokens in the lanes of registers, which heads of 64 channels would fill by half.
-    Every device runs the kernel on its own examples and heads. With `interpret` it runs
-    anywhere, slowly.
+    The kernel has tokens in the lanes of registers, because heads of 64 channels would
+    fill only half of them. Every device runs it on its own examples and heads.
+
+    Args:
+        q: Queries (B, N, heads, d).
+        k: Keys, as q.
+        v: Values, as q.
+        tokens: Number of tokens before padding; None: all. Padding is masked.
+        interpret: Runs on any device, slowly.
+
+    Returns:
+        (B, N, heads, d).
     """
-    # Here: only TPUs need it, and it takes a while to import.
+    # Imported here: only TPUs need it, and it takes a while.
     from jax.experimental.pallas.ops.tpu.splash_attention import (
         splash_attention_kernel as kernels,
     )
@@ -130,8 +145,8 @@ def splash(q, k, v, tokens: int | None = None, interpret: bool = False):
         if padded % size == 0
     )
     in_lanes = kernels.QKVLayout.SEQ_MINOR
-    # All keys of a head fit in the core's memory: the gradients of queries, keys and
-    # values then come of one kernel, which computes the scores once.
+    # All keys of a head fit in the core's memory, so that one kernel gives the
+    # gradients of queries, keys and values, and computes the scores only once.
     sizes = kernels.BlockSizes(
         block_q=block,
         block_kv=padded,
@@ -145,7 +160,7 @@ def splash(q, k, v, tokens: int | None = None, interpret: bool = False):
         v_layout=in_lanes,
     )
 
-    def on_device(q, k, v):  # (b, heads, d, padded), b examples of this device
+    def on_device(q, k, v):  # (b, heads, d, padded), b examples a device
         every = masks.MultiHeadMask([masks.FullMask((padded, padded))] * q.shape[1])
         kernel = kernels.make_splash_mha(
             every,
@@ -165,7 +180,7 @@ def splash(q, k, v, tokens: int | None = None, interpret: bool = False):
         on_device = jax.shard_map(
             on_device, in_specs=split, out_specs=split, check_vma=False
         )
-    # Kept under remat as the kernel reads them: nothing is transposed for it again.
+    # Saved for the gradient as the kernel reads them: they are transposed only once.
     q, k, v = (checkpoint_name(x.transpose(0, 2, 3, 1), "attention") for x in (q, k, v))
     y = on_device(q, k, v)  # (B, heads, padded, d)
     return y.transpose(0, 2, 1, 3)[:, :n]

@@ -1,4 +1,4 @@
-"""Dense layers that multiply in one dtype and add up in float32."""
+"""Dense layers that multiply in one dtype and accumulate in float32."""
 
 import functools
 import math
@@ -11,20 +11,20 @@ from jax.ad_checkpoint import checkpoint_name
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def affine(x: jax.Array, kernel: jax.Array, bias: jax.Array, axes: int = 1):
-    """Contracts the last axes of x with the first of a kernel, and adds a bias.
+    """Contracts the last axes of x with the first axes of a kernel, and adds a bias.
 
-    Factors have the dtype of x, sums are float32: those of the output, and those of the
-    gradients over examples, tokens and devices. Differentiating a product of bfloat16
-    as it stands would round every device's share of a gradient first.
+    Factors have the dtype of x. Sums are float32, those of the output and those of the
+    gradients over examples, tokens and devices. The automatic derivative of a bfloat16
+    product would round every device's part of a gradient before they are summed.
 
     Args:
-      x: (..., *K), K being so many axes.
-      kernel: (*K, *F) float32.
-      bias: (*F,) float32.
-      axes: number of axes in K.
+        x: (..., *K).
+        kernel: (*K, *F) float32.
+        bias: (*F,) float32.
+        axes: Number of axes in K.
 
     Returns:
-      (..., *F) float32.
+        (..., *F) float32.
     """
     return _dot(x, kernel.astype(x.dtype), (_last(x, axes), tuple(range(axes)))) + bias
 
@@ -53,8 +53,8 @@ def _backward(axes, saved, gradient):
     )
     batch = tuple(range(x.ndim - axes))
     to_kernel = _dot(x, gradient, (batch, batch))
-    # A sum as a product: matrix units add up heads of 64 channels several times as
-    # fast as XLA's reductions on TPUs do.
+    # A sum as a product: on TPUs, matrix units sum heads of 64 channels several times
+    # as fast as XLA's reductions.
     ones = jnp.ones((8, *x.shape[: len(batch)]), x.dtype)
     to_bias = _dot(ones, gradient, (tuple(i + 1 for i in batch), batch))[0]
     return to_x.astype(x.dtype), to_kernel, to_bias
@@ -64,12 +64,14 @@ affine.defvjp(_forward, _backward)
 
 
 class Dense(nn.Module):
-    """(..., *K) to (..., *features) by a `kernel` (*K, *features) and a `bias`.
+    """Dense layer from (..., *K) to (..., *features).
+
+    Parameters are `kernel` (*K, *features) and `bias` (*features,), float32.
 
     Attributes:
-      features: axes of the output.
-      axes: number of axes of the input that are contracted, the last ones.
-      dtype: of factors and output; parameters are float32.
+        features: Sizes of the output's axes.
+        axes: Number of the input's last axes that are contracted.
+        dtype: Dtype of factors and output.
     """
 
     features: tuple[int, ...]
@@ -87,5 +89,5 @@ class Dense(nn.Module):
         kernel = self.param("kernel", initial, (*inputs, *self.features))
         bias = self.param("bias", nn.initializers.zeros, self.features)
         y = affine(x.astype(self.dtype), kernel, bias, self.axes)
-        # Named for remat, whose policies do not see into `affine`.
+        # Named for rematerialization, whose policies do not see into `affine`.
         return checkpoint_name(y.astype(self.dtype), "dense")

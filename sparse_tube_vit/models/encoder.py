@@ -68,8 +68,8 @@ class Mlp(nn.Module):
         """Maps (B, N, D) to (B, N, D).
 
         Args:
-          x: Tokens.
-          key: PRNG key of dropout; None: no dropout.
+            x: Tokens.
+            key: PRNG key of dropout; None: no dropout.
         """
         o, width = self.options, x.shape[-1]
         x = Dense((o.mlp_dim,), dtype=o.dtype, name="up")(x)
@@ -88,10 +88,10 @@ class Block(nn.Module):
         """Maps (B, N, D) to (B, N, D).
 
         Args:
-          x: Tokens.
-          key: PRNG key of dropout and stochastic depth; None: neither acts.
-          skip_rate: Rate at which either branch is skipped for an example, stochastic
-            depth (Huang et al., 2016); None: never.
+            x: Tokens.
+            key: PRNG key of dropout and stochastic depth; None: neither acts.
+            skip_rate: Rate at which either branch is skipped for an example, stochastic
+                depth (Huang et al., 2016); None: never.
         """
         o = self.options
         keys = [None] * 5 if key is None else list(jax.random.split(key, 5))
@@ -143,10 +143,10 @@ class Encoder(nn.Module):
         """Maps tokens (B, N, D) to tokens (B, N, D).
 
         Args:
-          x: Tokens, or a tree of them, such as those of images and of videos. The
-            leaves go through each block side by side, so that its parameters are
-            gathered, and their gradients summed over devices, only once.
-          train: Whether dropout and stochastic depth act.
+            x: Tokens, or a tree of them, such as those of images and of videos. The
+                leaves go through each block side by side, so that its parameters are
+                gathered, and their gradients summed over devices, only once.
+            train: Whether dropout and stochastic depth act.
         """
         o = self.options
         names = block_names(o.depth, o.new_layers)
@@ -180,9 +180,9 @@ class Encoder(nn.Module):
         """Runs named blocks one after the other.
 
         Args:
-          names: Names of the blocks.
-          xs: List of tokens (B, N, D).
-          noise: (Keys by input and block, skip rates by block), as in `Block`.
+            names: Names of the blocks.
+            xs: List of tokens (B, N, D).
+            noise: (Keys by input and block, skip rates by block), as in `Block`.
         """
         o = self.options
         block = Block

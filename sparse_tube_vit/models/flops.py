@@ -1,36 +1,32 @@
-"""FLOPs of a model, by formula and as XLA counts them."""
+"""FLOPs of a model: by formula, and as XLA counts them."""
 
 import math
-from collections.abc import Sequence
 
 import jax
 import numpy as np
 
 from sparse_tube_vit.config import ConfigDict
-from sparse_tube_vit.models.tubes import Tube, count_tokens, tubes_for
+from sparse_tube_vit.models.tubes import count_tokens, tubes_for
 from sparse_tube_vit.models.tubevit import TubeViT, init_params
-
-
-def pixels_read(tubes: Sequence[Tube], clip: tuple[int, int, int]) -> np.ndarray:
-    """Which pixels of a clip (T, H, W) any of the tubes reads: bool (T, H, W)."""
-    read = np.zeros(clip, bool)
-    for tube in tubes:
-        for start in tube.windows(clip).reshape(-1, 3):
-            t, h, w = (slice(s, s + k) for s, k in zip(start, tube.kernel, strict=True))
-            read[t, h, w] = True
-    return read
 
 
 def forward_flops(
     model: TubeViT, clip: tuple[int, int, int], head: str
 ) -> dict[str, int]:
-    """FLOPs of the matrix products of one clip's forward pass, by part of the model.
+    """Returns the FLOPs of one clip's forward pass by part of the model, by formula.
 
-    A multiply-add is two. With N tokens of D channels, M hidden units, and windows of
-    K = 3 kt kh kw inputs and d channels: a window 2 K d, a block 2 N (4 D^2 + 2 D M) +
-    4 N^2 D, pooling by attention 2 (2 N + 2) D^2 + 4 N D.
+    Only matrix products count, a multiply-add as two. With N tokens of D channels, M
+    hidden units, and windows of K = 3 kt kh kw inputs and d output channels: 2 K d for
+    a window, 2 N (4 D^2 + 2 D M) + 4 N^2 D for a block, 2 (2 N + 2) D^2 + 4 N D for
+    attention pooling, 2 D C for a head of C classes.
+
+    Args:
+        model: The model.
+        clip: (T, H, W) of the clip; T = 1 for an image.
+        head: Name of the head.
     """
-    n, d = count_tokens(model.tubes, clip), model.options.width
+    o = model.options
+    n, d, m = count_tokens(model.tubes, clip), o.width, o.mlp_dim
     stem = 0
     for i in tubes_for(model.tubes, clip[0]):
         tube = model.tubes[i]
@@ -38,36 +34,48 @@ def forward_flops(
         stem += 2 * windows * 3 * math.prod(tube.kernel) * tube.kernel_channels(d)
     pooling = 2 * (2 * n + 2) * d**2 + 4 * n * d
     n += model.pooling == "class_token"
-    block = 2 * n * (4 * d**2 + 2 * d * model.options.mlp_dim) + 4 * n**2 * d
+    block = 2 * n * (4 * d**2 + 2 * d * m) + 4 * n**2 * d
     return {
         "stem": stem,
-        "encoder": model.options.layers * block,
+        "encoder": o.layers * block,
         "pooling": pooling if model.pooling == "attention" else 0,
         "head": 2 * d * model.classes[head],
     }
 
 
 def training_flops(config: ConfigDict, model: TubeViT, stream: ConfigDict) -> int:
-    """FLOPs of the matrix products of training on one example of a stream.
+    """Returns the FLOPs of training on one example of a stream, by formula.
 
-    The gradients of a product are two more of it; below frozen layers there are none.
+    The gradient of a matrix product takes two more of its size; frozen layers and the
+    tubes below them have no gradient.
+
+    Args:
+        config: Config of the run.
+        model: Its model.
+        stream: One of its streams.
     """
     clip = model.clip if stream.kind == "video" else (1, *model.clip[1:])
-    parts = forward_flops(model, clip, stream.head)
-    trained = dict(parts)
+    forward = forward_flops(model, clip, stream.head)
+    trained = dict(forward)
     frozen = config.optimizer.frozen_layers
     if frozen is not None:
         layers = model.options.layers
         trained["stem"] = 0
-        trained["encoder"] = parts["encoder"] * (layers - frozen) // layers
-    return sum(parts.values()) + 2 * sum(trained.values())
+        trained["encoder"] = forward["encoder"] * (layers - frozen) // layers
+    return sum(forward.values()) + 2 * sum(trained.values())
 
 
 def compiled_flops(model: TubeViT, clip: tuple[int, int, int], head: str) -> float:
-    """FLOPs of one clip's forward pass as XLA counts them, of all operations.
+    """Returns the FLOPs of one clip's forward pass as XLA counts them.
 
-    On the CPU: elsewhere XLA leaves matrix products to libraries, and does not count.
-    Without a loop over layers, of which XLA counts one.
+    All operations count. Compiled for the CPU, because elsewhere XLA leaves matrix
+    products to libraries and does not count them; without a loop over blocks, of which
+    XLA counts one iteration.
+
+    Args:
+        model: The model.
+        clip: (T, H, W) of the clip; T = 1 for an image.
+        head: Name of the head.
     """
     model = model.with_options(scan=False)
     params = jax.eval_shape(lambda: init_params(model, jax.random.key(0), clip))

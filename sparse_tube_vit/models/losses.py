@@ -20,12 +20,12 @@ class Loss:
     """The meaning of a head's logits.
 
     Attributes:
-      cross_entropy: Maps logits and targets in 0..1, both (B, C), to losses (B,).
-      uninformed: Maps the number of classes C to the target of label smoothing, the
-        same for every class.
-      probabilities: Maps logits (B, C) to probabilities (B, C).
-      multi_label: Whether an example may have any number of labels; labels then are
-        multi-hot (B, C), else class numbers (B,).
+        cross_entropy: Maps logits and targets in 0..1, both (B, C), to losses (B,).
+        uninformed: Maps the number of classes C to the target of label smoothing, the
+            same for every class.
+        probabilities: Maps logits (B, C) to probabilities (B, C).
+        multi_label: Whether an example may have any number of labels; labels then are
+            multi-hot (B, C), else class numbers (B,).
     """
 
     cross_entropy: Callable
@@ -70,13 +70,13 @@ def check_loss(where: str, loss: str, dataset: str, multi_label: bool) -> None:
     A sigmoid loss fits one label an example too: that one is present, others are not.
 
     Args:
-      where: Name of the stream or evaluation, for the message.
-      loss: One of `LOSSES`.
-      dataset: Name of the data set.
-      multi_label: Whether its examples have any number of labels.
+        where: Name of the stream or evaluation, for the message.
+        loss: One of `LOSSES`.
+        dataset: Name of the data set.
+        multi_label: Whether its examples have any number of labels.
 
     Raises:
-      LossDoesNotFit: The examples have several labels, the loss takes one.
+        LossDoesNotFit: The examples have several labels, the loss takes one.
     """
     if multi_label and not LOSSES[loss].multi_label:
         fits = [repr(name) for name, other in LOSSES.items() if other.multi_label]
@@ -103,7 +103,7 @@ def mean_weights(weights):
     """Returns float32 weights (B,) of a mean: they sum to 1, or to 0 if all are 0.
 
     Args:
-      weights: (B,), 0 for examples that are excluded.
+        weights: (B,), 0 for examples that are excluded.
     """
     return weights / jnp.maximum(jnp.sum(weights), 1.0)
 
@@ -112,10 +112,10 @@ def cross_entropy(logits, targets, weights, loss: str = "softmax"):
     """Returns the weighted sum of the examples' losses, in float32.
 
     Args:
-      logits: (B, C).
-      targets: (B, C), probabilities of the classes.
-      weights: (B,), `mean_weights` for a mean.
-      loss: One of `LOSSES`.
+        logits: (B, C).
+        targets: (B, C), probabilities of the classes.
+        weights: (B,), `mean_weights` for a mean.
+        loss: One of `LOSSES`.
     """
     losses = LOSSES[loss].cross_entropy(logits.astype(jnp.float32), targets)
     return jnp.sum(losses * weights)
@@ -127,9 +127,9 @@ def precision_at_1(logits, labels, weights):
     With one label an example this is the Top-1 accuracy.
 
     Args:
-      logits: (B, C).
-      labels: (B, C), multi-hot.
-      weights: (B,), `mean_weights` for a mean.
+        logits: (B, C).
+        labels: (B, C), multi-hot.
+        weights: (B,), `mean_weights` for a mean.
     """
     top = jnp.argmax(logits, axis=-1, keepdims=True)
     correct = jnp.take_along_axis(labels, top, axis=-1)[:, 0]
@@ -143,9 +143,9 @@ def make_scores(model: TubeViT, head: str, loss: str = "softmax") -> Callable:
     views take no more memory.
 
     Args:
-      model: The model.
-      head: Name of the head.
-      loss: Loss that the head was trained with, one of `LOSSES`.
+        model: The model.
+        head: Name of the head.
+        loss: Loss that the head was trained with, one of `LOSSES`.
     """
 
     def scores(params, views):

@@ -1,8 +1,8 @@
 """Position embeddings of tokens (paper 3.3, eqs. 3-7, and table 7a).
 
 `fixed`: sines and cosines of a token's centre, in frames and pixels of the input.
-`fixed_no_stride`: of its number in the tube's grid in place of its place, so that the
-stride does not count. `learned`: one vector a token. `none`.
+`fixed_no_stride`: the same with neighbouring tokens 1 frame and 1 pixel apart.
+`learned`: one vector per token. `none`: zeros.
 """
 
 from collections.abc import Sequence
@@ -18,18 +18,18 @@ TAU = 10_000.0
 
 
 def sincos(centres: np.ndarray, width: int) -> np.ndarray:
-    """Sines and cosines of the place that every token comes from.
+    """Returns sines and cosines of the tokens' centres.
 
     Channels 6j .. 6j+5 are sin and cos of t, x and y times omega_j, where
     omega_j = TAU ** -(j / (width // 6)). The paper prints TAU**j; only the normalised
     exponent spreads the wavelengths. Channels past 6 * (width // 6) are zero.
 
     Args:
-      centres: (N, 3) in (frames, pixels down, pixels across).
-      width: D, channels of a token.
+        centres: (N, 3) in (frames, pixels down, pixels across).
+        width: D, channels of a token.
 
     Returns:
-      (N, D) float32.
+        (N, D) float32.
     """
     n, _ = centres.shape
     bands = width // 6
@@ -43,15 +43,19 @@ def sincos(centres: np.ndarray, width: int) -> np.ndarray:
 
 
 class PositionsMismatch(TubeViTError, ValueError):
-    """Learned positions are for another grid of tokens than the clip has."""
+    """Learned positions for another grid of tokens than the clip's."""
 
 
 def token_centres(
     tubes: Sequence[Tube], clip: Sequence[int], stride: bool = True
 ) -> np.ndarray:
-    """Centres (N, 3) of all tokens of a clip of (T, H, W), in the tokens' order.
+    """Returns the centres (N, 3) of all tokens of a clip, in the tokens' order.
 
-    Without the stride, neighbouring tokens of a tube are 1 frame and 1 pixel apart.
+    Args:
+        tubes: Tubes of the model.
+        clip: (T, H, W).
+        stride: Whether a tube's tokens are its stride apart, or else 1 frame and 1
+            pixel.
     """
     return np.concatenate(
         [
@@ -62,14 +66,14 @@ def token_centres(
 
 
 class Positions(nn.Module):
-    """The embedding that is added to the tokens of a clip.
+    """Position embeddings that are added to the tokens of a clip.
 
     Attributes:
-      kind: one of the above.
-      tubes: the tubes that make the tokens.
-      width: D, channels of a token.
-      clip: (T, H, W) that learned positions are for. They are parameters `tube_<i>`
-        (nt, nh, nw, D); an image takes the first frame's. Not used by the others.
+        kind: "fixed", "fixed_no_stride", "learned" or "none".
+        tubes: Tubes that make the tokens.
+        width: D, channels of a token.
+        clip: (T, H, W) of learned positions, parameters `tube_<i>` (nt, nh, nw, D). An
+            image takes those of the first frame. The other kinds ignore it.
     """
 
     kind: str
@@ -79,10 +83,10 @@ class Positions(nn.Module):
 
     @nn.compact
     def __call__(self, clip):
-        """(N, D) float32 for a clip of (T, H, W).
+        """Returns the embeddings (N, D), float32, for a clip of (T, H, W).
 
         Raises:
-          PositionsMismatch: learned positions are for clips of another size.
+            PositionsMismatch: Learned positions are for clips of another size.
         """
         if self.kind == "learned":
             return self._learned(clip)

@@ -1,4 +1,4 @@
-"""Sparse video tubes: the layout of their windows and the layer that reads them.
+"""Sparse video tubes: the layout of their windows, and the layer that applies them.
 
 A tube (paper 3.2) is a 3-D convolution applied sparsely: a kernel, a stride that is
 usually larger than the kernel, and the offset of the first window. Everything is
@@ -21,15 +21,15 @@ from sparse_tube_vit.models.dense import affine
 
 
 class InvalidTube(TubeViTError, ValueError):
-    """Sizes that make no tube, or that do not divide as space-to-depth needs."""
+    """Sizes of a tube that are out of range, or that space-to-depth does not divide."""
 
 
 class ClipTooSmall(TubeViTError, ValueError):
-    """A clip or image is shorter or smaller than a tube that has to read it."""
+    """A clip or image that is shorter or smaller than a tube."""
 
 
 class NoImageTube(TubeViTError, ValueError):
-    """An image was given to a set of tubes of which none reads a single frame."""
+    """An image for a set of tubes of which none reads a single frame."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,19 +37,21 @@ class Tube:
     """One tube: sizes as (frames, pixels down, pixels across).
 
     With space-to-depth (paper 3.4, table 12), the stride is divided by the factors, and
-    the outputs of so many neighbouring windows are concatenated to one token: as many
-    tokens of the same width, each from a larger part of the clip, with a kernel of
-    fewer channels.
+    the outputs of that many neighbouring windows are concatenated to one token. The
+    number of tokens and their width stay, each token covers a larger part of the clip,
+    and the kernel has fewer output channels.
 
     Attributes:
-      kernel, stride, offset: of the convolution; stride and offset are those of tokens.
-      space_to_depth: windows per token along each axis; it divides the stride.
-      channels: outputs of the kernel. None: the width of a token divided by the windows
-        per token. Otherwise as many of the concatenated channels as a token is wide are
-        kept, the first ones (scaling up, paper 3.6).
+        kernel: Size of the kernel.
+        stride: Distance between two tokens.
+        offset: Position of the first token.
+        space_to_depth: Windows per token along each axis; it divides the stride.
+        channels: Output channels of the kernel. None: the width of a token divided by
+            the windows per token. If the windows make more channels than the width,
+            only the first ones are kept (scaling up, paper 3.6).
 
     Raises:
-      InvalidTube: a size is not three integers, or out of range, or does not divide.
+        InvalidTube: A size is not three integers, is out of range, or does not divide.
     """
 
     kernel: tuple[int, int, int]
@@ -90,24 +92,24 @@ class Tube:
 
     @property
     def reads_images(self) -> bool:
-        """Whether the tube fits in a clip of one frame."""
+        """Whether the tube fits into a clip of one frame."""
         return self.extent[0] == 1 and self.offset[0] == 0
 
     @property
     def windows_per_token(self) -> int:
-        """How many windows space-to-depth concatenates."""
+        """Number of windows that space-to-depth concatenates."""
         return math.prod(self.space_to_depth)
 
     @property
     def window_stride(self) -> tuple[int, int, int]:
-        """From a window to its neighbour: the stride divided by space-to-depth."""
+        """Distance between two windows: the stride divided by space-to-depth."""
         return tuple(
             s // f for s, f in zip(self.stride, self.space_to_depth, strict=True)
         )
 
     @property
     def extent(self) -> tuple[int, int, int]:
-        """From the beginning of a token's first window to the end of its last."""
+        """Size from the start of a token's first window to the end of its last."""
         return tuple(
             kernel + (f - 1) * step
             for kernel, f, step in zip(
@@ -116,10 +118,10 @@ class Tube:
         )
 
     def kernel_channels(self, width: int) -> int:
-        """Outputs of the kernel for tokens of so many channels.
+        """Returns the output channels of the kernel for tokens of a width.
 
         Raises:
-          InvalidTube: the windows' outputs do not make up the width.
+            InvalidTube: The windows' channels do not add up to the width.
         """
         windows = self.windows_per_token
         if self.channels is None:
@@ -137,9 +139,10 @@ class Tube:
         return self.channels
 
     def restride(self, scale: float) -> "Tube":
-        """The tube with scaled strides, for more or fewer tokens (paper table 7d).
+        """Returns the tube with scaled strides, for more or fewer tokens.
 
-        Every stride is rounded to the nearest multiple of its space-to-depth factor.
+        Each stride is rounded to the nearest multiple of its space-to-depth factor
+        (paper table 7d).
         """
         stride = tuple(
             f * max(1, round(s * scale / f))
@@ -148,13 +151,13 @@ class Tube:
         return dataclasses.replace(self, stride=stride)
 
     def grid(self, clip: Sequence[int]) -> tuple[int, int, int]:
-        """Number of tokens per axis in a clip of (T, H, W) frames and pixels.
+        """Returns the number of tokens per axis in a clip of (T, H, W).
 
-        The first window of every token lies wholly in the clip: floor((size - offset -
-        kernel) / stride) + 1 tokens, whatever space-to-depth does.
+        The first window of every token lies entirely in the clip: floor((size -
+        offset - kernel) / stride) + 1 tokens, with or without space-to-depth.
 
         Raises:
-          ClipTooSmall: not even one window fits.
+            ClipTooSmall: Not even one window fits.
         """
         need = tuple(o + k for o, k in zip(self.offset, self.kernel, strict=True))
         if any(size < least for size, least in zip(clip, need, strict=True)):
@@ -169,7 +172,7 @@ class Tube:
         )
 
     def past(self, clip: Sequence[int]) -> tuple[int, int, int]:
-        """Frames and pixels by which space-to-depth's last windows leave the clip."""
+        """Returns how far space-to-depth's last windows reach past a clip (T, H, W)."""
         return tuple(
             max(0, offset + (n - 1) * stride + extent - size)
             for size, offset, n, stride, extent in zip(
@@ -183,21 +186,22 @@ class Tube:
         )
 
     def centres(self, clip: Sequence[int]) -> np.ndarray:
-        """Centres (N, 3) of all tokens in (frames, pixels, pixels), t slowest.
+        """Returns the tokens' centres (N, 3) in (frames, pixels, pixels), t slowest.
 
-        Frame and pixel i span [i, i + 1], so a 1x16x16 window at the origin has its
-        centre at (0.5, 8, 8). A token of several windows has the centre of its extent.
+        Frame and pixel i span [i, i + 1], so the centre of a 1x16x16 window at the
+        origin is (0.5, 8, 8). The centre of a token of several windows is that of its
+        extent.
         """
         return self.places(clip, self.stride)
 
     def windows(self, clip: Sequence[int]) -> np.ndarray:
-        """First corners (N, windows per token, 3) of all windows, whole numbers."""
+        """Returns the first corners (N, windows per token, 3) of all windows, int."""
         first = self.centres(clip) - np.array(self.extent) / 2
         steps = np.indices(self.space_to_depth).reshape(3, -1).T * self.window_stride
         return (first[:, None] + steps).astype(int)
 
     def places(self, clip: Sequence[int], step: Sequence[int]) -> np.ndarray:
-        """`centres`, had the tokens been so many frames and pixels apart."""
+        """Returns the tokens' `centres` as if the stride were `step`."""
         axes = [
             offset + step * np.arange(n) + extent / 2
             for n, extent, step, offset in zip(
@@ -207,18 +211,17 @@ class Tube:
         return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
 
 
-# The sizes of a tube and the least that each may be.
+# Sizes of a tube, and the least value of each.
 _LEAST = {"kernel": 1, "stride": 1, "offset": 0, "space_to_depth": 1}
 
 
 def tubes_for(tubes: Sequence[Tube], frames: int) -> list[int]:
-    """Indices of the tubes that read an input of so many frames.
+    """Returns the indices of the tubes that read an input of a number of frames.
 
-    An image (one frame) goes through the tubes of one frame alone, a video through all
-    of them (paper 3.5).
+    Only tubes of one frame read an image; all tubes read a video (paper 3.5).
 
     Raises:
-      NoImageTube: the input is an image and no tube reads images.
+        NoImageTube: The input is an image and no tube reads images.
     """
     if frames > 1:
         return list(range(len(tubes)))
@@ -233,12 +236,26 @@ def tubes_for(tubes: Sequence[Tube], frames: int) -> list[int]:
 
 
 def count_tokens(tubes: Sequence[Tube], clip: Sequence[int]) -> int:
-    """Number of tokens that the tubes make of a clip of (T, H, W)."""
+    """Returns the number of tokens that the tubes make of a clip of (T, H, W).
+
+    Raises:
+        ClipTooSmall, NoImageTube: The tubes cannot read such a clip.
+    """
     return sum(math.prod(tubes[i].grid(clip)) for i in tubes_for(tubes, clip[0]))
 
 
+def pixels_read(tubes: Sequence[Tube], clip: tuple[int, int, int]) -> np.ndarray:
+    """Returns the pixels of a clip (T, H, W) that any tube reads, bool (T, H, W)."""
+    read = np.zeros(clip, bool)
+    for tube in tubes:
+        for start in tube.windows(clip).reshape(-1, 3):
+            t, h, w = (slice(s, s + k) for s, k in zip(start, tube.kernel, strict=True))
+            read[t, h, w] = True
+    return read
+
+
 def _cut_axis(x, axis, windows, kernel, stride, offset):
-    """Replaces one axis by two, (windows, kernel), with static slices alone."""
+    """Replaces one axis by two, (windows, kernel), using static slices only."""
     shape = x.shape
     if stride >= kernel:
         # Disjoint windows: one reshape. The last window's gap may reach past the end.
@@ -260,15 +277,16 @@ def _cut_axis(x, axis, windows, kernel, stride, offset):
 
 
 def cut_windows(x: jax.Array, tube: Tube) -> jax.Array:
-    """Cuts a tube's windows out of clips.
+    """Extracts a tube's windows from clips.
 
     Args:
-      x: clips (B, T, H, W, C) of any dtype.
-      tube: the tube.
+        x: Clips (B, T, H, W, C) of any dtype.
+        tube: The tube.
 
     Returns:
-      (B, N, windows per token, kt * kh * kw * C), tokens ordered as in `Tube.centres`.
-      Windows that space-to-depth adds and that reach past the clip read zeros there.
+        (B, N, windows per token, kt * kh * kw * C), tokens ordered as in
+        `Tube.centres`. Windows of space-to-depth that reach past the clip are padded
+        with zeros.
     """
     b, *clip, c = x.shape
     grid = tube.grid(clip)
@@ -292,27 +310,27 @@ def cut_windows(x: jax.Array, tube: Tube) -> jax.Array:
 
 
 def _selector(size, windows, kernel, stride, offset, dtype):
-    """Zeros and ones (size, windows, kernel): which place of a window a pixel has."""
+    """Returns one-hot positions of pixels in windows, (size, windows, kernel)."""
     place = offset + stride * np.arange(windows)[:, None] + np.arange(kernel)
     return jnp.asarray(np.arange(size)[:, None, None] == place, dtype)
 
 
 def select_windows(x: jax.Array, tube: Tube) -> jax.Array:
-    """The windows of `cut_windows`, chosen along each axis by a product.
+    """Extracts the windows of `cut_windows` by matrix products along each axis.
 
-    Exact, as factors are zeros and ones. TPUs multiply far faster than they move pixels
-    within their registers, which cutting asks of them.
+    The result is exact, as the factors are zeros and ones. TPUs multiply far faster
+    than they move pixels within their registers, which slicing requires.
 
     Args:
-      x: clips (B, T, H, W, C), uint8 or floating point.
-      tube: the tube.
+        x: Clips (B, T, H, W, C), uint8 or floating point.
+        tube: The tube.
 
     Returns:
-      (B, nt, nh, nw, kt, kh, kw, C) of the same dtype, n being the windows along an
-      axis, those of space-to-depth included.
+        (B, nt, nh, nw, kt, kh, kw, C) of the same dtype, with n the windows along an
+        axis, those of space-to-depth included.
     """
     clip, dtype = x.shape[1:4], x.dtype
-    x = x.astype(jnp.bfloat16) if dtype == jnp.uint8 else x  # which holds all bytes
+    x = x.astype(jnp.bfloat16) if dtype == jnp.uint8 else x  # exact for all bytes
     windows = [n * f for n, f in zip(tube.grid(clip), tube.space_to_depth, strict=True)]
     axes = list(
         zip(clip, windows, tube.kernel, tube.window_stride, tube.offset, strict=True)
@@ -332,7 +350,7 @@ def select_windows(x: jax.Array, tube: Tube) -> jax.Array:
 
 
 def normalize(x: jax.Array, dtype=jnp.float32) -> jax.Array:
-    """uint8 in 0..255 to [-1, 1]; floats, taken to be in [-1, 1], are only cast."""
+    """Maps uint8 in 0..255 to [-1, 1]; casts floats, expected in [-1, 1]."""
     if x.dtype == jnp.uint8:
         return x.astype(dtype) / 127.5 - 1
     if not jnp.issubdtype(x.dtype, jnp.floating):
@@ -341,11 +359,11 @@ def normalize(x: jax.Array, dtype=jnp.float32) -> jax.Array:
 
 
 def kernel_channels(tubes: Sequence[Tube], width: int, kernels: str) -> list[int]:
-    """Outputs of every tube's kernel for tokens of so many channels.
+    """Returns the output channels of every tube's kernel for tokens of a width.
 
     Raises:
-      InvalidTube: space-to-depth does not divide the width, or kernels that are to be
-        interpolated from one differ in their outputs.
+        InvalidTube: Space-to-depth does not divide the width, or kernels that are
+            interpolated from one need different numbers of channels.
     """
     channels = [tube.kernel_channels(width) for tube in tubes]
     if kernels == "interpolated" and len(set(channels)) > 1:
@@ -358,35 +376,36 @@ def kernel_channels(tubes: Sequence[Tube], width: int, kernels: str) -> list[int
 
 
 def resize_kernel(kernel: jax.Array, size: Sequence[int]) -> jax.Array:
-    """Tri-linear interpolation of a kernel (t, h, w, ...) to another (t, h, w).
+    """Resizes a kernel (t, h, w, ...) to another (t, h, w) by trilinear interpolation.
 
-    Half-pixel centres and no smoothing, as PyTorch's trilinear with
+    Half-pixel centres and no antialiasing, as PyTorch's trilinear with
     align_corners=False. The values keep their scale (paper 3.4, interpolated kernels).
     """
     shape = (*size, *kernel.shape[3:])
     return jax.image.resize(kernel, shape, "trilinear", antialias=False)
 
 
-#: What all kernels are interpolated from (paper 3.4).
+#: Size of the kernel that all interpolated kernels come from (paper 3.4).
 SHARED_KERNEL = (8, 8, 8)
 
 
 class SparseTubes(nn.Module):
-    """Clips to tokens (paper 3.2): every tube's windows times its kernel.
+    """Sparse convolutions from clips to tokens (paper 3.2).
 
-    That equals a strided VALID convolution, and is several times as fast. Parameters:
-    `tube_<i>/kernel` (t, h, w, 3, d), as for a convolution, and `tube_<i>/bias` (d,), d
-    being the tube's `kernel_channels`. They exist for all tubes whatever the input.
-    Interpolated kernels are one such pair, `shared`, of size `SHARED_KERNEL`.
+    Every tube's windows are multiplied by its kernel. That equals a strided VALID
+    convolution, and is several times as fast. Parameters are `tube_<i>/kernel`
+    (t, h, w, 3, d), as for a convolution, and `tube_<i>/bias` (d,), with d the tube's
+    `kernel_channels`; all tubes have them, whatever the input. Interpolated kernels
+    share one such pair, `shared`, of size `SHARED_KERNEL`.
 
     Attributes:
-      tubes: the tubes, in the order of their tokens.
-      width: D, channels of a token.
-      kernels: "separate", or "interpolated": one kernel resized to every tube's shape.
-      dtype: of the computation; parameters are float32.
+        tubes: Tubes, in the order of their tokens.
+        width: D, channels of a token.
+        kernels: "separate", or "interpolated": one kernel resized to every tube's size.
+        dtype: Dtype of the computation; parameters are float32.
 
     Raises:
-      InvalidTube: as `kernel_channels`.
+        InvalidTube: As `kernel_channels`.
     """
 
     tubes: tuple[Tube, ...]
@@ -396,13 +415,13 @@ class SparseTubes(nn.Module):
 
     @nn.compact
     def __call__(self, x):
-        """(B, T, H, W, 3), uint8 or floats in [-1, 1], to tokens (B, N, D)."""
+        """Maps (B, T, H, W, 3), uint8 or floats in [-1, 1], to tokens (B, N, D)."""
         parameters = self._parameters()
         clip, tokens = x.shape[1:4], []
         for i in tubes_for(self.tubes, clip[0]):
             tube, (kernel, bias) = self.tubes[i], parameters[i]
-            # Cutting bytes is twice as fast as cutting floats. But past the clip is
-            # mid-grey, which only floats can say.
+            # Slicing uint8 is twice as fast as slicing floats, but padding is mid-grey,
+            # which uint8 cannot represent.
             y = normalize(x, self.dtype) if any(tube.past(clip)) else x
             if platform() == "tpu":
                 windows = normalize(select_windows(y, tube), self.dtype)
@@ -416,7 +435,7 @@ class SparseTubes(nn.Module):
         return jnp.concatenate(tokens, axis=1)
 
     def _parameters(self):
-        """(kernel, bias) of every tube."""
+        """Returns (kernel, bias) of every tube."""
         channels = kernel_channels(self.tubes, self.width, self.kernels)
         if self.kernels == "separate":
             return [
@@ -428,7 +447,7 @@ class SparseTubes(nn.Module):
 
 
 def _by_token(z, tube, clip):
-    """(B, nt, nh, nw, d) of all windows to (B, N, windows per token, d)."""
+    """Groups windows (B, nt, nh, nw, d) to (B, N, windows per token, d)."""
     axes = zip(tube.grid(clip), tube.space_to_depth, strict=True)
     z = z.reshape(len(z), *(size for axis in axes for size in axis), z.shape[-1])
     z = z.transpose(0, 1, 3, 5, 2, 4, 6, 7)
@@ -436,7 +455,7 @@ def _by_token(z, tube, clip):
 
 
 class TubeKernel(nn.Module):
-    """The parameters of one kernel: (t, h, w, 3, d), and its bias (d,), float32."""
+    """Parameters of one kernel (t, h, w, 3, d) and its bias (d,), float32."""
 
     size: tuple[int, int, int]
     channels: int

@@ -23,11 +23,11 @@ from sparse_tube_vit.models.variants import make_tubes
 
 
 class InvalidModel(TubeViTError, ValueError):
-    """Options that make no model."""
+    """Options of a model that are not allowed, or do not go together."""
 
 
 class UnknownHead(TubeViTError, KeyError):
-    """The model has no classifier of that name."""
+    """A head that the model does not have."""
 
     __str__ = Exception.__str__  # KeyError's puts the message in quotes
 
@@ -39,17 +39,17 @@ class TubeViT(nn.Module):
     goes through the tubes of one frame, a video through all of them.
 
     Attributes:
-      tubes: Tubes that make the tokens.
-      classes: Number of outputs of every head, by the head's name.
-      options: Options of the encoder. Their dtype is that of all computation;
-        parameters, their gradients and logits are float32.
-      kernels: "separate" or "interpolated", as in `SparseTubes`.
-      positions: "fixed", "fixed_no_stride", "learned" or "none", as in `positions`.
-      clip: (T, H, W) that learned positions are for.
-      pooling: "attention" by a learned probe, "mean" of all tokens, or "class_token".
+        tubes: Tubes that make the tokens.
+        classes: Number of outputs of every head, by the head's name.
+        options: Options of the encoder. Their dtype is that of all computation;
+            parameters, their gradients and logits are float32.
+        kernels: "separate" or "interpolated", as in `SparseTubes`.
+        positions: "fixed", "fixed_no_stride", "learned" or "none", as in `positions`.
+        clip: (T, H, W) that learned positions are for.
+        pooling: "attention" by a learned probe, "mean" of all tokens, or "class_token".
 
     Raises:
-      InvalidModel: An option has no such value, or options do not go together.
+        InvalidModel: An option has no such value, or options do not go together.
     """
 
     tubes: tuple[Tube, ...]
@@ -106,17 +106,17 @@ class TubeViT(nn.Module):
         """Computes features of clips or images.
 
         Args:
-          x: videos (B, T, H, W, 3), images (B, H, W, 3) or (B, 1, H, W, 3), uint8 in
-            0..255 or floats in [-1, 1]; or a tree of such, as `Encoder` takes tokens.
-          train: whether dropout acts.
+            x: Videos (B, T, H, W, 3) or images (B, H, W, 3) or (B, 1, H, W, 3), uint8
+                in 0..255 or floats in [-1, 1]; or a tree of them, as in `Encoder`.
+            train: Whether dropout and stochastic depth act.
 
         Returns:
-          {"tokens": (B, N, D), "pooled": (B, D)}, in the model's dtype; each a tree if
-          x is.
+            {"tokens": (B, N, D), "pooled": (B, D)}, in the options' dtype; trees if x
+            is a tree.
 
         Raises:
-          ClipTooSmall, NoImageTube: the tubes cannot read such an input.
-          PositionsMismatch: learned positions are for clips of another size.
+            ClipTooSmall, NoImageTube: The tubes cannot read such an input.
+            PositionsMismatch: Learned positions are for clips of another size.
         """
         z = self.encoder(jax.tree.map(self._tokens, x), train)
         if self.pooling == "class_token":
@@ -129,7 +129,7 @@ class TubeViT(nn.Module):
         return {"tokens": z, "pooled": jax.tree.map(pool, z)}
 
     def _tokens(self, x):
-        """What the encoder takes of an input as of `features`: (B, N, D)."""
+        """Maps videos or images, as in `features`, to tokens (B, N, D)."""
         if x.ndim == 4:
             x = x[:, None]
         if x.ndim != 5 or x.shape[-1] != 3:
@@ -145,12 +145,18 @@ class TubeViT(nn.Module):
         return z
 
     def __call__(self, x, head, train=False):
-        """Logits (B, classes[head]), float32, of `x` as in `features`.
+        """Computes logits (B, classes[head]), float32.
 
-        Of a tree x, `head` is a tree of names, and so are the logits.
+        Args:
+            x: As in `features`.
+            head: Name of the head; for a tree x, a tree of names.
+            train: Whether dropout and stochastic depth act.
+
+        Returns:
+            Logits; a tree if x is a tree.
 
         Raises:
-          UnknownHead: the model has no such head.
+            UnknownHead: The model has no such head.
         """
         for name in jax.tree.leaves(head):
             if name not in self.classes:
@@ -162,15 +168,15 @@ class TubeViT(nn.Module):
 
     def _logits(self, pooled, head):
         pooled = pooled.astype(jnp.float32)
-        if self.is_initializing():  # parameters of every head, whichever is asked for
+        if self.is_initializing():  # creates the parameters of all heads
             return {name: dense(pooled) for name, dense in self.head.items()}[head]
         return constrain(self.head[head](constrain(pooled, BATCH)), BATCH)
 
 
 def init_params(model: TubeViT, key: jax.Array, clip: tuple[int, int, int]):
-    """Fresh parameters, a nested dict of float32, for clips of (T, H, W)."""
+    """Returns random parameters, a nested dict of float32, for clips of (T, H, W)."""
 
-    @jax.jit  # one program: op by op, as init runs otherwise, takes far longer
+    @jax.jit  # far faster than running op by op
     def init(key):
         x = jnp.zeros((1, *clip, 3), jnp.float32)
         return model.init(key, x, next(iter(model.classes)))["params"]
@@ -182,9 +188,10 @@ def check_tubes(config: ConfigDict) -> None:
     """Checks that a config's tubes fit its width, and its clips and images.
 
     Raises:
-      UnknownTubes, InvalidTube: There are no such tubes, or they do not fit the width.
-      ClipTooSmall, NoImageTube: They cannot read the clips or images of a stream or an
-        evaluation.
+        UnknownTubes, InvalidTube: There are no such tubes, or they do not fit the
+            width.
+        ClipTooSmall, NoImageTube: They cannot read the clips or images of a stream or
+            an evaluation.
     """
     tubes = make_tubes(config.model.tubes)
     size = (config.clip.size, config.clip.size)
@@ -199,11 +206,11 @@ def make_model(config: ConfigDict, classes: Mapping[str, int]) -> TubeViT:
     """Returns the model of a config.
 
     Args:
-      config: Config of a run.
-      classes: Number of outputs of every head, by the head's name.
+        config: Config of a run.
+        classes: Number of outputs of every head, by the head's name.
 
     Raises:
-      UnknownTubes, InvalidTube, ClipTooSmall, NoImageTube: As `check_tubes`.
+        UnknownTubes, InvalidTube, ClipTooSmall, NoImageTube: As `check_tubes`.
     """
     check_tubes(config)
     return TubeViT(

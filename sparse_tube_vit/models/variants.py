@@ -27,8 +27,8 @@ _CORE = (
     Tube(kernel=(8, 8, 8), stride=(16, 16, 16)),
 )
 
-#: Sets of tubes. 32x224x224 gives 539 tokens with "main", which the paper counts as
-#: 559: no arithmetic of windows that we know gives that number.
+#: Sets of tubes. A clip of 32x224x224 has 539 tokens with "main"; the paper states 559,
+#: which no arithmetic of windows that we know gives.
 TUBE_SETS = {
     # Table 12, the default: four tubes, two of them with space-to-depth.
     "main": (
@@ -36,9 +36,9 @@ TUBE_SETS = {
         dataclasses.replace(_FOUR[1], space_to_depth=(1, 2, 2)),
         *_FOUR[2:],
     ),
-    # Table 7b, the number of tubes, without space-to-depth. The paper does not say
-    # which its one and its eight are; these are our choice, and cost 74 to 209 GFLOP a
-    # clip of 32 frames with B, where the paper has 70 to 74 for all.
+    # Table 7b, numbers of tubes, without space-to-depth. The paper does not list its
+    # one and its eight; these are our choice, at 74 to 209 GFLOP a clip of 32 frames
+    # with B, where the paper has 70 to 74 for all.
     "1": _CORE[:1],
     "2": _CORE,
     "4": _FOUR,
@@ -50,21 +50,21 @@ TUBE_SETS = {
         Tube(kernel=(4, 4, 4), stride=(8, 32, 32), offset=(4, 24, 24)),
     ),
     "core": _CORE,  # section 3.4
-    # Charades; with kernels="interpolated" the better of the paper's two.
+    # Charades; the paper's better result has kernels="interpolated".
     "charades": (
         Tube(kernel=(16, 16, 16), stride=(16, 32, 32)),
         Tube(kernel=(32, 8, 8), stride=(6, 32, 32), offset=(4, 8, 8)),
         Tube(kernel=(4, 32, 32), stride=(16, 32, 32), offset=(0, 16, 16)),
         _IMAGE,
     ),
-    # Baselines: the image tube alone; the tokens of TimeSformer, 2-D patches on every
-    # frame; those of ViViT, dense 3-D patches.
+    # Baselines: only the image tube; TimeSformer's tokens, 2-D patches on every frame;
+    # ViViT's tokens, dense 3-D patches.
     "image": (_IMAGE,),
     "dense_2d": (Tube(kernel=(1, 16, 16), stride=(1, 16, 16)),),
     "dense_3d": (Tube(kernel=(2, 16, 16), stride=(2, 16, 16)),),
 }
 
-#: Table 14 writes a tube as shape.stride, for example d.v, and sets with a plus.
+#: Shapes and strides of table 14, which writes a tube as d.v and a set as a.iv+d.v.
 SHAPES = {
     "a": (1, 16, 16),
     "b": (4, 32, 32),
@@ -85,20 +85,20 @@ STRIDES = {
 
 
 class UnknownTubes(TubeViTError, ValueError):
-    """Tubes that are neither a known set, nor table 14's, nor given by their sizes."""
+    """Tubes that are neither a named set, nor table 14's, nor valid sizes."""
 
 
 def make_tubes(tubes: str | Iterable[Mapping]) -> tuple[Tube, ...]:
-    """Tubes by name, as table 14 writes them, or from mappings of their sizes.
+    """Returns tubes by name, in table 14's notation, or from their sizes.
 
     Args:
-      tubes: a name in `TUBE_SETS`; or a sum such as "a.iv+d.v+e.iv+f.v"; or mappings
-        with the attributes of `Tube`.
+        tubes: A name in `TUBE_SETS`; a sum such as "a.iv+d.v+e.iv+f.v"; or mappings
+            with the attributes of `Tube`.
 
     Raises:
-      UnknownTubes: none of these, or a mapping that makes no tube.
+        UnknownTubes: It is none of these, or a mapping makes no tube.
     """
-    if isinstance(tubes, str | int):  # a command line makes a number of "4"
+    if isinstance(tubes, str | int):  # a command line parses "4" as a number
         tubes = str(tubes).replace(" ", "")
         if tubes in TUBE_SETS:
             return TUBE_SETS[tubes]

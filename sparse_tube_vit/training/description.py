@@ -7,8 +7,8 @@ import jax
 from sparse_tube_vit.config import ConfigDict, validate
 from sparse_tube_vit.datasets.classes import classes_of
 from sparse_tube_vit.log import format_table
-from sparse_tube_vit.models.flops import compiled_flops, forward_flops, pixels_read
-from sparse_tube_vit.models.tubes import count_tokens, tubes_for
+from sparse_tube_vit.models.flops import compiled_flops, forward_flops
+from sparse_tube_vit.models.tubes import count_tokens, pixels_read, tubes_for
 from sparse_tube_vit.models.tubevit import init_params, make_model
 from sparse_tube_vit.models.variants import TUBE_SETS, VARIANTS
 from sparse_tube_vit.training.freezing import frozen_parts, split

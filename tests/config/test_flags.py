@@ -87,7 +87,9 @@ def test_a_config_file_is_read_from_any_directory(tmp_path):
         ),
     ],
 )
-def test_what_a_config_file_raises_is_a_message_with_its_place(text, message, tmp_path):
+def test_what_a_config_file_raises_is_a_message(text, message, tmp_path, monkeypatch):
+    # Another config file has been loaded under this name.
+    monkeypatch.delitem(sys.modules, "config_config", raising=False)
     file = tmp_path / "broken.py"
     file.write_text(text)
     with pytest.raises(SystemExit) as end:

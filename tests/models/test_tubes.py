@@ -17,6 +17,7 @@ from sparse_tube_vit.models.tubes import (
     cut_windows,
     kernel_channels,
     normalize,
+    pixels_read,
     resize_kernel,
     select_windows,
 )
@@ -315,3 +316,26 @@ def test_uint8_and_floats_in_minus_one_to_one_are_the_same():
     np.testing.assert_array_equal(normalize(normalize(x)), normalize(x))
     with pytest.raises(TypeError, match="int32"):
         normalize(jnp.arange(3))
+
+
+def test_pixels_read_are_those_that_change_a_token():
+    """A pixel is read if the tokens' gradient with respect to it is not zero."""
+    tubes = (
+        Tube((2, 4, 4), (4, 8, 8), (1, 1, 0), space_to_depth=(2, 2, 1)),
+        Tube((1, 3, 5), (3, 6, 6), space_to_depth=(1, 2, 2)),  # some past the clip
+        Tube((3, 3, 3), (2, 2, 7), (0, 4, 1)),
+    )
+    clip = (8, 18, 19)
+    x = normalize(np.zeros((1, *clip, 3), np.uint8))
+    stem = SparseTubes(tubes, width=8)
+
+    @jax.jit
+    def gradient(key, x):
+        params = stem.init(key, x)
+        tokens = stem.apply(params, x)
+        weights = jax.random.normal(key, tokens.shape)
+        return jax.grad(lambda x: (stem.apply(params, x) * weights).sum())(x)
+
+    read = np.abs(gradient(jax.random.key(0), x)[0]).max(-1) > 0
+    np.testing.assert_array_equal(pixels_read(tubes, clip), read)
+    assert 0 < read.mean() < 1
