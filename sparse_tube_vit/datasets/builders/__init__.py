@@ -1,8 +1,8 @@
-"""Builders of data sets, by name."""
+"""Builders: the data sets that can be prepared, by name."""
 
 import importlib
 
-# Builder classes by name, as "module:class".
+#: Builder classes by name, as "module:class".
 BUILDERS = {
     "charades": "sparse_tube_vit.datasets.builders.charades:Charades",
     "image_folder": "sparse_tube_vit.datasets.builders.folders:ImageFolder",
@@ -20,6 +20,6 @@ BUILDERS = {
 
 
 def builder_class(name: str) -> type:
-    """Returns the builder class called `name`, one of `BUILDERS`."""
+    """Returns the builder class of a data set, one of `BUILDERS`."""
     module, cls = BUILDERS[name].split(":")
     return getattr(importlib.import_module(module), cls)
