@@ -26,7 +26,7 @@ import argparse
 import re
 import sys
 
-from sparse_tube_vit.datasets.builders import BUILDERS, builder_class
+from sparse_tube_vit.datasets.catalog import BUILDERS, OPTIONS, builder_class
 from sparse_tube_vit.datasets.preparing.prepare import prepare
 from sparse_tube_vit.errors import DatasetError, reported
 
@@ -72,19 +72,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-# (required, optional) options of each data set.
-OPTIONS = {
-    "charades": (("videos", "annotations"), ("transcode",)),
-    "image_folder": (("images", "name"), ("split_list",)),
-    "imagenet2012": (("images",), ()),
-    "kinetics400": (("videos", "annotations"), ("transcode",)),
-    "kinetics600": (("videos", "annotations"), ("transcode",)),
-    "kinetics700": (("videos", "annotations"), ("transcode",)),
-    "moving_shapes": ((), ()),
-    "something_something_v2": (("videos", "annotations"), ("transcode",)),
-    "ucf101": (("videos", "annotations"), ("split", "transcode")),
-    "video_folder": (("videos", "name"), ("split_list", "transcode")),
-}
 FOR_ALL = ("dataset", "data_dir", "workers", "beam")
 
 

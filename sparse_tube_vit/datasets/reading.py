@@ -13,7 +13,7 @@ import shlex
 import numpy as np
 from etils import epath
 
-from sparse_tube_vit.datasets.builders import BUILDERS
+from sparse_tube_vit.datasets.catalog import BUILDERS, OPTIONS
 from sparse_tube_vit.errors import DatasetError
 
 INFO = "dataset_info.json"  # written last: it marks a prepared data set
@@ -233,15 +233,12 @@ def _how_to_prepare(dataset: str, data_dir) -> str:
             f"Prepare {name} with TFDS (file_format='array_record') or use one of"
             f" {', '.join(BUILDERS)}."
         )
-    options = {
-        "image_folder": f"--name {config or 'NAME'} --images DIR",
-        "imagenet2012": "--images DIR",
-        "moving_shapes": "",
-        "video_folder": f"--name {config or 'NAME'} --videos DIR",
-        "ucf101": f"--split {config.removeprefix('split') or 1} --videos DIR"
-        " --annotations DIR",
-    }.get(name, "--videos DIR --annotations DIR")
+    required, _ = OPTIONS.get(name, ((), ()))
+    values = {"name": config or "NAME"}
+    options = [f"--{option} {values.get(option, 'DIR')}" for option in required]
+    if name == "ucf101":
+        options.insert(0, f"--split {config.removeprefix('split') or 1}")
+    command = ["python -m sparse_tube_vit.prepare", name, *options]
     return (
-        f"Prepare it with: python -m sparse_tube_vit.prepare {name} {options}".rstrip()
-        + f" --data_dir {shlex.quote(str(data_dir))}"
+        f"Prepare it with: {' '.join(command)} --data_dir {shlex.quote(str(data_dir))}"
     )
