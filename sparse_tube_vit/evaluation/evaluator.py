@@ -128,7 +128,7 @@ class Evaluator:
         return self._compiled
 
     def _protocol(self, model, step):
-        """What a result was measured by, as JSON types."""
+        """The protocol of a result, as JSON types."""
         source, clip = self.source, self.clip
         protocol = {
             "evaluation": self.name,
