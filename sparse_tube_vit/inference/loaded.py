@@ -228,7 +228,7 @@ class TrainedTubeViT:
         )
 
     def pooled(self, videos) -> np.ndarray:
-        """Computes pooled features (B, D) of (B, V, T, H, W, 3), averaged over views."""
+        """Computes pooled features (B, D) of (B, V, T, H, W, 3), averaged over V."""
         return np.asarray(self._pooled(self.params, videos))
 
     def choose_head(self, kind: str, head: str | None = None) -> str:
