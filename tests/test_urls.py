@@ -50,10 +50,9 @@ def storage(finished, data_dir, tmp_path_factory):
     for name in ("augreg.npz", "timm.safetensors"):
         shutil.copy(GOLDEN / name, root / name)
     with pytest.MonkeyPatch.context() as monkeypatch:
-        directory = tmp_path_factory.mktemp("certificate")
-        with bucket.running(monkeypatch, directory) as storage:
-            storage.upload(root, "stand-in")
-            yield storage
+        storage = bucket.use(monkeypatch)
+        storage.upload(root, "stand-in")
+        yield storage
 
 
 @pytest.fixture
