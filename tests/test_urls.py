@@ -88,7 +88,7 @@ def write_features(run, storage, tmp_path):
 
 def evaluate_a_run_into_it(run, storage, tmp_path):
     options = f"--workdir={URL}/run", f"--data_dir={URL}/data", "--only", "image"
-    out = run(evaluate, *options, "--batch_size=4")
+    out = run(evaluate, *options)
     assert f"written to {URL}/run/evaluations/image_step6.json" in out
 
 
@@ -103,6 +103,7 @@ def evaluate_a_release_elsewhere(run, storage, tmp_path):
 def train_and_resume(run, storage, tmp_path):
     config = tiny_config(f"{URL}/data")
     config.total_steps = 2
+    config.optimizer.warmup_steps = 1
     config.evaluate_every_steps = 2
     train.train(config, f"{URL}/new")
     names = storage.names("stand-in", "new/")
@@ -121,6 +122,7 @@ def start_from_runs_and_releases(run, storage, tmp_path):
     for source in ("run", "run/checkpoints/4", "release"):
         config = tiny_config(f"{URL}/data")
         config.total_steps = 1
+        config.optimizer.warmup_steps = 0
         config.init.weights = f"{URL}/{source}"
         config.evaluations = {}
         train.train(config, tmp_path / source)
