@@ -15,6 +15,7 @@ CORE = [
 ]
 TRAIN = [
     "optax>=0.2.6",
+    "google-cloud-storage>=3",  # orbax's checkpoints at gs://
     "clu>=0.0.12",
     "grain>=0.2.15",
     "array-record>=0.8",

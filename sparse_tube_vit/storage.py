@@ -6,6 +6,7 @@ and weights are read from hf:// too, see `checkpoints.hub`.
 """
 
 import contextlib
+import io
 import os
 import tempfile
 import uuid
@@ -43,8 +44,12 @@ def whole_file(path) -> Iterator[Write]:
 
     def write(content):
         with _naming(path):
-            with new.open("wb") as file:
-                content(file)
+            if is_remote(path):  # where writers such as np.savez cannot seek
+                content(buffer := io.BytesIO())
+                new.write_bytes(buffer.getvalue())
+            else:
+                with new.open("wb") as file:
+                    content(file)
             new.replace(target)
 
     try:

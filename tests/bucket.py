@@ -5,14 +5,16 @@ its own; tensorflow, whose address of the storage is fixed, by a proxy that answ
 googleapis.com under a certificate made for it.
 """
 
-import contextlib
 import datetime
+import functools
 import json
 import re
 import ssl
+import tempfile
 import threading
 import urllib.parse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -35,8 +37,7 @@ class Storage:
         self.certificate = directory / "certificate.pem"
         self.tls = _certificate(self.certificate)
         handler = type("Handler", (_Handler,), {"storage": self})
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self.server.daemon_threads = True
+        self.server = _Server(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
     def put(self, at, data: bytes) -> int:
@@ -63,29 +64,42 @@ class Storage:
             )
 
 
-@contextlib.contextmanager
-def running(monkeypatch, directory):
-    """A storage that tensorflow and tensorstore use for gs://."""
-    storage = Storage(directory)
-    monkeypatch.setenv("HTTPS_PROXY", storage.url)
-    monkeypatch.setenv("https_proxy", storage.url)
-    monkeypatch.setenv("CURL_CA_BUNDLE", str(storage.certificate))
-    monkeypatch.setenv("NO_GCE_CHECK", "true")
-    monkeypatch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "token")
-    monkeypatch.setenv("GCS_READ_CACHE_MAX_SIZE_MB", "0")
-    monkeypatch.setenv("GCS_STAT_CACHE_MAX_AGE", "0")
-    monkeypatch.setenv("GCS_RETRY_CONFIG_MAX_RETRIES", "1")
-    monkeypatch.setenv("CLOUD_STORAGE_EMULATOR_ENDPOINT", storage.url)
-    monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", storage.url)
-    monkeypatch.setenv("TENSORSTORE_GCS_HTTP_VERSION", "1")
-    thread = threading.Thread(target=storage.server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield storage
-    finally:
-        storage.server.shutdown()
-        storage.server.server_close()
-        thread.join()
+@functools.cache
+def _storage() -> Storage:
+    """The one storage of this process: tensorstore keeps the address it first reads."""
+    storage = Storage(Path(_DIRECTORY.name))
+    threading.Thread(target=storage.server.serve_forever, daemon=True).start()
+    return storage
+
+
+_DIRECTORY = tempfile.TemporaryDirectory()
+
+
+def use(monkeypatch) -> Storage:
+    """Has tensorflow, tensorstore and array_record use a storage for gs://."""
+    storage = _storage()
+    for name, value in {
+        "CLOUD_STORAGE_EMULATOR_ENDPOINT": storage.url,  # array_record
+        "STORAGE_EMULATOR_HOST": storage.url,  # google-cloud-storage
+        "TENSORSTORE_GCS_HTTP_URL": storage.url,
+        "TENSORSTORE_GCS_HTTP_VERSION": "1",
+        "https_proxy": storage.url,  # tensorflow
+        "CURL_CA_BUNDLE": storage.certificate,
+        "NO_GCE_CHECK": "true",
+        "GOOGLE_AUTH_TOKEN_FOR_TESTING": "token",
+        "GCS_READ_CACHE_MAX_SIZE_MB": "0",
+        "GCS_STAT_CACHE_MAX_AGE": "0",
+        "GCS_RETRY_CONFIG_MAX_RETRIES": "1",
+    }.items():
+        monkeypatch.setenv(name, str(value))
+    return storage
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request, client_address):
+        """Clients may end a connection at any time."""
 
 
 class _Handler(BaseHTTPRequestHandler):

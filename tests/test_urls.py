@@ -50,10 +50,9 @@ def storage(finished, data_dir, tmp_path_factory):
     for name in ("augreg.npz", "timm.safetensors"):
         shutil.copy(GOLDEN / name, root / name)
     with pytest.MonkeyPatch.context() as monkeypatch:
-        directory = tmp_path_factory.mktemp("certificate")
-        with bucket.running(monkeypatch, directory) as storage:
-            storage.upload(root, "stand-in")
-            yield storage
+        storage = bucket.use(monkeypatch)
+        storage.upload(root, "stand-in")
+        yield storage
 
 
 @pytest.fixture
@@ -89,7 +88,7 @@ def write_features(run, storage, tmp_path):
 
 def evaluate_a_run_into_it(run, storage, tmp_path):
     options = f"--workdir={URL}/run", f"--data_dir={URL}/data", "--only", "image"
-    out = run(evaluate, *options, "--batch_size=4")
+    out = run(evaluate, *options)
     assert f"written to {URL}/run/evaluations/image_step6.json" in out
 
 
@@ -104,6 +103,7 @@ def evaluate_a_release_elsewhere(run, storage, tmp_path):
 def train_and_resume(run, storage, tmp_path):
     config = tiny_config(f"{URL}/data")
     config.total_steps = 2
+    config.optimizer.warmup_steps = 1
     config.evaluate_every_steps = 2
     train.train(config, f"{URL}/new")
     names = storage.names("stand-in", "new/")
@@ -122,6 +122,7 @@ def start_from_runs_and_releases(run, storage, tmp_path):
     for source in ("run", "run/checkpoints/4", "release"):
         config = tiny_config(f"{URL}/data")
         config.total_steps = 1
+        config.optimizer.warmup_steps = 0
         config.init.weights = f"{URL}/{source}"
         config.evaluations = {}
         train.train(config, tmp_path / source)

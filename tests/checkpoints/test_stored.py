@@ -2,11 +2,11 @@
 
 import dataclasses
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
 
-import fsspec
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,6 +34,7 @@ from sparse_tube_vit.evaluation import results
 from sparse_tube_vit.inference import loaded
 from sparse_tube_vit.models.tubevit import init_params, make_model
 from sparse_tube_vit.training.state import TrainState
+from tests import bucket
 from tests.tiny import tiny_config
 
 CLASSES = {"motions": ("left", "right", "up"), "shapes": ("ring", "star")}
@@ -119,25 +120,25 @@ def test_what_a_run_was_is_told_without_its_parameters(run, released, tmp_path):
         stored.locate(copy).read_description()
 
 
-def test_a_bucket_gives_what_the_disk_gives(run, released):
-    """fsspec's file system in memory stands for gs://."""
-    memory = fsspec.filesystem("memory")
+def test_a_bucket_gives_what_the_disk_gives(run, released, monkeypatch):
     workdir, params = run
-    memory.put(str(workdir), "/bucket/run", recursive=True)
-    memory.put(str(released), "/bucket/release", recursive=True)
-    assert_equal(stored.read("memory://bucket/run", step=3).params, params, 2)
-    assert_equal(stored.read("memory://bucket/run/checkpoints/5").params, params, 2)
-    assert_equal(stored.read("memory://bucket/release").params, params, 2)
-    for name in ("run", "release"):
-        path = f"memory://bucket/{name}"
+    storage = bucket.use(monkeypatch)
+    storage.upload(workdir, "models", "run")
+    storage.upload(released, "models", "release")
+    url = "gs://models/run"
+    assert_equal(stored.read(url, step=3).params, params, 2)
+    assert_equal(stored.read(f"{url}/checkpoints/5").params, params, 2)
+    assert_equal(stored.read("gs://models/release").params, params, 2)
+    assert os.fspath(stored.locate(url).workdir) == url
+    for path in (url, "gs://models/release"):
         assert describe(path)[1] == stored.read(path).run
     # What is being written to a bucket has its place already.
-    at = "/bucket/run/checkpoints/5/_CHECKPOINT_METADATA"
-    told = json.loads(memory.cat_file(at))
-    memory.pipe_file(at, json.dumps(told | {"commit_timestamp_nsecs": None}).encode())
-    assert stored.read("memory://bucket/run").step == 3
+    at = "models", "run/checkpoints/5/_CHECKPOINT_METADATA"
+    told = json.loads(storage.objects[at][0])
+    storage.put(at, json.dumps(told | {"commit_timestamp_nsecs": None}).encode())
+    assert stored.read(url).step == 3
     with pytest.raises(UnfinishedCheckpoint, match="not written to its end"):
-        stored.read("memory://bucket/run", step=5)
+        stored.read(url, step=5)
     with pytest.raises(stored.UnreachableStorage, match="nosuch"):
         stored.read("nosuch://bucket/run")
 
