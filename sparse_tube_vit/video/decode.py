@@ -122,16 +122,9 @@ def decode(
     """
     with opened(data, timeout_seconds) as video:
         to_rgb = _ToRgb(video.stream.time_base, crop)
-        ticks = video.packet_times()
-        clip = None
-        if ticks is not None:
-            clip = _decode_at(video, ticks, times, to_rgb, video.clock)
-        if clip is None:
-            ticks = video.frame_times()
-            clip = _decode_at(video, ticks, times, to_rgb, "count")
-        if clip is None:
-            raise UndecodableClip("Decoded again, it has fewer frames.")
-        return clip
+        return video.attempt(
+            lambda ticks, clock: _decode_at(video, ticks, times, to_rgb, clock)
+        )
 
 
 @contextlib.contextmanager
@@ -249,6 +242,24 @@ class Video:
         # Times that do not rise are replaced by sums of the durations.
         good = np.all(np.diff(times) > 0) and not self.guessed
         return np.array(times) if good else np.cumsum([0, *durations[:-1]])
+
+    def attempt(self, function: Callable[[np.ndarray, str], object]):
+        """Returns `function(presentation times, clock)`, by packets or a full decode.
+
+        Args:
+            function: Returns None where the frames do not come at these times.
+
+        Raises:
+            UndecodableClip: It returns None for those of a full decode too.
+        """
+        ticks, result = self.packet_times(), None
+        if ticks is not None:
+            result = function(ticks, self.clock)
+        if result is None:
+            result = function(self.frame_times(), "count")
+        if result is None:
+            raise UndecodableClip("Decoded again, it has fewer frames.")
+        return result
 
     def seconds(self, ticks: np.ndarray) -> float:
         """Returns the duration in seconds of frames with these presentation times."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import fractions
+import functools
 import io
 
 import av
@@ -75,15 +76,7 @@ class Transcode:
             UndecodableClip: Not all of the file decodes.
         """
         with opened(encoded) as video:
-            ticks = video.packet_times()
-            transcoded = None
-            if ticks is not None:
-                transcoded = self._encode(video, ticks, video.clock)
-            if transcoded is None:
-                transcoded = self._encode(video, video.frame_times(), "count")
-            if transcoded is None:
-                raise UndecodableClip("Decoded again, it has fewer frames.")
-            return transcoded
+            return video.attempt(functools.partial(self._encode, video))
 
     def _encode(self, video, ticks, clock) -> bytes | None:
         """Returns a file of the frames at these ticks; None if one does not come."""
