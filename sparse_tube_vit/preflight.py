@@ -19,7 +19,7 @@ from sparse_tube_vit.errors import reported
 from sparse_tube_vit.log import to_stderr
 from sparse_tube_vit.tpu.chips import Topology
 from sparse_tube_vit.tpu.preflight import UnknownClasses, head_classes, preflight
-from sparse_tube_vit.tpu.report import to_json, to_text
+from sparse_tube_vit.tpu.summary import to_json, to_text
 
 
 def main(argv):

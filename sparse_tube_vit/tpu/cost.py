@@ -14,10 +14,11 @@ sum, with loops as often as they run, is the time of a step, with three exceptio
 
 import dataclasses
 import functools
-import itertools
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
 
 from sparse_tube_vit.tpu.chips import Chip
 from sparse_tube_vit.tpu.hlo import Module, arrays, matrix_flops, trip_count
@@ -361,37 +362,28 @@ def device_group(attributes: str, devices: int) -> list[int]:
         r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", attributes
     )
     if numbered:
-        shape, *order = map(_numbers, numbered.groups())
-        return _numbering(*order)[: shape[-1]]
+        groups, shape, axes = map(_numbers, numbered.groups())
+        return _numbering(shape, axes).ravel()[: groups[-1]].tolist()
     ids = r"(?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?"
     meshed = re.search(rf"replica_groups=mesh\[(.*?)\]{ids} \{{(.*?)\}}", attributes)
     if not meshed:
         return list(range(devices))
-    axes = {axis: int(size) for axis, size in re.findall(r"'(.*?)'=(\d+)", meshed[1])}
-    order = _numbers(meshed[2]) or list(axes.values())
-    numbers = _numbering(order, _numbers(meshed[3]))
-    chosen = set(re.findall(r"'(.*?)'", meshed[4]))
-    ranges = [range(size if axis in chosen else 1) for axis, size in axes.items()]
-    strides = [math.prod(list(axes.values())[i + 1 :]) for i in range(len(axes))]
-    return [
-        numbers[sum(i * stride for i, stride in zip(place, strides, strict=True))]
-        for place in itertools.product(*ranges)
-    ]
+    sizes = {axis: int(size) for axis, size in re.findall(r"'(.*?)'=(\d+)", meshed[1])}
+    shape = _numbers(meshed[2]) or [*sizes.values()]
+    mesh = _numbering(shape, _numbers(meshed[3])).reshape([*sizes.values()])
+    spanned = re.findall(r"'(.*?)'", meshed[4])
+    return mesh[*(slice(None) if a in spanned else 0 for a in sizes)].ravel().tolist()
 
 
 def _numbers(text):
     return [int(x) for x in text.split(",")] if text else []
 
 
-def _numbering(shape, order):
-    """Returns arange(prod(shape)).reshape(shape).transpose(order).ravel()."""
-    order = order or range(len(shape))
-    strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
-    places = itertools.product(*(range(shape[i]) for i in order))
-    return [
-        sum(p * strides[i] for p, i in zip(place, order, strict=True))
-        for place in places
-    ]
+def _numbering(shape, axes):
+    """Returns the devices 0, 1, ... in an array of a shape, transposed."""
+    return (
+        np.arange(math.prod(shape)).reshape(shape).transpose(axes or range(len(shape)))
+    )
 
 
 def _one(instruction, seconds, flops, roofline=False):

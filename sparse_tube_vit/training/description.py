@@ -46,10 +46,9 @@ def _size(numbers):
 def _tubes(tubes, clip):
     tubes = [tubes[i] for i in tubes_for(tubes, clip[0])]
     rows = [("tube (kernel, stride, offset)", "tokens", "grid", "pixels read")]
-    shares = [pixels_read([tube], clip).mean() for tube in tubes]
-    for tube, share in zip(tubes, shares, strict=True):
-        grid = tube.grid(clip)
-        rows.append((str(tube), math.prod(grid), _size(grid), f"{share:.2%}"))
+    for tube in tubes:
+        grid, read = tube.grid(clip), pixels_read([tube], clip).mean()
+        rows.append((str(tube), math.prod(grid), _size(grid), f"{read:.2%}"))
     union = pixels_read(tubes, clip).mean()
     rows.append(
         (f"a clip of {_size(clip)}", count_tokens(tubes, clip), "", f"{union:.2%}")
@@ -69,9 +68,7 @@ def _parameters(model, config, classes):
     trained_and_frozen = split(params, frozen_parts(config))
 
     def counts(part=None):
-        trees = trained_and_frozen
-        if part is not None:
-            trees = [tree.get(part, {}) for tree in trees]
+        trees = [x if part is None else x.get(part, {}) for x in trained_and_frozen]
         sizes = [sum(x.size for x in jax.tree.leaves(tree)) for tree in trees]
         return [f"{n:,}" for n in (*sizes, sum(sizes))]
 

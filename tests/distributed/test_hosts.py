@@ -1,4 +1,4 @@
-"""Several hosts, as processes of launch/simulate_pod.sh: together, apart, and lost."""
+"""Several hosts, as processes of launch/simulate_pod.sh: joint, different and lost."""
 
 import contextlib
 import json
@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def environment(**more):
-    """For programs of several hosts: they compile fast, and share what they can."""
+    """Returns the environment of programs of several hosts, which compile fast."""
     return os.environ | {
         "VIRTUAL_ENV": sys.prefix,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -35,7 +35,7 @@ def environment(**more):
 
 
 class Pod:
-    """A run of simulate_pod.sh, and when which line came."""
+    """A run of simulate_pod.sh, its lines of output and their times."""
 
     def __init__(self, *command, **variables):
         self.lines, self.times, self.pids = [], [], {}
@@ -49,7 +49,7 @@ class Pod:
         )
 
     def wait_for(self, pattern):
-        """Reads lines until one of the pattern; the time that it came."""
+        """Reads lines until one matches the pattern; returns the time of that line."""
         for line in self.process.stdout:
             self.lines.append(line.rstrip())
             self.times.append(time.monotonic())
@@ -60,7 +60,7 @@ class Pod:
         raise AssertionError("\n".join([f"{pattern} never came:", *self.lines]))
 
     def ended(self):
-        """Exit codes of the script and of every host."""
+        """Waits; returns the exit codes of the script and of every host."""
         for line in self.process.stdout:
             self.lines.append(line.rstrip())
             self.times.append(time.monotonic())
@@ -79,8 +79,7 @@ class Pod:
 def pod(data_dir, tmp_path):
     """pod(hosts, *changes): starts hosts that train the tiny run with changes to it.
 
-    `changes` are lines of Python that see `config`, and the number of their `host`; or
-    that change the program.
+    `changes` are lines of Python that may use `config` and the number `host`.
     """
     pods = []
 
@@ -152,7 +151,7 @@ def assert_same_run(workdir, finished, data_dir):
 def test_two_hosts_train_and_evaluate_as_one(pod, finished, data_dir, tmp_path):
     two = pod(2)
     assert two.ended() == (0, {0: 0, 1: 0}), two
-    # What all know only the first tells.
+    # Only the first host logs progress.
     assert sum("step 6 of 6" in line for line in two.lines) == 1
     name = "evaluations/video_step6_2x3.json"
     ours = json.loads((tmp_path / "run" / name).read_text())

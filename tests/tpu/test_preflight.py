@@ -16,7 +16,7 @@ from sparse_tube_vit.datasets import catalog
 from sparse_tube_vit.datasets.classes import OFFICIAL_CLASSES
 from sparse_tube_vit.models.flops import forward_flops, training_flops
 from sparse_tube_vit.models.tubevit import make_model
-from sparse_tube_vit.tpu import hlo, preflight, report
+from sparse_tube_vit.tpu import hlo, preflight, summary
 from sparse_tube_vit.tpu.chips import CHIPS, GIB, Topology
 from sparse_tube_vit.tpu.cost import Network, estimate
 from sparse_tube_vit.tpu.preflight import DoesNotFit, Memory, Preflight, UnknownClasses
@@ -61,18 +61,18 @@ def test_figures_follow_from_the_estimate():
     assert result.memory.peak == 7.75 * GIB
     assert result.mfu == pytest.approx(result.estimate.flops / seconds / 197e12)
     assert result.chip_hours == pytest.approx(8 * seconds)
-    summary = json.loads(json.dumps(report.to_json(result)))
-    assert summary["batch"] == {"video": 32}
-    assert summary["examples_per_second"] == {"video": pytest.approx(32 / seconds)}
-    parts = summary["step_seconds"]
+    numbers = json.loads(json.dumps(summary.to_json(result)))
+    assert numbers["batch"] == {"video": 32}
+    assert numbers["examples_per_second"] == {"video": pytest.approx(32 / seconds)}
+    parts = numbers["step_seconds"]
     assert parts.pop("all") == pytest.approx(sum(parts.values()))
-    assert summary["chip_bytes"]["peak"] == 7.75 * GIB
-    times = sum(o["seconds"] for o in summary["operations"])
+    assert numbers["chip_bytes"]["peak"] == 7.75 * GIB
+    times = sum(o["seconds"] for o in numbers["operations"])
     assert times == pytest.approx(seconds - parts["waiting_for_collectives"])
 
 
 def test_the_report_names_what_matters():
-    text = report.to_text(found())
+    text = summary.to_text(found())
     lines = {line.split("  ")[0]: line.split() for line in text.splitlines()}
     assert "not measurements" in text
     assert lines["peak"][1:] == ["7.75", "49%"]
@@ -109,7 +109,7 @@ def test_the_report_names_what_matters():
     ],
 )
 def test_operations_are_named_by_pass_and_module(source, name):
-    assert report.module_and_pass(source) == name
+    assert summary.module_and_pass(source) == name
 
 
 def test_what_is_not_known_is_said():
@@ -117,9 +117,9 @@ def test_what_is_not_known_is_said():
     unsure = dataclasses.replace(
         result.estimate, unknown_loops=("while.3",), unknown_kernels=("mystery.1",)
     )
-    text = report.to_text(dataclasses.replace(result, estimate=unsure))
+    text = summary.to_text(dataclasses.replace(result, estimate=unsure))
     assert "while.3" in text and "mystery.1" in text
-    assert "only the data tells" not in report.to_text(result)
+    assert "only the data tells" not in summary.to_text(result)
 
 
 def test_classes_are_official_given_or_asked_for():
@@ -217,7 +217,7 @@ def test_what_does_not_fit_ends_with_the_first_change_that_does():
         topology = Topology.parse("v5e:2x4")
         return preflight.preflight(kinetics(), topology, {}, compiler)
 
-    assert report.to_text(run(Compiler(32))) == report.to_text(found())
+    assert summary.to_text(run(Compiler(32))) == summary.to_text(found())
     compiler = Compiler(16)
     with pytest.raises(DoesNotFit) as error:
         run(compiler)
@@ -264,8 +264,8 @@ def test_the_command_prints_text_or_json():
     code, out, _ = run()
     assert code == 0 and out.startswith("v5e:2x2: 4 chips, mesh data 4 x fsdp 1 x")
     code, out, _ = run("--json", "--config.mesh.fsdp=2")
-    summary = json.loads(out)
-    assert code == 0 and summary["mesh"] == {"data": 2, "fsdp": 2, "tensor": 1}
+    numbers = json.loads(out)
+    assert code == 0 and numbers["mesh"] == {"data": 2, "fsdp": 2, "tensor": 1}
     code, out, error = run("--classes", "dogs=2")
     assert (code, out) == (1, "") and error.startswith("UnknownClasses: --classes nam")
 
