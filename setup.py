@@ -9,7 +9,6 @@ CORE = [
     "numpy>=2.0",
     "safetensors>=0.8",
     "etils[epath]>=1.13",
-    "fsspec>=2025.3",
     "ml-dtypes>=0.5",
     "absl-py>=2.3",
     "av>=17",
@@ -38,7 +37,8 @@ setup(
     install_requires=CORE,
     extras_require={
         "train": TRAIN,
-        "gcs": ["gcsfs>=2025.3"],  # models and clips at gs://
+        "gcs": ["gcsfs>=2025.3"],  # models and clips at gs:// without tensorflow
+        "hub": ["huggingface_hub>=1.0"],  # models at hf://
         "probe": ["scikit-learn>=1.7"],
         "tpu": ["jax[tpu]>=0.9"],
         "cuda": ["jax[cuda13]>=0.9"],
@@ -52,6 +52,8 @@ setup(
             "kubernetes-validate>=1.36",  # launch/gke/jobset.yaml
             "nbclient>=0.10",  # launch/colab.ipynb
             "ipykernel>=7",
+            "huggingface_hub>=1.0",
+            "import-linter>=2.5",
         ],
     },
 )

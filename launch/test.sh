@@ -7,5 +7,6 @@ source "$(dirname "$0")/usage.sh"
 source "$(dirname "$0")/setup.sh"
 ruff check .
 ruff format --check .
+lint-imports --no-cache
 shellcheck --external-sources launch/*.sh launch/gke/*.sh
 python -m pytest -n auto --dist loadfile tests "$@"

@@ -1,20 +1,20 @@
 """Measures accuracy, or mAP of several labels, over temporal x spatial views.
 
-python -m sparse_tube_vit.evaluate --workdir DIR [--step N] [--views 4x3] [...]
+python -m sparse_tube_vit.evaluate --workdir MODEL [--step N] [--views 4x3] [...]
 """
 
 import argparse
 
 import jax
-from etils import epath
 
-from sparse_tube_vit.checkpoints.run import latest_step, read_description
+from sparse_tube_vit.checkpoints import stored
 from sparse_tube_vit.config import from_json
 from sparse_tube_vit.config.flags import parse_views
 from sparse_tube_vit.distributed import hosts, sharding
 from sparse_tube_vit.errors import reported
 from sparse_tube_vit.evaluation.evaluator import evaluate
-from sparse_tube_vit.log import to_stderr
+from sparse_tube_vit.figures import draw_confusions
+from sparse_tube_vit.log import log, to_stderr
 
 
 def main():
@@ -22,7 +22,12 @@ def main():
         prog="python -m sparse_tube_vit.evaluate",
         description="Evaluates a checkpoint; config and classes are read from it.",
     )
-    parser.add_argument("--workdir", required=True, help="of the training run")
+    parser.add_argument(
+        "--workdir",
+        required=True,
+        help="of the training run; or one step of its checkpoints, or a release; "
+        "local, gs:// or hf://",
+    )
     parser.add_argument(
         "--step", type=int, help="of the checkpoint; default: the latest"
     )
@@ -37,15 +42,14 @@ def main():
     )
     parser.add_argument("--batch_size", type=int, help="videos or images at a time")
     parser.add_argument("--data_dir", help="of the prepared data sets")
-    parser.add_argument("--out", help="default: WORKDIR/evaluations")
+    parser.add_argument(
+        "--out", help="directory for results; default: the run's WORKDIR/evaluations"
+    )
     args = parser.parse_args()
     to_stderr()
     with reported(), hosts.connected():
-        step = args.step
-        if step is None:
-            step = latest_step(args.workdir)
-        run = read_description(epath.Path(args.workdir) / "checkpoints", step)
-        config = from_json(run["config"])
+        model = stored.locate(args.workdir, args.step)
+        config = from_json(model.read_description()["config"])
         # Parameters are not split here: devices of any kind and number will do.
         slices = sharding.count_slices(jax.devices())
         config.mesh.update(data=-1, fsdp=1, tensor=1, slices=slices)
@@ -59,11 +63,18 @@ def main():
                 source.stride_scale = args.stride_scale
             if args.views and source.kind == "video":
                 source.temporal_views, source.spatial_views = args.views
-        for result in evaluate(config, args.workdir, step, args.only):
-            if jax.process_index() == 0:
+        out = args.out or model.workdir and model.workdir / "evaluations"
+        log.info("Evaluating %s", model.name)
+        if not out:
+            log.info("It has no work directory: give --out DIR to write the results.")
+        results = evaluate(config, model, args.only)
+        if jax.process_index() == 0:
+            for result in results:
                 print(result)
-                out = epath.Path(args.out or epath.Path(args.workdir) / "evaluations")
-                print(f"  written to {result.save(out)}")
+                if out:
+                    print(f"  written to {result.save(out)}")
+            if out:
+                draw_confusions(out)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ from sparse_tube_vit.config.flags import add_model_arguments, parse_views, posit
 from sparse_tube_vit.errors import reported
 from sparse_tube_vit.inference import files
 from sparse_tube_vit.inference.features import check_one_kind, pooled, tokens
+from sparse_tube_vit.inference.loaded import load
 from sparse_tube_vit.log import log, to_stderr
-from sparse_tube_vit.predict import load_model
 from sparse_tube_vit.storage import whole_file
 
 
@@ -47,7 +47,7 @@ def main():
         paths = files.expand(args.files)
         if args.tokens:
             check_one_kind(paths)
-        tubevit = load_model(args)
+        tubevit = load(args.model, args.step, args.ema)
         features, kinds, problems = pooled(tubevit, paths, args.views, args.batch_size)
         for i, problem in problems.items():
             log.warning("%s: %s", paths[i], problem)

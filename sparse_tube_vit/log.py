@@ -47,8 +47,8 @@ def name_host(index: int) -> None:
         )
 
 
-def table(rows: Sequence[tuple]) -> list[str]:
-    """Lines of a table: the first column to the left, the others to the right."""
+def format_table(rows: Sequence[tuple]) -> list[str]:
+    """Returns the lines of a text table: the first column left, the others right."""
     widths = [
         max(len(str(cell)) for cell in column) for column in zip(*rows, strict=True)
     ]

@@ -16,7 +16,7 @@ import sys
 
 from sparse_tube_vit.config.flags import add_model_arguments, parse_views, positive
 from sparse_tube_vit.errors import reported
-from sparse_tube_vit.inference import loaded
+from sparse_tube_vit.inference.loaded import load
 from sparse_tube_vit.inference.predictions import Prediction, predict
 from sparse_tube_vit.log import log, to_stderr
 
@@ -70,11 +70,6 @@ def as_csv(predictions: list[Prediction]) -> str:
 FORMATS = {"table": as_table, "json": as_json, "csv": as_csv}
 
 
-def load_model(args) -> loaded.TrainedTubeViT:
-    """The model of `add_model_arguments`."""
-    return loaded.load(args.model, args.step, args.ema)
-
-
 def main():
     parser = argparse.ArgumentParser(
         prog="python -m sparse_tube_vit.predict",
@@ -98,7 +93,7 @@ def main():
     args = parser.parse_args()
     to_stderr()
     with reported():
-        tubevit = load_model(args)
+        tubevit = load(args.model, args.step, args.ema)
         predictions = predict(
             tubevit, args.files, args.head, args.top, args.views, args.batch_size
         )

@@ -1,12 +1,14 @@
-"""What a config's training would take on a TPU pod, before one is paid for.
+"""Predicts what a config's training takes on a TPU pod, without one.
 
     python -m sparse_tube_vit.preflight --config configs/X.py --topology v5e:16x16
 
-Compiles the train step for the pod, with its shardings, on a machine that needs no TPU
-but the TPU compiler (pip install "jax[tpu]"), and reads what it takes in the compiled
-program. All times are predictions of the compiler's cost model, not measurements. Ends
-with exit code 1 if the step does not fit the memory of a chip.
+Compiles the train step for the pod, with its shardings, on a machine that has the TPU
+compiler (pip install "jax[tpu]") and no TPU, and reads memory, time and collectives in
+the compiled program. All times are predictions of the compiler's cost model, not
+measurements. Ends with exit code 1 if the step does not fit the memory of a chip.
 """
+
+import json
 
 import jax
 from absl import app, flags
@@ -15,7 +17,21 @@ from ml_collections import config_flags
 from sparse_tube_vit.config.flags import parse_flags
 from sparse_tube_vit.errors import reported
 from sparse_tube_vit.log import to_stderr
-from sparse_tube_vit.tpu.preflight import UnknownClasses, run
+from sparse_tube_vit.tpu.chips import Topology
+from sparse_tube_vit.tpu.preflight import UnknownClasses, head_classes, preflight
+from sparse_tube_vit.tpu.report import to_json, to_text
+
+
+def main(argv):
+    del argv
+    to_stderr()
+    jax.config.update("jax_platforms", "cpu")  # compiling needs no TPU
+    with reported():
+        config = _CONFIG.value
+        topology = Topology.parse(_TOPOLOGY.value, config.mesh.slices)
+        classes = head_classes(config, given_classes(_CLASSES.value))
+        result = preflight(config, topology, classes)
+        print(json.dumps(to_json(result), indent=1) if _JSON.value else to_text(result))
 
 
 def given_classes(texts):
@@ -26,14 +42,6 @@ def given_classes(texts):
             raise UnknownClasses(f"--classes takes head=N, not {text!r}.")
         given[head] = int(number)
     return given
-
-
-def main(argv):
-    del argv
-    to_stderr()
-    jax.config.update("jax_platforms", "cpu")  # the TPUs are not here
-    with reported():
-        run(_CONFIG.value, _TOPOLOGY.value, given_classes(_CLASSES.value), _JSON.value)
 
 
 if __name__ == "__main__":

@@ -45,8 +45,8 @@ def main(argv: list[str] | None = None) -> None:
         try:
             transcode = _transcode(arguments)
             for builder in _builders(arguments):
-                said = prepare(builder, transcode, arguments.workers, arguments.beam)
-                print(said, flush=True)
+                options = (transcode, arguments.workers, arguments.beam)
+                print(prepare(builder, *options), flush=True)
         except KeyboardInterrupt:
             print("Stopped. The same command goes on from here.", file=sys.stderr)
             sys.exit(130)

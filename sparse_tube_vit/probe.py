@@ -19,9 +19,9 @@ import sys
 
 from sparse_tube_vit.config.flags import add_model_arguments, parse_views, positive
 from sparse_tube_vit.errors import reported
+from sparse_tube_vit.inference.loaded import load
 from sparse_tube_vit.inference.probe import probe
 from sparse_tube_vit.log import to_stderr
-from sparse_tube_vit.predict import load_model
 
 
 def as_text(result: dict) -> str:
@@ -74,7 +74,7 @@ def main():
     to_stderr()
     with reported():
         result = probe(
-            load_model(args),
+            load(args.model, args.step, args.ema),
             args.clips,
             args.kind,
             args.split_list,

@@ -1,10 +1,10 @@
-"""Writes a release: a folder with a trained model, to be loaded by `load`.
+"""Writes a release: a folder with a trained model, which `load` takes.
 
     python -m sparse_tube_vit.release --workdir RUN --out DIR [--dtype bfloat16]
         [--no-ema] [--step N] [--license NAME] [--overwrite]
+        [--push hf://USER/NAME [--private]]
 
-The model card tells what a run's work directory says: data, steps, accuracy with its
-protocol. See `saved` for what the folder holds.
+Its model card states the run's data, steps, and accuracies with their protocol.
 """
 
 import argparse
@@ -22,7 +22,7 @@ def main():
     parser.add_argument(
         "--workdir",
         required=True,
-        help="of the run, or one step of its checkpoints; or gs://...",
+        help="of the run, or one step of its checkpoints; local, gs:// or hf://",
     )
     parser.add_argument("--out", required=True, help="the folder to write")
     parser.add_argument("--step", type=int, help="default: the latest checkpoint")
@@ -37,10 +37,18 @@ def main():
     parser.add_argument(
         "--overwrite", action="store_true", help="replace a release that is there"
     )
+    parser.add_argument(
+        "--push", default="", help="upload it to the Hugging Face Hub: hf://USER/NAME"
+    )
+    parser.add_argument(
+        "--private", action="store_true", help="make a new repository a private one"
+    )
     args = parser.parse_args()
+    if args.private and not args.push:
+        parser.error("--private goes with --push")
     to_stderr()
     with reported():
-        found = release(
+        model = release(
             args.workdir,
             args.out,
             args.step,
@@ -48,8 +56,12 @@ def main():
             args.dtype,
             args.license,
             args.overwrite,
+            args.push,
+            args.private,
         )
-        log.info("Wrote %s as a release to %s", found.name, args.out)
+        log.info("Wrote %s as a release to %s", model.name, args.out)
+        if args.push:
+            log.info("Uploaded it to %s", args.push)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Writes what there is to know of a run as one HTML page that holds all of it.
+"""Writes a report on a run: one HTML page with its pictures and clips in it.
 
     python -m sparse_tube_vit.report --workdir DIR [--out FILE] [--clips N]
 
@@ -13,13 +13,10 @@ from etils import epath
 from sparse_tube_vit.errors import reported
 from sparse_tube_vit.figures.run import Run
 from sparse_tube_vit.log import to_stderr
-from sparse_tube_vit.pages.run import CLIPS, check_workdir, report
+from sparse_tube_vit.pages.run import check_workdir, render
 from sparse_tube_vit.storage import whole_file
 
 PAGE = "report.html"
-
-
-# ---- sections, each the lines of its HTML
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -31,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("--workdir", required=True, help="of the training run")
     add("--out", help=f"the page; default: WORKDIR/{PAGE}")
-    add("--clips", type=int, default=CLIPS, help="shown of an evaluation; default: 8")
+    add("--clips", type=int, default=8, help="shown of an evaluation; default: 8")
     add("--data_dir", help="of the prepared data sets, if not that of the config")
     args = parser.parse_args(argv)
     if args.clips < 1:
@@ -42,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         check_workdir(run)
         out = epath.Path(args.out or run.workdir / PAGE)
         with whole_file(out) as write:
-            page = report(run, args.clips)
+            page = render(run, args.clips)
             write(lambda file: file.write(page.encode()))
         print(out)
 

@@ -1,9 +1,17 @@
-"""Files that commands write: each is there whole or not at all."""
+"""Paths and URLs, and files that are written whole or not at all.
+
+URLs are gs://, s3:// and az://, which epath reads and writes: gs:// by tensorflow where
+it is installed, else all of them by fsspec and its packages (gcsfs for gs://). Models
+and weights are read from hf:// too, see `checkpoints.hub`.
+"""
 
 import contextlib
 import os
+import tempfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import IO
 
 from etils import epath
@@ -15,33 +23,33 @@ Write = Callable[[Callable[[IO[bytes]], object]], None]
 
 @contextlib.contextmanager
 def whole_file(path) -> Iterator[Write]:
-    """Context of the work whose result goes to a file; gives what writes it.
+    """Opens a file for a result that is computed within the context.
 
-    That it can be written is found out here, before the work. It is written beside its
-    place, which it takes by being renamed: what was there stays until then. Links stay
-    links: the place is where they lead.
+    Raises before the work if the file cannot be written. The content goes to a
+    temporary file in the same directory, which is then renamed: until then the old file
+    stays. Links are followed.
 
     Args:
-      path: of the file, local or gs://; its directory must be there.
+        path: The file, local or gs://. Its directory must exist.
 
-    Returns:
-      A function that takes another, which is given the binary file to write to.
+    Yields:
+        A function that takes a function of a binary file, which writes the content.
 
     Raises:
-      UnwritableOutput: here, or when it is written.
+        UnwritableOutput: On entering, or when the content is written.
     """
-    place = epath.Path(path if is_remote(path) else os.path.realpath(path))
-    new = place.parent / f".{place.name}.{uuid.uuid4().hex}"
+    target = epath.Path(path if is_remote(path) else os.path.realpath(path))
+    new = target.parent / f".{target.name}.{uuid.uuid4().hex}"
 
     def write(content):
         with _naming(path):
             with new.open("wb") as file:
                 content(file)
-            new.replace(place)
+            new.replace(target)
 
     try:
         with _naming(path):
-            if os.path.exists(place) and not os.path.isfile(place):
+            if os.path.exists(target) and not os.path.isfile(target):
                 raise OSError("there is something else, no file")
             new.write_bytes(b"")
         yield write
@@ -51,7 +59,7 @@ def whole_file(path) -> Iterator[Write]:
 
 
 def write_whole(path, content: bytes) -> None:
-    """Writes what is there already to a `whole_file`."""
+    """Writes a file as `whole_file`, from content that is already known."""
     with whole_file(path) as write:
         write(lambda file: file.write(content))
 
@@ -66,33 +74,85 @@ def _naming(path):
 
 
 def is_remote(path) -> bool:
-    """Whether the path is a URL, as gs://BUCKET/FILE is."""
+    """Returns whether the path is a URL, such as gs://BUCKET/FILE."""
     return "://" in os.fspath(path)
 
 
 def absolute(path) -> str:
-    """The path from the root of its disk; a URL as it is.
+    """Returns a local path in absolute form, a URL unchanged.
 
-    epath would look for a URL in the current directory.
+    `epath.Path.resolve` would take a URL for a path below the current directory.
     """
     return os.fspath(path) if is_remote(path) else os.path.abspath(path)
 
 
 def files_below(directory) -> list[epath.Path]:
-    """Returns all files in a directory and the folders in it, in sorted order."""
-    found = epath.Path(directory).walk()
-    return sorted(folder / file for folder, _, files in found for file in files)
+    """Returns all files in a directory and its subdirectories, sorted."""
+    root, files = epath.Path(directory), []
+    top = None
+    for folder, _, names in root.walk():
+        top = top or folder  # `root`, which fsspec gives without its scheme
+        files += [root / folder.relative_to(top) / name for name in names]
+    return sorted(files)
+
+
+class UnreachableStorage(TubeViTError, OSError):
+    """A URL of an unknown kind, or a bucket or hub that cannot be listed or read."""
+
+
+@contextlib.contextmanager
+def reaching(path) -> Iterator[None]:
+    """Turns errors of whatever reads a URL into UnreachableStorage.
+
+    Named errors, and all errors of local paths, pass through.
+    """
+    try:
+        yield
+    except TubeViTError:
+        raise
+    except Exception as error:  # tensorflow, fsspec and its packages have their own
+        if not is_remote(path):
+            raise
+        why = str(error).strip() or type(error).__name__
+        raise UnreachableStorage(f"{path} cannot be read: {why}") from error
+
+
+@contextlib.contextmanager
+def on_disk(path, items: Sequence[str] | None = None) -> Iterator[Path]:
+    """Gives a local path to a file or folder; of a remote one, to a temporary copy.
+
+    Args:
+        path: An epath.Path, local or remote.
+        items: Names of the files and subfolders of a folder to copy; those that do not
+            exist are skipped. None if `path` is a file.
+    """
+    if not is_remote(path):
+        yield Path(path)
+        return
+    with tempfile.TemporaryDirectory() as temporary:
+        copy, pairs = Path(temporary, path.name), []
+        if items is None:
+            pairs.append((path, copy))
+        for source in (path / item for item in items or ()):
+            for file in files_below(source) if source.is_dir() else [source]:
+                if file.exists():
+                    pairs.append((file, copy / file.relative_to(path)))
+        for _, target in pairs:
+            target.parent.mkdir(parents=True, exist_ok=True)
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(lambda pair: pair[0].copy(pair[1]), pairs))
+        yield copy
 
 
 class UnreadableFile(TubeViTError, OSError):
-    """A file of a clip or an image that is not there or cannot be read."""
+    """A clip or image file that is missing or cannot be read."""
 
 
 def read_file(path) -> bytes:
-    """A file of a clip or an image, local or gs://.
+    """Reads a clip or image file, local or gs://.
 
     Raises:
-      UnreadableFile: it is not there, or may not be read.
+        UnreadableFile: It is missing or cannot be read.
     """
     try:
         return epath.Path(path).read_bytes()
@@ -102,9 +162,10 @@ def read_file(path) -> bytes:
 
 
 def make_workdir(workdir: epath.Path) -> None:
-    """Makes a run's directory; raises UnusableWorkdir unless it takes what is written.
+    """Makes a run's work directory and checks that files can be written to it.
 
-    One that is there may be on a disk that is full, or mounted to be read.
+    Raises:
+        UnusableWorkdir: Its disk is full or read-only, or it cannot be made.
     """
     for directory in (workdir, workdir / "checkpoints"):
         probe = directory / f".written_{uuid.uuid4().hex}"
@@ -112,7 +173,7 @@ def make_workdir(workdir: epath.Path) -> None:
             directory.mkdir(parents=True, exist_ok=True)
             try:
                 probe.write_text("\n")
-            finally:  # a full disk may take its name alone
+            finally:  # a full disk may take the name, but no content
                 probe.unlink(missing_ok=True)
         except OSError as error:
             raise UnusableWorkdir(
@@ -121,4 +182,4 @@ def make_workdir(workdir: epath.Path) -> None:
 
 
 class UnusableWorkdir(TubeViTError, OSError):
-    """The work directory cannot be made or written to."""
+    """A work directory that cannot be made or written to."""

@@ -14,7 +14,7 @@ from etils import epath
 from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import config_flags
 
-from sparse_tube_vit.checkpoints import pretrained, release
+from sparse_tube_vit.checkpoints import release
 from sparse_tube_vit.checkpoints.run import Checkpoints, describe_run
 from sparse_tube_vit.config import ConfigDict, validate
 from sparse_tube_vit.config.flags import parse_flags
@@ -24,27 +24,29 @@ from sparse_tube_vit.datasets.preparing.embedded import prepare_embedded
 from sparse_tube_vit.distributed import hosts, sharding
 from sparse_tube_vit.errors import reported
 from sparse_tube_vit.evaluation import evaluator
-from sparse_tube_vit.input import pipeline
 from sparse_tube_vit.log import log, to_stderr
 from sparse_tube_vit.models.losses import check_loss
 from sparse_tube_vit.models.tubevit import check_tubes
-from sparse_tube_vit.storage import is_remote, make_workdir
+from sparse_tube_vit.storage import make_workdir
 from sparse_tube_vit.training import finetuning
-from sparse_tube_vit.training.freezing import check_new
+from sparse_tube_vit.training.batches import TrainingBatches
+from sparse_tube_vit.training.initialization import initial_params
 from sparse_tube_vit.training.profiling import traced_steps
 from sparse_tube_vit.training.program import Program
 from sparse_tube_vit.training.reporting import Reporter
-from sparse_tube_vit.training.signals import Interrupted, StopOnSignal
+from sparse_tube_vit.training.signals import Interrupted
 from sparse_tube_vit.training.state import TrainState
 from sparse_tube_vit.training.step import check_finite
-from sparse_tube_vit.training.undecodable import Undecodable
 
 
 def train(config: ConfigDict, workdir) -> TrainState:
     """Trains, or resumes, the run of `config` in `workdir`; returns the last state.
 
-    Raises: the named errors of config, datasets, input, training and checkpoints.
+    Raises:
+        TubeViTError: The named errors of config, datasets, input, training and
+            checkpoints.
     """
+    # ---- config and work directory
     with hosts.first_host_first("folder"):
         config = finetuning.complete(config, workdir)
     validate(config)
@@ -60,12 +62,10 @@ def train(config: ConfigDict, workdir) -> TrainState:
     # ---- data sets and their classes
     with hosts.first_host_first("embedded data"):
         prepare_embedded(config)
-        splits = {
-            name: reading.open_split(
-                stream.dataset, stream.split, config.data_dir, stream.kind
-            )
-            for name, stream in config.streams.items()
-        }
+    splits = {
+        name: reading.open_split(s.dataset, s.split, config.data_dir, s.kind)
+        for name, s in config.streams.items()
+    }
     for name, stream in config.streams.items():
         split = splits[name]
         check_loss(f"streams.{name}", stream.loss, split.name, split.multi_label)
@@ -80,7 +80,7 @@ def train(config: ConfigDict, workdir) -> TrainState:
         | {"evaluations": {e.name: len(e.split) for e in evaluations}}
     )
 
-    # ---- one compiled program for all streams, and the state it starts from
+    # ---- model, optimizer and step as one program, and the state to start from
     mesh = sharding.make_mesh(config)
     classes = {head: len(names) for head, names in class_names.items()}
     program = Program(config, classes, mesh)
@@ -90,168 +90,101 @@ def train(config: ConfigDict, workdir) -> TrainState:
     else:
         state = program.init(initial_params(config, program, class_names))
     first_step = int(state.step)
-    if first_host:
-        overview = parameter_overview.get_parameter_overview(
-            state.params, include_stats="sharding"
-        )
-        (workdir / "parameters.txt").write_text(overview + "\n")
-    count = sum(x.size for x in jax.tree.leaves(state.params))
-    log.info("%s parameters, listed in %s/parameters.txt", f"{count:,}", workdir)
+    write_overview(state.params, workdir, first_host)
 
-    # ---- the streams, each from the first step that is still to be taken
-    streams = {
-        name: pipeline.training_batches(
-            splits[name],
-            name,
-            stream,
-            config.clip,
-            config.loader,
-            config.seed,
-            first_step,
-            *sharding.batch_share(mesh),
-        )
-        for name, stream in config.streams.items()
-    }
-    undecodable = {
-        name: Undecodable(split, config.loader.max_undecodable)
-        for name, split in splits.items()
-    }
-    found = {}  # what does not decode and was not told yet: stream -> id -> problem
+    # ---- the loop, and what ends it in whatever way
+    reporter = Reporter(workdir, first_step, config.total_steps, first_host)
+    batches = TrainingBatches(config, splits, mesh, first_step, reporter)
+    steps = traced_steps(config, workdir, first_step + 1, reporter)
 
-    def next_batches():
-        with reporter.time("input"):
-            batches = {name: next(stream) for name, stream in streams.items()}
-            for name, batch in batches.items():
-                if new := undecodable[name].find(batch):
-                    found[name] = found.get(name, {}) | new
-            return sharding.to_devices(
-                {
-                    name: {key: batch[key] for key in ("video", "label", "weight")}
-                    for name, batch in batches.items()
-                },
-                mesh,
-            )
+    def is_due(step, every):
+        return step == config.total_steps or bool(every and step % every == 0)
+
+    def save():
+        with reporter.time("checkpoint"):
+            checkpoints.save(state)
 
     def finish_checkpoints():
         with reporter.time("checkpoint"):
             checkpoints.close()
 
-    reporter = Reporter(workdir, first_step, config.total_steps, first_host)
-    news = hosts.News()
-    clips_per_step = sum(stream.batch_size for stream in config.streams.values())
+    def stop_if_requested():
+        if batches.stop_requested():
+            raise Interrupted(
+                "Stopped by a signal in an evaluation; the step before it is saved in "
+                f"{workdir}."
+            )
 
-    with contextlib.ExitStack() as stack, StopOnSignal() as stop:
+    def evaluate(step):
+        with reporter.time("evaluation"):
+            for evaluation in evaluations:
+                result = evaluation.run(
+                    program.model, state.eval_params, mesh, step, stop_if_requested
+                )
+                reporter.write(step, result.scalars())
+                log.info("%s", result)
+                if first_host:
+                    result.save(workdir / "evaluations")
+
+    with contextlib.ExitStack() as stack:
         stack.callback(reporter.close)
         stack.callback(finish_checkpoints)
-        for stream in streams.values():
-            stack.callback(stream.close)
-        steps = traced_steps(config, workdir, first_step + 1, reporter)
+        stack.enter_context(batches)
         stack.callback(steps.close)
         stack.push(hosts.announce)
 
-        def due(step):
-            every = config.evaluate_every_steps
-            return step == config.total_steps or bool(every and step % every == 0)
-
-        def stop_if_told():
-            news.send(stop=stop.requested)
-            if news.receive():
-                raise Interrupted(
-                    "Stopped by a signal in an evaluation; the step before it is saved "
-                    f"in {workdir}."
-                )
-
-        def run_evaluations(step):
-            with reporter.time("evaluation"):
-                for evaluation in evaluations:
-                    result = evaluation.run(
-                        program.model, state.eval_params, mesh, step, stop_if_told
-                    )
-                    reporter.write(step, result.scalars())
-                    log.info("%s", result)
-                    if first_host:
-                        result.save(workdir / "evaluations")
-
-        if first_step and due(first_step):  # stopped before they were done, perhaps
-            run_evaluations(first_step)
-        metrics = following = None
+        if first_step and is_due(first_step, config.evaluate_every_steps):
+            evaluate(first_step)  # an interruption may have left it undone
+        metrics = None
         for step in steps:
-            batches = following or next_batches()
-            news.send(stop=stop.requested, undecodable=dict(found))
-            found.clear()
-            previous, (state, metrics) = metrics, program.train_step(state, batches)
+            previous = metrics
+            state, metrics = program.train_step(state, batches.take())
             reporter.given(metrics)
-            # The next batches go to the devices while these take the step.
-            following = next_batches() if step < config.total_steps else None
+            if step < config.total_steps:
+                batches.prefetch()  # while the devices compute the step
             if step == first_step + 1:
                 jax.block_until_ready(metrics)
                 reporter.compiled()
-            # The loss of the step before is there by now: looking at it costs no time.
+            # The metrics of the step before are ready by now: no wait for them.
             check_finite(previous, step - 1)
 
-            last, stopping = step == config.total_steps, False
-            for told in news.receive():
-                stopping |= told["stop"]
-                for name, problems in told["undecodable"].items():
-                    for line in undecodable[name].note(problems):
-                        log.warning(line)
-            if last or stopping or step % config.log_every_steps == 0:
+            stopping = batches.receive()
+            if stopping or is_due(step, config.log_every_steps):
                 values = {k: float(v) for k, v in jax.device_get(metrics).items()}
                 check_finite(values, step)
-                counts = {
-                    f"{name}/undecodable": len(u.problems)
-                    for name, u in undecodable.items()
-                }
-                reporter.training(step, values | counts, clips_per_step)
-            if stopping or due(step) or step % config.checkpoint.every_steps == 0:
+                values |= batches.undecodable_counts()
+                reporter.training(step, values, batches.examples_per_step)
+            evaluating = is_due(step, config.evaluate_every_steps)
+            if stopping or evaluating or is_due(step, config.checkpoint.every_steps):
                 check_finite(metrics, step)
-                with reporter.time("checkpoint"):
-                    checkpoints.save(state)
-            if stopping and not last:
+                save()
+            if stopping and step < config.total_steps:
                 raise Interrupted(
                     f"Stopped by a signal; step {step} is saved in {workdir}."
                 )
-            if due(step):
-                run_evaluations(step)
-    if config.checkpoint.release and first_host:
-        write_release(workdir)
+            if evaluating:
+                evaluate(step)
+
+    # ---- pictures and release
+    if first_host:
+        # Here: training hosts import no matplotlib before their last evaluation.
+        from sparse_tube_vit import figures
+
+        figures.draw_confusions(workdir / "evaluations")
+        if config.checkpoint.release:
+            release.release_last(workdir)
     return state
 
 
-def write_release(workdir: epath.Path) -> None:
-    """Makes the last checkpoint the release WORKDIR/release, in place of another."""
-    directory = workdir / "release"
-    if is_remote(workdir):
-        log.warning(
-            "A release is written to a local disk: python -m sparse_tube_vit.release "
-            "--workdir %s --out DIR",
-            workdir,
+def write_overview(params, workdir: epath.Path, first_host: bool) -> None:
+    """Writes shapes and shardings of all parameters to parameters.txt."""
+    if first_host:
+        overview = parameter_overview.get_parameter_overview(
+            params, include_stats="sharding"
         )
-        return
-    found = release.release(workdir, directory, overwrite=True)
-    log.info("Wrote %s as a release to %s", found.name, directory)
-
-
-def initial_params(config: ConfigDict, program: Program, class_names: dict) -> dict:
-    """The parameters that a fresh run takes from `init.weights`, a part of the tree.
-
-    Raises:
-      NewButFrozen: what they lack is frozen; and the errors of `pretrained`.
-    """
-    if config.init.weights:
-        given, report = pretrained.initial_params(
-            config, program.model, program.state.params, class_names
-        )
-        log.info("%s", report)
-        check_new(report.new, config)
-        return given
-    if config.optimizer.frozen_layers is not None:
-        log.warning(
-            "optimizer.frozen_layers is %d and init.weights is empty: what is frozen "
-            "keeps its random parameters.",
-            config.optimizer.frozen_layers,
-        )
-    return {}
+        (workdir / "parameters.txt").write_text(overview + "\n")
+    count = sum(x.size for x in jax.tree.leaves(params))
+    log.info("%s parameters, listed in %s/parameters.txt", f"{count:,}", workdir)
 
 
 def main(argv):

@@ -1,13 +1,13 @@
-"""Verifies a prepared data set: `python -m sparse_tube_vit.verify DATA_SET`.
+"""Verifies a prepared data set: `python -m sparse_tube_vit.verify DATASET`.
 
     python -m sparse_tube_vit.verify ucf101/split1 --data_dir data
     python -m sparse_tube_vit.verify kinetics400 --data_dir data --workers 64 \
         --config configs/kinetics.py --out kinetics400.html
 
 Reads every record, decodes every frame, and compares with the manifest that prepare
-wrote. Lists what is wrong by id with what to do, and ends with exit code 1 if anything
-is; what is odd only, such as a file in two splits, is a warning. The same goes to an
-HTML page, with a clip of every class as training samples it.
+wrote. Lists problems by example with advice; the exit code is 1 if there are errors.
+Unusual but valid contents, such as a file in two splits, are warnings. The same list
+goes to an HTML page with a clip of every class as training samples it.
 """
 
 import argparse
@@ -34,16 +34,16 @@ PAGE = "contact_sheet.html"
 
 
 class DatasetIsWrong(DatasetError):
-    """A prepared data set is not what was prepared, or does not decode."""
+    """A prepared data set differs from what was prepared, or does not decode."""
 
 
 def training_example(
     dataset: str, kind: str, config: ConfigDict | None
 ) -> TrainingExample:
-    """How training reads a data set: with a config, or by default.
+    """Returns training's map from records to examples, of a config or by default.
 
     Raises:
-        InvalidConfig: No stream of the config reads it.
+        InvalidConfig: No stream of the config reads the data set.
     """
     if config is None:
         config = default_config()
@@ -89,14 +89,14 @@ def main(argv: list[str] | None = None) -> None:
         example = training_example(args.dataset, split.kind, config)
         out = epath.Path(args.out or epath.Path(split.directory) / PAGE)
         with whole_file(out) as write:
-            report = verification.verify(args.dataset, args.data_dir, args.workers)
-            page = contact_sheet(report, example, args.workers)
-            print(report)
+            result = verification.verify(args.dataset, args.data_dir, args.workers)
+            page = contact_sheet(result, example, args.workers)
+            print(result)
             write(lambda file: file.write(page.encode()))
         print(f"  written to {out}")
-        if report.wrong:
+        if result.errors:
             raise DatasetIsWrong(
-                f"{args.dataset} is wrong in {report.wrong:,} places, listed above."
+                f"{args.dataset} is wrong in {result.errors:,} places, listed above."
             )
 
 

@@ -8,8 +8,9 @@ import pytest
 from sparse_tube_vit import prepare as command
 from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.datasets.manifest import Row
-from sparse_tube_vit.datasets.preparing import parallel, prepare
+from sparse_tube_vit.datasets.preparing import beam, prepare
 from sparse_tube_vit.datasets.preparing import plan as planning
+from sparse_tube_vit.datasets.preparing.progress import Progress
 from sparse_tube_vit.video.transcode import Transcode
 from tests.datasets.builders import official
 
@@ -74,7 +75,7 @@ def test_interrupted_and_gone_on_with(tmp_path, capsys, monkeypatch):
         if len(steps) == 3:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(prepare._Progress, "update", interrupt)
+    monkeypatch.setattr(Progress, "update", interrupt)
     assert ended(*arguments) == 130
     assert capsys.readouterr().err.endswith("The same command goes on from here.\n")
     monkeypatch.undo()
@@ -93,7 +94,7 @@ def test_options_of_beam_and_a_pipeline_that_writes_nothing(
 ):
     given = []
     monkeypatch.setattr(
-        parallel, "on_beam", lambda plan, options: given.append((plan, options))
+        beam, "write_shards", lambda plan, options: given.append((plan, options))
     )
     arguments = ("image_folder", "--name", "pets", "--images", images)
     arguments += ("--beam", "--runner=DirectRunner", "--data_dir", str(tmp_path))
@@ -102,18 +103,6 @@ def test_options_of_beam_and_a_pipeline_that_writes_nothing(
     ((plan, options),) = given
     assert options == "--runner=DirectRunner"
     assert [len(shard.examples) for shard in planning.unfinished(plan)] == [3]
-
-
-def test_progress_without_a_terminal(capsys, monkeypatch):
-    now = iter([100.0, 120.0, 135.0, 140.0, 170.0])
-    monkeypatch.setattr(prepare.time, "monotonic", lambda: next(now))
-    with prepare._Progress(40, " clips") as progress:
-        for more in (1, 6, 1, 20):
-            progress.update(more)
-    assert capsys.readouterr().err.splitlines() == [
-        "7 of 40 clips [00:35<02:45,  5.00s/ clips]",
-        "28 of 40 clips [01:10<00:30,  2.50s/ clips]",
-    ]
 
 
 def test_names_that_are_not_in_utf_8_can_be_printed():

@@ -19,13 +19,8 @@ from jax.experimental.compilation_cache import compilation_cache
 from sklearn.metrics import average_precision_score
 
 from sparse_tube_vit import evaluate, storage, train
-from sparse_tube_vit.checkpoints.run import (
-    NoCheckpoint,
-    OtherRun,
-    latest_step,
-    read_description,
-    read_params,
-)
+from sparse_tube_vit.checkpoints.run import NoCheckpoint, OtherRun
+from sparse_tube_vit.checkpoints.stored import locate
 from sparse_tube_vit.config import from_json
 from sparse_tube_vit.datasets.classes import ClassNamesDiffer
 from sparse_tube_vit.datasets.reading import UnsupportedDataset
@@ -81,7 +76,7 @@ def test_interrupted_and_resumed_ends_bit_identical(
         cut_power_in(6, patch)  # steps 5 and 6 are lost, and done again
         with pytest.raises(PowerCut):
             train.train(tiny_config(data_dir), tmp_path)
-    assert latest_step(tmp_path) == 4
+    assert locate(tmp_path).step == 4
     config = tiny_config(data_dir)
     config.loader.workers = 1
     resumed = train.train(config, tmp_path)
@@ -110,7 +105,7 @@ def test_a_run_with_frozen_layers_resumes_bit_identical(
         with pytest.raises(PowerCut):
             train.train(config(), tmp_path / "cut")
     assert_bit_identical(train.train(config(), tmp_path / "cut"), expected)
-    read = read_params(tmp_path / "cut" / "checkpoints", 6)
+    read = locate(tmp_path / "cut", 6).read().params
     assert_bit_identical(read, expected.eval_params)
     assert_bit_identical(read["stem"], finished[1].ema["stem"])
 
@@ -131,7 +126,7 @@ def test_a_run_goes_on_with_other_devices_and_options(
         cut_power_in(6, patch)
         with pytest.raises(PowerCut):
             train.train(config, tmp_path)
-    assert latest_step(tmp_path) == 4
+    assert locate(tmp_path).step == 4
     one = functools.partial(train.sharding.make_mesh, devices=jax.devices()[:1])
     monkeypatch.setattr(train.sharding, "make_mesh", one)
     state = train.train(tiny_config(data_dir), tmp_path)
@@ -139,7 +134,7 @@ def test_a_run_goes_on_with_other_devices_and_options(
         lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), state, finished[1]
     )
     # The checkpoint of the eight and that of the one are of the same form.
-    ours, theirs = (read_params(tmp_path / "checkpoints", step) for step in (4, 6))
+    ours, theirs = (locate(tmp_path, step).read().params for step in (4, 6))
     assert jax.tree.map(np.shape, ours) == jax.tree.map(np.shape, theirs)
 
 
@@ -229,15 +224,12 @@ def test_options_of_evaluate_follow_the_rules_of_the_config(
 def test_devices_of_any_number_evaluate_what_several_slices_trained(
     finished, tmp_path, monkeypatch, capsys
 ):
-    read_run = read_description
-
-    def of_three_slices(*where):
-        run = read_run(*where)
-        run["config"]["mesh"].update(data=3, slices=3)
-        return run
-
-    monkeypatch.setattr(evaluate, "read_description", of_three_slices)
-    command = ["evaluate", f"--workdir={finished[0]}", f"--out={tmp_path}", "--only"]
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
+    file = workdir / "checkpoints" / "6" / "run" / "metadata"
+    run = json.loads(file.read_text())
+    run["config"]["mesh"].update(data=3, slices=3)
+    file.write_text(json.dumps(run))
+    command = ["evaluate", f"--workdir={workdir}", f"--out={tmp_path}", "--only"]
     monkeypatch.setattr(sys, "argv", [*command, "image"])
     evaluate.main()
     assert "image: Top-1" in capsys.readouterr().out
@@ -247,12 +239,12 @@ def test_the_last_checkpoints_are_kept_with_config_classes_and_versions(finished
     workdir, state = finished
     directory = workdir / "checkpoints"
     assert sorted(p.name for p in directory.iterdir()) == ["4", "6"]
-    run = read_description(directory, 6)
+    run = locate(workdir, 6).read_description()
     assert run["config"]["streams"]["video"]["dataset"] == "moving_shapes/videos"
     assert run["class_names"]["shapes"][:2] == ["circle", "square"]
     assert len(run["class_names"]["motions"]) == 24
     assert run["versions"]["jax"] == jax.__version__
-    assert_bit_identical(read_params(directory, 6), state.ema)
+    assert_bit_identical(locate(workdir, 6).read().params, state.ema)
 
 
 def test_a_work_directory_of_another_config_is_refused(finished, data_dir):
@@ -287,16 +279,16 @@ def test_metrics_tell_of_both_streams_and_of_speed(finished):
 
 def test_evaluation_result(finished, data_dir):
     workdir, _ = finished
-    config = from_json(read_description(workdir / "checkpoints", 6)["config"])
-    (video,) = evaluator.evaluate(config, workdir, 6, ["video"])
+    config = from_json(locate(workdir, 6).read_description()["config"])
+    (video,) = evaluator.evaluate(config, locate(workdir, 6), ["video"])
     saved = json.loads((workdir / "evaluations" / "video_step6_2x3.json").read_text())
     # What training wrote at its end is what evaluating the checkpoint gives.
     assert video.to_json() == saved
-    assert saved["distinct"] == COUNTS["videos"]["test"]
+    assert saved["examples"] == COUNTS["videos"]["test"]
     # Square crops of square pictures are all the same.
     assert saved["mean_distinct_views"] == 2
     assert saved["videos_with_fewer_views"] == COUNTS["videos"]["test"]
-    told = f"8 fps (2.00 distinct on average, {saved['distinct']} videos have fewer)"
+    told = f"8 fps (2.00 distinct on average, {saved['examples']} videos have fewer)"
     assert told in str(video)
     expected = {"split": "test", "temporal_views": 2, "spatial_views": 3, "frames": 4}
     expected |= {"fps": 8.0, "size": 16, "step": 6, "dataset": "moving_shapes/videos"}
@@ -305,14 +297,14 @@ def test_evaluation_result(finished, data_dir):
     assert (workdir / "evaluations" / "video_step6_2x3_confusion.png").exists()
     assert saved["top1"] == np.trace(saved["confusion"]) / COUNTS["videos"]["test"]
     with pytest.raises(evaluator.UnknownEvaluation, match="no evaluation dogs"):
-        evaluator.evaluate(config, workdir, 6, ["dogs"])
+        evaluator.evaluate(config, locate(workdir, 6), ["dogs"])
 
 
 def test_undecodable_videos_count_as_wrong_and_are_named(
     finished, data_dir, monkeypatch
 ):
     workdir, _ = finished
-    run = read_description(workdir / "checkpoints", 6)
+    run = locate(workdir, 6).read_description()
     read = evaluate.pipeline.EvaluationExample.read
     calls = []
 
@@ -325,7 +317,7 @@ def test_undecodable_videos_count_as_wrong_and_are_named(
     monkeypatch.setattr(evaluate.pipeline.EvaluationExample, "read", damaged)
     config = from_json(run["config"])
     config.loader.threads = 1
-    (result,) = evaluator.evaluate(config, workdir, 6, ["image"])
+    (result,) = evaluator.evaluate(config, locate(workdir, 6), ["image"])
     bad = COUNTS["images"]["test"] // 4
     assert len(set(result.undecodable)) == bad
     assert f"({bad} undecodable)" in str(result)
@@ -361,9 +353,9 @@ def multi_label(data_dir, tmp_path_factory):
 
 
 def test_several_labels_are_measured_by_map(multi_label):
-    run = read_description(multi_label / "checkpoints", 3)
+    run = locate(multi_label, 3).read_description()
     config = from_json(run["config"])
-    (result,) = evaluator.evaluate(config, multi_label, 3, ["video"])
+    (result,) = evaluator.evaluate(config, locate(multi_label, 3), ["video"])
     saved = json.loads(
         (multi_label / "evaluations" / "video_step3_2x3.json").read_text()
     )
@@ -375,7 +367,7 @@ def test_several_labels_are_measured_by_map(multi_label):
     )
     np.testing.assert_allclose(saved["mAP"], expected, rtol=1e-9)
     assert "top1" not in saved and "confusion" not in saved
-    assert saved["distinct"] == n and len(saved["per_class"]) == 24
+    assert saved["examples"] == n and len(saved["per_class"]) == 24
     told = {key: x for line in read_metrics(multi_label) for key, x in line.items()}
     assert told["evaluation/video/mAP"] == saved["mAP"]
     assert 0 <= told["train/video/precision_at_1"] <= 1
@@ -383,8 +375,8 @@ def test_several_labels_are_measured_by_map(multi_label):
     assert not list((multi_label / "evaluations").glob("video*.png"))
     pictures = run_pictures.curves(run_pictures.Run(multi_label))
     assert [name for name, _ in pictures] == ["training_curves", "throughput"]
-    (name, _) = next(run_pictures.confusion(run_pictures.Run(multi_label)))
-    assert name == "image_step3_confusion"
+    picture = next(run_pictures.confusion(run_pictures.Run(multi_label)))
+    assert picture.name == "image_step3_confusion"
     assert str(result).startswith(
         f"video: mAP {expected:.1%} over {some.sum()} of 24 classes, of {n} videos of "
         "moving_shapes/crowds test (0 undecodable); 2x3 views of 4 frames at 8 fps"
@@ -421,10 +413,10 @@ def test_a_loss_for_one_label_on_several_is_refused(multi_label, data_dir, tmp_p
         train.train(config, tmp_path)
     # The other way round is one-against-all: a head of several labels may be trained
     # and measured on one.
-    run = read_description(multi_label / "checkpoints", 3)
+    run = locate(multi_label, 3).read_description()
     config = from_json(run["config"])
     config.evaluations.video.dataset = "moving_shapes/videos"
-    (result,) = evaluator.evaluate(config, multi_label, 3, ["video"])
+    (result,) = evaluator.evaluate(config, locate(multi_label, 3), ["video"])
     assert set(result.metrics()) == {"top1", "top5"}
     assert not np.allclose(result.scores.sum(axis=1), 1)
     config.evaluations.image.update(config.evaluations.video, head="shapes")
@@ -436,7 +428,7 @@ def test_a_loss_for_one_label_on_several_is_refused(multi_label, data_dir, tmp_p
 
 def test_classes_that_differ_from_the_head_are_refused(finished, data_dir):
     workdir, _ = finished
-    run = read_description(workdir / "checkpoints", 6)
+    run = locate(workdir, 6).read_description()
     config = from_json(run["config"])
     names = run["class_names"]
     names["shapes"] = [*names["shapes"][1:], names["shapes"][0]]
@@ -450,14 +442,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(data_dir, tm
     with pytest.raises(steps.NonFiniteLoss, match="at step [34]"):
         train.train(config, tmp_path)
     # Nothing of it is saved: the last checkpoint is a good one.
-    step = latest_step(tmp_path)
-    params = read_params(tmp_path / "checkpoints", step)
+    step = locate(tmp_path).step
+    params = locate(tmp_path, step).read().params
     assert step <= 2 and all(np.isfinite(x).all() for x in jax.tree.leaves(params))
 
 
 def test_no_checkpoint_is_a_named_error(tmp_path):
     with pytest.raises(NoCheckpoint, match="sparse_tube_vit.train"):
-        latest_step(tmp_path)
+        locate(tmp_path)
 
 
 def test_a_gradient_that_is_not_finite_stops_the_run_too():
@@ -483,7 +475,7 @@ def test_a_signal_saves_the_step_and_the_run_goes_on_from_there(
         patch.setattr(train.Reporter, "given", send_signal)
         with pytest.raises(signals.Interrupted, match="step 3 is saved"):
             train.train(tiny_config(data_dir), tmp_path)
-    assert latest_step(tmp_path) == 3
+    assert locate(tmp_path).step == 3
     assert_bit_identical(train.train(tiny_config(data_dir), tmp_path), finished[1])
 
 
@@ -492,14 +484,14 @@ def test_a_signal_ends_an_evaluation_which_is_done_again(
 ):
     workdir = shutil.copytree(finished[0], tmp_path / "run")
     shutil.rmtree(workdir / "evaluations")
-    send = hosts.News.send
+    send = hosts.HostMessages.send
 
     def send_signal(self, **news):
         signal.raise_signal(signal.SIGTERM)
         monkeypatch.undo()
         send(self, **news)
 
-    monkeypatch.setattr(hosts.News, "send", send_signal)
+    monkeypatch.setattr(hosts.HostMessages, "send", send_signal)
     with pytest.raises(signals.Interrupted, match="in an evaluation"):
         train.train(tiny_config(data_dir), workdir)
     assert not list(workdir.glob("evaluations/video*"))
@@ -603,7 +595,7 @@ def test_sigterm_saves_and_the_same_command_resumes(data_dir, tmp_path):
         rest = process.stderr.read()
         assert process.wait(120) == 1
     assert "Interrupted: Stopped by a signal" in rest and "Traceback" not in rest
-    step = latest_step(tmp_path / "run")
+    step = locate(tmp_path / "run").step
     assert step >= 4
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
         started = time.monotonic()

@@ -1,9 +1,9 @@
-"""Times the input of a config: what a core of the host gives, stage by stage.
+"""Host CPU time of a config's input, by stage.
 
-Three measurements of each stream, all in CPU time: the pipeline of training in this
-process alone, with a stopwatch around the functions of each stage; batches that are
-ready, from a worker process to the device; and all of it together, the total that the
-sum of the stages is compared with.
+Three measurements of each stream: training's pipeline in this process, where reading,
+decoding (with cropping and resizing) and augmenting are timed, and the rest is
+batching; the handing over of ready batches from a worker process to the device; and all
+of it together, the total that the sum of the stages is compared with.
 """
 
 import collections
@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import grain
 import jax
@@ -20,65 +20,55 @@ import numpy as np
 from sparse_tube_vit.config import ConfigDict, validate
 from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.datasets.preparing.embedded import prepare_embedded
-from sparse_tube_vit.input import augment, examples, pipeline, randaugment
-from sparse_tube_vit.video import decode
+from sparse_tube_vit.datasets.reading import Split
+from sparse_tube_vit.input import pipeline
+from sparse_tube_vit.input.examples import TrainingExample
 
-#: Stage -> functions as (module or class, name): what is timed, less what they call of
-#: other stages.
-STAGES = {
-    "reading": [(reading.Split, "__getitem__")],
-    "decoding": [(examples, "decode")],
-    "resizing": [(decode._ToRgb, "__call__")],
-    "augmenting": [
-        (augment, "flip"),
-        (augment, "jitter_color"),
-        (randaugment, "rand_augment"),
-    ],
-}
-BATCH_BYTES = 2**26  # at most; a clip takes as long as in larger batches
+BATCH_BYTES = 2**26  # at most; a clip takes as long in larger batches
 
 
-class Stopwatch:
-    """Seconds spent in each stage, without those spent in stages that it calls."""
+@dataclasses.dataclass(frozen=True)
+class TimedSource:
+    """A source for grain that adds its CPU seconds to `seconds["reading"]`."""
 
-    def __init__(self, clock: Callable[[], float] = time.process_time):
-        self.clock, self.seconds = clock, collections.Counter()
-        self._running, self._since = [], 0.0
+    source: grain.sources.RandomAccessDataSource
+    seconds: collections.Counter
 
-    @contextlib.contextmanager
-    def stage(self, name: str):
-        self._lap()
-        self._running.append(name)
-        try:
-            yield
-        finally:
-            self._lap()
-            self._running.pop()
+    def __len__(self):
+        return len(self.source)
 
-    def _lap(self):
-        now = self.clock()
-        if self._running:
-            self.seconds[self._running[-1]] += now - self._since
-        self._since = now
+    def __getitem__(self, index):
+        with _added(self.seconds, "reading"):
+            return self.source[index]
 
-    @contextlib.contextmanager
-    def around(self, stages: dict):
-        """Times functions, given as `STAGES`, wherever they are called in the block."""
-        with contextlib.ExitStack() as stack:
-            for name, functions in stages.items():
-                for owner, attribute in functions:
-                    function = getattr(owner, attribute)
-                    stack.callback(setattr, owner, attribute, function)
-                    setattr(owner, attribute, self._timed(name, function))
-            yield
 
-    def _timed(self, name, function):
-        @functools.wraps(function)
-        def timed(*args, **kwargs):
-            with self.stage(name):
-                return function(*args, **kwargs)
+@dataclasses.dataclass(frozen=True)
+class TimedExample(TrainingExample):
+    """Training's map to examples, which adds the CPU seconds of its parts to `seconds`.
 
-        return timed
+    "decoding" includes cropping and resizing.
+    """
+
+    seconds: collections.Counter = dataclasses.field(
+        default_factory=collections.Counter
+    )
+
+    def sample(self, encoded, rng):
+        with _added(self.seconds, "decoding"):
+            return super().sample(encoded, rng)
+
+    def augment(self, clip, rng):
+        with _added(self.seconds, "augmenting"):
+            return super().augment(clip, rng)
+
+
+@contextlib.contextmanager
+def _added(seconds, stage):
+    start = time.process_time()
+    try:
+        yield
+    finally:
+        seconds[stage] += time.process_time() - start
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +86,7 @@ class Clocked:
 
 @dataclasses.dataclass(frozen=True)
 class Ready:
-    """A source of examples that take no time to make."""
+    """A source of batches that take no time to make."""
 
     shape: tuple[int, ...]
 
@@ -113,15 +103,78 @@ def _ready(shape):
     return np.ones(shape, np.uint8)
 
 
-@dataclasses.dataclass
-class Cost:
-    """What a clip of a stream takes of the host.
+class Here:
+    """Takes a stream's batches in this process, and times their stages.
 
     Attributes:
-      stages: CPU seconds a clip by stage.
-      total: CPU seconds a clip, measured apart from the stages.
-      clips: how many were timed.
-      problems: id -> why it does not decode, of the examples that were timed.
+        batches: Batches as of training.
+        problems: Reason by id for examples that do not decode.
+    """
+
+    def __init__(self, config: ConfigDict, name: str, stream: ConfigDict, split: Split):
+        self._seconds, self._taken, self.problems = collections.Counter(), 0, {}
+        example = TimedExample.of(
+            config.clip,
+            stream,
+            timeout_seconds=config.loader.decode_timeout_seconds,
+            seconds=self._seconds,
+        )
+        source = TimedSource(split, self._seconds)
+        records = pipeline.training_records(source, name, config.seed)
+        examples = records.random_map(example)
+        self.batches = examples.batch(stream.batch_size, drop_remainder=True)
+
+    def take(self) -> None:
+        """Takes one batch."""
+        with _added(self._seconds, "all"):
+            batch = self.batches[self._taken]
+        if self._taken == 0:
+            self._seconds.clear()
+        self._taken += 1
+        pairs = zip(batch["id"], batch["problem"], strict=True)
+        self.problems |= {str(i): str(problem) for i, problem in pairs if problem}
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """CPU seconds by stage of all batches but the first."""
+        stages = {s: self._seconds[s] for s in ("reading", "decoding", "augmenting")}
+        # The rest is grain's: shuffling, random numbers, stacking.
+        return stages | {"batching": self._seconds["all"] - sum(stages.values())}
+
+
+class Delivery:
+    """Takes batches of a `Clocked` source from one worker process to the device.
+
+    Attributes:
+        batches: Iterator of `pipeline`, with one worker.
+    """
+
+    def __init__(self, batches: Iterator[dict]):
+        self.batches, self._worker, self._here = batches, [], []
+
+    def take(self) -> None:
+        """Takes one batch."""
+        start = time.process_time()
+        batch = next(self.batches)
+        jax.block_until_ready(jax.device_put(batch["video"]))
+        self._here.append(time.process_time() - start)
+        self._worker.append(float(np.ravel(batch["id"])[0]))
+
+    @property
+    def seconds(self) -> float:
+        """CPU seconds of both processes for all batches but the first."""
+        return sum(self._here[1:]) + self._worker[-1] - self._worker[0]
+
+
+@dataclasses.dataclass
+class Cost:
+    """Host CPU time of a stream.
+
+    Attributes:
+        stages: CPU seconds a clip by stage.
+        total: CPU seconds a clip, measured apart from the stages.
+        clips: Number of clips that were timed.
+        problems: Reason by id for timed examples that do not decode.
     """
 
     stages: dict[str, float]
@@ -141,99 +194,52 @@ class Cost:
         return "\n".join(lines)
 
 
-def measure(config: ConfigDict, name: str, examples: int) -> Cost:
-    """Times the stream `name` on about so many of its examples, as training takes them.
+def measure(config: ConfigDict, name: str, split: Split, examples: int) -> Cost:
+    """Times about `examples` examples of the stream `name`, as training takes them.
 
-    Raises: the named errors of datasets.
+    Args:
+        config: Config of a run.
+        name: Name of one of its streams.
+        split: Split that the stream reads.
+        examples: Number of examples.
     """
     stream = config.streams[name].copy_and_resolve_references()
     frames = config.clip.frames if stream.kind == "video" else 1
     size = config.clip.size
     room = BATCH_BYTES // (frames * size * size * 3)
     stream.batch_size = max(1, min(stream.batch_size, room, examples // 8))
-    split = reading.open_split(
-        stream.dataset, stream.split, config.data_dir, stream.kind
-    )
-
-    def of_training(source, **options):
-        loader = ConfigDict(dict(config.loader, **options))
-        return pipeline.training_batches(
-            source, name, stream, config.clip, loader, config.seed
-        )
-
-    ready = Clocked(Ready((stream.batch_size, frames, size, size, 3)))
     loader = ConfigDict(dict(config.loader, workers=1))
-    alone = Alone(of_training(split, workers=0, threads=0))
-    handed_over = Delivery(pipeline.read(grain.MapDataset.source(ready), loader))
-    whole = Delivery(of_training(Clocked(split), workers=1))
+    ready = Clocked(Ready((stream.batch_size, frames, size, size, 3)))
+    here = Here(config, name, stream, split)
+    handing_over = Delivery(pipeline.iterate(grain.MapDataset.source(ready), loader))
+    whole = Delivery(
+        pipeline.training_batches(
+            Clocked(split), name, stream, config.clip, loader, config.seed
+        )
+    )
     count = -(-examples // stream.batch_size)
-    with contextlib.ExitStack() as stack:
-        for each in (alone, handed_over, whole):
-            stack.callback(each.batches.close)
-        # In turns, so that a change of the machine's speed meets all three. The first
+    with contextlib.closing(handing_over.batches), contextlib.closing(whole.batches):
+        # In turns, so that a change of the machine's speed affects all alike. The first
         # batch warms up.
         for _ in range(1 + count):
-            for each in (alone, handed_over, whole):
+            for each in (here, handing_over, whole):
                 each.take()
     clips = count * stream.batch_size
-    stages = alone.seconds | {"handing over": handed_over.seconds}
+    stages = here.seconds | {"handing over": handing_over.seconds}
     return Cost(
         {stage: seconds / clips for stage, seconds in stages.items()},
         whole.seconds / clips,
         clips,
-        alone.problems,
+        here.problems,
     )
 
 
-class Alone:
-    """Takes batches of a pipeline without workers, and times the stages of all but one.
-
-    Attributes:
-      batches: what `pipeline.training_batches` gives.
-      problems: id -> why it does not decode.
-    """
-
-    def __init__(self, batches: Iterator[dict]):
-        self.batches, self.problems = batches, {}
-        self._stopwatches = []
-
-    def take(self) -> None:
-        stopwatch = Stopwatch()
-        self._stopwatches.append(stopwatch)
-        # What is left to batching is grain's: shuffling, random numbers, stacking.
-        with stopwatch.around(STAGES), stopwatch.stage("batching"):
-            batch = next(self.batches)
-        pairs = zip(batch["id"], batch["problem"], strict=True)
-        self.problems |= {str(i): str(problem) for i, problem in pairs if problem}
-
-    @property
-    def seconds(self) -> dict[str, float]:
-        """CPU seconds by stage of all batches taken but the first."""
-        stages = (*STAGES, "batching")
-        return {s: sum(w.seconds[s] for w in self._stopwatches[1:]) for s in stages}
-
-
-class Delivery:
-    """Takes batches of a `Clocked` source from its one worker process to the device."""
-
-    def __init__(self, batches: Iterator[dict]):
-        self.batches, self._worker, self._here = batches, [], []
-
-    def take(self) -> None:
-        started = time.process_time()
-        batch = next(self.batches)
-        jax.block_until_ready(jax.device_put(batch["video"]))
-        self._here.append(time.process_time() - started)
-        self._worker.append(float(np.ravel(batch["id"])[0]))
-
-    @property
-    def seconds(self) -> float:
-        """CPU seconds of both processes for all batches taken but the first."""
-        return sum(self._here[1:]) + self._worker[-1] - self._worker[0]
-
-
 def time_input(args) -> None:
-    """Prints what each stream of a config takes, and the cores for a step rate."""
+    """Prints the cost of each stream of a config, and the cores for a step rate.
+
+    Raises:
+        DatasetError: A data set cannot be opened.
+    """
     config = args.config
     if args.data_dir is not None:
         config.data_dir = args.data_dir
@@ -241,7 +247,10 @@ def time_input(args) -> None:
     prepare_embedded(config)
     step = 0.0  # core seconds
     for name, stream in config.streams.items():
-        cost = measure(config, name, args.examples)
+        split = reading.open_split(
+            stream.dataset, stream.split, config.data_dir, stream.kind
+        )
+        cost = measure(config, name, split, args.examples)
         frames = config.clip.frames if stream.kind == "video" else 1
         print(
             f"{name}: {stream.dataset} {stream.split}, {frames}x{config.clip.size}x"

@@ -1,31 +1,37 @@
 """The model card of a release."""
 
-from sparse_tube_vit.checkpoints.stored import Saved
+from sparse_tube_vit.checkpoints.stored import StoredModel
 from sparse_tube_vit.config import from_json
 from sparse_tube_vit.models.variants import make_tubes
 
 
 def model_card(
-    name: str, found: Saved, dtype: str, results: list[dict], license: str = ""
+    name: str,
+    path: str,
+    model: StoredModel,
+    dtype: str,
+    results: list[dict],
+    license: str = "",
 ) -> str:
-    """The README.md of a release: data, steps, accuracies, use, versions.
+    """Returns the README.md of a release: data, steps, accuracies, use, versions.
 
     Args:
-      name: of the release.
-      found: what is released.
-      dtype: that its parameters are written in.
-      results: as of `evaluations`.
-      license: of the weights; "" if none is stated.
+        name: Of the release.
+        path: Path or URL that `load` finds it by.
+        model: The model.
+        dtype: Of the written parameters.
+        results: Evaluations of the model, as of `release.evaluations`.
+        license: Of the weights; "" if none is stated.
     """
-    run, config = found.run, from_json(found.run["config"])
+    run, config = model.run, from_json(model.run["config"])
     blocks = [
         _front_matter(config, license),
         f"# {name}",
         "A [TubeViT](https://arxiv.org/abs/2212.03229) (sparse video tubes, CVPR 2023) "
-        f"of {_sizes(config)}, trained for {found.step:,} steps with "
+        f"of {_sizes(config)}, trained for {model.step:,} steps with "
         f"sparse_tube_vit {run['versions'].get('sparse_tube_vit')}"
         + (f", starting from `{config.init.weights}`." if config.init.weights else "."),
-        f"```python\nimport sparse_tube_vit as stv\n\ntubevit = stv.load({name!r})\n"
+        f"```python\nimport sparse_tube_vit as stv\n\ntubevit = stv.load({path!r})\n"
         'tubevit.predict("clip.mp4")\n```',
         "## Training data",
         _table(
@@ -44,9 +50,9 @@ def model_card(
             ],
         ),
         "## Accuracy",
-        _accuracy(config, found, dtype, results),
+        _accuracy(config, model, dtype, results),
         "## Model",
-        _model(config, found, dtype),
+        _model(config, model, dtype),
         "## Versions",
         "\n".join(f"* {package} {v}" for package, v in run["versions"].items()),
         "## Licence",
@@ -58,7 +64,7 @@ def model_card(
 
 
 def _front_matter(config, license):
-    """What model hubs read."""
+    """Returns the YAML that model hubs read."""
     kinds = {s.kind for s in config.streams.values()}
     lines = ["library_name: sparse_tube_vit", "tags:"]
     lines += [f"- {kind}-classification" for kind in sorted(kinds)] + ["- tubevit"]
@@ -72,14 +78,14 @@ def _sizes(config):
     return f"{m.depth} layers, width {m.width}, {m.heads} heads"
 
 
-def _accuracy(config, found, dtype, results):
+def _accuracy(config, model, dtype, results):
     if not results:
-        if config.optimizer.ema_decay and not found.averaged:
+        if config.optimizer.ema_decay and not model.averaged:
             return (
                 "Not measured: these are the parameters of the last step, where the "
                 "run's evaluations are of the averaged ones."
             )
-        return f"Not measured at step {found.step:,}."
+        return f"Not measured at step {model.step:,}."
     rows = []
     for r in results:
         views = f"{r['size']}x{r['size']}, {r['tokens']} tokens"
@@ -90,7 +96,7 @@ def _accuracy(config, found, dtype, results):
             )
         names = {"top1": "Top-1", "top5": "Top-5", "mAP": "mAP"}
         measured = ", ".join(f"{n} {r[k]:.1%}" for k, n in names.items() if k in r)
-        of = f"{r['distinct']} {r['kind']}s of {r['dataset']} {r['split']}"
+        of = f"{r['examples']} {r['kind']}s of {r['dataset']} {r['split']}"
         if r["undecodable"]:
             of += f", {len(r['undecodable'])} of them undecodable and so wrong"
         rows.append((r["head"], measured, of, views))
@@ -100,14 +106,14 @@ def _accuracy(config, found, dtype, results):
     return text
 
 
-def _model(config, found, dtype):
+def _model(config, model, dtype):
     clip = config.clip
     lines = [
         f"Clips of {clip.frames} frames at {clip.fps:g} fps, "
         f"{clip.size}x{clip.size} pixels. Tubes, as frames x height x width:"
     ]
     lines += [f"* {tube}" for tube in make_tubes(config.model.tubes)]
-    averaged = "averaged over training" if found.averaged else "of the last step"
+    averaged = "averaged over training" if model.averaged else "of the last step"
     return "\n".join(lines) + f"\n\nParameters {averaged}, in {dtype}."
 
 

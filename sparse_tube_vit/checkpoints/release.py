@@ -1,4 +1,4 @@
-"""Releases: a trained model as a folder of three files."""
+"""Releases: a trained model as a folder of three files, see `stored`."""
 
 import hashlib
 import json
@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 import safetensors
 import safetensors.numpy
-from etils import epath
 from flax.traverse_util import flatten_dict
 
-from sparse_tube_vit.checkpoints import stored
+from sparse_tube_vit.checkpoints import hub, stored
 from sparse_tube_vit.checkpoints.model_card import model_card
-from sparse_tube_vit.checkpoints.stored import ARRAYS, CARD, CONFIG, Saved
+from sparse_tube_vit.checkpoints.stored import ARRAYS, CARD, CONFIG, StoredModel
 from sparse_tube_vit.config import from_json
 from sparse_tube_vit.errors import TubeViTError, UnwritableOutput
+from sparse_tube_vit.log import log
+from sparse_tube_vit.storage import is_remote
 
 
 def release(
@@ -27,54 +28,69 @@ def release(
     dtype: str = "float32",
     license: str = "",
     overwrite: bool = False,
-) -> Saved:
-    """Writes the checkpoint of a run as a release; returns what was released.
+    push: str = "",
+    private: bool = False,
+) -> StoredModel:
+    """Writes a stored model as a release; returns the model.
 
     Args:
-      workdir: of the run, or one step of its checkpoints; local or gs://.
-      directory: of the release, on a local disk.
-      step, ema: as for `stored.read`.
-      dtype, overwrite: as for `write_release`.
-      license: of the weights, for the model card, as "cc-by-4.0".
+        workdir: The model: a work directory, one step of its checkpoints, or another
+            release; local, gs:// or hf://.
+        directory: The release's folder, on a local disk.
+        step, ema: As for `stored.read`.
+        dtype, overwrite: As for `write_folder`.
+        license: Of the weights, for the model card, such as "cc-by-4.0".
+        push: hf://USER/NAME to upload the release to; "" to upload nothing.
+        private: Whether the repository is private, if uploading creates it.
 
-    Raises: the errors of `stored.read` and `write_release`.
+    Raises:
+        UnreachableStorage: It cannot be read or uploaded; it is written by then.
+        The other errors of `stored.read` and `write_folder`.
     """
-    found = stored.read(workdir, step, ema)
-    results = evaluations(found)
-    card = model_card(Path(directory).name, found, dtype, results, license)
-    write_release(directory, found, card, dtype, overwrite)
-    return found
+    if push:
+        hub.check_repository(push)
+    model = stored.read(workdir, step, ema)
+    name = push.removeprefix("hf://") or Path(directory).name
+    card = model_card(name, push or name, model, dtype, evaluations(model), license)
+    write_folder(directory, model, card, dtype, overwrite)
+    if push:
+        hub.push(directory, push, private, f"Upload {model.name}")
+    return model
 
 
-def evaluations(found: Saved) -> list[dict]:
-    """What was measured of these parameters, as `evaluate` wrote it in their run."""
-    config = from_json(found.run["config"])
-    if found.workdir is None or (config.optimizer.ema_decay and not found.averaged):
-        return []  # of those in training nothing is measured where there is an average
-    paths = sorted((epath.Path(found.workdir) / "evaluations").glob("*.json"))
+def evaluations(model: StoredModel) -> list[dict]:
+    """Returns the results that the model's run wrote for these very parameters."""
+    config = from_json(model.run["config"])
+    if model.workdir is None or (config.optimizer.ema_decay and not model.averaged):
+        return []  # where there are averaged parameters, only they are evaluated
+    paths = sorted((model.workdir / "evaluations").glob("*.json"))
     results = [json.loads(path.read_text()) for path in paths]
-    return [result for result in results if result["step"] == found.step]
+    return [result for result in results if result["step"] == model.step]
 
 
 class ReleaseExists(TubeViTError, FileExistsError):
-    """There is something already where a release is to be written."""
+    """A release's directory that exists already."""
 
 
-def write_release(
-    directory, saved: Saved, card: str, dtype: str = "float32", overwrite: bool = False
+def write_folder(
+    directory,
+    model: StoredModel,
+    card: str,
+    dtype: str = "float32",
+    overwrite: bool = False,
 ) -> None:
-    """Writes a release, all of it or nothing.
+    """Writes the folder of a release, all of it or nothing.
 
     Args:
-      directory: of the release, on a local disk. It must not be there.
-      saved: what is released.
-      card: the model card, in Markdown.
-      dtype: "float32" or "bfloat16", of the parameters.
-      overwrite: whether a release may be there, to be replaced.
+        directory: The folder, on a local disk. It must not exist.
+        model: The model.
+        card: The model card, in Markdown.
+        dtype: Of the parameters, "float32" or "bfloat16".
+        overwrite: Whether to replace an existing release.
 
     Raises:
-      ReleaseExists: something else is there, or a release and not `overwrite`.
-      UnwritableOutput: the directory cannot be written.
+        ReleaseExists: The directory exists and is no release, or `overwrite` is False.
+        UnwritableOutput: The directory cannot be written.
     """
     directory = Path(directory)
     if directory.exists():
@@ -90,23 +106,23 @@ def write_release(
             )
     arrays = {
         name: np.ascontiguousarray(x, np.dtype(dtype))
-        for name, x in flatten_dict(saved.params, sep="/").items()
+        for name, x in flatten_dict(model.params, sep="/").items()
     }
     data = safetensors.numpy.save(arrays, metadata={"format": "sparse_tube_vit"})
     release = {
-        "step": saved.step,
-        "averaged": saved.averaged,
+        "step": model.step,
+        "averaged": model.averaged,
         "dtype": dtype,
         "parameters": sum(x.size for x in arrays.values()),
         "sha256": hashlib.sha256(data).hexdigest(),
     }
-    # Written beside its place, which it takes by being renamed.
+    # Written beside its place, then renamed.
     new = directory.with_name(f".{directory.name}.{uuid.uuid4().hex}")
     old = new.with_name(f"{new.name}.old")
     try:
         new.mkdir(parents=True)
         (new / ARRAYS).write_bytes(data)
-        text = json.dumps(saved.run | {"release": release}, indent=1)
+        text = json.dumps(model.run | {"release": release}, indent=1)
         (new / CONFIG).write_text(f"{text}\n")
         (new / CARD).write_text(card)
         if directory.exists():
@@ -119,3 +135,16 @@ def write_release(
     finally:
         shutil.rmtree(new, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
+
+
+def release_last(workdir) -> None:
+    """Writes a run's last checkpoint to WORKDIR/release, in place of an earlier one."""
+    if is_remote(workdir):
+        log.warning(
+            "A release is written to a local disk: python -m sparse_tube_vit.release "
+            "--workdir %s --out DIR",
+            workdir,
+        )
+        return
+    found = release(workdir, workdir / "release", overwrite=True)
+    log.info("Wrote %s as a release to %s/release", found.name, workdir)

@@ -1,15 +1,16 @@
-"""All of orbax: save, resume, and read for inference.
+"""Checkpoints of a run: saving, resuming, and reading one step. All of orbax is here.
 
-`WORKDIR/checkpoints/<step>` holds the items `params`, `ema` (where one is kept) and
-`optimizer` (both of what is trained), unstacked trees of arrays; `run`: JSON with the
-whole config, the class names of every head, the versions of the packages, and the
-`FORMAT` of all this; and `checksums`: JSON with one of every array of the items.
+`WORKDIR/checkpoints/<step>` holds the items `params`, `ema` (where an average is kept)
+and `optimizer`, unstacked trees of arrays, the latter two of trained parameters only;
+`run`, JSON with the whole config, the class names of every head, package versions and
+the `FORMAT`; and `checksums`, JSON with one checksum per array.
+
+`stored` finds a step and reads it for everything but resuming.
 """
 
 import contextlib
 import importlib.metadata
 import json
-from collections.abc import Callable, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -23,22 +24,21 @@ from sparse_tube_vit.config import ConfigDict, differences, from_json
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.log import log
 from sparse_tube_vit.storage import absolute
-from sparse_tube_vit.training.state import TrainState
 
 _PACKAGES = ("sparse_tube_vit", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
-#: Of what is saved. What a later one says cannot be read; what an earlier one lacks has
-#: its default. The first to say so is 1.
+#: Version of the checkpoint format. Newer versions are refused; keys missing from older
+#: ones take their defaults. The first checkpoints had no version: they count as 0.
 FORMAT = 1
 
-#: The file in which orbax says of a checkpoint whether all of it is written.
+#: Orbax's file of a step with its items and the time at which it was finished.
 METADATA = "_CHECKPOINT_METADATA"
 
-#: What a resumed run may set otherwise: none of it changes what is learnt.
-FREE_KEYS = (
+#: Keys that may change on resume: they do not affect the result.
+RESUMABLE_KEYS = (
     "checkpoint",
     "compilation_cache",
-    "data",  # what follows from it is in the streams
+    "data",  # the streams name the data set that was made from it
     "data_dir",
     "evaluate_every_steps",
     "evaluations",
@@ -54,31 +54,31 @@ FREE_KEYS = (
 
 
 class NoCheckpoint(TubeViTError, FileNotFoundError):
-    """There is no finished checkpoint where one is needed."""
+    """A path without a finished checkpoint or release."""
 
 
 class UnfinishedCheckpoint(NoCheckpoint):
-    """A checkpoint that is not written to its end."""
+    """A checkpoint whose writing did not finish."""
 
 
 class ForeignCheckpoint(TubeViTError, ValueError):
-    """What lies there is not of this package."""
+    """A checkpoint or folder that another program wrote."""
 
 
 class DamagedCheckpoint(TubeViTError, ValueError):
-    """A part of a checkpoint or release is lost or changed."""
+    """A checkpoint or release with a missing or changed part."""
 
 
 class NewerCheckpoint(TubeViTError, ValueError):
-    """A newer version of this package wrote it, in a format unknown to this one."""
+    """A checkpoint in the format of a newer version of this package."""
 
 
 class OtherRun(TubeViTError, ValueError):
-    """The work directory belongs to a run with another config or other classes."""
+    """A work directory of a run with another config or other classes."""
 
 
 def describe_run(config: ConfigDict, class_names: dict[str, tuple[str, ...]]) -> dict:
-    """What a checkpoint says of its run, as plain JSON types."""
+    """Returns a run's config, class names and package versions as JSON types."""
     versions = {}
     for package in _PACKAGES:
         try:
@@ -94,7 +94,13 @@ def describe_run(config: ConfigDict, class_names: dict[str, tuple[str, ...]]) ->
 
 
 class Checkpoints:
-    """The checkpoints of a run in training, written in the background."""
+    """The checkpoints of a run in training, written in the background.
+
+    Args:
+        workdir: The run's work directory, local or gs://.
+        keep: Number of latest checkpoints to keep.
+        run: Description of the run by `describe_run`.
+    """
 
     def __init__(self, workdir, keep: int, run: dict):
         self.directory = epath.Path(absolute(workdir)) / "checkpoints"
@@ -106,22 +112,25 @@ class Checkpoints:
 
     @property
     def resumable(self) -> bool:
-        """Whether there is a checkpoint to resume from."""
+        """Whether the work directory has a checkpoint to resume from."""
         return self.manager.latest_step() is not None
 
-    def resume(self, state: TrainState) -> TrainState:
-        """The latest checkpoint's state, on the devices that `state` says.
+    def resume(self, state):
+        """Restores the latest checkpoint's state.
 
         Args:
-          state: of arrays, or of their shapes, dtypes and shardings.
+            state: A `TrainState` of arrays, or of their shapes, dtypes and shardings.
+                The restored arrays get the same shardings.
 
         Raises:
-          OtherRun: it was written with another config or for other classes.
-          DamagedCheckpoint: a part of it is lost, or not what was saved.
+            OtherRun: The checkpoint has another config or other classes, or no
+                optimizer state.
+            DamagedCheckpoint: A part is missing, or differs from what was saved.
         """
         step = self.manager.latest_step()
-        self._check_run(read_description(self.directory, step))
-        if not (self.directory / str(step) / "optimizer").exists():
+        root = self.directory / str(step)
+        self._check_run(restore_description(root))
+        if not (root / "optimizer").exists():
             raise OtherRun(
                 f"{self.directory.parent} holds parameters to start from and no run. "
                 "Choose another --workdir, with config.init.weights naming this one."
@@ -130,25 +139,24 @@ class Checkpoints:
         targets = jax.tree.map(
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), items
         )
-        root = self.directory / str(step)
         args = {k: ocp.args.StandardRestore(v) for k, v in targets.items()}
         with reading(root):
             restored = self.manager.restore(step, args=ocp.args.Composite(**args))
-            said = _read_checksums(root)
+            saved = _restore_checksums(root)
         for name, checksum in _checksums({k: restored[k] for k in items}).items():
-            # Older checkpoints have none of the optimizer's arrays, or none at all.
-            if said.get(name, checksum) != checksum:
+            # Older checkpoints have none for the optimizer's arrays, or none at all.
+            if saved.get(name, checksum) != checksum:
                 raise _damaged(root, f"{name} is not what was saved")
         log.info("Resumed from step %d in %s", step, self.directory)
-        return TrainState(
+        return state.replace(
             step=jax.device_put(np.int32(step), state.step.sharding),
             params=restored["params"],
             optimizer=restored["optimizer"],
             ema=restored["ema"] if state.ema is not None else None,
         )
 
-    def save(self, state: TrainState) -> None:
-        """Writes the state in the background; the arrays may be donated at once."""
+    def save(self, state) -> None:
+        """Saves a `TrainState` in the background. Its arrays may be donated at once."""
         step = int(state.step)
         if step in self.manager.all_steps():
             return
@@ -162,19 +170,19 @@ class Checkpoints:
         )
 
     def close(self) -> None:
-        """Waits until all is written."""
+        """Waits until everything is written."""
         self.manager.wait_until_finished()
         self.manager.close()
 
     def _check_run(self, saved):
-        # Keys that were added since it was saved have their defaults.
+        # Keys added since the checkpoint was saved take their defaults.
         saved = saved | {"config": json.loads(from_json(saved["config"]).to_json())}
         changed = [
             f"  {key}: {before!r} then, {now!r} now"
             for section in ("config", "class_names")
             for key, before, now in differences(saved[section], self.run[section])
             if section == "class_names"
-            or not f"{key}.".startswith(tuple(f"{free}." for free in FREE_KEYS))
+            or not f"{key}.".startswith(tuple(f"{k}." for k in RESUMABLE_KEYS))
         ]
         if changed:
             raise OtherRun(
@@ -185,15 +193,15 @@ class Checkpoints:
 
 
 def save_params(workdir, params, run: dict) -> None:
-    """Writes parameters as the checkpoint of step 0, to start other runs from.
+    """Saves parameters as the checkpoint of step 0, for other runs to start from.
 
     Args:
-      workdir: where no run is.
-      params: all parameters of a model.
-      run: as of `describe_run`.
+        workdir: Work directory without checkpoints, local or gs://.
+        params: All parameters of a model.
+        run: Description of the model by `describe_run`.
 
     Raises:
-      OtherRun: the work directory has checkpoints already.
+        OtherRun: The work directory has checkpoints already.
     """
     directory = epath.Path(absolute(workdir)) / "checkpoints"
     with ocp.CheckpointManager(directory) as manager:
@@ -216,83 +224,53 @@ def _items(state):
     return items | ({"ema": state.ema} if state.ema is not None else {})
 
 
-def latest_step(workdir) -> int:
-    """Step of the latest finished checkpoint of a work directory.
+def read_metadata(root, name=None) -> tuple[dict, bool]:
+    """Returns a step's items by name, and whether the step is finished.
 
-    Raises:
-      NoCheckpoint: there is none.
-      DamagedCheckpoint: a later one does not say whether it is finished.
-    """
-    directory = epath.Path(workdir) / "checkpoints"
-    there = directory.iterdir() if directory.exists() else []
-    steps = [int(path.name) for path in there if path.name.isdigit()]
-
-    def metadata(step):
-        path = directory / str(step) / METADATA
-        return path.read_bytes() if path.exists() else None
-
-    step = latest_finished(steps, metadata, directory)
-    if step is None:
-        raise NoCheckpoint(
-            f"{workdir} has no finished checkpoint below {directory}. Train first: "
-            "python -m sparse_tube_vit.train --config FILE --workdir DIR"
-        )
-    return step
-
-
-def latest_finished(
-    steps: Iterable[int], metadata: Callable[[int], bytes | None], directory
-) -> int | None:
-    """The latest step that does not say that it is unfinished; None if all do.
+    On a disk an unfinished step has a temporary name; in a bucket it has its final
+    name from the start, and only the file `METADATA` tells. Steps without that file,
+    of older versions of orbax, count as finished and without items.
 
     Args:
-      steps: of a directory.
-      metadata: gives what a step's file `METADATA` holds; None where there is none.
-      directory: its name, for errors.
+        root: The step's directory.
+        name: What errors call it, if not by its path.
 
     Raises:
-      DamagedCheckpoint: that file says nothing of it.
+        DamagedCheckpoint: The file is not what orbax writes.
     """
-    for step in sorted(steps, reverse=True):
-        said = metadata(step)
-        if said is None or read_metadata(said, f"{directory}/{step}")[1]:
-            return step
-    return None
+    if not (root / METADATA).exists():
+        return {}, True
+    with reading(name or root):
+        metadata = json.loads((root / METADATA).read_bytes())
+        items, time = metadata["item_handlers"], metadata["commit_timestamp_nsecs"]
+    return (items if isinstance(items, dict) else {}), time is not None
 
 
-def read_metadata(said: bytes, name) -> tuple[dict, bool]:
-    """(items, whether all is written) by a checkpoint's file `METADATA`.
+def restore_description(root) -> dict:
+    """Restores the description of the run, as of `describe_run`, from a step.
 
-    On a disk it is renamed when it is finished; what is being written to a bucket has
-    its name already.
+    Args:
+        root: The step's directory, on a disk or at gs://.
 
     Raises:
-      DamagedCheckpoint.
+        NoCheckpoint, ForeignCheckpoint, DamagedCheckpoint, NewerCheckpoint.
     """
-    with reading(name):
-        said = json.loads(said)
-        return said["item_handlers"], said["commit_timestamp_nsecs"] is not None
-
-
-def read_description(directory, step: int) -> dict:
-    """What the checkpoint `directory/<step>` says of its run, see `describe_run`.
-
-    Raises:
-      NoCheckpoint, ForeignCheckpoint, DamagedCheckpoint, NewerCheckpoint.
-    """
-    path = epath.Path(absolute(directory)) / str(step) / "run"
-    if not path.exists():
-        raise NoCheckpoint(
-            f"{path.parent} is not a finished checkpoint of this package."
-        )
-    with reading(path):
-        run = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(path)
-    check_description(run, path.parent)
+    root = epath.Path(absolute(root))
+    if not (root / "run").exists():
+        raise NoCheckpoint(f"{root} is not a finished checkpoint of this package.")
+    with reading(root / "run"):
+        run = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(root / "run")
+    check_description(run, root)
     return run
 
 
 def check_description(run, where) -> None:
-    """Raises ForeignCheckpoint or NewerCheckpoint unless `run` says what ours do."""
+    """Raises ForeignCheckpoint or NewerCheckpoint unless this version can read `run`.
+
+    Args:
+        run: JSON where `describe_run` would have written a description.
+        where: The path of the checkpoint or release, for errors.
+    """
     needed = ("config", "class_names", "versions")
     if not isinstance(run, dict) or any(
         not isinstance(run.get(k), dict) for k in needed
@@ -301,19 +279,19 @@ def check_description(run, where) -> None:
             f"{where} is not of sparse_tube_vit: it does not say its "
             f"{', '.join(needed)}."
         )
-    if (found := run.get("format", 0)) > FORMAT:
+    if (number := run.get("format", 0)) > FORMAT:
         version = run["versions"].get("sparse_tube_vit", "a newer one")
         raise NewerCheckpoint(
-            f"{where} has format {found}, of sparse_tube_vit {version}; this version "
+            f"{where} has format {number}, of sparse_tube_vit {version}; this version "
             f"reads formats up to {FORMAT}. Upgrade sparse_tube_vit."
         )
 
 
 @contextlib.contextmanager
 def reading(path):
-    """Names as DamagedCheckpoint whatever a library raises within the block.
+    """Turns errors that libraries raise while reading `path` into DamagedCheckpoint.
 
-    But not what jax does, as where memory runs out or another host is gone.
+    Errors of jax (out of memory, a lost host) and named errors pass through.
     """
     try:
         yield
@@ -326,40 +304,37 @@ def reading(path):
         ) from error
 
 
-def read_params(directory, step: int, ema: bool = True) -> dict:
-    """Parameters of `directory/<step>` as numpy arrays.
-
-    Needs no mesh: works on any number of devices.
+def restore_params(root, ema: bool = True) -> dict:
+    """Restores a step's parameters as numpy arrays, on any number of devices.
 
     Args:
-      directory, step: of a checkpoint.
-      ema: whether to read the averaged parameters where there are any.
+        root: The step's directory, on a disk or at gs://.
+        ema: Whether to restore averaged parameters, where there are any.
 
     Raises:
-      NoCheckpoint, DamagedCheckpoint.
+        NoCheckpoint, DamagedCheckpoint.
     """
-    root = epath.Path(absolute(directory)) / str(step)
+    root = epath.Path(absolute(root))
     if not (root / "params").exists():
         raise NoCheckpoint(f"{root} holds no parameters.")
-    found, checksums = {}, _read_checksums(root)
+    params, checksums = {}, _restore_checksums(root)
     for item in ("ema", "params") if ema else ("params",):
         if (root / item).exists():  # frozen parameters have no average
             with reading(root / item):
-                arrays = _read_arrays(root / item, found)
+                arrays = _restore_arrays(root / item, exclude=params)
             for path, x in arrays.items():
                 name = "/".join((item, *path))
                 if checksums and checksums.get(name) != int(_checksum(x, np)):
                     raise _damaged(root, f"{name} is not what was saved")
-            found |= arrays
-    return unflatten_dict(found)
+            params |= arrays
+    return unflatten_dict(params)
 
 
-def _read_checksums(root) -> dict[str, int]:
-    """The checksums of a checkpoint's arrays by their paths; older ones have none."""
-    path, metadata = root / "checksums", root / METADATA
+def _restore_checksums(root) -> dict[str, int]:
+    """Returns the checksums of a step's arrays by path; {} of older checkpoints."""
+    path = root / "checksums"
     if not path.exists():
-        said = metadata.read_bytes() if metadata.exists() else None
-        if said is not None and "checksums" in read_metadata(said, root)[0]:
+        if "checksums" in read_metadata(root)[0]:
             raise _damaged(root, "its checksums are gone")
         return {}
     with reading(path):
@@ -373,7 +348,7 @@ def _damaged(root, why):
 
 
 def _checksums(items):
-    """The checksum of every array of the items, by its path."""
+    """Returns the checksum of every array of the items by path."""
     return {
         jax.tree_util.keystr(path, simple=True, separator="/"): int(x)
         for path, x in jax.tree.leaves_with_path(jax.device_get(_sums(items)))
@@ -386,26 +361,29 @@ def _sums(items):
 
 
 def _checksum(x, xp):
-    """The sum of an array's bits as integers; computed where its shards lie."""
+    """Returns the sum of an array's bits as integers, without moving its shards."""
     return x.view(f"uint{8 * x.dtype.itemsize}").sum(dtype=xp.uint32)
 
 
-def _read_arrays(path, known):
-    """The arrays of a tree in numpy, flat, without those known already."""
+def _restore_arrays(path, exclude):
+    """Returns the arrays of a tree by path, in numpy, except those of `exclude`."""
     checkpointer = ocp.PyTreeCheckpointer()
     verbosity = absl_logging.get_verbosity()
     absl_logging.set_verbosity(absl_logging.ERROR)  # warns of files that no item has
     try:
-        found = checkpointer.metadata(path).item_metadata
+        metadata = checkpointer.metadata(path).item_metadata
     finally:
         absl_logging.set_verbosity(verbosity)
-    if found is None:
+    if metadata is None:
         raise _damaged(path, "its _METADATA is gone")
-    metadata = flatten_dict(found.tree)
-    wanted = {k: m for k, m in metadata.items() if k not in known}
-    if not wanted:
+    target = {
+        name: np.empty(x.shape, x.dtype)
+        for name, x in flatten_dict(metadata.tree).items()
+        if name not in exclude
+    }
+    if not target:
         return {}
-    target = unflatten_dict({k: np.empty(m.shape, m.dtype) for k, m in wanted.items()})
+    target = unflatten_dict(target)
     restore = ocp.args.PyTreeRestore(
         target,
         restore_args=ocp.checkpoint_utils.construct_restore_args(target),

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 import numpy as np
 import safetensors
 
+from sparse_tube_vit.checkpoints import stored
 from sparse_tube_vit.errors import TubeViTError
+from sparse_tube_vit.storage import UnreachableStorage
 
 
 class UnreadableWeights(TubeViTError, ValueError):
@@ -228,18 +230,21 @@ def read_arrays(path) -> dict[str, np.ndarray]:
       UnreadableWeights: no such file, or one that holds something else.
     """
     try:
-        if str(path).endswith(".npz"):
-            with np.load(path, allow_pickle=False) as arrays:
-                file = dict(arrays)
-        else:
-            with safetensors.safe_open(path, "np") as arrays:
-                names = arrays.keys()
-                file = {name: arrays.get_tensor(name) for name in names}
+        with stored.on_disk(stored.open_path(path)) as local:
+            if local.name.endswith(".npz"):
+                with np.load(local, allow_pickle=False) as arrays:
+                    file = dict(arrays)
+            else:
+                with safetensors.safe_open(local, "np") as arrays:
+                    names = arrays.keys()
+                    file = {name: arrays.get_tensor(name) for name in names}
         file = {name: x.astype(np.float32) for name, x in file.items()}
         for name in [n for n in file if re.search(r"\battn\.qkv\.(weight|bias)$", n)]:
             parts = np.split(file.pop(name), 3)
             for letter, part in zip("qkv", parts, strict=True):
                 file[name.replace("qkv", letter)] = part
         return file
+    except UnreachableStorage:
+        raise
     except Exception as error:  # each reader has its own for a damaged file
         raise UnreadableWeights(f"{path} cannot be read: {error}") from error

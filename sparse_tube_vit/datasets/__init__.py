@@ -1,0 +1,1 @@
+"""Prepared data sets: builders, preparing, the manifest, reading, class names."""

@@ -71,8 +71,8 @@ class Row:
             return dataclasses.replace(row, status=str(error))
 
     @property
-    def finding(self) -> str:
-        """Its id and status in valid Unicode, which names of files need not be."""
+    def printable(self) -> str:
+        """Id and status in valid Unicode, which file names need not be."""
         return os.fsencode(f"{self.id}: {self.status}").decode(errors="replace")
 
 

@@ -16,8 +16,8 @@ from etils import epath
 from sparse_tube_vit.datasets.builders import BUILDERS
 from sparse_tube_vit.errors import DatasetError
 
-# How the names of files begin that are no part of a finished data set.
-UNFINISHED = "preparing."
+INFO = "dataset_info.json"  # written last: it marks a prepared data set
+UNFINISHED = "preparing."  # prefix of files of a preparation that is not finished
 
 
 class DatasetNotPrepared(DatasetError):
@@ -161,7 +161,7 @@ def _open(dataset: str, data_dir):
                 f" again, and it goes on. It was begun in {begun[0].parent}"
             )
         raise DatasetNotPrepared(
-            f"{dataset} is not prepared: no dataset_info.json in {root} or a version"
+            f"{dataset} is not prepared: no {INFO} in {root} or a version"
             f" directory below it. {_how_to_prepare(dataset, data_dir)}"
         )
     import tensorflow_datasets as tfds
@@ -180,14 +180,14 @@ def _open(dataset: str, data_dir):
 def prepared_directory(dataset: str, data_dir) -> epath.Path | None:
     """Returns the directory of `dataset`'s highest version, None if not prepared."""
     root = epath.Path(data_dir) / dataset
-    if (root / "dataset_info.json").exists():
+    if (root / INFO).exists():
         return root
     if not root.is_dir():
         return None
     versions = [
         d
         for d in root.iterdir()
-        if re.fullmatch(r"\d+\.\d+\.\d+", d.name) and (d / "dataset_info.json").exists()
+        if re.fullmatch(r"\d+\.\d+\.\d+", d.name) and (d / INFO).exists()
     ]
     return max(
         versions, key=lambda d: [int(n) for n in d.name.split(".")], default=None

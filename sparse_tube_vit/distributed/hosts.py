@@ -1,14 +1,20 @@
-"""The hosts of a run: joining them, telling all what one knows, ending together.
+"""The hosts of a run: joining, agreement before and during training, common failure.
 
 A run on several hosts is the same command on each. On TPU VMs, GKE and Slurm jax finds
-the others by itself; elsewhere three variables of the environment say who they are:
+the others by itself; elsewhere three environment variables name them:
 
-    JAX_COORDINATOR_ADDRESS   host:port of the first, which all of them reach
-    JAX_NUM_PROCESSES         how many there are
-    JAX_PROCESS_ID            which of them this is, from 0
+    JAX_COORDINATOR_ADDRESS   host:port of the first host, reachable from all
+    JAX_NUM_PROCESSES         number of hosts
+    JAX_PROCESS_ID            number of this host, from 0
 
-Hosts wait HOSTS_START_SECONDS (300) for each other to start. One that gives no sign of
-life for HOSTS_LOST_SECONDS (60) is lost, and that ends the others.
+Hosts wait HOSTS_START_SECONDS (300) for each other to start. A host without a heartbeat
+for HOSTS_LOST_SECONDS (60) is lost, which ends the others.
+
+Hosts agree through the key-value store of jax's coordination service, not through
+`jax.experimental.multihost_utils`, whose functions are programs on the devices: the
+first of them fails on CPUs if a host comes 30 seconds late (Gloo's deadline), as when
+the first host prepares data; each compiles a program; and one in the training loop
+would block the host until the steps queued before it are done.
 """
 
 import contextlib
@@ -34,19 +40,19 @@ from sparse_tube_vit.log import log, name_host
 
 
 class NoDevices(TubeViTError, RuntimeError):
-    """The devices that were asked for are not there."""
+    """Devices that JAX_PLATFORMS names are absent."""
 
 
 class UnknownHosts(TubeViTError, ValueError):
-    """The environment says in part, or wrongly, which hosts a run has."""
+    """The environment names the hosts of a run in part, or wrongly."""
 
 
 class HostMissing(TubeViTError, ConnectionError):
-    """Not all hosts found each other in time."""
+    """Not all hosts joined in time."""
 
 
 class HostsDiffer(TubeViTError, ValueError):
-    """A host runs something else than the first."""
+    """A host has another config, data set or package version than the first."""
 
 
 class WorkdirNotShared(TubeViTError, OSError):
@@ -54,11 +60,11 @@ class WorkdirNotShared(TubeViTError, OSError):
 
 
 class HostStopped(TubeViTError, RuntimeError):
-    """A signal asked this host to end, before or after it trains."""
+    """A signal stopped this host before or after training."""
 
 
 class HostFailed(TubeViTError, RuntimeError):
-    """Another host ended with an error, or without a word."""
+    """Another host ended, with an error or without."""
 
 
 # ---- joining
@@ -66,17 +72,18 @@ class HostFailed(TubeViTError, RuntimeError):
 
 @contextlib.contextmanager
 def connected():
-    """Joins the other hosts of the run, where there are any, for the time of the body.
+    """Context manager that joins the other hosts of the run, if there are any.
 
-    An error ends this process with exit code 1, and is told to the others, which end
-    too within seconds, whatever they are at. A host that is killed ends the others when
-    a connection to it breaks, or after HOSTS_LOST_SECONDS: then jax aborts them, with
-    exit code 134, as when the first host's process is gone.
+    An error in the body ends this process with exit code 1 and is published to the
+    others, which end within seconds, even while they wait for a device or a barrier. A
+    host that is killed ends the others when a connection to it breaks, or after
+    HOSTS_LOST_SECONDS: then jax aborts them, with exit code 134, as when the first
+    host's process is gone.
 
     Raises:
-      NoDevices: JAX_PLATFORMS names devices that this host does not have.
-      UnknownHosts: the environment is incomplete or wrong.
-      HostMissing: this host cannot listen, as the first, to others.
+        NoDevices: JAX_PLATFORMS names devices that this host does not have.
+        UnknownHosts: The environment is incomplete or wrong.
+        HostMissing: This host is the first and cannot listen to others.
     """
     _join()
     if _hosts() == 1:
@@ -84,14 +91,14 @@ def connected():
         return
     name_host(jax.process_index())
     log.info("%d hosts with %d devices each", _hosts(), jax.local_device_count())
-    watch = threading.Thread(target=_follow_a_failure, daemon=True)
+    watch = threading.Thread(target=_watch_failures, daemon=True)
     watch.start()
     try:
         yield
         _client().wait_at_barrier("end", _A_DAY)
     except BaseException as error:
-        error = _named(error)
-        _tell_failure(error)
+        error = _as_host_failed(error)
+        _publish_failure(error)
         if isinstance(error, TubeViTError):
             print_error(error)
         else:
@@ -103,19 +110,19 @@ def connected():
 
 
 def _join():
-    """Joins the others, where the environment tells of any."""
+    """Joins the other hosts that the environment names."""
     names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
     address, *numbers = (os.environ.get(name) for name in names)
     count = index = None
     if any(numbers):
-        told = ", ".join(f"{name}={os.environ.get(name, '')}" for name in names)
+        variables = ", ".join(f"{name}={os.environ.get(name, '')}" for name in names)
         if not (address and all(n and n.isdigit() for n in numbers)):
             raise UnknownHosts(
-                f"{told}: all three are needed, the last two as numbers."
+                f"{variables}: all three are needed, the last two as numbers."
             )
         count, index = map(int, numbers)
         if index >= count:
-            raise UnknownHosts(f"{told}: the hosts are numbered from 0.")
+            raise UnknownHosts(f"{variables}: the hosts are numbered from 0.")
         if count == 1:
             return
     if address and not re.fullmatch(r".+:\d+", address):
@@ -136,23 +143,23 @@ def _join():
             address,
             count,
             index,
-            initialization_timeout=start + 60,  # at which jax would abort
+            initialization_timeout=start + 60,  # then jax would abort
             heartbeat_timeout_seconds=lost,
             shutdown_timeout_seconds=start,
         )
     except ValueError as error:
         if address is None and "coordinator_address" in str(error):
-            return  # jax finds no sign of others
+            return  # jax finds no other hosts
         raise UnknownHosts(f"jax cannot tell which hosts there are: {error}") from error
     except jax.errors.JaxRuntimeError as error:
         raise HostMissing(f"The first host cannot listen{where}: {error}") from error
     except RuntimeError as error:
         if address is None and _hosts() == 1:
-            return  # jax computes here already, in a notebook say, and alone
+            return  # jax runs here already, as in a notebook, on one host
         raise UnknownHosts(f"jax cannot join other hosts any more: {error}") from error
     finally:
         late.cancel()
-    # jax took SIGTERM for itself; until training takes it there is nothing to save.
+    # jax handles SIGTERM; until training does there is nothing to save.
     signal.signal(signal.SIGTERM, _stop)
 
 
@@ -161,10 +168,13 @@ def _stop(number, frame):
 
 
 def _hosts():
-    """How many there are, which jax asks the devices."""
+    """Returns the number of hosts, which jax learns from the devices."""
     try:
         return jax.process_count()
-    except (RuntimeError, AssertionError) as error:  # the latter for lack of a plugin
+    except (
+        RuntimeError,
+        AssertionError,
+    ) as error:  # the latter where a plugin is absent
         asked = os.environ.get("JAX_PLATFORMS", "")
         raise NoDevices(
             f"JAX_PLATFORMS={asked} asks for devices that jax does not find. {error}"
@@ -185,15 +195,22 @@ def _seconds(name, default):
 # ---- agreeing
 
 
-def check_same(what: dict) -> None:
-    """Raises HostsDiffer where `what`, a tree of JSON, is not the first host's."""
+def check_same(description: dict) -> None:
+    """Checks that all hosts run the same.
+
+    Args:
+        description: A tree of JSON types, compared with the first host's.
+
+    Raises:
+        HostsDiffer: It is another; the message names the keys.
+    """
     if jax.process_count() == 1:
         return
-    what = json.dumps(what)
-    first, host = json.loads(_of_first("same", what)), jax.process_index()
+    text, host = json.dumps(description), jax.process_index()
+    first = json.loads(_from_first_host("same", text))
     lines = [
         f"  {key}: {theirs!r} on host 0, {ours!r} on host {host}"
-        for key, theirs, ours in differences(first, json.loads(what))
+        for key, theirs, ours in differences(first, json.loads(text))
     ]
     if lines:
         raise HostsDiffer(
@@ -204,32 +221,39 @@ def check_same(what: dict) -> None:
 
 
 def check_shared(workdir) -> None:
-    """Raises WorkdirNotShared where `workdir` is not that of the first host."""
+    """Checks that all hosts see the same work directory.
+
+    Raises:
+        WorkdirNotShared: This host sees another than the first.
+    """
     if jax.process_count() == 1:
         return
-    mark, token = workdir / ".hosts", uuid.uuid4().hex
+    path, token = workdir / ".hosts", uuid.uuid4().hex
     if jax.process_index() == 0:
-        mark.write_text(token)
-    token = _of_first("workdir", token)
-    if not mark.exists() or mark.read_text() != token:
+        path.write_text(token)
+    token = _from_first_host("workdir", token)
+    if not path.exists() or path.read_text() != token:
         raise WorkdirNotShared(
             f"--workdir {workdir} is not the same directory on host "
             f"{jax.process_index()} as on the first. Choose one that all hosts see: "
             "gs://BUCKET/RUN, or one on a shared disk."
         )
-    _client().wait_at_barrier("workdir", _A_DAY)  # all have seen it
+    _client().wait_at_barrier("workdir", _A_DAY)  # all have read it
     if jax.process_index() == 0:
-        mark.unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
-def first_host_first(what: str):
-    """The body on the first host, then on the others, which find what it has made.
+def first_host_first(name: str):
+    """Context manager that runs its body on the first host, then on all others.
 
-    Where they do not, on disks of their own, they make it at the same time. `what` is
-    unlike that of every other such body of a run.
+    On a shared disk the others find what the first has made; otherwise all of them make
+    it at the same time.
+
+    Args:
+        name: Unique in the run.
     """
-    key, several = f"made/{what}", jax.process_count() > 1
+    key, several = f"made/{name}", jax.process_count() > 1
     if several and jax.process_index():
         _client().blocking_key_value_get(key, _A_DAY)
     yield
@@ -240,19 +264,19 @@ def first_host_first(what: str):
 _A_DAY = 24 * 3600 * 1000  # milliseconds; an error on another host ends it before
 
 
-def _of_first(key: str, value: str) -> str:
-    """The value that the first host has."""
+def _from_first_host(key: str, value: str) -> str:
+    """Returns the first host's value."""
     if jax.process_index() == 0:
         _client().key_value_set(key, value)
         return value
     return _client().blocking_key_value_get(key, 1000 * _start_seconds())
 
 
-class News:
-    """What a host has come to know, told to all of them at the same step.
+class HostMessages:
+    """Messages that all hosts receive at the same training step.
 
-    Costs the maximum of one number a device, and nothing where there is one host. All
-    hosts call `send` and `receive` in turns.
+    Costs one reduction of a flag per device and step, and nothing on one host. Every
+    host calls `send` and `receive` in turns.
     """
 
     def __init__(self):
@@ -262,84 +286,88 @@ class News:
             self._split = NamedSharding(mesh, P("x"))
             self._max = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, P()))
 
-    def send(self, **news) -> None:
-        """Sends what is known here, of JSON's types; does not wait for the others."""
-        self._count, self._sent = self._count + 1, news
+    def send(self, **message) -> None:
+        """Sends JSON values by name, without waiting for the other hosts.
+
+        A message of values that are all false or empty is not delivered.
+        """
+        self._count, self._sent = self._count + 1, message
         if self._hosts > 1:
-            known = any(news.values())
-            if known:
-                key = f"news/{self._count}/{jax.process_index():06}"
-                _client().key_value_set(key, json.dumps(news))
-            flags = np.full(jax.local_device_count(), known)
+            sends = any(message.values())
+            if sends:
+                key = f"messages/{self._count}/{jax.process_index():06}"
+                _client().key_value_set(key, json.dumps(message))
+            flags = np.full(jax.local_device_count(), sends)
             self._any = self._max(
                 jax.make_array_from_process_local_data(self._split, flags)
             )
 
     def receive(self) -> list[dict]:
-        """What those hosts sent that know anything, in the order of the hosts."""
+        """Waits for all hosts to send; returns the messages in the order of hosts."""
         if self._hosts == 1:
             return [self._sent] if any(self._sent.values()) else []
         if not self._any:
             return []
-        told = _client().key_value_dir_get(f"news/{self._count}/")
-        return [json.loads(news) for _, news in sorted(told)]
+        messages = _client().key_value_dir_get(f"messages/{self._count}/")
+        return [json.loads(message) for _, message in sorted(messages)]
 
 
 # ---- ending
 
-# Set once this host ends by itself, well or with an error.
+# Set when this host ends by itself, with an error or without.
 _ending = threading.Event()
-# Seconds that a host has to end by itself after another's error: it may be the same.
+# Seconds in which a host may report its own error after another's: all may have it.
 _GRACE = 5
-# How a collective names a broken connection on CPUs and GPUs; TPUs wait for heartbeats.
+# Messages of collectives whose connection broke, on CPUs and GPUs. On TPUs a lost host
+# is found by its missing heartbeats.
 _BROKEN = re.compile("Gloo .*failed|NCCL operation|UNAVAILABLE: ")
 
 
 def announce(kind, error, trace) -> None:
-    """Tells the other hosts of the error that ends this one; for `ExitStack.push`.
+    """Publishes the error that ends this host to the others, for `ExitStack.push`.
 
-    To be called before anything is cleaned up: that may wait for the others, in vain.
+    Push it last, so that it runs first: cleaning up may wait for the others.
     """
     if error is not None and jax.process_count() > 1:
-        _tell_failure(_named(error))
+        _publish_failure(_as_host_failed(error))
 
 
-def _tell_failure(error):
+def _publish_failure(error):
     if not _ending.is_set():
         _ending.set()
         text = f"host {jax.process_index()}: {type(error).__name__}: {error}"
-        with contextlib.suppress(jax.errors.JaxRuntimeError):  # another was first
+        with contextlib.suppress(jax.errors.JaxRuntimeError):  # another host was first
             _client().key_value_set("failure", text)
 
 
 def _failure():
-    """What the first host to fail told; None if none did."""
+    """Returns the error of the first host that failed, or None."""
     try:
         return _client().key_value_try_get("failure")
     except jax.errors.JaxRuntimeError:
         return None
 
 
-def _follow_a_failure():
-    """Ends this process when another has failed, whatever its main thread waits for."""
+def _watch_failures():
+    """Ends this process after another has failed, even while its main thread waits."""
     while not _ending.wait(1):
         if (failure := _failure()) and not _ending.wait(_GRACE):
-            print_error(_following(failure))
+            print_error(_host_failed(failure))
             _leave()
 
 
-def _following(failure):
+def _host_failed(failure):
     return HostFailed(f"Another host failed, and ended this one.\n  {failure}")
 
 
-def _named(error):
-    """The error, or HostFailed in the place of a collective's broken connection."""
-    kinds = (jax.errors.JaxRuntimeError, ValueError)  # jit makes it the latter
+def _as_host_failed(error):
+    """Returns the error, or HostFailed for a collective's broken connection."""
+    kinds = (jax.errors.JaxRuntimeError, ValueError)  # jit raises the latter
     if not isinstance(error, kinds) or not _BROKEN.search(str(error)):
         return error
     failure = _failure()
     if failure and not failure.startswith(f"host {jax.process_index()}:"):
-        return _following(failure)
+        return _host_failed(failure)
     return HostFailed(
         "The connection to another host broke. If its log does not tell why, the host "
         "was taken away. The same command on all hosts resumes from the latest "
@@ -348,7 +376,7 @@ def _named(error):
 
 
 def _leave():
-    """Ends this process; the first host last: the others hear of the failure by it."""
+    """Ends this process, the first host's last: it serves the key-value store."""
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         _client().key_value_set(f"left/{jax.process_index()}", "")
         patience = time.monotonic() + 1.5 * _GRACE
@@ -360,14 +388,14 @@ def _leave():
 
 
 def _exit():
-    """Ends this process without jax's goodbye, which waits for all hosts."""
+    """Ends this process without jax's shutdown, which waits for all hosts."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(1)
 
 
 def _client():
-    # jax has no public name for what its hosts tell each other; orbax looks here too.
+    # jax has no public name for its key-value store; orbax uses this one, too.
     from jax._src import distributed
 
     return distributed.global_state.client

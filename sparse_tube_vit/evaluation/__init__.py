@@ -1,0 +1,1 @@
+"""Evaluation: accuracy and mAP over temporal x spatial views."""

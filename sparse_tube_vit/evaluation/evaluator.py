@@ -5,11 +5,11 @@ from collections.abc import Callable
 
 import jax
 import numpy as np
-from etils import epath
-from jax.sharding import NamedSharding
+from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from sparse_tube_vit.checkpoints.run import describe_run, read_description, read_params
+from sparse_tube_vit.checkpoints.run import describe_run
+from sparse_tube_vit.checkpoints.stored import Location
 from sparse_tube_vit.config import ConfigDict, head_loss, validate
 from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.datasets.classes import check_classes
@@ -30,111 +30,85 @@ class UnknownEvaluation(TubeViTError, KeyError):
     __str__ = Exception.__str__  # KeyError's puts the message in quotes
 
 
-@dataclasses.dataclass
-class Evaluation:
-    """One evaluation of a config, with its data opened and checked.
+class Evaluator:
+    """One evaluation of a config, with its data set opened and checked.
+
+    Args:
+        name: The name of the evaluation in `config.evaluations`.
+        config: The config of the run.
+        class_names: The class names of the evaluation's head.
 
     Raises:
-      ClassNamesDiffer: the data set's classes are not those of the head.
-      LossDoesNotFit: it is multi-label, the head's loss is not.
+        ClassNamesDiffer: The data set's classes are not those of the head.
+        LossDoesNotFit: The data set is multi-label, the head's loss is not.
     """
 
-    name: str
-    config: ConfigDict
-    class_names: tuple[str, ...]
-
-    def __post_init__(self):
-        self.source = self.config.evaluations[self.name]
+    def __init__(self, name: str, config: ConfigDict, class_names: tuple[str, ...]):
+        self.name, self.clip, self.loader = name, config.clip, config.loader
+        self.source = source = config.evaluations[name]
+        self.class_names = class_names
         self.split = reading.open_split(
-            self.source.dataset,
-            self.source.split,
-            self.config.data_dir,
-            self.source.kind,
+            source.dataset, source.split, config.data_dir, source.kind
         )
-        check_classes(self.source.head, self.class_names, self.split)
-        self.loss = head_loss(self.config, self.source.head)
-        check_loss(
-            f"evaluations.{self.name}",
-            self.loss,
-            self.split.name,
-            self.split.multi_label,
-        )
-        self._scores = None
+        check_classes(source.head, class_names, self.split)
+        self.loss = head_loss(config, source.head)
+        where, split = f"evaluations.{name}", self.split
+        check_loss(where, self.loss, split.name, split.multi_label)
+        self._compiled = None
 
     def run(
         self,
         model: TubeViT,
         params,
-        mesh,
+        mesh: Mesh,
         step: int,
-        before_batch: Callable = lambda: None,
+        before_batch: Callable[[], None] = lambda: None,
     ) -> Result:
         """Scores every example once; every host gets the whole result.
 
         Args:
-          model, params: that are evaluated.
-          mesh: of all devices.
-          step: of the checkpoint, for the result.
-          before_batch: called before each; what it raises ends the evaluation.
+            model: The model, as trained.
+            params: Its parameters, as global arrays.
+            mesh: The mesh over all devices.
+            step: The step of the checkpoint, for the result.
+            before_batch: Called before each batch; what it raises ends the evaluation.
+
+        Raises:
+            IndivisibleBatch: The mesh does not divide the evaluation's batch.
         """
-        source, clip = self.source, self.config.clip
+        source = self.source
         sharding.check_batch(source.batch_size, mesh, f"evaluations.{self.name}")
         model = model.restride(source.stride_scale)
-        frames = clip.frames if source.kind == "video" else 1
-        if self._scores is None:
-            self._scores = jax.jit(
-                make_scores(model, source.head, self.loss),
-                out_shardings=NamedSharding(mesh, P()),
-            )
-            self._gather = jax.jit(lambda x: x, out_shardings=NamedSharding(mesh, P()))
-
+        compute_scores, gather = self._programs(model, mesh)
         n = len(self.split)
         labels = np.zeros((n, *self.split.label_shape), np.int64)
         scores = np.zeros((n, len(self.class_names)), np.float32)
         distinct_views = np.zeros(n, np.int64)
-        seen = np.zeros(n, bool)
+        scored = np.zeros(n, bool)
         undecodable = []
         batches = pipeline.evaluation_batches(
-            self.split,
-            source,
-            clip,
-            self.config.loader,
-            *sharding.batch_share(mesh),
+            self.split, source, self.clip, self.loader, *sharding.batch_share(mesh)
         )
         for batch in batches:
             before_batch()
             for name, problem in zip(batch["id"], batch["problem"], strict=True):
                 if problem:
                     log.warning("%s: %s does not decode: %s", self.name, name, problem)
-            kept = ("video", "label", "weight", "index", "distinct_views")
-            arrays = {k: batch[k] for k in kept}
+            arrays = {key: batch[key] for key in ("video", *_PER_EXAMPLE)}
             arrays = sharding.to_devices(arrays, mesh)
             with jax.set_mesh(mesh):
-                probabilities = self._scores(params, arrays.pop("video"))
-            rest = {k: np.asarray(v) for k, v in self._gather(arrays).items()}
-            real = rest["index"] >= 0
-            index = rest["index"][real]
-            labels[index], seen[index] = rest["label"][real], True
-            distinct_views[index] = rest["distinct_views"][real]
-            weight = rest["weight"][real]
+                probabilities = compute_scores(params, arrays.pop("video"))
+            arrays = {key: np.asarray(x) for key, x in gather(arrays).items()}
+            real = arrays["index"] >= 0  # the last batch is padded
+            index, weight = arrays["index"][real], arrays["weight"][real]
+            labels[index], scored[index] = arrays["label"][real], True
+            distinct_views[index] = arrays["distinct_views"][real]
             scores[index] = np.asarray(probabilities)[real] * weight[:, None]
             undecodable += [self.split[i]["id"] for i in index[weight == 0]]
-        assert seen.all(), "the pipeline left examples out"
-
-        protocol = {
-            "evaluation": self.name,
-            **{k: v for k, v in source.items() if k != "batch_size"},
-            "tokens": count_tokens(model.tubes, (frames, clip.size, clip.size)),
-            "frames": frames,
-            "fps": clip.fps,
-            "size": clip.size,
-            "step": step,
-        }
-        if source.kind == "image":
-            del protocol["temporal_views"], protocol["spatial_views"], protocol["fps"]
-        measured = MeanAveragePrecision if self.split.multi_label else Accuracy
-        return measured(
-            protocol,
+        assert scored.all(), "the pipeline left examples out"
+        result = MeanAveragePrecision if self.split.multi_label else Accuracy
+        return result(
+            self._protocol(model, step),
             self.class_names,
             labels,
             scores,
@@ -142,25 +116,64 @@ class Evaluation:
             distinct_views,
         )
 
+    def _programs(self, model, mesh):
+        """Compiled for the first run: views to scores, and shards to whole arrays."""
+        if self._compiled is None:
+            whole = NamedSharding(mesh, P())
+            scores = make_scores(model, self.source.head, self.loss)
+            self._compiled = (
+                jax.jit(scores, out_shardings=whole),
+                jax.jit(lambda x: x, out_shardings=whole),
+            )
+        return self._compiled
 
-def prepare(config: ConfigDict, class_names: dict) -> list[Evaluation]:
-    """All evaluations of a config, their data sets opened and their classes checked."""
+    def _protocol(self, model, step):
+        """What a result was measured by, as JSON types."""
+        source, clip = self.source, self.clip
+        protocol = {
+            "evaluation": self.name,
+            **{key: value for key, value in source.items() if key != "batch_size"},
+        }
+        if source.kind == "video":
+            frames, rate = clip.frames, {"fps": clip.fps}
+        else:
+            frames, rate = 1, {}
+            del protocol["temporal_views"], protocol["spatial_views"]
+        return protocol | {
+            "tokens": count_tokens(model.tubes, (frames, clip.size, clip.size)),
+            "frames": frames,
+            **rate,
+            "size": clip.size,
+            "step": step,
+        }
+
+
+# What comes back from the devices of every example, beside its scores.
+_PER_EXAMPLE = ("label", "weight", "index", "distinct_views")
+
+
+def prepare(config: ConfigDict, class_names: dict) -> list[Evaluator]:
+    """Returns the evaluators of a config, data sets opened and classes checked."""
     return [
-        Evaluation(name, config, tuple(class_names[source.head]))
+        Evaluator(name, config, tuple(class_names[source.head]))
         for name, source in config.evaluations.items()
     ]
 
 
-def evaluate(config: ConfigDict, workdir, step: int, names=None) -> list[Result]:
-    """Evaluates the checkpoint of a step, as the config's evaluations say.
+def evaluate(config: ConfigDict, source: Location, names=None) -> list[Result]:
+    """Evaluates a stored model by the evaluations of a config.
+
+    Args:
+        config: The model's config, whose evaluations, mesh and data_dir may differ.
+        source: The model. The protocol of every result names it under "model".
+        names: Evaluations to run; None for all.
 
     Raises:
-      InvalidConfig, NoCheckpoint, UnknownEvaluation, and the errors of data sets and
-        input.
+        InvalidConfig, UnknownEvaluation: The config or `names` is wrong.
+        The errors of `stored`, data sets and input.
     """
     validate(config)
-    directory = epath.Path(workdir) / "checkpoints"
-    class_names = read_description(directory, step)["class_names"]
+    class_names = source.read_description()["class_names"]
     unknown = set(names or ()) - set(config.evaluations)
     if unknown:
         raise UnknownEvaluation(
@@ -168,11 +181,12 @@ def evaluate(config: ConfigDict, workdir, step: int, names=None) -> list[Result]
             f"{', '.join(config.evaluations) or 'none'}."
         )
     model = make_model(config, {h: len(c) for h, c in class_names.items()})
-    params = read_params(directory, step)
+    stored = source.read()
     mesh = sharding.make_mesh(config)
     whole = NamedSharding(mesh, P())
     params = jax.tree.map(
-        lambda x: jax.make_array_from_process_local_data(whole, x, x.shape), params
+        lambda x: jax.make_array_from_process_local_data(whole, x, x.shape),
+        stored.params,
     )
     prepare_embedded(config)
     evaluations = [
@@ -182,6 +196,11 @@ def evaluate(config: ConfigDict, workdir, step: int, names=None) -> list[Result]
     ]
     hosts.check_same(
         describe_run(config, class_names)
-        | {"step": step, "evaluations": {e.name: len(e.split) for e in evaluations}}
+        | {"step": stored.step}
+        | {"evaluations": {e.name: len(e.split) for e in evaluations}}
     )
-    return [evaluation.run(model, params, mesh, step) for evaluation in evaluations]
+    results = [e.run(model, params, mesh, stored.step) for e in evaluations]
+    return [
+        dataclasses.replace(r, protocol=r.protocol | {"model": stored.name})
+        for r in results
+    ]

@@ -8,7 +8,6 @@ import json
 import numpy as np
 from etils import epath
 
-from sparse_tube_vit import figures
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.evaluation.metrics import average_precision, top_k
 from sparse_tube_vit.storage import write_whole
@@ -20,16 +19,16 @@ class NoLabels(TubeViTError, ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Result(abc.ABC):
-    """What was measured, and the protocol that it was measured by.
+    """Scores of a data set, and the protocol that they were measured by.
 
     Attributes:
-      protocol: data set, split, views, frames, rate, size and checkpoint step.
-      class_names: of the head.
-      labels: of every video or image of the split: (N,), or multi-hot (N, C).
-      scores: (N, C) probabilities, averaged over views; all zero where undecodable.
-      undecodable: ids of those that could not be decoded; they count as wrong.
-      distinct_views: of every video or image (N,): how many of its views show other
-        frames or another part of them; 0 where undecodable.
+        protocol: Data set, split, views, frames, rate, size and checkpoint step.
+        class_names: The class names of the head.
+        labels: The labels of all examples of the split: (N,), or multi-hot (N, C).
+        scores: Probabilities (N, C), averaged over views; zero where undecodable.
+        undecodable: The ids of undecodable examples, which count as wrong.
+        distinct_views: (N,), how many of an example's views show other frames or
+            another part of them; 0 where undecodable.
     """
 
     protocol: dict
@@ -41,7 +40,10 @@ class Result(abc.ABC):
 
     @property
     def views(self) -> dict[str, float | None]:
-        """Of the decodable: mean distinct views, and how many have fewer than asked."""
+        """Mean number of distinct views, and how many videos have fewer than asked.
+
+        Undecodable videos do not count.
+        """
         p, distinct = self.protocol, self.distinct_views[self.distinct_views > 0]
         asked = p.get("temporal_views", 1) * p.get("spatial_views", 1)
         return {
@@ -51,34 +53,34 @@ class Result(abc.ABC):
 
     @abc.abstractmethod
     def metrics(self) -> dict[str, float]:
-        """The figures by name, the one that counts first."""
+        """Returns the metrics by name, the main one first."""
 
     @abc.abstractmethod
     def per_class(self) -> dict[str, dict]:
-        """Figure and number of examples of every class, undecodable ones as wrong."""
+        """Returns metric and number of examples of each class."""
 
     @abc.abstractmethod
     def headline(self) -> str:
-        """The figures in words, up to "of" so many examples."""
+        """Returns the metrics in words, up to "of" N examples."""
 
     def scalars(self) -> dict[str, float]:
-        """The figures, named for the run's log."""
+        """Returns the metrics by their names in the run's log."""
         name = self.protocol["evaluation"]
         return {f"evaluation/{name}/{key}": x for key, x in self.metrics().items()}
 
     def to_json(self) -> dict:
-        """Protocol, figures, and figures per class, as JSON types."""
+        """Returns protocol, metrics, and metrics per class, as JSON types."""
         return self.protocol | {
             "summary": str(self),
             **self.metrics(),
-            "distinct": len(self.labels),
+            "examples": len(self.labels),
             **(self.views if self.protocol["kind"] == "video" else {}),
             "undecodable": list(self.undecodable),
             "per_class": self.per_class(),
         }
 
     def save(self, directory) -> epath.Path:
-        """Writes NAME_stepN[_TxS][_Ntokens].json, whose path it returns."""
+        """Writes NAME_stepN[_TxS][_Ntokens].json and returns its path."""
         directory = epath.Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         p = self.protocol
@@ -117,7 +119,7 @@ class Accuracy(Result):
     """Top-1, and Top-5 of more than five classes, where every example has one label."""
 
     def top(self, k: int) -> float:
-        """Share of all examples whose label is among the k highest scores."""
+        """Returns the share of examples whose label is among the k highest scores."""
         return float((top_k(self.labels, self.scores, k) & self._decoded).mean())
 
     @property
@@ -130,12 +132,12 @@ class Accuracy(Result):
 
     def headline(self):
         return ", ".join(
-            f"Top-{name.removeprefix('top')} {share:.1%}"
-            for name, share in self.metrics().items()
+            f"Top-{name.removeprefix('top')} {value:.1%}"
+            for name, value in self.metrics().items()
         )
 
     def confusion(self) -> np.ndarray:
-        """(C, C) counts: row the label, column the prediction; decodable ones alone."""
+        """Returns counts (C, C) of decodable examples: labels by predictions."""
         c = len(self.class_names)
         counts = np.zeros((c, c), np.int64)
         decoded = self._decoded
@@ -143,32 +145,23 @@ class Accuracy(Result):
         return counts
 
     def per_class(self):
-        right = np.diag(self.confusion())
+        correct = np.diag(self.confusion())
         total = np.bincount(self.labels, minlength=len(self.class_names))
         return {
-            name: {"top1": float(r / n) if n else None, "count": int(n)}
-            for name, r, n in zip(self.class_names, right, total, strict=True)
+            name: {"top1": float(k / n) if n else None, "count": int(n)}
+            for name, k, n in zip(self.class_names, correct, total, strict=True)
         }
 
     def to_json(self):
         return super().to_json() | {"confusion": self.confusion().tolist()}
 
-    def save(self, directory):
-        """Writes a picture of the confusion beside the JSON file."""
-        path = super().save(directory)
-        figure = figures.confusion(self.confusion(), self.class_names, str(self))
-        figures.save(figure, path.with_name(f"{path.stem}_confusion.png"))
-        return path
-
 
 @dataclasses.dataclass(frozen=True)
 class MeanAveragePrecision(Result):
-    """mAP, where examples have any number of labels.
-
-    The mean is over the classes that some example is of.
+    """mAP over the classes that occur, where examples have any number of labels.
 
     Raises:
-      NoLabels: there is no such class.
+        NoLabels: No example has a label.
     """
 
     def __post_init__(self):
@@ -187,9 +180,9 @@ class MeanAveragePrecision(Result):
         return {"mAP": float(np.nanmean(self._average_precisions))}
 
     def headline(self):
-        counted = np.count_nonzero(self.labels.any(axis=0))
+        occurring = np.count_nonzero(self.labels.any(axis=0))
         return (
-            f"mAP {self.metrics()['mAP']:.1%} over {counted} of "
+            f"mAP {self.metrics()['mAP']:.1%} over {occurring} of "
             f"{len(self.class_names)} classes,"
         )
 

@@ -7,7 +7,7 @@ writes them to files, see `__main__`.
 
 from sparse_tube_vit.figures.attention import attention
 from sparse_tube_vit.figures.canvas import save
-from sparse_tube_vit.figures.confusion import confusion
+from sparse_tube_vit.figures.confusion import confusion, draw_confusions
 from sparse_tube_vit.figures.curves import (
     accuracy_by_tokens,
     throughput,
@@ -21,6 +21,7 @@ __all__ = [
     "accuracy_by_tokens",
     "attention",
     "confusion",
+    "draw_confusions",
     "kernels",
     "position_similarity",
     "save",

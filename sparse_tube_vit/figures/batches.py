@@ -9,11 +9,13 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from sparse_tube_vit.figures.canvas import DPI, new_figure
-from sparse_tube_vit.training.examples import Example
+from sparse_tube_vit.training.inspection import StepExample
 
 
 def batch_grids(
-    examples: Sequence[Example], columns: int = 16, page: tuple[int, int] = (1900, 1900)
+    examples: Sequence[StepExample],
+    columns: int = 16,
+    page: tuple[int, int] = (1900, 1900),
 ) -> list[Figure]:
     """All frames of examples, so many side by side, on as many pages as they need.
 
@@ -64,7 +66,7 @@ def batch_grids(
     return figures
 
 
-def _text(example: Example, letters: int, lines: int = 6) -> list[str]:
+def _text(example: StepExample, letters: int, lines: int = 6) -> list[str]:
     said = [example.target, *example.names]
     said += [f"weight 0: {example.problem}"] if example.problem else []
     return [part for s in said for part in textwrap.wrap(s, letters)][:lines]

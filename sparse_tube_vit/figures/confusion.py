@@ -1,28 +1,65 @@
-"""Which classes are taken for which."""
+"""Confusion matrices of evaluations."""
 
+import json
 from collections.abc import Sequence
 
 import numpy as np
+from etils import epath
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
-from sparse_tube_vit.figures.canvas import new_figure
+from sparse_tube_vit.figures.canvas import new_figure, save
+
+
+def draw_confusions(directory) -> list[epath.Path]:
+    """Draws the confusion matrices of evaluations that have none, or an older one.
+
+    Args:
+        directory: Of evaluations, local or gs://: one JSON file for each, beside which
+            `STEM_confusion.png` is written. Those without a confusion matrix, as those
+            of several labels, are skipped.
+
+    Returns:
+        Paths of what was drawn.
+
+    Raises:
+        UnwritableOutput: A picture cannot be written.
+    """
+    drawn = []
+    for path in sorted(epath.Path(directory).glob("*.json")):
+        png = path.with_name(f"{path.stem}_confusion.png")
+        # Times are in whole seconds: of the same one, the result may be the later.
+        if png.exists() and png.stat().mtime > path.stat().mtime:
+            continue
+        result = json.loads(path.read_text())
+        if "confusion" in result:
+            save(confusion_of(result), png)
+            drawn.append(png)
+    return drawn
+
+
+def confusion_of(result: dict) -> Figure:
+    """Draws the confusion matrix of an evaluation, given as its JSON file holds it."""
+    classes = list(result["per_class"])
+    return confusion(np.array(result["confusion"]), classes, result["summary"])
 
 
 def confusion(counts: np.ndarray, class_names: Sequence[str], title: str) -> Figure:
-    """A confusion matrix: rows are labels, columns predictions, shares of the row.
+    """Draws a confusion matrix: rows are labels, columns predictions.
+
+    Colors give each count as a fraction of its row.
 
     Args:
-      counts: (C, C).
-      class_names: C names; drawn up to 60 classes.
-      title: wrapped above it.
+        counts: Of examples, (C, C).
+        class_names: C names, drawn for at most 60 classes.
+        title: Wrapped above the matrix.
     """
     c = len(counts)
     side = min(12.0, 3.5 + 0.22 * c)
     figure = new_figure(side + 0.8, side)
     ax = figure.subplots()
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    # Of many classes, what is rare would not be seen.
+    # Among many classes, small fractions would be invisible on a linear scale.
     norm = PowerNorm(0.5 if c > 60 else 1, 0, 1)
     image = ax.imshow(shares, cmap="Blues", norm=norm, interpolation="nearest")
     figure.colorbar(image, ax=ax, label="share of the class", shrink=0.8)

@@ -1,10 +1,11 @@
-"""What a training run has to show, read as far as it is asked for."""
+"""Pictures of a training run and of its batches, by kind, and their files."""
 
 import dataclasses
 import functools
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -15,13 +16,15 @@ from matplotlib.figure import Figure
 from sparse_tube_vit import figures, storage
 from sparse_tube_vit.config import ConfigDict
 from sparse_tube_vit.datasets import reading
-from sparse_tube_vit.errors import TubeViTError
+from sparse_tube_vit.errors import TubeViTError, UnwritableOutput
+from sparse_tube_vit.figures.batches import batch_grids
+from sparse_tube_vit.figures.confusion import confusion_of
 from sparse_tube_vit.inference import clips
 from sparse_tube_vit.inference.loaded import TrainedTubeViT, load
 from sparse_tube_vit.inference.rollout import attention_shares
 from sparse_tube_vit.input import examples
-from sparse_tube_vit.models.tubevit import TubeViT
 from sparse_tube_vit.models.variants import make_tubes
+from sparse_tube_vit.training.inspection import examples_of_step
 from sparse_tube_vit.training.reporting import read_metrics
 
 
@@ -31,12 +34,13 @@ class NothingToDraw(TubeViTError, ValueError):
 
 @dataclasses.dataclass
 class Run:
-    """A run, finished or not: what its work directory says.
+    """A run, finished or not, whose files are read when they are first needed.
 
     Attributes:
-      workdir: of training; of a model alone, whatever `load` takes.
-      clip_file: a video or image to draw on; by default the first of an evaluation.
-      data_dir: of prepared data sets, where it is not that of the config.
+        workdir: Work directory of training; for pictures of the model alone, whatever
+            `load` takes.
+        clip_file: Video or image to draw on; by default the first of an evaluation.
+        data_dir: Prepared data sets, if not those of the config.
     """
 
     workdir: epath.Path
@@ -48,7 +52,7 @@ class Run:
 
     @functools.cached_property
     def trained(self) -> TrainedTubeViT:
-        """The model of the latest checkpoint. Raises: as `load`."""
+        """The model of the latest checkpoint. Raises: As `load`."""
         trained = load(self.workdir)
         if self.data_dir:
             trained.config.data_dir = self.data_dir
@@ -58,23 +62,15 @@ class Run:
     def config(self) -> ConfigDict:
         return self.trained.config
 
-    @property
-    def model(self) -> TubeViT:
-        return self.trained.model
-
-    @property
-    def params(self) -> dict:
-        return self.trained.params
-
     @functools.cached_property
     def metrics(self) -> list[dict]:
-        """The lines of metrics.jsonl; none where the parameters were only written."""
-        there = (self.workdir / "metrics.jsonl").exists()
-        return read_metrics(self.workdir) if there else []
+        """Lines of metrics.jsonl; none for parameters that were never trained here."""
+        exists = (self.workdir / "metrics.jsonl").exists()
+        return read_metrics(self.workdir) if exists else []
 
     @functools.cached_property
     def evaluations(self) -> dict[str, dict]:
-        """The last result of every protocol, as its JSON file holds it, by its name."""
+        """The last result of every protocol, by the stem of its JSON file."""
         last = {}
         for path in sorted((self.workdir / "evaluations").glob("*.json")):
             result = json.loads(path.read_text())
@@ -85,15 +81,20 @@ class Run:
 
     @functools.cached_property
     def clip(self) -> np.ndarray:
-        """(T, H, W, 3) uint8, as `read_clip`."""
-        return read_clip(self.config, self.clip_file)
+        """One view (T, H, W, 3), as `view_of`."""
+        return view_of(self.config, self.clip_file)
 
 
-def read_clip(config: ConfigDict, file: str | None = None) -> np.ndarray:
-    """One view (T, H, W, 3) of a file, or of the first example that a config evaluates.
+def view_of(config: ConfigDict, file: str | None = None) -> np.ndarray:
+    """Returns one view, uint8 (T, H, W, 3), as the config's evaluation samples it.
+
+    Args:
+        config: Of the run.
+        file: Video or image; by default the first example that the config evaluates.
 
     Raises:
-      UnreadableFile, UndecodableClip; the errors of data sets.
+        UnreadableFile, UndecodableClip: The file cannot be read or decoded.
+        DatasetError: The data set cannot be read.
     """
     if file is not None:
         with clips.naming(file):
@@ -108,15 +109,37 @@ def read_clip(config: ConfigDict, file: str | None = None) -> np.ndarray:
     return example.read(split[0][source.kind], None)["video"][0]
 
 
-Pictures = Iterator[tuple[str, Figure | Animation]]
+# ---- kinds of pictures
+
+
+class Picture(NamedTuple):
+    """A picture to save or to show.
+
+    Attributes:
+        name: Of its file, without the suffix.
+        drawn: A figure, or an animation.
+        caption: What it shows.
+        photographic: Whether most of it is photographs.
+    """
+
+    name: str
+    drawn: Figure | Animation
+    caption: str
+    photographic: bool = False
+
+
+Pictures = Iterator[Picture]
 
 
 def curves(run: Run) -> Pictures:
     """Loss and accuracy, and throughput, against steps."""
     if run.metrics:
-        yield "training_curves", figures.training_curves(run.metrics)
+        caption = "Loss and accuracy of training and evaluation, against steps."
+        figure = figures.training_curves(run.metrics)
+        yield Picture("training_curves", figure, caption)
     if any("train/clips_per_second" in line for line in run.metrics):
-        yield "throughput", figures.throughput(run.metrics)
+        caption = "Clips per second, and the parts of the time."
+        yield Picture("throughput", figures.throughput(run.metrics), caption)
 
 
 def tubes(run: Run) -> Pictures:
@@ -125,56 +148,62 @@ def tubes(run: Run) -> Pictures:
 
 
 def tubes_over(clip: np.ndarray, config: ConfigDict) -> Pictures:
-    """A config's tubes over a clip (T, H, W, 3): still and, of a video, animated."""
-    chosen = make_tubes(config.model.tubes)
-    yield "tubes", figures.tube_layout(clip, chosen)
+    """Draws tubes over a view (T, H, W, 3): still and, of more frames, animated."""
+    drawn = make_tubes(config.model.tubes)
+    caption = "Frames of a clip, a row a tube, with the windows that it reads."
+    yield Picture("tubes", figures.tube_layout(clip, drawn), caption, True)
     if len(clip) > 1:
-        yield "tubes_animated", figures.tube_animation(clip, chosen, config.clip.fps)
+        caption = "The clip as it plays, with the windows that every tube reads."
+        animation = figures.tube_animation(clip, drawn, config.clip.fps)
+        yield Picture("tubes_animated", animation, caption, True)
 
 
 def kernels(run: Run) -> Pictures:
     """Learned filters of every tube."""
-    for name, parameters in run.params["stem"].items():  # tube_0, ... or shared
+    for name, parameters in run.trained.params["stem"].items():  # tube_0, ... or shared
         kernel = np.asarray(parameters["kernel"])
         size = "x".join(map(str, kernel.shape[:3]))
         name = f"kernels_{name.removeprefix('tube_')}_{size}"
-        yield name, figures.kernels(kernel)
+        caption = f"Learned filters, {name.replace('_', ' ')}."
+        yield Picture(name, figures.kernels(kernel), caption)
 
 
 def positions(run: Run) -> Pictures:
     """How alike position embeddings are."""
-    if run.model.positions != "none":
-        clip = run.model.clip
-        if all(source.kind == "image" for source in run.config.streams.values()):
-            clip = (1, *clip[1:])
-        embeddings = run.model.apply(
-            {"params": run.params}, clip, method=lambda model, clip: model.place(clip)
-        )
-        yield (
-            "positions",
-            figures.position_similarity(np.asarray(embeddings), run.model.tubes, clip),
-        )
+    model = run.trained.model
+    if model.positions == "none":
+        return
+    clip = model.clip
+    if all(source.kind == "image" for source in run.config.streams.values()):
+        clip = (1, *clip[1:])
+    embeddings = model.apply(
+        {"params": run.trained.params},
+        clip,
+        method=lambda model, clip: model.place(clip),
+    )
+    figure = figures.position_similarity(np.asarray(embeddings), model.tubes, clip)
+    caption = "Cosine similarity of the tokens' position embeddings."
+    yield Picture("positions", figure, caption)
 
 
 def attention(run: Run) -> Pictures:
     """What pooling looks at, and what roll-out traces that to, in a clip."""
-    shares = attention_shares(run.model, run.params, run.clip[None])
+    model = run.trained.model
+    by_kind = attention_shares(model, run.trained.params, run.clip[None])
     titles = {"pooling": "attention of the pooling", "rollout": "attention roll-out"}
     for kind, title in titles.items():
-        share = np.asarray(jax.device_get(shares[kind][0]))
-        yield (
-            f"attention_{kind}",
-            figures.attention(run.clip, run.model.tubes, share, title),
-        )
+        weights = np.asarray(jax.device_get(by_kind[kind][0]))
+        figure = figures.attention(run.clip, model.tubes, weights, title)
+        caption = f"Attention {kind} drawn over frames of a clip, a row a tube."
+        yield Picture(f"attention_{kind}", figure, caption, True)
 
 
 def confusion(run: Run) -> Pictures:
     """Confusion matrices of the last evaluations with one label an example."""
     for name, e in run.evaluations.items():
         if "confusion" in e:
-            counts, classes = np.array(e["confusion"]), list(e["per_class"])
-            title = e.get("summary", name)
-            yield f"{name}_confusion", figures.confusion(counts, classes, title)
+            caption = f"Confusion matrix of {e['evaluation']}: labels by predictions."
+            yield Picture(f"{name}_confusion", confusion_of(e), caption)
 
 
 def tokens(*runs: Run) -> Pictures:
@@ -182,7 +211,8 @@ def tokens(*runs: Run) -> Pictures:
     results = {str(run.workdir): [*run.evaluations.values()] for run in runs}
     counts = {(e["evaluation"], e["tokens"]) for es in results.values() for e in es}
     if len(counts) > len({evaluation for evaluation, _ in counts}):
-        yield "tokens", figures.accuracy_by_tokens(results)
+        caption = "Accuracy against the number of tokens."
+        yield Picture("tokens", figures.accuracy_by_tokens(results), caption)
 
 
 KINDS: dict[str, Callable[..., Pictures]] = {
@@ -194,3 +224,71 @@ KINDS: dict[str, Callable[..., Pictures]] = {
     "confusion": confusion,
     "tokens": tokens,
 }
+#: Why a run may have no picture of a kind.
+ABSENT = {
+    "curves": "It has no metrics.jsonl: its parameters come from elsewhere.",
+    "confusion": "Evaluate it first, on examples with one label each.",
+    "positions": "The model has no position embeddings.",
+    "tokens": "Give several runs, or evaluate one with --stride_scale 0.5 as well.",
+}
+
+
+# ---- files
+
+
+def draw_run(runs: Sequence[Run], kind: str = "run", out=None) -> list[epath.Path]:
+    """Writes the pictures of a kind; returns their paths.
+
+    Args:
+        runs: One; for the kind "tokens" any number.
+        kind: One of `KINDS`, or "run" for all of which there is something to draw.
+        out: Directory; by default WORKDIR/figures.
+
+    Raises:
+        UnwritableOutput: A picture cannot be written.
+        NothingToDraw: The runs have no picture of this kind.
+        And what reading the run raises.
+    """
+    kinds = KINDS if kind == "run" else {kind: KINDS[kind]}
+    out = out or runs[0].workdir / "figures"
+    paths = [path for draw in kinds.values() for path in write(draw(*runs), out)]
+    if not paths:
+        names = ", ".join(str(run.workdir) for run in runs)
+        why = ABSENT.get(kind, "")
+        raise NothingToDraw(
+            f"{names}: nothing there that {kind} could show. {why}".strip()
+        )
+    return paths
+
+
+def draw_batches(config: ConfigDict, step: int, out) -> list[epath.Path]:
+    """Writes a step's batches as STREAM_stepK_PAGE.png; returns the paths.
+
+    Raises:
+        UnwritableOutput: A picture cannot be written.
+        And as `examples_of_step`.
+    """
+    pages = (
+        Picture(f"{name}_step{step}_{i}", figure, f"Examples of {name}.")
+        for name, batch in examples_of_step(config, step)
+        for i, figure in enumerate(batch_grids(batch), start=1)
+    )
+    return write(pages, out)
+
+
+def write(pictures: Iterable[Picture], out) -> list[epath.Path]:
+    """Writes pictures to a directory, which is made if absent; returns their paths.
+
+    Raises:
+        UnwritableOutput: A picture cannot be written.
+    """
+    paths, out = [], epath.Path(out)
+    for picture in pictures:
+        suffix = "png" if isinstance(picture.drawn, Figure) else "gif"
+        paths.append(out / f"{picture.name}.{suffix}")
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            figures.save(picture.drawn, paths[-1])
+        except OSError as error:
+            raise UnwritableOutput(f"--out: {error}") from error
+    return paths

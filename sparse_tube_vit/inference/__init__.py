@@ -1,0 +1,1 @@
+"""Inference: a loaded model, and what it computes of files."""

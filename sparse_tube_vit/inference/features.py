@@ -1,4 +1,4 @@
-"""Features of files and folders."""
+"""Pooled features and tokens of files."""
 
 import contextlib
 from collections.abc import Sequence
@@ -22,17 +22,17 @@ def pooled(
     views: tuple[int, int] = (1, 1),
     batch_size: int | None = None,
 ) -> tuple[np.ndarray, list[str], dict[int, str]]:
-    """Pooled features of files, averaged over views.
+    """Computes the pooled features of files, averaged over views.
 
     Args:
-      tubevit: a loaded model.
-      paths: of files.
-      views: (temporal, spatial) of videos.
-      batch_size: files at a time; None: 4, or as many as there are.
+        tubevit: A loaded model.
+        paths: Files.
+        views: (temporal, spatial) views of videos.
+        batch_size: Files per batch; None: 4, or the number of files if smaller.
 
     Returns:
-      (pooled, kinds, problems): (N, D) float32 and N kinds, of zeros and "" where a
-      file cannot be read; and by its number why.
+        (pooled, kinds, problems): (N, D) float32 and N kinds, with zeros and "" for
+        files that cannot be read; and why, by their indices.
     """
     found = np.zeros((len(paths), tubevit.model.options.width), np.float32)
     kinds = [""] * len(paths)
@@ -50,10 +50,7 @@ def pooled(
 
 
 def check_one_kind(paths: Sequence[str]) -> None:
-    """Raises SeveralKinds if there are images and videos among the files.
-
-    What cannot be read is neither.
-    """
+    """Raises SeveralKinds if the files are images and videos; unreadable ones pass."""
     first = {}
     for path in paths:
         with contextlib.suppress(TubeViTError):
@@ -70,10 +67,10 @@ def _several_kinds(one, other):
 
 
 def tokens(tubevit: TrainedTubeViT, paths: Sequence[str]) -> dict[str, np.ndarray]:
-    """Tokens (N, n, D) of files of one kind, and each one's tube, time and place.
+    """Computes the tokens (N, n, D) of files of one kind, with tube, time and place.
 
     Raises:
-      SeveralKinds: there are images and videos.
+        SeveralKinds: There are images and videos.
     """
     each = []
     for path in paths:

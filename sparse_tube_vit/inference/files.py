@@ -1,4 +1,4 @@
-"""Files of clips and images by their paths, read ahead in threads and in batches."""
+"""Files of clips and images: listed, read ahead in threads, computed in batches."""
 
 import collections
 import concurrent.futures
@@ -22,10 +22,10 @@ class NoFiles(TubeViTError, FileNotFoundError):
 
 
 def expand(paths: Iterable) -> list[str]:
-    """The files of paths: folders give all clips and images in and below them.
+    """Returns files as they are, and all clips and images below folders.
 
     Raises:
-      NoFiles: a folder has none.
+        NoFiles: A folder has none.
     """
     files = []
     for path in map(epath.Path, paths):
@@ -56,58 +56,59 @@ def compute(
     of_batch: Callable[[Hashable, np.ndarray], np.ndarray],
     batch_size: int | None = None,
 ) -> tuple[dict[int, tuple[Hashable, np.ndarray]], dict[int, str]]:
-    """Reads files ahead in threads and computes on batches of them, bad ones left out.
+    """Reads files ahead in threads and computes results in batches.
 
-    All batches of a group have one size. Every ten seconds the log tells how far it is.
+    Files of one group share batches, all of one size. Progress is logged every ten
+    seconds.
 
     Args:
-      files: paths.
-      read: a path to (group, (V, T, H, W, 3)).
-      of_batch: a group and its (B, V, T, H, W, 3) to B results.
-      batch_size: B; None: 4, or as many as there are files where they are fewer.
+        files: Paths.
+        read: Maps a path to (group, views), views being (V, T, H, W, 3).
+        of_batch: Maps a group and its (B, V, T, H, W, 3) to B results.
+        batch_size: B; None: 4, or the number of files if that is smaller.
 
     Returns:
-      ({number: (group, result)}, {number: why there is none}) by the files' numbers.
-      It is the message of the named error of `read` or `of_batch`, without the path.
+        ({index: (group, result)}, {index: problem}) by the files' indices. A problem is
+        the message, without the path, of a named error of `read` or `of_batch`.
     """
     size = batch_size or min(4, len(files))
     groups = collections.defaultdict(list)  # group -> [(number, video)]
-    found, problems = {}, {}
+    results, problems = {}, {}
 
-    def miss(number, error):
+    def skip(number, error):
         problems[number] = str(error).removeprefix(f"{files[number]}: ")
 
     def compute_batch(group):
         numbers, videos = zip(*groups.pop(group), strict=True)
         missing = size - len(videos)
         try:
-            results = of_batch(group, np.stack([*videos, *[videos[-1]] * missing]))
+            batch = of_batch(group, np.stack([*videos, *[videos[-1]] * missing]))
         except TubeViTError as error:  # no tube reads such, say
             for number in numbers:
-                miss(number, error)
+                skip(number, error)
             return
-        for number, result in zip(numbers, results, strict=False):
-            found[number] = group, result
+        for number, result in zip(numbers, batch, strict=False):
+            results[number] = group, result
 
-    told = time.monotonic()
-    for number, seen in enumerate(_ahead(read, files)):
-        if time.monotonic() - told > 10:
+    logged = time.monotonic()
+    for number, outcome in enumerate(_ahead(read, files)):
+        if time.monotonic() - logged > 10:
             log.info("%d of %d files", number, len(files))
-            told = time.monotonic()
-        if isinstance(seen, TubeViTError):
-            miss(number, seen)
+            logged = time.monotonic()
+        if isinstance(outcome, TubeViTError):
+            skip(number, outcome)
             continue
-        group, video = seen
+        group, video = outcome
         groups[group].append((number, video))
         if len(groups[group]) == size:
             compute_batch(group)
     for group in list(groups):
         compute_batch(group)
-    return found, problems
+    return results, problems
 
 
 def _ahead(read, files):
-    """What `read` returns or raises of every file, in order; a few are read ahead."""
+    """Yields what `read` returns or raises for each file, in order, reading ahead."""
 
     def attempt(path):
         try:

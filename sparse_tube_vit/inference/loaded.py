@@ -36,24 +36,25 @@ def load(path, step: int | None = None, ema: bool = True) -> "TrainedTubeViT":
     """Loads a trained model onto the default device.
 
     Args:
-      path: of a run's work directory, of one step's directory below its `checkpoints`,
-        or of a release; local or gs://.
-      step: of a work directory's checkpoints; None: the latest.
-      ema: whether to take the averaged parameters, if there are any. A release has
-        either.
+        path: A run's work directory, one step's directory below its `checkpoints`, or
+            a release; local, at gs://, or hf://USER/NAME on the Hugging Face Hub.
+        step: Of a work directory's checkpoints; None for the latest.
+        ema: Whether to read averaged parameters, if there are any. A release has only
+            one kind.
 
-    Raises: NoCheckpoint, UnfinishedCheckpoint, ForeignCheckpoint, DamagedCheckpoint,
-      NewerCheckpoint and UnreachableStorage, as `stored.read`.
+    Raises:
+        NoCheckpoint, UnfinishedCheckpoint, ForeignCheckpoint, DamagedCheckpoint,
+        NewerCheckpoint, UnreachableStorage: As `stored.locate`.
     """
-    found = stored.read(path, step, ema)
-    config = from_json(found.run["config"])
+    source = stored.read(path, step, ema)
+    config = from_json(source.run["config"])
     config.model.attention = "auto"  # the devices here may be others
-    class_names = {h: tuple(names) for h, names in found.run["class_names"].items()}
+    class_names = {h: tuple(names) for h, names in source.run["class_names"].items()}
     model = make_model(config, {h: len(names) for h, names in class_names.items()})
-    check_params(found.params, model, found.name)
-    params = jax.device_put(found.params, jax.local_devices()[0])
+    check_params(source.params, model, source.name)
+    params = jax.device_put(source.params, jax.local_devices()[0])
     return TrainedTubeViT(
-        found.name, found.step, config, class_names, model, params, found.averaged
+        source.name, source.step, config, class_names, model, params, source.averaged
     )
 
 

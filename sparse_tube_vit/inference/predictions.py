@@ -3,19 +3,20 @@
 import dataclasses
 from collections.abc import Iterable
 
-from sparse_tube_vit.inference import files, loaded
+from sparse_tube_vit.inference import files
+from sparse_tube_vit.inference.loaded import TrainedTubeViT
 
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What a model tells of a file.
+    """The most probable classes of a file, or why there are none.
 
     Attributes:
-      file: its path.
-      kind: "image" or "video"; "" where it cannot be read.
-      head: whose classes they are; "" where it cannot be read.
-      classes: [(class name, probability), ...], the most probable first.
-      problem: why there are none; "" where there are.
+        file: The path of the file.
+        kind: "image" or "video"; "" if the file cannot be read.
+        head: The head whose classes these are; "" if the file cannot be read.
+        classes: [(class name, probability), ...], the most probable first.
+        problem: Why there are no classes; "" if there are.
     """
 
     file: str
@@ -26,26 +27,27 @@ class Prediction:
 
 
 def predict(
-    tubevit: loaded.TrainedTubeViT,
+    tubevit: TrainedTubeViT,
     paths: Iterable,
     head: str | None = None,
     top: int = 5,
     views: tuple[int, int] | None = None,
     batch_size: int | None = None,
 ) -> list[Prediction]:
-    """Predicts files and folders of files, in order; bad ones have a problem.
+    """Predicts the classes of files and of all files in folders, in order.
 
     Args:
-      tubevit: a loaded model.
-      paths: of files and folders, local or gs://.
-      head, top: as for `TrainedTubeViT.predict`.
-      views: (temporal, spatial) of videos; None: those of the head's evaluation.
-      batch_size: files at a time, each with all its views; None: 4, or as many as there
-        are where they are fewer.
+        tubevit: A loaded model.
+        paths: Files and folders, local or gs://.
+        head: As for `TrainedTubeViT.predict`.
+        top: As for `TrainedTubeViT.predict`.
+        views: (temporal, spatial) views of videos; None: as in the head's evaluation.
+        batch_size: Files per batch, each with all its views; None: 4, or the number of
+            files if that is smaller.
 
     Raises:
-      NoFiles: a folder has none.
-      UnknownHead: the model has no such head.
+        NoFiles: A folder has none.
+        UnknownHead: The model has no such head.
     """
     if head is not None:
         tubevit.choose_head("", head)
@@ -58,13 +60,13 @@ def predict(
     def scores(group, videos):
         return tubevit.scores(videos, group[1])
 
-    found, problems = files.compute(paths, read, scores, batch_size)
+    scored, problems = files.compute(paths, read, scores, batch_size)
     predictions = []
     for number, path in enumerate(paths):
         if number in problems:
             predictions.append(Prediction(path, problem=problems[number]))
             continue
-        (kind, chosen), of_file = found[number]
+        (kind, chosen), of_file = scored[number]
         best = tuple(tubevit.best(of_file, chosen, top))
         predictions.append(Prediction(path, kind, chosen, best))
     return predictions

@@ -1,10 +1,10 @@
-"""Nearest neighbours and a linear probe on features."""
+"""Nearest neighbours and a linear probe on a model's pooled features."""
 
 import importlib.util
 
 import numpy as np
 
-from sparse_tube_vit.datasets.builders.folders import kind_of, read_folder
+from sparse_tube_vit.datasets.builders.folders import folder_kind, read_folder
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.evaluation.metrics import top_k
 from sparse_tube_vit.inference.features import pooled
@@ -31,24 +31,28 @@ def probe(
     neighbours: int = 5,
     batch_size: int | None = None,
 ) -> dict:
-    """Measures the features on a folder of classes; returns JSON types.
+    """Measures how well the features tell a folder's classes apart.
 
     Args:
-      tubevit: a loaded model.
-      folder, split_list: as for `datasets.folders.read_folder`.
-      kind: "image" or "video", which are measured; None: videos, if there are any.
-      views: (temporal, spatial) of videos, whose features are averaged.
-      neighbours: k.
-      batch_size: files at a time.
+        tubevit: A loaded model.
+        folder: As for `datasets.builders.folders.read_folder`.
+        kind: "image" or "video", which to measure; None: videos, if there are any.
+        split_list: As for `read_folder`.
+        views: (temporal, spatial) views of videos, whose features are averaged.
+        neighbours: k of the nearest neighbours.
+        batch_size: Files per batch.
+
+    Returns:
+        Accuracies with their protocols, as JSON types.
 
     Raises:
-      NotProbeable: the folder does not give two classes of two files.
-      NoScikitLearn: it is not installed.
-      And as `read_folder`.
+        NotProbeable: The folder does not give two classes of two files.
+        NoScikitLearn: scikit-learn is not installed.
+        DatasetError: As `read_folder`.
     """
     if importlib.util.find_spec("sklearn") is None:
         raise NoScikitLearn("The linear probe needs it: pip install scikit-learn")
-    kind = kind or kind_of(folder)
+    kind = kind or folder_kind(folder)
     listing = read_folder(folder, kind, split_list)
     for row in listing.left_out:
         log.warning("%s is left out: %s", row.id, row.status)
@@ -98,7 +102,7 @@ def probe(
 
 
 def _splits(splits):
-    """(fitted to, measured on) of a folder's splits."""
+    """Returns the splits to fit and to measure."""
     if len(splits) == 1:
         return next(iter(splits)), next(iter(splits))
     for other in ("test", "val", "validation"):
@@ -111,7 +115,7 @@ def _splits(splits):
 
 
 def _check(y, train):
-    """The number of folds, if the files that could be read make a probe."""
+    """Returns the number of folds, if the readable files make a probe."""
     counts = np.bincount(y if train is None else y[train])
     counts = counts[counts > 0]
     if len(counts) < 2 or (train is None and counts.min() < 2):
@@ -127,18 +131,18 @@ def _check(y, train):
 def nearest_neighbours(
     x: np.ndarray, y: np.ndarray, train: np.ndarray | None, k: int, classes: int
 ) -> np.ndarray:
-    """Votes of the k nearest by cosine, weighted by similarity.
+    """Returns the votes of the k nearest neighbours by cosine, weighted by similarity.
 
     Args:
-      x: features (N, D).
-      y: labels (N,).
-      train: (N,), whose neighbours are sought among these; None: of all, among all
-        others.
-      k: or all, where there are fewer.
-      classes: C.
+        x: Features (N, D).
+        y: Labels (N,).
+        train: (N,) bool, the examples to seek neighbours among; None: each example's
+            neighbours are sought among all others.
+        k: Number of neighbours; all, if there are fewer.
+        classes: C.
 
     Returns:
-      (M, C), of the M that are not in `train`.
+        (M, C), for the M examples outside `train`.
     """
     x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
     one_hot = np.eye(classes)[y]
@@ -161,9 +165,10 @@ def linear_probe(
     folds: int | None,
     classes: int,
 ) -> np.ndarray:
-    """Probabilities of a logistic regression; args as for `nearest_neighbours`.
+    """Returns the probabilities of a logistic regression (L2, C = 1).
 
-    Without `train`, every file's by the folds that it is not in.
+    Arguments are those of `nearest_neighbours`; without `train`, each example is
+    predicted by the folds that it is not in.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.model_selection import StratifiedKFold

@@ -1,4 +1,4 @@
-"""Which tokens a model looks at: attention pooling, and attention roll-out."""
+"""Attention of the pooling, and attention rollout."""
 
 from collections.abc import Sequence
 
@@ -14,19 +14,19 @@ def rollout(
     layers: Sequence[jax.Array],
     gate: tuple[int, jax.Array] | None = None,
 ) -> jax.Array:
-    """What an output takes from the tokens that went in (Abnar and Zuidema, 2020).
+    """Traces an output's attention back to the input tokens (Abnar and Zuidema, 2020).
 
-    A layer hands on half of its tokens as they are, by its residual connection, and
-    half by its attention. The MLPs are left out: it is a picture, not a proof.
+    Of each block, half of a token comes through the residual connection and half
+    through attention. MLPs are ignored: rollout is an illustration, not an attribution.
 
     Args:
-      shares: (B, N), what the output takes from the tokens of the last layer.
-      layers: (B, N, N) attention of every layer, rows of sum 1, the first layer first.
-      gate: the number of layers after which the first tokens are added again, and
-        times what.
+        shares: (B, N), what the output takes from the last block's tokens.
+        layers: (B, N, N) attention of each block, rows of sum 1, the first block first.
+        gate: The number of blocks after which the input tokens are added again (paper
+            eq. 8), and the factor.
 
     Returns:
-      (B, N), of the same sum as `shares`.
+        (B, N), of the same sum as `shares`.
     """
     after, scale = gate or (None, 0.0)
     added = jnp.zeros_like(shares)
@@ -39,16 +39,17 @@ def rollout(
 
 
 def attention_shares(model: TubeViT, params, x) -> dict[str, jax.Array]:
-    """How much of its description of a clip a model takes from every token.
+    """Computes how much of its pooled features a model takes from each token.
 
     Args:
-      model, params: with any attention and pooling; heads of attention are averaged.
-      x: (B, T, H, W, 3) or images, as for the model.
+        model: A model with any attention and pooling; heads are averaged.
+        params: Its parameters.
+        x: (B, T, H, W, 3) or images, as for the model.
 
     Returns:
-      {"pooling": from the last layer's tokens, "rollout": from those that the tubes
-      made}, each (B, N) float32 of sum 1. With mean pooling the former is 1 / N; with
-      a class token it is the attention that this pays in the last layer.
+        {"pooling": of the last block's tokens, "rollout": of the input tokens}, each
+        (B, N) float32 of sum 1. With mean pooling, the former is 1 / N; with a class
+        token, it is that token's attention in the last block.
     """
     options = model.options
     names = block_names(options.depth, options.new_layers)

@@ -1,1 +1,1 @@
-"""From encoded files to batches of uint8 clips, on the host. Imports no jax itself."""
+"""Input on the host: examples, augmentation, batches. Nothing here imports jax."""

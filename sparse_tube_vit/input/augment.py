@@ -9,7 +9,11 @@ cv2.setNumThreads(0)  # clips run side by side in worker processes
 def flip(rng: np.random.Generator, clip: np.ndarray) -> np.ndarray:
     """Mirrors a clip (T, H, W, 3) uint8 left to right, every other time."""
     # NumPy would take 15 times as long to copy a mirrored view.
-    return cv2.flip(tall(clip), 1).reshape(clip.shape) if rng.random() < 0.5 else clip
+    return (
+        cv2.flip(as_one_image(clip), 1).reshape(clip.shape)
+        if rng.random() < 0.5
+        else clip
+    )
 
 
 def jitter_color(
@@ -34,9 +38,9 @@ def jitter_color(
 def look_up(clip: np.ndarray, table: np.ndarray) -> np.ndarray:
     """Replaces levels by a table (256,), or (256, 3) for red, green and blue."""
     table = table.clip(0, 255).astype(np.uint8).reshape(256, 1, -1)
-    return cv2.LUT(tall(clip), table).reshape(clip.shape)
+    return cv2.LUT(as_one_image(clip), table).reshape(clip.shape)
 
 
-def tall(clip: np.ndarray) -> np.ndarray:
+def as_one_image(clip: np.ndarray) -> np.ndarray:
     """One image (T*H, W, 3), frame below frame, for what looks at single pixels."""
     return clip.reshape(-1, *clip.shape[2:])

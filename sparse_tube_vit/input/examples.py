@@ -1,6 +1,7 @@
-"""What is seen of a file: the views of an evaluation, and of a prediction alike.
+"""Maps from records to examples: random clips of training, views of evaluation.
 
-Imports neither jax nor what trains: a model that is loaded reads its clips here.
+Inference samples its clips here too: this module imports no jax, and nothing that only
+training needs.
 """
 
 import dataclasses
@@ -12,19 +13,26 @@ from sparse_tube_vit.config import ConfigDict, evaluation
 from sparse_tube_vit.video import sampling
 from sparse_tube_vit.video.decode import UndecodableClip, decode
 
-#: What views are spread over, as an evaluation names their numbers.
+#: Config keys of an evaluation's numbers of views, in time and in space.
 AXES = ("temporal_views", "spatial_views")
 
 
 @dataclasses.dataclass(frozen=True)
-class Example:
-    """Turns a record into a training or evaluation example; grain's random map.
+class ExampleMap:
+    """A map from records to examples, one of grain's random maps.
 
     An example is {"video": uint8 (T, H, W, 3) or in evaluation (V, T, H, W, 3),
     "label": int32, "weight": float32, "index": int32, "id": str, "problem": str}, in
     evaluation also {"distinct_views": int32}. The label is a class, or multi-hot (C,)
-    where the data set is multi-label. An example that cannot be decoded is black, has
-    weight 0, and says why in `problem`.
+    in a multi-label data set. An example that does not decode is black, has weight 0
+    and the reason in `problem`.
+
+    Attributes:
+        kind: "video" or "image", the key of the encoded file in a record.
+        frames: T.
+        fps: Frames a second of a clip.
+        size: H and W in pixels.
+        timeout_seconds: CPU time after which a file counts as undecodable.
     """
 
     kind: str
@@ -35,7 +43,7 @@ class Example:
 
     @classmethod
     def of(cls, clip: ConfigDict, source: ConfigDict, **options):
-        """With the clip of the config and its frames 1 if the source is of images."""
+        """Returns the map for a stream or an evaluation; images have one frame."""
         frames = clip.frames if source.kind == "video" else 1
         return cls(source.kind, frames, clip.fps, clip.size, **options)
 
@@ -53,7 +61,7 @@ class Example:
 
     @property
     def blank(self):
-        """What an example has before it is read, of weight 0."""
+        """The black example of weight 0, without a label."""
         return {
             "video": np.zeros(self.shape, np.uint8),
             "weight": np.float32(0),
@@ -63,24 +71,30 @@ class Example:
 
     @property
     def shape(self):
+        """Shape of "video"."""
         return (self.frames, self.size, self.size, 3)
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluationExample(Example):
-    """All views of a video: clips spread over its time, crops along its longer side."""
+class EvaluationExample(ExampleMap):
+    """All views: clips spread evenly in time, crops along the longer side."""
 
     temporal_views: int = 1
     spatial_views: int = 1
 
     @classmethod
     def of(cls, clip: ConfigDict, source: ConfigDict, **options):
-        """With the views of an evaluation; one of a stream, and one of an image."""
+        """Returns the map with an evaluation's views; streams and images have one."""
         views = AXES if source.kind == "video" else ()
         given = {key: source[key] for key in views if key in source}
         return super().of(clip, source, **given | options)
 
     def read(self, encoded, rng):
+        """Decodes a file to {"video": uint8 (V, T, H, W, 3), "distinct_views": int32}.
+
+        Raises:
+            UndecodableClip: The file does not decode.
+        """
         del rng
 
         def times(duration):
@@ -93,7 +107,7 @@ class EvaluationExample(Example):
 
         clip, shown = decode(encoded, times, crop, self.timeout_seconds)
         crops = sampling.spread_crops(clip, self.spatial_views, self.size)
-        # Views differ by the frames that they show, and by their place in the picture.
+        # Views of a short or square video may show the same frames and pixels.
         in_time = np.unique(shown.reshape(self.temporal_views, -1), axis=0)
         in_space = {*sampling.crop_starts(*clip.shape[1:3], self.spatial_views)}
         return {
@@ -111,7 +125,7 @@ class EvaluationExample(Example):
 
 
 def unlabelled(kind: str, temporal_views: int = 1, spatial_views: int = 1):
-    """An evaluation's views, of files that are in no data set."""
+    """Returns the config of an evaluation of files that are in no data set."""
     return evaluation(
         kind=kind,
         dataset="",
@@ -123,8 +137,16 @@ def unlabelled(kind: str, temporal_views: int = 1, spatial_views: int = 1):
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainingExample(Example):
-    """A random clip, randomly cropped, perhaps flipped, recoloured and distorted."""
+class TrainingExample(ExampleMap):
+    """A random clip with a random crop, optionally augmented.
+
+    Attributes:
+        crop_area: Least and greatest area of the crop, as a fraction of the picture.
+        flip: Whether every other clip is mirrored left to right.
+        color_jitter: Strength for `augment.jitter_color`; 0 is off.
+        randaugment_layers: Number of RandAugment operations; 0 is off.
+        randaugment_magnitude: Magnitude of RandAugment, 0 to 10.
+    """
 
     crop_area: tuple[float, float] = (0.3, 1.0)
     flip: bool = True
@@ -134,7 +156,7 @@ class TrainingExample(Example):
 
     @classmethod
     def of(cls, clip: ConfigDict, stream: ConfigDict, **options):
-        """With the clip of the config and the augmentation of one of its streams."""
+        """Returns the map with the crops and the augmentation of a stream."""
         return super().of(
             clip,
             stream,
@@ -147,20 +169,16 @@ class TrainingExample(Example):
         )
 
     def read(self, encoded, rng):
-        # Here: a loaded model reads its evaluation's examples without OpenCV.
-        from sparse_tube_vit.input import augment, randaugment
+        """Decodes and augments a file to {"video": uint8 (T, H, W, 3)}.
 
+        Raises:
+            UndecodableClip: The file does not decode.
+        """
         clip, _ = self.sample(encoded, rng)
-        if self.flip:
-            clip = augment.flip(rng, clip)
-        if self.color_jitter:
-            clip = augment.jitter_color(rng, clip, self.color_jitter)
-        layers, magnitude = self.randaugment_layers, self.randaugment_magnitude
-        clip = randaugment.rand_augment(rng, clip, layers, magnitude)
-        return {"video": np.ascontiguousarray(clip)}
+        return {"video": np.ascontiguousarray(self.augment(clip, rng))}
 
     def sample(self, encoded: bytes, rng: np.random.Generator):
-        """Decodes a random clip at a random crop, as `decode.decode` returns it."""
+        """Decodes a random clip at a random crop; returns it as `decode.decode`."""
 
         def times(duration):
             start = sampling.random_start(rng, self.frames, self.fps, duration)
@@ -170,3 +188,15 @@ class TrainingExample(Example):
             return sampling.random_crop(rng, height, width, self.size, self.crop_area)
 
         return decode(encoded, times, crop, self.timeout_seconds)
+
+    def augment(self, clip: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Flips, jitters and distorts a clip (T, H, W, 3) uint8, all frames alike."""
+        # Imported here: inference samples its views without OpenCV.
+        from sparse_tube_vit.input import augment, randaugment
+
+        if self.flip:
+            clip = augment.flip(rng, clip)
+        if self.color_jitter:
+            clip = augment.jitter_color(rng, clip, self.color_jitter)
+        layers, magnitude = self.randaugment_layers, self.randaugment_magnitude
+        return randaugment.rand_augment(rng, clip, layers, magnitude)

@@ -1,8 +1,8 @@
-"""grain pipelines: the batches of a step, and the views of an evaluation.
+"""grain pipelines of training and evaluation batches.
 
 The step number is the data position. Example i of a stream, which record and which
 random numbers, is a pure function of (seed, stream, i); step k takes examples
-kB .. kB + B - 1, and host h of n takes the h-th of n equal shares of them.
+kB .. kB + B - 1, and host h of n takes the h-th of n equal, contiguous parts of them.
 """
 
 import zlib
@@ -18,6 +18,13 @@ from sparse_tube_vit.errors import IndivisibleBatch
 from sparse_tube_vit.input.examples import EvaluationExample, TrainingExample
 
 
+def training_records(split: Split, name: str, seed: int) -> grain.MapDataset:
+    """Returns the records of a split in the order of the stream `name`, without end."""
+    state = np.random.SeedSequence([seed, zlib.crc32(name.encode())])
+    records = grain.MapDataset.source(split).seed(int(state.generate_state(1)[0]))
+    return records.shuffle().repeat()
+
+
 def training_batches(
     split: Split,
     name: str,
@@ -29,28 +36,20 @@ def training_batches(
     host: int = 0,
     hosts: int = 1,
 ) -> Iterator[dict]:
-    """This host's share of a stream's batches, from step `start_step` on, without end.
+    """Yields this host's part of a stream's batches from `start_step` on, without end.
 
     Raises:
-      IndivisibleBatch: the hosts do not divide the batch.
+        IndivisibleBatch: The hosts do not divide the batch.
     """
-    share = _share(stream.batch_size, hosts, f"streams.{name}")
+    size = _host_batch_size(stream.batch_size, hosts, f"streams.{name}")
     example = TrainingExample.of(
         clip, stream, timeout_seconds=loader.decode_timeout_seconds
     )
-    state = np.random.SeedSequence([seed, zlib.crc32(name.encode())])
-    examples = (
-        grain.MapDataset.source(split)
-        .seed(int(state.generate_state(1)[0]))
-        .shuffle()
-        .repeat()
-        .random_map(example)
-    )
-    # Without end there is no remainder; to look for one, grain counts in floats, which
-    # overflow in batches of one.
-    batches = examples.batch(share, drop_remainder=True)
-    shares = batches[start_step * hosts + host :: hosts]
-    yield from read(shares, loader)
+    examples = training_records(split, name, seed).random_map(example)
+    # An endless data set has no remainder; to look for one, grain counts in floats,
+    # which overflow in batches of one.
+    batches = examples.batch(size, drop_remainder=True)
+    yield from iterate(batches[start_step * hosts + host :: hosts], loader)
 
 
 def evaluation_batches(
@@ -61,16 +60,15 @@ def evaluation_batches(
     host: int = 0,
     hosts: int = 1,
 ) -> Iterator[dict]:
-    """This host's share of an evaluation's batches, every example once, in order.
+    """Yields this host's part of an evaluation's batches, every example once, in order.
 
-    Batches are those of training with videos of V views each, and an "index" of every
-    example. The last is padded with black examples of index -1, so that all hosts see
-    equally many.
+    Batches are those of training with V views of each example, and its "index". The
+    last is padded with black examples of index -1, so that all hosts have equally many.
 
     Raises:
-      IndivisibleBatch: the hosts do not divide the batch.
+        IndivisibleBatch: The hosts do not divide the batch.
     """
-    share = _share(evaluation.batch_size, hosts, "the evaluation")
+    size = _host_batch_size(evaluation.batch_size, hosts, "the evaluation")
     example = EvaluationExample.of(
         clip, evaluation, timeout_seconds=loader.decode_timeout_seconds
     )
@@ -83,10 +81,10 @@ def evaluation_batches(
         return example(split[record_index], None) | {"index": np.int32(record_index)}
 
     examples = grain.MapDataset.range(padded).map_with_index(indexed)
-    yield from read(examples.batch(share)[host::hosts], loader)
+    yield from iterate(examples.batch(size)[host::hosts], loader)
 
 
-def _share(batch_size, hosts, where):
+def _host_batch_size(batch_size, hosts, where):
     if batch_size % hosts:
         raise IndivisibleBatch(
             f"{where}.batch_size {batch_size} is not a multiple of the {hosts} hosts."
@@ -94,15 +92,15 @@ def _share(batch_size, hosts, where):
     return batch_size // hosts
 
 
-def read(batches, loader):
-    """Iterates in worker processes, or in threads of this one where workers is 0."""
+def iterate(batches: grain.MapDataset, loader: ConfigDict) -> Iterator[dict]:
+    """Yields batches made by worker processes, or by threads if there are 0 workers."""
     if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()  # grain's workers insist, outside absl.app too
-    reading = grain.ReadOptions(
+        flags.FLAGS.mark_as_parsed()  # grain's workers need it, outside absl.app too
+    options = grain.ReadOptions(
         num_threads=1 if loader.workers else loader.threads,
         prefetch_buffer_size=loader.prefetch,
     )
-    batches = batches.to_iter_dataset(reading)
+    batches = batches.to_iter_dataset(options)
     if loader.workers:
         batches = batches.mp_prefetch(
             grain.MultiprocessingOptions(

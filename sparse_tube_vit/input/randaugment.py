@@ -25,7 +25,7 @@ import math
 import cv2
 import numpy as np
 
-from sparse_tube_vit.input.augment import look_up, tall
+from sparse_tube_vit.input.augment import as_one_image, look_up
 
 GREY = 128  # fills what a shift uncovers
 LUMA = np.array([0.299, 0.587, 0.114])
@@ -77,7 +77,9 @@ def _auto_contrast(clip, level):
 def _equalize(clip, level):
     del level
     channels = range(3)
-    counts = [cv2.calcHist([tall(clip)], [c], None, [256], [0, 256]) for c in channels]
+    counts = [
+        cv2.calcHist([as_one_image(clip)], [c], None, [256], [0, 256]) for c in channels
+    ]
     counts = np.column_stack(counts).astype(np.int64)  # (256, 3)
     _, highest = _range(clip)
     step = (counts.sum(axis=0) - counts[highest, channels]) // 255
@@ -95,7 +97,7 @@ def _posterize(clip, level):
 
 
 def _solarize(clip, level):
-    frames, threshold = tall(clip), int(25.6 * level)
+    frames, threshold = as_one_image(clip), int(25.6 * level)
     if threshold > 255:
         return clip
     bright = cv2.threshold(frames, threshold - 1, 255, cv2.THRESH_BINARY)[1]
@@ -103,7 +105,7 @@ def _solarize(clip, level):
 
 
 def _solarize_add(clip, level):
-    frames, added = tall(clip), int(11 * level)
+    frames, added = as_one_image(clip), int(11 * level)
     dark = cv2.threshold(frames, 127, added, cv2.THRESH_BINARY_INV)[1]
     return cv2.add(frames, dark, dst=dark).reshape(clip.shape)
 
@@ -113,7 +115,7 @@ def _factor(level):
 
 
 def _away_from_grey(clip, grey, level):
-    frames, factor = tall(clip), _factor(level)
+    frames, factor = as_one_image(clip), _factor(level)
     offset = (1 - factor) * grey + ROUND_DOWN
     return cv2.addWeighted(frames, factor, frames, 0, offset).reshape(clip.shape)
 
@@ -123,20 +125,20 @@ def _brightness(clip, level):
 
 
 def _contrast(clip, level):
-    return _away_from_grey(clip, round(LUMA @ cv2.mean(tall(clip))[:3]), level)
+    return _away_from_grey(clip, round(LUMA @ cv2.mean(as_one_image(clip))[:3]), level)
 
 
 def _color(clip, level):
     factor = _factor(level)
     mix = factor * np.eye(3) + (1 - factor) * LUMA  # rows: red, green, blue
     mix = np.column_stack([mix, [ROUND_DOWN] * 3])
-    return cv2.transform(tall(clip), mix).reshape(clip.shape)
+    return cv2.transform(as_one_image(clip), mix).reshape(clip.shape)
 
 
 def _sharpness(clip, level):
     # The smoothed form has weight 5 in the middle and 1 around it, of 13: the mean of
     # the nine and a share of the middle itself.
-    frames, smooth = tall(clip), (1 - _factor(level)) * 9 / 13
+    frames, smooth = as_one_image(clip), (1 - _factor(level)) * 9 / 13
     out = cv2.blur(frames, (3, 3))
     cv2.addWeighted(frames, 1 - smooth, out, smooth, ROUND_DOWN, dst=out)
     out = out.reshape(clip.shape)

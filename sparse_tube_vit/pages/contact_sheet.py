@@ -1,4 +1,4 @@
-"""A page of clips as training samples them, a strip of frames for every class."""
+"""An HTML page of clips as training samples them, one strip of frames per class."""
 
 import dataclasses
 import itertools
@@ -7,10 +7,10 @@ import string
 import numpy as np
 
 from sparse_tube_vit.datasets.manifest import Row
+from sparse_tube_vit.datasets.preparing import processes
 from sparse_tube_vit.datasets.preparing.verification import (
-    UNDECODABLE,
-    Report,
-    mapping,
+    Problem,
+    Verification,
     open_once,
 )
 from sparse_tube_vit.datasets.reading import Split
@@ -18,8 +18,9 @@ from sparse_tube_vit.input.examples import TrainingExample
 from sparse_tube_vit.pages import html
 from sparse_tube_vit.video.decode import UndecodableClip
 
-FRAMES = 8  # shown of a clip
-SIDE, SMALL_SIDE, MANY = 176, 96, 120  # pixels a frame, small from so many classes on
+FRAMES = 8  # a strip
+SIDE, SMALL_SIDE = 176, 96  # pixels
+MANY_CLASSES = 120  # from this number on frames are small
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Strip:
 
     Attributes:
         pictures: JPEG files.
-        times: When they are shown, in seconds after the video's first frame.
+        times: Presentation times in seconds after the video's first frame.
     """
 
     pictures: tuple[bytes, ...]
@@ -36,16 +37,16 @@ class Strip:
 
 
 def sample(encoded: bytes, example: TrainingExample, seed: int, side: int) -> Strip:
-    """Reads a clip as training does, but for what changes its looks.
+    """Samples a clip as training does, without augmentation.
 
     Args:
-        encoded: A video or an image.
-        example: How training reads it.
-        seed: Of the random start and crop.
-        side: Of the pictures, in pixels.
+        encoded: Encoded video or image.
+        example: Training's map from records to examples.
+        seed: Seed of the random start and crop.
+        side: Side of the pictures in pixels.
 
     Raises:
-        UndecodableClip: Training could not read it.
+        UndecodableClip: Training could not decode it.
     """
     clip, times = example.sample(encoded, np.random.default_rng(seed))
     shown = np.unique(np.linspace(0, len(clip) - 1, FRAMES).round().astype(int))
@@ -53,7 +54,8 @@ def sample(encoded: bytes, example: TrainingExample, seed: int, side: int) -> St
     return Strip(pictures, tuple(times[shown].tolist()))
 
 
-def _sample(task: tuple[Split, int, TrainingExample, int]) -> Strip | str:
+def _sample(task: tuple[Split, int, TrainingExample, int], count) -> Strip | str:
+    del count
     split, index, example, side = task
     try:
         record = open_once(split)[index]
@@ -62,31 +64,34 @@ def _sample(task: tuple[Split, int, TrainingExample, int]) -> Strip | str:
         return str(error)
 
 
-def contact_sheet(report: Report, example: TrainingExample, workers: int = 0) -> str:
-    """The report as an HTML page, with the first example of every class.
+def contact_sheet(
+    result: Verification, example: TrainingExample, workers: int = 0
+) -> str:
+    """Returns a verification as an HTML page, with the first example of every class.
 
-    Examples that training cannot read, though they decode, are added to the report.
+    Examples that decode, but that training cannot sample, are added to the problems.
     """
-    side = SIDE if len(report.first) < MANY else SMALL_SIDE  # 700 classes: 17 MB
-    tasks = [(split, i, example, side) for split, i, _ in report.first.values()]
+    # 700 classes with small frames take 17 MB.
+    side = SIDE if len(result.first) < MANY_CLASSES else SMALL_SIDE
+    tasks = [(split, i, example, side) for split, i, _ in result.first.values()]
     strips = {}
-    with mapping(min(workers, len(tasks))) as mapped:
-        for name, strip in zip(report.first, mapped(_sample, tasks), strict=True):
-            row = report.first[name][-1]
-            if isinstance(strip, str):
-                report.add(UNDECODABLE, f"{row.split} {row.id}: {strip}")
-            else:
-                strips[name] = row, strip
-    shown = [(i, name) for i, name in enumerate(report.class_names) if name in strips]
+    of_tasks = processes.run(_sample, tasks, workers)
+    for name, strip in zip(result.first, of_tasks, strict=True):
+        row = result.first[name][-1]
+        if isinstance(strip, str):
+            result.add(Problem.UNDECODABLE, f"{row.split} {row.id}: {strip}")
+        else:
+            strips[name] = row, strip
+    shown = [(i, name) for i, name in enumerate(result.class_names) if name in strips]
     body = _BODY.substitute(
-        directory=html.escape(str(report.directory)),
-        counts=html.items(report.counts),
-        findings="\n".join(itertools.starmap(_finding, report.findings)),
+        directory=html.escape(str(result.directory)),
+        counts=html.items(result.counts),
+        problems="\n".join(itertools.starmap(_problem, result.sections)),
         how=html.escape(_how(example)),
-        kind=report.kind,
+        kind=result.kind,
         sections="\n".join(_section(i, name, *strips[name]) for i, name in shown),
     )
-    return html.page(report.name, body, _STYLE.substitute(side=side))
+    return html.page(result.name, body, _STYLE.substitute(side=side))
 
 
 def _how(example: TrainingExample) -> str:
@@ -105,12 +110,11 @@ def _how(example: TrainingExample) -> str:
     )
 
 
-def _finding(what: str, advice: str, places: list[str]) -> str:
-    what, advice = html.escape(what), html.escape(advice)
+def _problem(heading: str, advice: str, places: list[str]) -> str:
     return html.details(
-        f"<b>{what}.</b> {advice}",
+        f"<b>{html.escape(heading)}.</b> {html.escape(advice)}",
         f"<ul>{html.items(places)}</ul>",
-        opened=what.startswith("wrong"),
+        opened=heading.startswith("wrong"),
     )
 
 
@@ -148,7 +152,7 @@ _BODY = string.Template("""\
 <ul>
 $counts
 </ul>
-$findings
+$problems
 <p>$how</p>
 <main class="$kind">
 $sections

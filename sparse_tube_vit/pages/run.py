@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from sparse_tube_vit import figures
-from sparse_tube_vit.checkpoints.run import read_description
+from sparse_tube_vit.checkpoints import stored
 from sparse_tube_vit.config import (
     default_config,
     differences,
@@ -25,8 +25,7 @@ from sparse_tube_vit.config import (
 from sparse_tube_vit.datasets import manifest, reading
 from sparse_tube_vit.datasets.classes import ClassNamesDiffer, check_classes
 from sparse_tube_vit.errors import DatasetError, TubeViTError
-from sparse_tube_vit.figures import run as pictures
-from sparse_tube_vit.figures.run import Run
+from sparse_tube_vit.figures.run import ABSENT, KINDS, Picture, Run
 from sparse_tube_vit.input import examples
 from sparse_tube_vit.pages import html
 from sparse_tube_vit.training.description import describe
@@ -34,59 +33,60 @@ from sparse_tube_vit.training.reporting import PARTS
 from sparse_tube_vit.video.decode import Crop, UndecodableClip, decode
 from sparse_tube_vit.video.transcode import Transcode
 
-CLIPS = 8  # shown of an evaluation
+#: Most classes in the table of the worst ones.
+WORST = 10
+#: Most undecodable examples that are listed by name.
+NAMED = 50
 
-
-WORST = 10  # classes
-
-
-NAMED = 50  # of what does not decode
-
-
-#: Of videos on the page: they are looked at, not measured.
-_SMALL = Transcode(short_side=144, gop=60, crf=30)
+# Videos on the page are for a look alone: small files matter more than quality.
+_SAMPLE = Transcode(short_side=144, gop=60, crf=30)
+_ANIMATION = Transcode(short_side=480, gop=60, crf=26)
 
 
 class NoWorkDirectory(TubeViTError, ValueError):
-    """A model alone, without what its run wrote, is no run to report on."""
+    """A release or a single checkpoint step, where a run's work directory is needed."""
 
 
-def report(run: Run, clips: int = CLIPS) -> str:
-    """The page of a run as HTML.
+def render(run: Run, clips: int) -> str:
+    """Returns the page of a run as HTML.
 
     Args:
-      run: a work directory, with a checkpoint.
-      clips: examples of every evaluation that are shown with their predictions.
+        run: Of a work directory with a checkpoint.
+        clips: Examples shown of every evaluation, with their predictions.
 
     Raises:
-      NoWorkDirectory: it is a release, or one step of a run's checkpoints.
-      And as `load`.
+        NoWorkDirectory: As `check_workdir`; and what `load` raises.
     """
     check_workdir(run)
     sections = {
-        "Configuration": _configuration,
-        "Curves": _curves,
-        "Accuracy": _accuracy,
-        "Classes": _classes,
-        "Samples": lambda run: _samples(run, clips),
-        "Tubes": _tubes,
-        "Kernels": _kernels,
-        "Positions": _positions,
-        "Attention": _attention,
-        "Throughput": _throughput,
-        "Data": _data,
+        "Configuration": _configuration(run),
+        "Curves": _pictures(run, "curves", "training_curves"),
+        "Accuracy": _accuracy(run),
+        "Classes": _classes(run),
+        "Samples": _samples(run, clips),
+        "Tubes": _tubes(run),
+        "Kernels": _pictures(run, "kernels"),
+        "Positions": _pictures(run, "positions"),
+        "Attention": _pictures(run, "attention"),
+        "Throughput": _throughput(run),
+        "Data": _data(run),
     }
     links = " ".join(f'<a href="#{name}">{name}</a>' for name in sections)
     body = [f"<ul>{html.items(_summary(run))}</ul>", f"<nav>{links}</nav>"]
-    for name, section in sections.items():
-        inside = "\n".join(section(run))
+    for name, lines in sections.items():
+        inside = "\n".join(lines)
         body.append(f'<section id="{name}"><h2>{name}</h2>\n{inside}</section>')
     return html.page(f"Run {run.workdir.resolve().name}", "\n".join(body), _STYLE)
 
 
 def check_workdir(run: Run) -> None:
-    """Raises, as `report`, unless there is a run with a model."""
-    run.trained  # noqa: B018  without a model there is nothing to report
+    """Checks that a run has a model and a work directory.
+
+    Raises:
+        NoWorkDirectory: It is a release, or one step of a run's checkpoints.
+        And what `load` raises.
+    """
+    run.trained  # noqa: B018  reads the model
     if not (run.workdir / "checkpoints").is_dir():
         raise NoWorkDirectory(
             f"{run.workdir} holds a model alone. A report needs the work directory of "
@@ -104,37 +104,79 @@ def _summary(run) -> Iterator[str]:
     for head, names in trained.class_names.items():
         yield f"Head {head}: {len(names):,} classes"
     for e in run.evaluations.values():
-        yield f"{e['evaluation']}: {_figures_of(e)} at step {e['step']:,}"
+        yield f"{e['evaluation']}: {_accuracies(e)} at step {e['step']:,}"
 
 
-def _absent(what: str) -> str:
-    return f'<p class="absent">{html.escape(what)}'
+# ---- pictures
 
 
-def _image(figure: Figure, alt: str, photograph: bool = False) -> str:
-    """A figure, as a picture that scrolls by itself on narrow screens."""
+def _pictures(run, kind, name=None):
+    """Yields the pictures of a kind, or the one of a name, or why there is none."""
+    shown = False
+    try:
+        for picture in KINDS[kind](run):
+            if name in (None, picture.name):
+                yield _shown(picture)
+                shown = True
+    except (DatasetError, UndecodableClip) as error:
+        yield _absent(f"There is no clip to draw on: {error}")
+    else:
+        if not shown and kind in ABSENT:
+            yield _absent(ABSENT[kind])
+
+
+def _shown(picture: Picture) -> str:
+    """HTML of a picture: an animation as a video, a figure that scrolls if too wide."""
+    drawn = picture.drawn
+    if not isinstance(drawn, Figure):
+        with tempfile.TemporaryDirectory() as directory:
+            gif = Path(directory) / "animation.gif"
+            figures.save(drawn, gif)
+            mp4 = _ANIMATION(gif.read_bytes())
+        return f'<div class="moving">{_video(mp4, picture.caption)}</div>'
     file, kind = io.BytesIO(), "png"
-    if photograph:  # many times smaller
-        figure.canvas.draw()
-        drawn = Image.fromarray(np.asarray(figure.canvas.buffer_rgba())[..., :3])
-        drawn.save(file, "WEBP", quality=90)
+    if picture.photographic:  # many times smaller so
+        drawn.canvas.draw()
+        pixels = np.asarray(drawn.canvas.buffer_rgba())[..., :3]
+        Image.fromarray(pixels).save(file, "WEBP", quality=90)
         kind = "webp"
     else:
-        figure.savefig(file, format="png")
-    width = round(figure.get_figwidth() * 90)
+        drawn.savefig(file, format="png")
+    width = round(drawn.get_figwidth() * 90)
     return (
         f'<div class="scroll"><div class="drawn" style="--width: {width}px">'
-        f"{html.picture(file.getvalue(), kind, alt)}</div></div>"
+        f"{html.picture(file.getvalue(), kind, picture.caption)}</div></div>"
     )
 
 
+def _video(mp4: bytes, label: str) -> str:
+    def whole(height, width):
+        return Crop(0, 0, height, width, height, width)
+
+    first = decode(mp4, lambda duration: np.zeros(1), whole)[0][0]
+    return html.video(mp4, _still(first), label)
+
+
+def _still(frame: np.ndarray) -> bytes:
+    height, width = frame.shape[:2]
+    scale = max(1, 160 / min(height, width))
+    return html.jpeg(frame, (round(width * scale), round(height * scale)))
+
+
+def _absent(why: str) -> str:
+    return f'<p class="absent">{html.escape(why)}'
+
+
+# ---- sections
+
+
 def _configuration(run):
-    saved = read_description(run.workdir / "checkpoints", run.trained.step)
-    # As it was trained: what was loaded is set up for this device.
+    saved = stored.locate(run.workdir, run.trained.step).read_description()
+    # As it was trained: the loaded config is changed to suit this device.
     config = json.loads(from_json(saved["config"]).to_json())
     rows = [
-        (key, _said(before), _said(now))
-        for key, before, now in differences(_defaults(config), config)
+        (key, *("" if value is None else json.dumps(value) for value in values))
+        for key, *values in differences(_defaults(config), config)
     ]
     yield "<p>What differs from the defaults."
     yield html.table(("key", "default", "here"), rows)
@@ -155,20 +197,6 @@ def _defaults(config: dict) -> dict:
     return defaults
 
 
-def _said(value) -> str:
-    return "" if value is None else json.dumps(value)
-
-
-def _curves(run):
-    if not run.metrics:
-        yield _absent("It has no metrics.jsonl: its parameters come from elsewhere.")
-        return
-    yield _image(
-        figures.training_curves(run.metrics),
-        "Loss and accuracy of training and evaluation, against steps.",
-    )
-
-
 def _accuracy(run):
     if not run.evaluations:
         yield _absent(
@@ -179,38 +207,46 @@ def _accuracy(run):
     protocol = ("examples", "views", "clip", "tokens", "undecodable", "step")
     rows = []
     for e in run.evaluations.values():
-        seen, clip = "1", f"{e['size']}x{e['size']}"
+        views, clip = "1", f"{e['size']}x{e['size']}"
         if e["kind"] == "video":
-            seen = f"{e['temporal_views']}x{e['spatial_views']}"
+            views = f"{e['temporal_views']}x{e['spatial_views']}"
             if e["videos_with_fewer_views"]:
-                seen += f", {e['mean_distinct_views']:.2f} distinct"
+                views += f", {e['mean_distinct_views']:.2f} distinct"
             clip = f"{e['frames']} frames at {e['fps']:g} fps, {clip}"
-        data = f"{e['dataset']} {e['split']}"
-        counts = (f"{e['distinct']:,} {e['kind']}s", seen, clip, e["tokens"])
-        missed = len(e["undecodable"])
+        # Files written before the key had a plain name call it "distinct".
+        count = e.get("examples", e.get("distinct"))
         rows.append(
-            (e["evaluation"], _figures_of(e), data, *counts, missed, f"{e['step']:,}")
+            (
+                e["evaluation"],
+                _accuracies(e),
+                f"{e['dataset']} {e['split']}",
+                f"{count:,} {e['kind']}s",
+                views,
+                clip,
+                e["tokens"],
+                len(e["undecodable"]),
+                f"{e['step']:,}",
+            )
         )
     yield html.table(("evaluation", "accuracy", "data", *protocol), rows)
     yield "<p>Scores are averaged over views. What does not decode counts as wrong."
-    for _, figure in pictures.tokens(run):
-        yield _image(figure, "Accuracy against the number of tokens.")
+    for picture in KINDS["tokens"](run):
+        yield _shown(picture)
 
 
-def _figures_of(e: dict) -> str:
-    shown = {"top1": "Top-1", "top5": "Top-5", "mAP": "mAP"}
-    return ", ".join(f"{name} {e[key]:.1%}" for key, name in shown.items() if key in e)
+def _accuracies(e: dict) -> str:
+    names = {"top1": "Top-1", "top5": "Top-5", "mAP": "mAP"}
+    return ", ".join(f"{name} {e[key]:.1%}" for key, name in names.items() if key in e)
 
 
 def _classes(run):
     if not run.evaluations:
         yield _absent("No evaluation yet.")
-    drawn = dict(pictures.confusion(run))
+    pictures = {picture.name: picture for picture in KINDS["confusion"](run)}
     for name, e in run.evaluations.items():
         yield f"<h3>{html.escape(name)}</h3>"
-        if figure := drawn.get(f"{name}_confusion"):
-            alt = f"Confusion matrix of {e['evaluation']}: labels by predictions."
-            yield _image(figure, alt)
+        if picture := pictures.get(f"{name}_confusion"):
+            yield _shown(picture)
         else:
             yield _absent("No confusion matrix: examples have several labels.")
         yield f"<p>Worst {WORST} classes"
@@ -218,24 +254,24 @@ def _classes(run):
 
 
 def _worst(e: dict):
-    """(head, rows) of a table of the classes with the lowest figures."""
+    """Returns (head, rows) of a table of the classes with the lowest accuracy."""
     key, title = ("top1", "Top-1") if "confusion" in e else ("average_precision", "AP")
     names = list(e["per_class"])
     rows = []
     for i, (name, of_class) in enumerate(e["per_class"].items()):
-        if of_class[key] is None:  # no example is of it
+        if of_class[key] is None:  # the class has no example
             continue
-        taken = ""
+        mistaken = ""
         if "confusion" in e:
             others = np.array(e["confusion"][i])
             others[i] = 0
             most = others.argmax()
             if others[most]:
-                taken = f"{names[most]} ({others[most]})"
-        rows.append((of_class[key], name, taken, of_class["count"]))
+                mistaken = f"{names[most]} ({others[most]})"
+        rows.append((of_class[key], name, mistaken, of_class["count"]))
     rows.sort(key=lambda row: row[0])
     head = ("class", "mostly taken for", title, "examples")
-    return head, [(n, taken, f"{x:.1%}", c) for x, n, taken, c in rows[:WORST]]
+    return head, [(n, other, f"{x:.1%}", c) for x, n, other, c in rows[:WORST]]
 
 
 def _samples(run, clips):
@@ -262,98 +298,48 @@ def _samples(run, clips):
 
 
 def _sample(run, name, split, index) -> str:
+    """HTML of an example with its labels and the best three predictions."""
     source, trained = run.config.evaluations[name], run.trained
     record = split[index]
-    names, labels = trained.class_names[source.head], np.asarray(record["label"])
-    right = [names[i] for i in (np.flatnonzero(labels) if labels.ndim else [labels])]
-    said = f"{record['id']}: {', '.join(right) or 'no class'}"
+    names, label = trained.class_names[source.head], np.asarray(record["label"])
+    labels = [names[i] for i in (np.flatnonzero(label) if label.ndim else [label])]
+    title = f"{record['id']}: {', '.join(labels) or 'no class'}"
     example = examples.EvaluationExample.of(run.config.clip, source)
     try:
-        seen = example.read(record[split.kind], None)["video"]
+        views = example.read(record[split.kind], None)["video"]
         if split.kind == "image":
-            shown = html.picture(_still(seen[0, 0]), "jpeg", said)
+            shown = html.picture(_still(views[0, 0]), "jpeg", title)
         else:
-            small = _SMALL(record[split.kind])
-            shown = html.video(small, _still(_first_frame(small)), said)
+            shown = _video(_SAMPLE(record[split.kind]), title)
     except UndecodableClip as error:
-        text = html.escape(f"{said}. It does not decode: {error}")
+        text = html.escape(f"{title}. It does not decode: {error}")
         return f"<figure><figcaption>{text}</figcaption></figure>"
-    (scores,) = trained.scores(seen[None], source.head)
+    (scores,) = trained.scores(views[None], source.head)
     best = trained.best(scores, source.head, 3)
-    verdict = "right" if best[0][0] in right else "wrong"
+    verdict = "right" if best[0][0] in labels else "wrong"
     lines = "".join(
-        f"<li{' class=label' if label in right else ''}>{html.escape(label)}"
-        f" <span>{share:.0%}</span>"
-        for label, share in best
+        f"<li{' class=label' if predicted in labels else ''}>{html.escape(predicted)}"
+        f" <span>{probability:.0%}</span>"
+        for predicted, probability in best
     )
     return (
-        f"<figure>{shown}<figcaption>{html.escape(said)}"
+        f"<figure>{shown}<figcaption>{html.escape(title)}"
         f'<b class="{verdict}">{verdict}</b><ol>{lines}</ol></figcaption></figure>'
     )
 
 
-def _still(frame: np.ndarray) -> bytes:
-    height, width = frame.shape[:2]
-    scale = max(1, 160 / min(height, width))
-    return html.jpeg(frame, (round(width * scale), round(height * scale)))
-
-
-def _first_frame(mp4: bytes) -> np.ndarray:
-    def whole(height, width):
-        return Crop(0, 0, height, width, height, width)
-
-    return decode(mp4, lambda duration: np.zeros(1), whole)[0][0]
-
-
 def _tubes(run):
-    try:
-        drawn = dict(pictures.tubes(run))
-    except (DatasetError, UndecodableClip) as error:
-        yield _absent(f"There is no clip to draw the tubes on: {error}")
-        drawn = {}
-    if "tubes" in drawn:
-        alt = "Frames of a clip, a row a tube, with the windows that it reads."
-        yield _image(drawn["tubes"], alt, photograph=True)
-    if "tubes_animated" in drawn:
-        with tempfile.TemporaryDirectory() as directory:
-            gif = Path(directory) / "tubes.gif"
-            figures.save(drawn["tubes_animated"], gif)
-            small = Transcode(short_side=480, gop=60, crf=26)(gif.read_bytes())
-        label = "The clip as it plays, with the windows that every tube reads."
-        moving = html.video(small, _still(_first_frame(small)), label)
-        yield f'<div class="moving">{moving}</div>'
+    yield from _pictures(run, "tubes")
     text = f"<pre>{html.escape(describe(run.config))}</pre>"
     yield html.details("Tokens, parameters and FLOPs", text)
 
 
-def _kernels(run):
-    for name, figure in pictures.kernels(run):
-        yield _image(figure, f"Learned filters, {name.replace('_', ' ')}.")
-
-
-def _positions(run):
-    drawn = list(pictures.positions(run))
-    if not drawn:
-        yield _absent("The model has no position embeddings.")
-    for _, figure in drawn:
-        yield _image(figure, "Cosine similarity of the tokens' position embeddings.")
-
-
-def _attention(run):
-    try:
-        for name, figure in pictures.attention(run):
-            alt = f"{name.replace('_', ' ')} drawn over frames of a clip, a row a tube."
-            yield _image(figure, alt.capitalize(), photograph=True)
-    except (DatasetError, UndecodableClip) as error:
-        yield _absent(f"There is no clip to look at: {error}")
-
-
 def _throughput(run):
-    drawn = dict(pictures.curves(run))
-    if "throughput" not in drawn:
+    lines = [x for x in run.metrics if "train/clips_per_second" in x]
+    if not lines:
         yield _absent("Its speed was never logged.")
         return
-    lines = [x for x in run.metrics if "train/clips_per_second" in x]
+    yield from _pictures(run, "curves", "throughput")
     seconds = {p: sum(x.get(f"train/seconds/{p}", 0.0) for x in lines) for p in PARTS}
     training = seconds["input"] + seconds["step"] + seconds["logging"]
     speed = np.median([x["train/clips_per_second"] for x in lines])
@@ -367,30 +353,29 @@ def _throughput(run):
             ("of training, waiting for input", f"{seconds['input'] / training:.1%}")
         )
         rows += [(f"{p}, all logged", f"{x:,.1f} s") for p, x in seconds.items()]
-    yield _image(drawn["throughput"], "Clips a second, and the parts of the time.")
     yield html.table(("what", ""), rows, numbers=1)
 
 
 def _data(run):
     rows, named = [], []
-    told = collections.defaultdict(float)
+    highest = collections.defaultdict(float)
     for line in run.metrics:
         for key, value in line.items():
-            told[key] = max(told[key], value)
+            highest[key] = max(highest[key], value)
     for name, source in run.config.streams.items():
-        count = told.get(f"train/{name}/undecodable")
-        said = "not logged" if count is None else f"{count:,.0f}"
-        rows.append((f"{source.dataset} {source.split}", f"training, {name}", said))
+        count = highest.get(f"train/{name}/undecodable")
+        shown = "not logged" if count is None else f"{count:,.0f}"
+        rows.append((f"{source.dataset} {source.split}", f"training, {name}", shown))
     for e in run.evaluations.values():
-        data = f"{e['dataset']} {e['split']}"
-        missed = e["undecodable"]
-        rows.append((data, f"evaluation, {e['evaluation']}", f"{len(missed):,}"))
-        named += [f"{data} {i}: not decoded in evaluation" for i in missed]
-    for data in sorted(_datasets(run.config)):
+        data, ids = f"{e['dataset']} {e['split']}", e["undecodable"]
+        rows.append((data, f"evaluation, {e['evaluation']}", f"{len(ids):,}"))
+        named += [f"{data} {i}: not decoded in evaluation" for i in ids]
+    sources = (*run.config.streams.values(), *run.config.evaluations.values())
+    for data in sorted({source.dataset for source in sources}):
         left_out = _left_out(data, run.config.data_dir)
-        said = "no manifest" if left_out is None else f"{len(left_out):,}"
-        rows.append((data, "left out when prepared", said))
-        named += [f"{data} {row.split} {row.finding}" for row in left_out or ()]
+        shown = "no manifest" if left_out is None else f"{len(left_out):,}"
+        rows.append((data, "left out when prepared", shown))
+        named += [f"{data} {row.split} {row.printable}" for row in left_out or ()]
     yield "<p>Examples that do not decode, and files that were left out."
     yield html.table(("data set", "found in", "examples"), rows, numbers=1)
     if named:
@@ -399,19 +384,14 @@ def _data(run):
         yield html.details(f"<b>{len(named):,} by name</b>", lines, opened=True)
 
 
-def _datasets(config) -> set[str]:
-    sources = (*config.streams.values(), *config.evaluations.values())
-    return {source.dataset for source in sources}
-
-
 def _left_out(dataset: str, data_dir) -> list[manifest.Row] | None:
-    """What preparing a data set left out; None where there is no manifest of it."""
+    """Files left out when a data set was prepared; None if it has no manifest."""
     directory = epath.Path(data_dir) / dataset  # perhaps with its version
-    found = [*directory.glob(manifest.NAME)]
-    found += sorted(directory.glob(f"*/{manifest.NAME}"))
-    if not found:
+    paths = [*directory.glob(manifest.NAME)]
+    paths += sorted(directory.glob(f"*/{manifest.NAME}"))
+    if not paths:
         return None
-    return [row for row in manifest.read(found[-1]) if row.status != manifest.OK]
+    return [row for row in manifest.read(paths[-1]) if row.status != manifest.OK]
 
 
 _STYLE = """\

@@ -20,8 +20,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from sparse_tube_vit.tpu.chips import Chip
-from sparse_tube_vit.tpu.flops import matrix_flops
-from sparse_tube_vit.tpu.hlo import Program, arrays, trip_count
+from sparse_tube_vit.tpu.hlo import Module, arrays, matrix_flops, trip_count
 
 #: Matrix products of queries x keys x head width in attention kernels, by their name.
 ATTENTION_KERNELS = {
@@ -191,22 +190,22 @@ class Network:
         return size * sent / (links * self.chip.link_bandwidth)
 
 
-def estimate(program: Program, network: Network) -> Estimate:
+def estimate(module: Module, network: Network) -> Estimate:
     """What a program takes on each chip of a network."""
-    return _Estimator(program, network).computation(program.entry)
+    return _Estimator(module, network).computation(module.entry)
 
 
 class _Estimator:
     """Follows the computations of a program in the order in which they run."""
 
-    def __init__(self, program, network):
-        self.program, self.network = program, network
+    def __init__(self, module, network):
+        self.module, self.network = module, network
         self.computation = functools.cache(self._computation)
 
     def _computation(self, name) -> Estimate:
         """One run of a computation."""
         parts, links = [], _Links()
-        for instruction in self.program.computations[name]:
+        for instruction in self.module.computations[name]:
             begins, ends = self._transfers(instruction)
             part = self._instruction(instruction)
             links.work_beside(part.seconds)
@@ -220,7 +219,7 @@ class _Estimator:
     def _instruction(self, instruction) -> Estimate:
         """What an instruction computes."""
         if instruction.opcode == "while":
-            trips = trip_count(self.program, instruction)
+            trips = trip_count(self.module, instruction)
             once = sum(map(self.computation, instruction.calls), Estimate())
             once += self.computation(instruction.attribute("condition"))
             if trips is None:
@@ -233,7 +232,7 @@ class _Estimator:
             return sum(map(self.computation, instruction.calls), Estimate())
         if instruction.attribute("custom_call_target") == '"tpu_custom_call"':
             return self._kernel(instruction)
-        flops = matrix_flops(self.program, instruction)
+        flops = matrix_flops(self.module, instruction)
         if instruction.cycles is None and not flops:
             return Estimate()
         seconds = (instruction.cycles or 0) / self.network.chip.clock
@@ -242,7 +241,7 @@ class _Estimator:
     def _kernel(self, instruction) -> Estimate:
         """A custom kernel, by its roofline."""
         chip = self.network.chip
-        operands = [self.program.instructions[name] for name in instruction.operands]
+        operands = [self.module.instructions[name] for name in instruction.operands]
         moved = instruction.bytes + sum(operand.bytes for operand in operands)
         seconds = moved / chip.memory_bandwidth
         for name, matrix_products in ATTENTION_KERNELS.items():
@@ -272,7 +271,7 @@ class _Estimator:
             return None, instruction.operands[0]
         if opcode not in ("fusion", "async-start"):
             return None, None
-        inside = self.program.called(instruction)
+        inside = self.module.called(instruction)
         for inner in (i for i in inside if i.opcode in COLLECTIVES):
             kind = inner.opcode
             if "reduce-scatter" in instruction.calls[0]:
@@ -292,7 +291,7 @@ class _Estimator:
 
     def _collective(self, instruction, kind):
         group = device_group(instruction.attributes, len(self.network.places))
-        operands = [self.program.instructions[name] for name in instruction.operands]
+        operands = [self.module.instructions[name] for name in instruction.operands]
         size = sum(operand.bytes for operand in operands)
         return Collective(
             kind=kind,

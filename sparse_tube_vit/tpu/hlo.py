@@ -1,6 +1,6 @@
-"""Reads optimised HLO, the text of a program as XLA compiled it for one device.
+"""Optimised HLO: the text of a program as XLA compiled it for one device.
 
-jax gives it as `compiled.as_text()`. A computation's instructions run in the order
+jax returns it from `compiled.as_text()`. A computation's instructions run in the order
 written; fusions, loops and branches name the computations that they run.
 """
 
@@ -14,20 +14,20 @@ from sparse_tube_vit.errors import TubeViTError
 
 
 class UnreadableHlo(TubeViTError, ValueError):
-    """Text that is not HLO as this module knows it."""
+    """Text is not HLO, or of an unknown form."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Instruction:
-    """One instruction.
+    """An instruction.
 
     Attributes:
-      name: its own in the whole program.
-      opcode: "fusion", "all-gather", ...
-      shape: of the result, as "bf16[8,128]{1,0:T(8,128)}"; a tuple's in parentheses.
-      arguments: what stands in parentheses after the opcode, as text.
-      attributes: what follows, as text.
-      root: whether its result is that of the computation.
+        name: Unique in the module.
+        opcode: "fusion", "all-gather", ...
+        shape: Of the result, as "bf16[8,128]{1,0:T(8,128)}"; a tuple's in parentheses.
+        arguments: Text in parentheses after the opcode.
+        attributes: Text after the arguments.
+        root: Whether its result is that of its computation.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Instruction:
 
     @functools.cached_property
     def operands(self) -> tuple[str, ...]:
-        """Names of the instructions whose results it reads."""
+        """Names of the instructions whose results it takes."""
         return tuple(re.findall(r"%([^\s,()]+)", self.arguments))
 
     @functools.cached_property
@@ -57,7 +57,7 @@ class Instruction:
 
     @property
     def op_name(self) -> str:
-        """The operation in the source that it stems from, "" if there is none."""
+        """Name of the operation in the source; "" if there is none."""
         found = re.search(r'\bop_name="([^"]*)"', self.attributes)
         return found[1] if found else ""
 
@@ -69,7 +69,7 @@ class Instruction:
         )
 
     def attribute(self, key: str) -> str:
-        """The word after key=, without its percent sign; "" if there is none."""
+        """Returns the word after key=, without percent sign; "" if there is none."""
         found = re.search(rf"\b{key}=%?([^\s,]+)", self.attributes)
         return found[1] if found else ""
 
@@ -78,12 +78,12 @@ Computation = tuple[Instruction, ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class Program:
-    """A compiled program.
+class Module:
+    """A compiled program, in XLA's terms a module.
 
     Attributes:
-      computations: by name.
-      entry: the name of the one that runs first.
+        computations: By name.
+        entry: Name of the computation that runs first.
     """
 
     computations: Mapping[str, Computation]
@@ -96,7 +96,7 @@ class Program:
 
     @functools.cached_property
     def loops(self) -> dict[str, Instruction]:
-        """The loop by the name of its body's and of its condition's parameter."""
+        """Loops by the names of the parameters of their bodies and conditions."""
         return {
             next(
                 i.name for i in self.computations[name] if i.opcode == "parameter"
@@ -107,23 +107,23 @@ class Program:
         }
 
     def called(self, instruction: Instruction) -> list[Instruction]:
-        """The instructions of the computations that one runs, in their order."""
+        """Returns the instructions of the computations that one runs, in order."""
         return [i for name in instruction.calls for i in self.computations[name]]
 
     def root(self, computation: str) -> Instruction:
-        """The instruction whose result is the computation's."""
+        """Returns the instruction whose result is the computation's."""
         return next(i for i in self.computations[computation] if i.root)
 
 
-def parse(text: str) -> Program:
-    """Reads a program.
+def parse(text: str) -> Module:
+    """Parses a module.
 
     Raises:
-      UnreadableHlo: there is no entry computation, or an instruction is not
-        `%name = shape opcode(arguments), attributes`.
+        UnreadableHlo: There is no entry computation, or an instruction is not
+            `%name = shape opcode(arguments), attributes`.
     """
     computations, entry, current = {}, "", None
-    # An instruction takes more than one line where its attributes do.
+    # An instruction spans several lines if its attributes do.
     for line in re.split(r"\n(?=\}\n|ENTRY |%|\s+(?:ROOT )?%\S+ = )", text):
         if head := re.match(r"(ENTRY )?%(\S+) \(.*\{$", line):
             current = computations[head[2]] = []
@@ -134,7 +134,7 @@ def parse(text: str) -> Program:
             current.append(_instruction(line))
     if not entry:
         raise UnreadableHlo("The text has no ENTRY computation: it is not HLO.")
-    return Program({name: tuple(c) for name, c in computations.items()}, entry)
+    return Module({name: tuple(c) for name, c in computations.items()}, entry)
 
 
 def _instruction(line):
@@ -154,7 +154,7 @@ def _instruction(line):
 
 
 def _take(text):
-    """The parentheses that a text begins with, and what follows them."""
+    """Splits a text into the parentheses that it begins with, and the rest."""
     depth = 0
     for found in re.finditer(r"[()]", text):
         depth += 1 if found[0] == "(" else -1
@@ -164,7 +164,7 @@ def _take(text):
 
 
 def arrays(shape: str) -> list[tuple[float, tuple[int, ...]]]:
-    """(bytes of a number, dimensions) of every array in a shape."""
+    """Returns (bytes of an element, dimensions) of every array in a shape."""
     found = []
     for dtype, dims in re.findall(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]", shape):
         bits = 8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0])
@@ -172,65 +172,134 @@ def arrays(shape: str) -> list[tuple[float, tuple[int, ...]]]:
     return found
 
 
-def trip_count(program: Program, loop: Instruction) -> int | None:
-    """How often a loop's body runs, None if that is not a number in the program.
+def trip_count(module: Module, loop: Instruction) -> int | None:
+    """Returns how often a loop's body runs; None if that depends on data.
 
-    As jax writes scans: a counter from a constant, by a constant, below a constant.
+    Known are the loops of jax's scans: a counter that starts at a constant grows by a
+    constant while it is below a constant.
     """
-    test = program.root(loop.attribute("condition"))
+    test = module.root(loop.attribute("condition"))
     if test.opcode != "compare" or test.attribute("direction") != "LT":
         return None
-    counter, limit = (program.instructions[name] for name in test.operands)
+    counter, limit = (module.instructions[name] for name in test.operands)
     if counter.opcode != "get-tuple-element":
         return None
     index = int(counter.attribute("index"))
-    result = _element(program, program.root(loop.attribute("body")), index)
+    result = _element(module, module.root(loop.attribute("body")), index)
     if result is None or result.opcode != "add":
         return None
-    before, step = (program.instructions[name] for name in result.operands)
-    if _carried(program, before) != index:
+    before, step = (module.instructions[name] for name in result.operands)
+    if _carried(module, before) != index:
         before, step = step, before
-    start = _element(program, program.instructions[loop.operands[0]], index)
-    numbers = [start and _number(program, x) for x in (start, limit, step)]
-    if _carried(program, before) != index or None in numbers or numbers[2] < 1:
+    start = _element(module, module.instructions[loop.operands[0]], index)
+    numbers = [start and _number(module, x) for x in (start, limit, step)]
+    if _carried(module, before) != index or None in numbers or numbers[2] < 1:
         return None
     start, limit, step = numbers
     return max(0, math.ceil((limit - start) / step))
 
 
-def _element(program, value, index):
-    """The instruction that made an element of a tuple, None if that is hidden."""
+def _element(module, value, index):
+    """Returns the instruction that made an element of a tuple; None if unknown."""
     return (
-        program.instructions[value.operands[index]] if value.opcode == "tuple" else None
+        module.instructions[value.operands[index]] if value.opcode == "tuple" else None
     )
 
 
-def _behind_copies(program, value):
+def _behind_copies(module, value):
     while value.opcode in ("copy", "bitcast"):
-        value = program.instructions[value.operands[0]]
+        value = module.instructions[value.operands[0]]
     return value
 
 
-def _carried(program, value):
-    """Which element of what a loop carries a value in its body is."""
-    value = _behind_copies(program, value)
+def _carried(module, value):
+    """Returns the index of a value among those that a loop carries, or None."""
+    value = _behind_copies(module, value)
     if value.opcode != "get-tuple-element":
         return None
-    tuple_ = program.instructions[value.operands[0]]
+    tuple_ = module.instructions[value.operands[0]]
     return int(value.attribute("index")) if tuple_.opcode == "parameter" else None
 
 
-def _number(program, value):
-    """The number that a value always is: a constant, or one that loops hand through."""
-    value = _behind_copies(program, value)
+def _number(module, value):
+    """Returns the number of a constant, perhaps carried through loops; else None."""
+    value = _behind_copies(module, value)
     if value.opcode == "constant":
         return int(value.arguments)
-    index = _carried(program, value)
-    loop = index is not None and program.loops.get(value.operands[0])
+    index = _carried(module, value)
+    loop = index is not None and module.loops.get(value.operands[0])
     if not loop:
         return None
-    result = _element(program, program.root(loop.attribute("body")), index)
-    start = _element(program, program.instructions[loop.operands[0]], index)
-    if result is None or start is None or _carried(program, result) != index:
+    result = _element(module, module.root(loop.attribute("body")), index)
+    start = _element(module, module.instructions[loop.operands[0]], index)
+    if result is None or start is None or _carried(module, result) != index:
         return None
-    return _number(program, start)
+    return _number(module, start)
+
+
+def matrix_flops(module: Module, instruction: Instruction) -> int:
+    """Returns FLOPs of the matrix products of an instruction run once.
+
+    A multiply-add counts as two. Those of the computations that it calls are included.
+    """
+    if instruction.opcode == "convolution":
+        return _convolution(module, instruction)
+    if instruction.opcode == "dot":
+        return _dot(module, instruction)
+    return sum(matrix_flops(module, inner) for inner in module.called(instruction))
+
+
+def _shapes(module, instruction):
+    """Returns the dimensions of the operands and of the result."""
+    values = [*map(module.instructions.get, instruction.operands), instruction]
+    return [arrays(value.shape)[0][1] for value in values]
+
+
+def _dot(module, instruction):
+    left, _, result = _shapes(module, instruction)
+    contracted = re.search(r"lhs_contracting_dims=\{([\d,]+)\}", instruction.attributes)
+    return (
+        2
+        * math.prod(result)
+        * math.prod(left[int(i)] for i in contracted[1].split(","))
+    )
+
+
+def _convolution(module, instruction):
+    # TPUs' batched products are convolutions too: the batch is an axis of the window.
+    base, kernel, result = _shapes(module, instruction)
+    labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", instruction.attributes)
+    base, kernel, result = (
+        dict(zip(names, dims, strict=True))
+        for names, dims in zip(labels.groups(), (base, kernel, result), strict=True)
+    )
+    found = re.search(r"\bwindow=\{(.*?)\}", instruction.attributes)
+    window = dict(re.findall(r"(\w+)=(\S+)", found[1] if found else ""))
+
+    def along(key, axis, default):
+        return window[key].split("x")[axis] if key in window else default
+
+    flops = 2 * result["b"] * result["f"] * kernel["i"]
+    for axis in (int(name) for name in base if name.isdigit()):
+        flops *= _taps(
+            base[str(axis)],
+            kernel[str(axis)],
+            result[str(axis)],
+            int(along("stride", axis, 1)),
+            int(along("pad", axis, "0_0").split("_")[0]),
+            int(along("lhs_dilate", axis, 1)),
+            int(along("rhs_dilate", axis, 1)),
+        )
+    return flops
+
+
+@functools.cache
+def _taps(base, kernel, result, stride, pad, base_dilation, kernel_dilation):
+    """Counts the products of window and base elements along an axis."""
+    places = (
+        o * stride + k * kernel_dilation - pad
+        for o in range(result)
+        for k in range(kernel)
+    )
+    last = (base - 1) * base_dilation
+    return sum(0 <= p <= last and p % base_dilation == 0 for p in places)

@@ -6,7 +6,7 @@ import jax
 
 from sparse_tube_vit.config import ConfigDict, validate
 from sparse_tube_vit.datasets.classes import classes_of
-from sparse_tube_vit.log import table
+from sparse_tube_vit.log import format_table
 from sparse_tube_vit.models.flops import compiled_flops, forward_flops
 from sparse_tube_vit.models.tubes import count_tokens, pixels_read, tubes_for
 from sparse_tube_vit.models.tubevit import init_params, make_model
@@ -58,7 +58,7 @@ def _tubes(tubes, clip):
         union = pixels_read([tubes[i] for i in tubes_for(tubes, 1)], image).mean()
         tokens = count_tokens(tubes, image)
         rows.append((f"an image of {_size(clip[1:])}", tokens, "", f"{union:.2%}"))
-    return table(rows)
+    return format_table(rows)
 
 
 def _parameters(model, config, classes):
@@ -74,7 +74,7 @@ def _parameters(model, config, classes):
 
     rows = [("parameters", "trained", "frozen", "all")]
     rows += [(part, *counts(part)) for part in params] + [("all", *counts())]
-    lines = ["", *table(rows)]
+    lines = ["", *format_table(rows)]
     if unknown:
         lines.append(f"Without {', '.join(unknown)}, whose data sets are not prepared.")
     return lines
@@ -87,7 +87,7 @@ def _flops(model, kind, clip, head):
     rows += [(part, f"{count / 1e9:.2f}") for part, count in parts.items()]
     rows.append(("by formula", f"{sum(parts.values()) / 1e9:.2f}"))
     rows.append(("as XLA counts", f"{compiled_flops(model, clip, head) / 1e9:.2f}"))
-    return ["", *table(rows)]
+    return ["", *format_table(rows)]
 
 
 def _beside_the_paper(config, model):

@@ -1,7 +1,7 @@
-"""Fine-tuning on own clips: what a config leaves open comes from them and a model.
+"""Fine-tuning on a folder of clips: completes what a config leaves open.
 
-`configs/finetune.py` leaves open what it cannot know: the sizes and tubes of the model,
-the data set, and how many steps to take. `complete` fills that in before a run begins.
+`configs/finetune.py` leaves open what it cannot know: the model's sizes and tubes, the
+data set, and the number of steps. `complete` fills them in before a run begins.
 """
 
 import collections
@@ -13,7 +13,7 @@ import re
 from etils import epath
 
 from sparse_tube_vit.checkpoints import stored
-from sparse_tube_vit.checkpoints.run import NoCheckpoint, latest_step, read_description
+from sparse_tube_vit.checkpoints.run import NoCheckpoint
 from sparse_tube_vit.config import (
     ConfigDict,
     InvalidConfig,
@@ -30,22 +30,22 @@ from sparse_tube_vit.datasets.reading import UnknownSplit
 from sparse_tube_vit.log import log
 from sparse_tube_vit.models.losses import LOSSES
 
-#: Splits that are tested on; the first that a folder has is taken.
+#: Names of the test split; the first that a folder has is used.
 TEST_SPLITS = ("test", "val", "validation")
 
-#: That a new head takes to learn a handful of examples.
+#: Steps that a new head needs to learn even a handful of examples.
 LEAST_STEPS = 100
 
 
 @dataclasses.dataclass(frozen=True)
-class Prepared:
-    """A folder as a data set.
+class FolderDataset:
+    """A folder, prepared as a data set.
 
     Attributes:
-      dataset: its name below `data_dir`.
-      kind: "video" or "image".
-      test: the split to test on; `train` is to train on.
-      examples: number of those of `train`.
+        dataset: Its name below `data_dir`.
+        kind: "video" or "image".
+        test: The name of its test split.
+        examples: The number of examples of split `train`.
     """
 
     dataset: str
@@ -55,18 +55,19 @@ class Prepared:
 
 
 def complete(config: ConfigDict, workdir) -> ConfigDict:
-    """The config with everything that it leaves open; it is not changed itself.
+    """Returns a copy of the config with all open keys filled in.
 
-    What is None in sections `clip` and `model` is as in the run of `workdir`, if that
-    is resumed, or of `init.weights`. The folder of section `data` is prepared below
+    Open keys of `clip` and `model` are taken from the run in `workdir`, if there is
+    one, or from that of `init.weights`. The folder of section `data` is prepared below
     `data_dir`, unless the same files are there already, and becomes the data set of
-    the streams and evaluations that name none. `total_steps` and
+    the streams and evaluations without one. `total_steps` and
     `optimizer.warmup_steps` follow from the number of its examples.
 
     Raises:
-      InvalidConfig: something is open that nothing tells, or cannot be.
-      The errors of `stored.read_run`: there is no run or release to take sizes from.
-      The errors of `datasets.folders`, `prepare` and `datasets.writing`.
+        InvalidConfig: A key stays open, or has a value that cannot be.
+        NoCheckpoint: There is no model to take sizes from; and the other named errors
+            of `stored.locate`.
+        DatasetError: The named errors of listing and preparing the folder.
     """
     config = config.copy_and_resolve_references()
     check_values(config)
@@ -94,7 +95,7 @@ def complete(config: ConfigDict, workdir) -> ConfigDict:
 
 
 def _take_sizes(config, workdir):
-    """Fills in what is open of clips and model."""
+    """Fills in the open keys of `clip` and `model`."""
     keys = open_keys(config)
     if not keys:
         return
@@ -118,11 +119,11 @@ def _take_sizes(config, workdir):
 
 
 def kept_heads(config: ConfigDict, workdir) -> dict[str, tuple[str, ...]]:
-    """Class names of the heads of `init.keep_heads`.
+    """Returns the class names of the heads of `init.keep_heads`.
 
     Raises:
-      InvalidConfig: what is started from has no such head, or a multi-label one.
-      The errors of `stored.read_run`.
+        InvalidConfig: The model to start from lacks such a head, or it is multi-label.
+        TubeViTError: The named errors of `stored.locate`.
     """
     heads = config.init.keep_heads
     if not heads:
@@ -145,19 +146,18 @@ def kept_heads(config: ConfigDict, workdir) -> dict[str, tuple[str, ...]]:
 
 
 def _run_before(config, workdir):
-    """(what, its run) of what is resumed or started from; (None, None) of neither."""
+    """Returns name and description of the model to resume or start from, or Nones."""
     try:
-        step = latest_step(workdir)
-        run = read_description(epath.Path(workdir) / "checkpoints", step)
-        return f"step {step} of {workdir}", run
+        source = stored.locate(epath.Path(workdir) / "checkpoints")
     except NoCheckpoint:
         if not config.init.weights or is_weights_file(config.init.weights):
             return None, None
-        return stored.read_run(config.init.weights)
+        source = stored.locate(config.init.weights)
+    return source.name, source.read_description()
 
 
 def _set_steps(config, data, streams):
-    """So many steps that the streams of the folder see it `epochs` times."""
+    """Sets the number of steps to `epochs` passes over the folder."""
     batch = sum(stream.batch_size for stream in streams)
     steps = -(-config.data.epochs * data.examples // batch)
     config.total_steps = max(steps, LEAST_STEPS)
@@ -168,18 +168,19 @@ def _set_steps(config, data, streams):
     )
 
 
-def prepare_folder(config: ConfigDict) -> Prepared:
-    """Makes a data set of section `data`'s folder, unless it is there; says how.
+def prepare_folder(config: ConfigDict) -> FolderDataset:
+    """Prepares the folder of section `data`, unless it is prepared already.
 
-    Its name tells the files and their splits: when these change, it is another one.
+    The data set's name holds a digest of its files and splits: when these change, it
+    is another data set.
 
     Raises:
-      TooFewExamples: one class, or one that lacks examples to train or to test on.
-      UnknownSplit: the folder has splits, but not `train` and one of `TEST_SPLITS`.
-      The other errors of `datasets.folders`, `prepare` and `datasets.writing`.
+        TooFewExamples: There is one class, or one lacks examples to train or test on.
+        UnknownSplit: The folder has splits, but not `train` and one of `TEST_SPLITS`.
+        DatasetError: The other named errors of listing and preparing it.
     """
     data, folder = config.data, epath.Path(config.data.folder)
-    kind = folders.kind_of(folder)
+    kind = folders.folder_kind(folder)
     listing = folders.read_folder(folder, kind, data.split_list or None)
     if len(listing.class_names) < 2:
         raise folders.TooFewExamples(
@@ -219,11 +220,11 @@ def prepare_folder(config: ConfigDict) -> Prepared:
     counts = _counts(builder)
     _check(folder, builder, counts, ("train", test))
     examples = sum(n for (split, _), n in counts.items() if split == "train")
-    return Prepared(builder.dataset, kind, test, examples)
+    return FolderDataset(builder.dataset, kind, test, examples)
 
 
 def _counts(builder):
-    """How many examples were written, by split and class."""
+    """The number of examples written, by split and class."""
     rows = manifest.read(builder.directory / manifest.NAME)
     return collections.Counter(
         (row.split, row.label) for row in rows if row.status == manifest.OK
@@ -231,7 +232,7 @@ def _counts(builder):
 
 
 def _check(folder, builder, counts, splits):
-    """Raises TooFewExamples for a class that has none in one of the splits."""
+    """Raises TooFewExamples if a class has none in one of the splits."""
     lacking = [
         f"class {name!r} has no {builder.kind} in {split}"
         for name in builder.listing.class_names

@@ -1,7 +1,7 @@
-"""Training the last layers alone (paper 3.6, tables 6 and 9).
+"""Training of the last layers only (paper 3.6, tables 6 and 9).
 
-What stands below them is left out of differentiation, of the optimizer's state and of
-the average of the parameters. Dropout acts in frozen layers as in others.
+Frozen parameters are excluded from differentiation, from the optimizer's state and from
+the average. Dropout acts in frozen layers too.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,15 +14,15 @@ from sparse_tube_vit.models.encoder import block_names
 
 
 class NewButFrozen(TubeViTError, ValueError):
-    """Parameters would keep the random values that they begin with."""
+    """Frozen parameters would keep their random initial values."""
 
 
 def frozen_parts(config: ConfigDict) -> tuple[str, ...]:
-    """Parts of the parameters that `optimizer.frozen_layers` holds fast, by path.
+    """Returns the path prefixes of the parameters that a config freezes.
 
-    With s of the blocks frozen: what makes the tokens, and these blocks. The encoder's
-    norm follows the last block and is frozen with it; pooling and heads are trained,
-    but for the heads of `init.keep_heads`.
+    `optimizer.frozen_layers` N freezes tubes, positions, class token and the first N
+    blocks; with all blocks, the encoder's norm too, so that only pooling and heads
+    train. The heads of `init.keep_heads` are always frozen.
     """
     s = config.optimizer.frozen_layers
     kept = tuple(f"head_{head}" for head in config.init.keep_heads)
@@ -40,7 +40,7 @@ def frozen_parts(config: ConfigDict) -> tuple[str, ...]:
 
 
 def split(params: Mapping, parts: tuple[str, ...]) -> tuple[dict, dict]:
-    """(trained, frozen): the parameters outside and inside of `parts`."""
+    """Splits parameters into (trained, frozen), the latter below the prefixes."""
     halves = ({}, {})
     for name, x in flatten_dict(params, sep="/").items():
         halves[_inside(name, parts)][name] = x
@@ -48,7 +48,7 @@ def split(params: Mapping, parts: tuple[str, ...]) -> tuple[dict, dict]:
 
 
 def join(params: Mapping, other: Mapping) -> dict:
-    """Parameters with those of `other` added, or put in their place."""
+    """Returns the parameters with those of `other` added or replaced."""
     return unflatten_dict(flatten_dict(params) | flatten_dict(other))
 
 
@@ -56,8 +56,8 @@ def check_new(names: Iterable[str], config: ConfigDict) -> None:
     """Raises NewButFrozen if parameters that `init.weights` lacks are frozen.
 
     Args:
-      names: of the new parameters, as a/b/c.
-      config: of the run.
+        names: Paths a/b/c of the new parameters.
+        config: The config of the run.
     """
     parts = frozen_parts(config)
     if lacking := [name for name in names if _inside(name, parts)]:

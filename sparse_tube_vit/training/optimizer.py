@@ -7,7 +7,7 @@ from sparse_tube_vit.config import ConfigDict
 
 
 def learning_rate(config: ConfigDict) -> optax.Schedule:
-    """Linear warm-up from 0, then cosine decay to 0 at the last step."""
+    """Returns linear warm-up from 0, then cosine decay to 0 at the last step."""
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=config.optimizer.learning_rate,
@@ -17,7 +17,7 @@ def learning_rate(config: ConfigDict) -> optax.Schedule:
 
 
 def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """Clipping by the global norm, Adam, decoupled weight decay on kernels."""
+    """Returns clipping by global norm, Adam, decoupled weight decay on kernels."""
     o = config.optimizer
     return optax.chain(
         optax.clip_by_global_norm(o.clip_norm) if o.clip_norm else optax.identity(),
@@ -28,7 +28,7 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
 
 
 def _kernels(params):
-    """True for kernels; biases, norms and the pooling's probe are not decayed."""
+    """True for kernels: biases, norms and the pooling's probe are not decayed."""
     return jax.tree_util.tree_map_with_path(
         lambda path, _: path[-1].key == "kernel", params
     )

@@ -1,4 +1,4 @@
-"""Traces of some steps of a run, for TensorBoard and XProf."""
+"""Profiler traces of some steps of a run, for XProf and TensorBoard."""
 
 import contextlib
 import pathlib
@@ -16,11 +16,17 @@ from sparse_tube_vit.training.reporting import Reporter
 def traced_steps(
     config: ConfigDict, workdir: epath.Path, first: int, reporter: Reporter
 ) -> Iterator[int]:
-    """Yields the steps of a run from `first` on, those of `profile_steps` traced.
+    """Yields the steps of a run, and traces those of `profile_steps`.
 
-    Every step is annotated with its number. The first host alone writes a trace, of its
+    Every step is annotated with its number. Only the first host writes a trace, of its
     own devices, to `workdir`/plugins/profile, where TensorBoard looks for it. A trace
-    ends a step late: by then the devices are done with all steps that it is of.
+    ends one step late, when the devices have finished all of its steps.
+
+    Args:
+        config: The config of the run.
+        workdir: The work directory of the run.
+        first: The first step to yield, counted from 1.
+        reporter: Counts the time of writing the trace as logging.
     """
     start, stop = profiled_steps(config) or (0, -1)
     if 0 < stop < first:
@@ -43,13 +49,13 @@ def traced_steps(
 @contextlib.contextmanager
 def _trace(workdir):
     options = jax.profiler.ProfileOptions()
-    options.python_tracer_level = 0  # every call of a function: large, and slow
-    # The profiler knows local files alone; a work directory may be gs://...
+    options.python_tracer_level = 0  # function calls make traces large and slow
+    # The profiler writes local files only; a work directory may be gs://...
     with tempfile.TemporaryDirectory() as directory:
         try:
             with jax.profiler.trace(directory, profiler_options=options):
                 yield
-        finally:  # what was traced of a run that is stopped is kept
+        finally:  # a run that is stopped keeps its trace
             for file in pathlib.Path(directory).rglob("*.*"):
                 target = workdir / file.relative_to(directory)
                 target.parent.mkdir(parents=True, exist_ok=True)

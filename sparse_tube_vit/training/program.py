@@ -1,4 +1,4 @@
-"""What a run's config compiles to: training runs it, `preflight` measures it."""
+"""The compiled program of a config: training runs it, `preflight` measures it."""
 
 from collections.abc import Mapping
 
@@ -24,24 +24,24 @@ from sparse_tube_vit.training.step import make_train_step
 
 
 class Program:
-    """Model, optimizer and train step of a config, split over a mesh.
+    """Model, optimizer and train step of a config, sharded over a mesh.
 
-    Nothing is computed or compiled before `init` or `train_step` is called, so that the
-    mesh may be one of devices that are not there: `program.lower().compile()`.
+    Nothing is computed or compiled before `init` or `train_step` is called, so the mesh
+    may be one of devices that are not attached: `program.lower().compile()`.
 
     Attributes:
-      mesh: of axes `mesh.AXES`.
-      model: a `TubeViT` with a head for every name in `classes`.
-      optimizer: an optax transformation.
-      state: `TrainState` of shapes, dtypes and shardings.
-      batches: the same of what a step takes: for every stream uint8 (B, T, H, W, 3)
-        "video", int32 "label" (B,), or (B, C) with a sigmoid loss, and float32 "weight"
-        (B,).
+        mesh: The mesh, of axes `mesh.AXES`.
+        model: A `TubeViT` with a head for every name in `classes`.
+        optimizer: An optax transformation.
+        state: `TrainState` of shapes, dtypes and shardings.
+        batches: The same for the batches of a step: for every stream "video" uint8
+            (B, T, H, W, 3), "label" int32 (B,), or (B, C) with a sigmoid loss, and
+            "weight" float32 (B,).
 
     Raises:
-      IndivisibleBatch: the mesh does not divide a stream's or an evaluation's batch.
-      MeshDoesNotFit: it does not divide the encoder's layers.
-      And as `make_model`.
+        IndivisibleBatch: The mesh does not divide the batch of a stream or evaluation.
+        MeshDoesNotFit: The mesh does not divide the encoder's layers.
+        TubeViTError: The named errors of `make_model`.
     """
 
     def __init__(self, config: ConfigDict, classes: Mapping[str, int], mesh: Mesh):
@@ -75,11 +75,11 @@ class Program:
         )
 
     def init(self, given: Mapping) -> TrainState:
-        """The state before the first step: fresh parameters from the config's seed.
+        """Returns the state before the first step, drawn from the config's seed.
 
         Args:
-          given: a part of the parameters' tree, to take their place: numpy arrays, of
-            which every device gets its share.
+            given: A part of the parameter tree as numpy arrays, used in place of drawn
+                parameters. Each device gets its shard.
         """
         params = flatten_dict(self.state.params)
 
@@ -91,21 +91,21 @@ class Program:
         return self._init(unflatten_dict(given))
 
     def train_step(self, state: TrainState, batches) -> tuple[TrainState, dict]:
-        """(state, metrics) after a step; takes the memory of the `state` it is given.
+        """Returns (state, metrics) after a step, see `step.make_train_step`.
 
-        `training.step.make_train_step` says what it computes.
+        The memory of `state` is donated.
         """
         with jax.set_mesh(self.mesh):
             return self._train_step(state, batches)
 
     def lower(self) -> jax.stages.Lowered:
-        """The train step, for its shapes, ready to be compiled."""
+        """Lowers the train step for its shapes, to be compiled."""
         with jax.set_mesh(self.mesh):
             return self._train_step.lower(self.state, self.batches)
 
 
 def _batch_shapes(config, model):
-    """Shapes and dtypes of a batch of every stream."""
+    """Shapes and dtypes of one batch per stream."""
     frames, *size = model.clip
     shapes = {}
     for name, stream in config.streams.items():

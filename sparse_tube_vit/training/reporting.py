@@ -1,4 +1,4 @@
-"""What a run tells while it goes: progress line, TensorBoard and JSON lines."""
+"""Progress line, TensorBoard and JSON lines of a run."""
 
 import concurrent.futures
 import contextlib
@@ -15,21 +15,21 @@ from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.log import log
 from sparse_tube_vit.storage import write_whole
 
-#: What the time of a run is spent on, see `Stopwatch`.
+#: The parts that the time of a run is split into, see `Stopwatch`.
 PARTS = ("input", "step", "logging", "checkpoint", "evaluation")
 
 
 class DamagedMetrics(TubeViTError, ValueError):
-    """A line of metrics.jsonl is not what a run writes."""
+    """A line of metrics.jsonl that no run has written."""
 
 
 def read_metrics(workdir) -> list[dict]:
-    """The lines of a run's metrics.jsonl: {"step": int, name: float, ...}.
+    """Reads the lines of a run's metrics.jsonl: {"step": int, name: float, ...}.
 
-    The log tells of a last line that is left out, cut short as the run was killed.
+    A last line that was cut short when the run was killed is skipped with a warning.
 
     Raises:
-      DamagedMetrics: another line is broken.
+        DamagedMetrics: Another line is broken.
     """
     path = epath.Path(workdir) / "metrics.jsonl"
     lines, found = path.read_bytes().splitlines(keepends=True), []
@@ -51,23 +51,22 @@ def read_metrics(workdir) -> list[dict]:
 
 
 class Stopwatch:
-    """Splits a loop's time into parts that add up to it.
+    """Splits a loop's time into parts that sum to it.
 
-    As long as the devices compute a step, time is the step's, whatever the loop does
-    meanwhile, as reading the next batch. When they stand idle, it is spent on the part
-    that the loop is in; in none, it is the step's.
+    While a device is busy, time counts as step; while it is idle, as the part that the
+    host loop is in, or as step if it is in none.
     """
 
     def __init__(self, clock=time.perf_counter):
         self._clock, self._part, self._since = clock, "step", clock()
-        self._spans = []  # (part, begin, end) since the devices were last looked at
-        self._done = None  # when they finish all that they were given, a future
+        self._spans = []  # (part, begin, end) since the devices were last checked
+        self._done = None  # future: when the devices finish all steps they were given
         self._wait = concurrent.futures.ThreadPoolExecutor(1, "wait_for_devices")
         self._seconds = dict.fromkeys(PARTS, 0.0)
 
     @contextlib.contextmanager
     def time(self, part: str):
-        """The body is of this part, one of `PARTS`."""
+        """Counts the body's time as this part, one of `PARTS`."""
         outer = self._switch(part)
         try:
             yield
@@ -75,17 +74,17 @@ class Stopwatch:
             self._switch(outer)
 
     def given(self, result) -> None:
-        """The devices were given a step, which is done once `result` is there."""
+        """Notes that the devices were given a step, done once `result` is ready."""
         self._settle()
-        self._done = self._wait.submit(self._when_there, result)
+        self._done = self._wait.submit(self._when_ready, result)
 
     def read(self) -> dict[str, float]:
-        """Seconds of every part since the last reading."""
+        """Returns the seconds of every part since the last reading."""
         self._settle()
         seconds, self._seconds = self._seconds, dict.fromkeys(PARTS, 0.0)
         return seconds
 
-    def _when_there(self, result):
+    def _when_ready(self, result):
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # the loop gets it too
             jax.block_until_ready(result)
         return self._clock()
@@ -112,9 +111,15 @@ class Stopwatch:
 
 
 class Reporter:
-    """Writes metrics of training and evaluation, on the first host alone.
+    """Writes metrics of training and evaluation, on the first host only.
 
     TensorBoard files and `metrics.jsonl` go to the work directory, progress to the log.
+
+    Args:
+        workdir: The work directory of the run.
+        start: The number of steps already taken.
+        total: The number of steps of the run.
+        first_host: Whether this host writes.
     """
 
     def __init__(self, workdir: epath.Path, start: int, total: int, first_host: bool):
@@ -134,7 +139,7 @@ class Reporter:
         self._total = dict.fromkeys(PARTS, 0.0)
 
     def _drop_from(self, start):
-        """Drops what came after the last checkpoint and is done again."""
+        """Removes the lines of steps after the last checkpoint, which are repeated."""
         if self.lines.exists():
             kept = [
                 line
@@ -146,30 +151,35 @@ class Reporter:
             write_whole(self.lines, text.encode())
 
     def time(self, part: str):
-        """Context whose time is spent on `part`, one of `PARTS`."""
+        """Counts the body's time as this part, one of `PARTS`."""
         return self._watch.time(part)
 
     def given(self, metrics):
-        """Counts a step that the devices were given; `metrics` will be its result."""
+        """Counts a step that the devices were given, whose result is `metrics`."""
         self._watch.given(metrics)
         self._steps += 1
 
     def compiled(self):
-        """Leaves the first step, which is mostly compilation, out of the step time."""
+        """Excludes the first step, mostly compilation, from the step time."""
         seconds, self._steps = self._watch.read(), 0
         self._total = {"compilation": seconds["step"]} | seconds | {"step": 0.0}
         log.info("Compiled in %.1f s", seconds["step"])
 
     def training(self, step: int, metrics: dict, clips_per_step: int):
-        """Reports the metrics of `step`, and where the time since the last went.
+        """Reports the metrics of a step, and the time spent since the last report.
 
-        Seconds of all parts add up to it, on the first host. The time of a step is that
-        of training: of input, step and logging. Of the waits for input the longest of
-        any host counts: the others wait for it.
+        Step time is that of training: input, step and logging, on the first host. The
+        share of waiting for input is that of the slowest host, for which the others
+        wait.
+
+        Args:
+            step: The step, counted from 1.
+            metrics: Its metrics by name.
+            clips_per_step: Clips and images of all streams in a step.
         """
         with self.time("logging"):
             steps, self._steps = self._steps, 0
-            if steps:  # else it was just compiled: there is no speed to tell
+            if steps:  # else it was just compiled, and there is no speed to report
                 seconds = self._read()
                 training = seconds["input"] + seconds["step"] + seconds["logging"]
                 waits = multihost_utils.process_allgather(np.float32(seconds["input"]))
@@ -189,8 +199,8 @@ class Reporter:
             for name, value in metrics.items()
             if name.endswith(("/accuracy", "/precision_at_1"))
         )
-        told = waits.argmax() and speed["waiting_share"] >= 0.01
-        longest = f" (on host {waits.argmax()})" if told else ""
+        slowest = waits.argmax() if speed["waiting_share"] >= 0.01 else 0
+        longest = f" (on host {slowest})" if slowest else ""
         log.info(
             "step %d of %d: loss %.3f%s; %.3f s a step, %.1f clips/s, %.0f%% waiting "
             "for data%s; time: %s; %s left",
@@ -207,7 +217,7 @@ class Reporter:
         )
 
     def write(self, step: int, scalars: dict):
-        """Writes scalars to TensorBoard and as one JSON line."""
+        """Writes scalars to TensorBoard and as a line of metrics.jsonl."""
         scalars = {name: float(value) for name, value in scalars.items()}
         if self.first_host:
             self.writer.write_scalars(step, scalars)
@@ -221,7 +231,7 @@ class Reporter:
         return seconds
 
     def close(self):
-        """Tells where the time of the whole run went."""
+        """Logs how the time of the whole run was spent."""
         self._read()
         self._watch.close()
         total = sum(self._total.values())
@@ -231,7 +241,7 @@ class Reporter:
 
 
 def _shares(seconds):
-    """Where the time went, in per cent, the most first, without what rounds to 0."""
+    """Percentages of the parts, the largest first, without those that round to 0."""
     total = sum(seconds.values())
     shares = {part: x / total for part, x in seconds.items() if x / total >= 0.005}
     ordered = sorted(shares.items(), key=lambda item: -item[1])

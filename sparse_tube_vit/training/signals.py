@@ -5,28 +5,29 @@ import signal
 from sparse_tube_vit.errors import TubeViTError
 
 
-class StopOnSignal:
-    """Takes SIGTERM, which clouds send before taking a machine, as a wish to stop.
+class Interrupted(TubeViTError, RuntimeError):
+    """A signal asked the run to stop; its state is saved."""
 
-    So it takes Ctrl-C; a second one interrupts at once.
+
+class StopSignals:
+    """Turns SIGTERM and Ctrl-C into a request to stop, within a `with` block.
+
+    Clouds send SIGTERM before they take a machine away. A second Ctrl-C interrupts at
+    once.
     """
 
     requested = False
 
     def __enter__(self):
-        def request(number, frame):
-            if self.requested and number == signal.SIGINT:
-                raise KeyboardInterrupt
-            self.requested = True
-
         signals = (signal.SIGTERM, signal.SIGINT)
-        self.before = {number: signal.signal(number, request) for number in signals}
+        self._handlers = {s: signal.signal(s, self._request) for s in signals}
         return self
 
     def __exit__(self, *_):
-        for number, handler in self.before.items():
+        for number, handler in self._handlers.items():
             signal.signal(number, handler)
 
-
-class Interrupted(TubeViTError, RuntimeError):
-    """A signal asked the run to stop; its state is saved."""
+    def _request(self, number, frame):
+        if self.requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.requested = True

@@ -1,4 +1,4 @@
-"""The state of a run, which checkpoints hold."""
+"""The state of a run, as checkpoints hold it."""
 
 from typing import Any
 
@@ -12,13 +12,13 @@ from sparse_tube_vit.training.freezing import frozen_parts, join, split
 
 @flax.struct.dataclass
 class TrainState:
-    """All a checkpoint holds of a run; random numbers follow from seed and step.
+    """The state of a run; random numbers follow from seed and step.
 
     Attributes:
-      step: optimizer steps taken.
-      params: all parameters.
-      optimizer: the optimizer's state, of those parameters that are trained.
-      ema: an average of those parameters, or None.
+        step: Number of optimizer steps taken.
+        params: All parameters.
+        optimizer: The optimizer's state for the trained parameters.
+        ema: Exponential moving average of the trained parameters, or None.
     """
 
     step: jax.Array
@@ -28,12 +28,12 @@ class TrainState:
 
     @classmethod
     def create(cls, params, optimizer, config: ConfigDict):
-        """The state before the first step of a run of `config`."""
+        """Returns the state before the first step."""
         trained, _ = split(params, frozen_parts(config))
         ema = jax.tree.map(jnp.copy, trained) if config.optimizer.ema_decay else None
         return cls(jnp.zeros((), jnp.int32), params, optimizer.init(trained), ema)
 
     @property
     def eval_params(self):
-        """The averaged parameters where there are any."""
+        """The averaged parameters, or the parameters if no average is kept."""
         return self.params if self.ema is None else join(self.params, self.ema)

@@ -26,44 +26,44 @@ from sparse_tube_vit.training.state import TrainState
 
 
 def mix_pairs(key, alpha, examples):
-    """Mixup: every example with its neighbour, by a share from Beta(alpha, alpha).
+    """Mixes each example with its neighbour (mixup), by lambda from Beta(alpha, alpha).
 
-    A pair counts where both of it could be decoded. Pictures are mixed by `pictures`,
-    as late as can be: until then they are bytes.
+    A pair counts if both of its examples could be decoded. The clips themselves are
+    mixed by `model_clips`, as late as possible: until then they stay uint8.
     """
     neighbours = jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), examples)
-    share = jax.random.beta(key, alpha, alpha)
-    target = share * examples["target"] + (1 - share) * neighbours["target"]
+    lam = jax.random.beta(key, alpha, alpha)
+    target = lam * examples["target"] + (1 - lam) * neighbours["target"]
     return examples | {
         "target": target,
         "weight": examples["weight"] * neighbours["weight"],
         "neighbour": neighbours["video"],
-        "share": jnp.full_like(examples["weight"], share),
+        "lambda": jnp.full_like(examples["weight"], lam),
     }
 
 
-def pictures(examples):
-    """Clips (B, T, H, W, 3) as the model takes them: bytes, or mixed floats."""
+def model_clips(examples):
+    """Returns clips (B, T, H, W, 3) for the model: uint8, or floats if mixed."""
     if "neighbour" not in examples:
         return examples["video"]
-    share = examples["share"].reshape(-1, 1, 1, 1, 1)
+    lam = examples["lambda"].reshape(-1, 1, 1, 1, 1)
     one, other = (normalize(examples[key]) for key in ("video", "neighbour"))
-    return share * one + (1 - share) * other
+    return lam * one + (1 - lam) * other
 
 
 def step_keys(config: ConfigDict, step) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Keys of dropout, and of each stream's mixup, in the step after `step` steps."""
+    """Returns the keys of dropout, and of each stream's mixup, after `step` steps."""
     key = jax.random.fold_in(jax.random.key(config.seed), step)
     dropout, *mixup = jax.random.split(key, 1 + len(config.streams))
     return dropout, dict(zip(config.streams, mixup, strict=True))
 
 
 def model_input(key, stream, batch, classes: int):
-    """What a stream's batch is to the model and the loss, after smoothing and mixup.
+    """Applies label smoothing and mixup to a stream's batch.
 
     Returns:
-      Of every example its "video", "label" (B, C), "target" (B, C) and "weight" (B,),
-      and what `mix_pairs` adds; `pictures` are what the model takes.
+        "video", "label" (B, C), "target" (B, C), "weight" (B,), and what `mix_pairs`
+        adds; `model_clips` makes the model's input of them.
     """
     label = multi_hot(batch["label"], classes)
     target = smooth(label, stream["label_smoothing"], stream["loss"])
@@ -79,12 +79,12 @@ def make_train_step(
 
     `batches` maps a stream's name to {"video": uint8 (B, T, H, W, 3), "label": (B,) or
     multi-hot (B, C), "weight": (B,)}. The loss is the weighted sum of the streams' mean
-    losses; the gradient of all of them is taken at once, of those parameters that are
-    trained. The precision at 1 is called accuracy where examples have one label.
+    losses; one gradient is taken of it, with respect to the trained parameters.
+    `precision_at_1` is logged as accuracy where examples have one label.
 
-    With `optimizer.accumulate_steps` k, the gradient is the sum of those of k parts of
-    every batch, one after the other. Pairs for mixup and the means are of the whole
-    batch, so that only the random numbers of dropout differ.
+    With `optimizer.accumulate_steps` k, gradients of k parts of each batch accumulate.
+    Mixup pairs and means are those of the whole batch, so that only the random numbers
+    of dropout differ.
     """
     parts = frozen_parts(config)
     rates = learning_rate(config)
@@ -105,22 +105,22 @@ def make_train_step(
         def loss_fn(trained, examples, part):
             logits = model.apply(
                 {"params": join(frozen, trained)},
-                {name: pictures(examples[name]) for name in streams},
+                {name: model_clips(examples[name]) for name in streams},
                 {name: stream["head"] for name, stream in streams.items()},
                 train=True,
                 rngs={"dropout": jax.random.fold_in(dropout, part)},
             )
             total, metrics = 0.0, {}
             for name, stream in streams.items():
-                given, weight = examples[name], examples[name]["weight"]
+                batch, weight = examples[name], examples[name]["weight"]
                 loss = cross_entropy(
-                    logits[name], given["target"], weight, stream["loss"]
+                    logits[name], batch["target"], weight, stream["loss"]
                 )
                 total += stream["loss_weight"] * loss
                 one_label = batches[name]["label"].ndim == 1
                 metric = "accuracy" if one_label else "precision_at_1"
-                correct = precision_at_1(logits[name], given["label"], weight)
-                metrics |= {f"{name}/loss": loss, f"{name}/{metric}": correct}
+                value = precision_at_1(logits[name], batch["label"], weight)
+                metrics |= {f"{name}/loss": loss, f"{name}/{metric}": value}
             return total, metrics | {"loss": total}
 
         def gradient(examples, part):
@@ -134,7 +134,8 @@ def make_train_step(
         trained = optax.apply_updates(trained, updates)
         ema = state.ema
         if ema is not None:
-            # The average of few steps is that of few parameters: grow into the decay.
+            # Ramp the EMA decay up, so that early averages are not dominated by the
+            # initial values.
             decay = jnp.minimum(
                 config.optimizer.ema_decay, (1.0 + state.step) / (10.0 + state.step)
             )
@@ -150,9 +151,9 @@ def make_train_step(
 
 
 def sum_of_parts(function: Callable, examples, parts: int):
-    """Sum of function(part i of the examples, i), a part at a time in memory.
+    """Sums function(part i of the examples, i) over parts, one in memory at a time.
 
-    Example e is of part e % parts: every device has its share of each.
+    Example e belongs to part e % parts, so that each device holds some of every part.
     """
     if parts == 1:
         return function(examples, 0)

@@ -1,33 +1,39 @@
-"""Counts and names of examples that cannot be decoded."""
+"""Examples that cannot be decoded: counted, named, and too many of them an error."""
+
+from collections.abc import Mapping
 
 from sparse_tube_vit.datasets.reading import Split
 from sparse_tube_vit.errors import TubeViTError
 
 
 class TooManyUndecodable(TubeViTError, RuntimeError):
-    """More of a data set than allowed does not decode."""
+    """More of a data set cannot be decoded than the config allows."""
 
 
 class Undecodable:
-    """Counts and names what does not decode in one data set, and stops past a share."""
+    """The undecodable examples of one data set.
+
+    Attributes:
+        problems: What is wrong with each, by its id.
+    """
 
     def __init__(self, split: Split, max_share: float):
         self.split, self.max_share = split, max_share
-        self.problems = {}  # id -> what is wrong
+        self.problems: dict[str, str] = {}
 
-    def find(self, batch: dict) -> dict[str, str]:
-        """id -> what is wrong, of the examples of a batch that are not noted yet."""
+    def find(self, batch: Mapping) -> dict[str, str]:
+        """Returns the problems, by id, of a batch's examples that are not noted yet."""
         return {
             str(i): str(problem)
             for i, problem in zip(batch["id"], batch["problem"], strict=True)
             if problem and str(i) not in self.problems
         }
 
-    def note(self, found: dict[str, str]) -> list[str]:
-        """Takes note of what any host found; returns a line for every example.
+    def note(self, found: Mapping[str, str]) -> list[str]:
+        """Adds the problems that any host found; returns a log line for each new one.
 
         Raises:
-          TooManyUndecodable: more than `max_share` of the data set; lists them.
+            TooManyUndecodable: They exceed `max_share` of the data set; lists them.
         """
         new = {i: p for i, p in found.items() if i not in self.problems}
         self.problems |= new

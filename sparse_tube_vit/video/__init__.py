@@ -1,0 +1,1 @@
+"""Decoding, sampling and transcoding of clips and images with PyAV."""

@@ -1,4 +1,4 @@
-"""Encoded videos and images to uint8 frames with PyAV. An image is a one-frame clip."""
+"""Decoding of videos and images to uint8 frames. An image is a clip of one frame."""
 
 import contextlib
 import dataclasses
@@ -15,28 +15,28 @@ from av.stream import Discard
 
 from sparse_tube_vit.errors import TubeViTError
 
-# Codecs whose frames say that no other refers to them, so that FFmpeg can skip them.
-# Not MPEG-4, where two frames may share a packet: with one, FFmpeg loses the other.
+# Codecs that mark frames to which no other refers, so that FFmpeg can skip them. Not
+# MPEG-4, where two frames may share a packet: skipping one, FFmpeg loses the other.
 SKIPPABLE = ("h264", "mpeg1video", "mpeg2video")
 
-# 8 bits of luma and chroma, each in its plane; "j": all 256 levels, as JPEG has.
+# Pixel formats of 8 bits of luma and chroma in planes; "j": full range, as in JPEG.
 PLANAR = {f"yuv{j}{layout}p" for j in ("", "j") for layout in (420, 422, 444)}
 
-# Between a picture's sides. Beyond it, a short side scaled to 224 makes a long one of
-# thousands of pixels.
+# Limit between a picture's sides: beyond it, scaling the short side to 224 pixels makes
+# the long one thousands of pixels.
 MAX_ASPECT = 20
 
 
 class UndecodableClip(TubeViTError, ValueError):
-    """The bytes hold no picture that can be decoded."""
+    """The file holds no picture that can be decoded."""
 
 
 class DecodeTimeout(UndecodableClip):
     """Decoding took longer than allowed.
 
-    The time is that which the thread computes, so that a machine that is busy or was
-    suspended loses no clip. It is looked at between packets: one call of FFmpeg, such
-    as opening the file or decoding a packet, is never interrupted.
+    CPU time of the thread counts, so that no clip is lost on a machine that is busy or
+    was suspended. It is checked between packets: one call of FFmpeg, such as opening
+    the file or decoding a packet, is never interrupted.
     """
 
 
@@ -54,9 +54,12 @@ class Crop:
 
 @dataclasses.dataclass(frozen=True)
 class Orientation:
-    """How a picture is stored: upright with its axes swapped, its lines reversed.
+    """The storage order of a picture, relative to the upright one.
 
-    Rows are reversed where `flipped`, columns where `mirrored`, of the upright picture.
+    Attributes:
+        swapped: Rows are stored as columns.
+        flipped: The rows of the upright picture are reversed.
+        mirrored: The columns of the upright picture are reversed.
     """
 
     swapped: bool = False
@@ -65,23 +68,23 @@ class Orientation:
 
     @classmethod
     def of(cls, frame: av.VideoFrame) -> "Orientation":
-        """As the frame's display matrix says, by multiples of a quarter turn."""
+        """Returns the orientation by the frame's display matrix, in quarter turns."""
         matrix = _display_matrix(frame)
         if matrix is None:
             return cls()
         (a, b, _), (c, d, _), _ = np.frombuffer(matrix, np.int32).reshape(3, 3)
-        # Of the upright picture, x is a x + c y of the stored one, and y is b x + d y.
+        # Upright x = a x + c y of the stored picture, upright y = b x + d y.
         swapped = max(abs(a), abs(d)) < max(abs(b), abs(c))
         return cls(swapped, (b if swapped else d) < 0, (c if swapped else a) < 0)
 
     def upright(self, picture: np.ndarray) -> np.ndarray:
-        """The upright picture of a stored one (H, W, 3)."""
+        """Returns a view of a stored picture (H, W, 3) as upright."""
         if self.swapped:
             picture = picture.swapaxes(0, 1)
         return picture[:: -1 if self.flipped else 1, :: -1 if self.mirrored else 1]
 
     def stored(self, crop: Crop, height: int, width: int) -> Crop:
-        """The same rectangle on the stored picture; upright it has that size."""
+        """Returns a crop of the upright picture (height, width) on the stored one."""
         top, left = crop.top, crop.left
         if self.flipped:
             top = height - top - crop.height
@@ -99,45 +102,45 @@ def decode(
     crop: Callable[[int, int], Crop],
     timeout_seconds: float = math.inf,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Decodes the frames on show at given times, cropped and scaled.
+    """Decodes the frames displayed at given times, cropped and scaled.
 
     Args:
-      data: an encoded file: any container, codec or still picture that FFmpeg reads.
-      times: called with the video's duration in seconds, returns T presentation times
-        in seconds after the first frame, in any order. A time past the end shows the
-        last frame.
-      crop: called with the upright picture's height and width, returns what to keep.
-      timeout_seconds: the most time that it may compute, see `DecodeTimeout`.
+        data: Encoded file: any container, codec or still picture that FFmpeg reads.
+        times: Function of the video's duration in seconds that returns T presentation
+            times in seconds after the first frame, in any order. A time past the end
+            gives the last frame.
+        crop: Function of the upright picture's height and width that returns the crop.
+        timeout_seconds: Limit of CPU time, see `DecodeTimeout`.
 
     Returns:
-      (T, out_height, out_width, 3) uint8 RGB, upright; and (T,) when the frames on show
-      were presented, in seconds after the first.
+        Frames (T, out_height, out_width, 3), uint8 RGB and upright; and their
+        presentation times (T,) in seconds after the first frame of the video.
 
     Raises:
-      UndecodableClip: no video or picture, no frame in it, or damaged data.
-      DecodeTimeout: it took too long.
+        UndecodableClip: There is no video or picture, no frame, or damaged data.
+        DecodeTimeout: Decoding took too long.
     """
     with opened(data, timeout_seconds) as video:
         to_rgb = _ToRgb(video.stream.time_base, crop)
-        shown = video.packet_times()
-        found = None
-        if shown is not None:
-            found = _show(video, shown, times, to_rgb, video.clock)
-        if found is None:
-            shown = video.frame_times()
-            found = _show(video, shown, times, to_rgb, "count")
-        if found is None:
+        ticks = video.packet_times()
+        clip = None
+        if ticks is not None:
+            clip = _decode_at(video, ticks, times, to_rgb, video.clock)
+        if clip is None:
+            ticks = video.frame_times()
+            clip = _decode_at(video, ticks, times, to_rgb, "count")
+        if clip is None:
             raise UndecodableClip("Decoded again, it has fewer frames.")
-        return found
+        return clip
 
 
 @contextlib.contextmanager
 def opened(data: bytes, timeout_seconds: float = math.inf):
-    """Opens an encoded file as a `Video`.
+    """Yields an encoded file as a `Video`.
 
     Raises:
-      UndecodableClip: it has no video or picture, or FFmpeg fails within the block.
-      DecodeTimeout: what the block reads and decodes took too long.
+        UndecodableClip: There is no video or picture, or FFmpeg fails in the block.
+        DecodeTimeout: Decoding in the block took too long.
     """
     try:
         with av.open(io.BytesIO(data), metadata_errors="replace") as container:
@@ -149,7 +152,8 @@ def opened(data: bytes, timeout_seconds: float = math.inf):
             for other in container.streams:
                 if other is not stream:
                     other.discard = Discard.all
-            # Clips run side by side in worker processes. libdav1d heeds the count.
+            # Clips are decoded side by side in worker processes. libdav1d obeys the
+            # count alone.
             stream.thread_type, stream.codec_context.thread_count = "NONE", 1
             yield Video(container, stream, timeout_seconds)
     except (av.error.FFmpegError, EOFError) as error:
@@ -158,27 +162,27 @@ def opened(data: bytes, timeout_seconds: float = math.inf):
 
 
 class Video:
-    """The packets of an open file, and when its frames are shown.
+    """The packets of an open file and the presentation times of its frames.
 
-    Times are in ticks, of which one lasts `tick` seconds.
+    Times are in ticks of `tick` seconds.
     """
 
     def __init__(self, container, stream, timeout_seconds):
         self.stream, self.format = stream, container.format.name
         self.tick = float(stream.time_base)
         self.timeout_seconds, self.started = timeout_seconds, time.thread_time()
-        # Reading all packets first costs little and gives exact presentation times,
-        # where frame counts and durations that containers claim are often wrong.
+        # Reading all packets first costs little and gives exact presentation times;
+        # frame counts and durations of containers are often wrong.
         self.packets = [p for p in container.demux(stream) if p.size]
         self.clock = self._clock()
-        # MPEG program streams have some of the times, FFmpeg makes up the others.
+        # MPEG program streams lack some of the times, and FFmpeg guesses them.
         self.guessed = self.format == "mpeg"
 
     def _clock(self):
-        """What tells when frames are shown that the decoder puts in another order.
+        """Returns the source of presentation times of frames that are reordered.
 
-        Their "pts"; in AVI, which has none, the "dts" of the packet that brings a frame
-        out of the decoder; or their "count", where packets have theirs as a time.
+        "pts" of the frames; "dts" in AVI, which has no pts, of the packet that makes
+        the decoder return a frame; "count" where pts only number the packets.
         """
         if not self.stream.codec_context.has_b_frames:
             return "pts"
@@ -188,11 +192,13 @@ class Video:
         return "count" if sorted(times) == times else "pts"
 
     def frames(self, start: int = 0, needed: set[int] | None = None):
-        """Yields PyAV's frames in order of presentation, decoded from a packet on.
+        """Yields PyAV's frames in order of presentation.
 
-        With `needed`, presentation times, only these frames come for certain: packets
-        after the last of them are not decoded, nor are other `SKIPPABLE` frames that no
-        frame refers to.
+        Args:
+            start: Index of the packet to decode from.
+            needed: Presentation times in ticks; only these frames are sure to come.
+                Packets after the last of them are not decoded, nor other frames to
+                which no frame refers, in `SKIPPABLE` codecs.
         """
         packets, codec = self.packets[start:], self.stream.codec_context
         if needed is not None:
@@ -212,23 +218,23 @@ class Video:
             yield from codec.decode(packet)
 
     def packet_times(self) -> np.ndarray | None:
-        """When frames are shown, sorted; None where packets do not tell."""
+        """Returns sorted presentation times of the packets; None if they lack some."""
         field = "dts" if self.clock == "dts" else "pts"
         times = [getattr(p, field) for p in self.packets]
         if not times or None in times or self.guessed:
             return None
-        vp8 = self.stream.codec_context.name == "vp8"  # has frames that none sees
-        shown = sorted(
+        vp8 = self.stream.codec_context.name == "vp8"  # has frames that are not shown
+        ticks = sorted(
             t
             for t, p in zip(times, self.packets, strict=True)
             if not p.is_discard and not (vp8 and not memoryview(p)[0] & 16)
         )
-        if not shown or not self.packets[0].is_keyframe or times[0] > shown[0]:
+        if not ticks or not self.packets[0].is_keyframe or times[0] > ticks[0]:
             return None
-        return np.array(shown) if len({*shown}) == len(shown) else None
+        return np.array(ticks) if len({*ticks}) == len(ticks) else None
 
     def frame_times(self) -> np.ndarray:
-        """When frames are shown, in order, as a full decode tells."""
+        """Returns presentation times of all frames in order, by a full decode."""
         usual = float(1 / (self.stream.average_rate or 25) / self.stream.time_base)
         field = "dts" if self.clock == "dts" else "pts"
         times, durations = [], []
@@ -240,77 +246,81 @@ class Video:
             durations.append(frame.duration or usual)
         if not times:
             raise UndecodableClip("It has no frames.")
-        # Without good times, frames follow each other by their durations.
+        # Times that do not rise are replaced by sums of the durations.
         good = np.all(np.diff(times) > 0) and not self.guessed
         return np.array(times) if good else np.cumsum([0, *durations[:-1]])
 
-    def seconds(self, shown: np.ndarray) -> float:
-        """For how long frames that are shown from these times on last."""
-        # The last is on show for as long as the one before it; a picture for 1/25 s.
-        last = shown[-1] - shown[-2] if len(shown) > 1 else 1 / self.tick / 25
-        return float(shown[-1] - shown[0] + last) * self.tick
+    def seconds(self, ticks: np.ndarray) -> float:
+        """Returns the duration in seconds of frames with these presentation times."""
+        # The last frame lasts as long as the one before it; a single picture 1/25 s.
+        last = ticks[-1] - ticks[-2] if len(ticks) > 1 else 1 / self.tick / 25
+        return float(ticks[-1] - ticks[0] + last) * self.tick
 
 
-def _show(video, shown, times, to_rgb, clock):
-    """Pictures of the frames wanted, and their times; None where one is not found."""
-    wanted = times(video.seconds(shown)) / video.tick + shown[0]
-    # On show is the last frame presented by then; a thousandth tick absorbs rounding.
-    wanted = np.searchsorted(shown, wanted + 1e-3, side="right").clip(1) - 1
+def _decode_at(video, ticks, times, to_rgb, clock):
+    """Returns what `decode` does; None where one of the frames does not come."""
+    wanted = times(video.seconds(ticks)) / video.tick + ticks[0]
+    # The last frame presented by then; a thousandth of a tick absorbs rounding.
+    wanted = np.searchsorted(ticks, wanted + 1e-3, side="right").clip(1) - 1
     missing, last, clip = {*wanted.tolist()}, wanted.max(), None
-    for i, frame in placed(video, shown, wanted, clock):
+    for i, frame in frames_by_index(video, ticks, wanted, clock):
         if i in missing:
             picture = to_rgb(frame)
             if clip is None:
                 clip = np.empty((len(wanted), *picture.shape), np.uint8)
-            # Copied at once, so that the next picture takes the same, warm memory.
+            # Copied at once, so that the next picture reuses the memory in the cache.
             clip[wanted == i] = picture
             missing.remove(i)
         if i >= last:
             break
-    return None if missing else (clip, (shown[wanted] - shown[0]) * video.tick)
+    return None if missing else (clip, (ticks[wanted] - ticks[0]) * video.tick)
 
 
-def placed(video: Video, shown: np.ndarray, wanted: np.ndarray, clock: str):
-    """Yields (place in `shown`, PyAV frame) until one is out of place.
+def frames_by_index(video: Video, ticks: np.ndarray, wanted: np.ndarray, clock: str):
+    """Yields (index in `ticks`, PyAV frame) until the order is broken.
 
-    They are found by their "pts", and then only those wanted and some others come; by
-    the "dts" of the packet that brings them out of the decoder; or by "count" alone.
+    Args:
+        video: The open file.
+        ticks: Sorted presentation times of its frames, in ticks.
+        wanted: Indices of frames; with the clock "pts", others may not come.
+        clock: Frames are identified by "pts", "dts" or "count", see `Video.clock`.
     """
-    places = {t: i for i, t in enumerate(shown.tolist())}
-    place, delay, start, needed = -1, None, 0, None
+    indices = {t: i for i, t in enumerate(ticks.tolist())}
+    index, delay, start, needed = -1, None, 0, None
     if clock == "pts":
-        needed = {*shown[wanted].tolist()}
-        start = _start(video.packets, min(needed))
+        needed = {*ticks[wanted].tolist()}
+        start = _key_packet(video.packets, min(needed))
     for count, frame in enumerate(video.frames(start, needed)):
-        before = place
+        before = index
         match clock:
             case "pts":
-                place = places.get(frame.pts, -1)
+                index = indices.get(frame.pts, -1)
             case "dts" if frame.dts is not None:
-                delay = frame.dts - shown[0] if delay is None else delay
-                place = places.get(frame.dts - delay, -1)
+                delay = frame.dts - ticks[0] if delay is None else delay
+                index = indices.get(frame.dts - delay, -1)
             case _:
-                place = before + 1
-        # Containers may call a key frame what is none.
-        if place <= before or (count == 0 and start and not frame.key_frame):
+                index = before + 1
+        # Containers may mark frames as key frames that are none.
+        if index <= before or (count == 0 and start and not frame.key_frame):
             return
-        yield place, frame
+        yield index, frame
 
 
-def _start(packets, first):
-    """Number of the last key frame from which the frame shown at `first` decodes."""
-    starts = [0]
+def _key_packet(packets, first):
+    """Returns the index of the last key frame from which pts `first` decodes."""
+    start = 0
     for i, packet in enumerate(packets):
-        # What precedes a key frame in time, but not in the file, needs the one before.
+        # A frame before a key frame in time, but after it in the file, needs the
+        # previous key frame.
         if packet.is_keyframe and packet.pts <= first:
-            starts.append(i)
+            start = i
         if packet.pts == first:
             break
-    return starts[-1]
+    return start
 
 
 class _ToRgb:
-    """Crops, scales and converts frames in one pass of libswscale, and turns them."""
+    """Crops, scales and converts frames to upright RGB, uint8 (H, W, 3)."""
 
     def __init__(self, time_base, choose_crop):
         self.time_base, self.choose_crop = time_base, choose_crop
@@ -318,7 +328,7 @@ class _ToRgb:
 
     def __call__(self, frame):
         layout = (frame.width, frame.height, frame.format.name)
-        if layout != self.layout:  # the first frame, or the stream changes size
+        if layout != self.layout:  # the first frame, or a change within the stream
             self._configure(frame)
             self.layout = layout
         self.graph.vpush(frame)
@@ -344,7 +354,7 @@ class _ToRgb:
                 f"Its size changes from {self.chosen_on} to {upright}."
             )
         c = self.orientation.stored(self.crop, *upright)
-        # Neighbouring pixels may share their colour: it must stay theirs.
+        # Pixels that share their chroma must stay together.
         left = c.left - c.left % (4 // frame.format.chroma_width(4))
         top = c.top - c.top % (4 // frame.format.chroma_height(4))
         # Scaling first and then converting is up to 3 times as fast as both at once.
@@ -355,49 +365,50 @@ class _ToRgb:
             ("format", f"pix_fmts={scaled}"),
             ("scale", ""),
             ("format", "pix_fmts=rgb24"),
-            ("buffersink", None),
         )
-        self.graph = Graph()
-        # By default it starts a thread a core, which takes 5 times as long where the
-        # cores are busy training.
-        self.graph.threads = 1
-        source = self.graph.add(
-            "buffer",
-            video_size=f"{frame.width}x{frame.height}",
-            pix_fmt=frame.format.name,
-            time_base=str(self.time_base),
-            colorspace=str(int(frame.colorspace)),
-            range=str(int(frame.color_range)),
-        )
-        nodes = [self.graph.add(*name_and_options) for name_and_options in filters]
-        self.graph.link_nodes(source, *nodes).configure()
+        self.graph = filter_graph(frame, self.time_base, filters)
+
+
+def filter_graph(frame: av.VideoFrame, time_base, filters) -> Graph:
+    """Returns a graph that filters frames of the layout of `frame`, on one thread.
+
+    Args:
+        frame: A frame.
+        time_base: Seconds a tick of the frames' times, a fraction.
+        filters: (name, options) of FFmpeg's filters, one after the other.
+    """
+    graph = Graph()
+    # By default it starts a thread per core, which takes 5 times as long while the
+    # cores are busy training.
+    graph.threads = 1
+    source = graph.add(
+        "buffer",
+        video_size=f"{frame.width}x{frame.height}",
+        pix_fmt=frame.format.name,
+        time_base=str(time_base),
+        colorspace=str(int(frame.colorspace)),
+        range=str(int(frame.color_range)),
+    )
+    nodes = [graph.add(*name_and_options) for name_and_options in filters]
+    graph.link_nodes(source, *nodes, graph.add("buffersink")).configure()
+    return graph
 
 
 def _display_matrix(frame):
-    """The matrix that says how to turn a frame upright; None if it has none."""
+    """Returns the bytes of a frame's display matrix, or None if it has none."""
     try:
         return frame.side_data.get("DISPLAYMATRIX")
     except ValueError:
-        # PyAV reads nothing where there is a kind of data that it does not know, as
-        # EXIF: the kinds beyond its own are taken away.
+        # PyAV fails on any kind of side data that it does not know, such as EXIF:
+        # remove the kinds after its own.
         first = len(sidedata.Type)
-        kinds = range(first, first + 8)
-        graph = Graph()
-        nodes = [
-            graph.add(
-                "buffer",
-                video_size=f"{frame.width}x{frame.height}",
-                pix_fmt=frame.format.name,
-                time_base="1/25",
-            ),
-            *(graph.add("sidedata", f"mode=delete:type={kind}") for kind in kinds),
-            graph.add("buffersink"),
-        ]
-        graph.link_nodes(*nodes).configure()
+        deleted = [("sidedata", f"mode=delete:type={first + i}") for i in range(8)]
+        graph = filter_graph(frame, "1/25", deleted)
         graph.vpush(frame)
         return graph.vpull().side_data.get("DISPLAYMATRIX")
 
 
+#: File name suffixes by kind; a GIF may be either.
 SUFFIXES = {
     "image": {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"},
     "video": {

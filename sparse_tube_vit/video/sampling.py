@@ -1,4 +1,4 @@
-"""Which moments and which part of a video a clip shows: at random, or evenly spread."""
+"""Times and crops of clips: at random for training, evenly spread for evaluation."""
 
 import math
 
@@ -8,23 +8,23 @@ from sparse_tube_vit.video.decode import Crop
 
 
 def clip_times(start: float, frames: int, fps: float, duration: float) -> np.ndarray:
-    """Presentation times (T,) in seconds of a clip; a short video loops."""
+    """Returns presentation times (T,) in seconds of a clip; a short video loops."""
     return (start + np.arange(frames) / fps) % duration
 
 
 def random_start(
     rng: np.random.Generator, frames: int, fps: float, duration: float
 ) -> float:
-    """A start in seconds such that the clip fits; anywhere where the video loops."""
+    """Returns a start in seconds such that the clip fits, or any if the video loops."""
     room = duration - frames / fps
     return rng.uniform(0, room if room > 0 else duration)
 
 
 def spread_starts(views: int, frames: int, fps: float, duration: float) -> np.ndarray:
-    """Starts (views,) in seconds, from the first possible to last; one: the middle.
+    """Returns starts (views,) in seconds, from first to last possible.
 
-    Where these would be less than a frame of the clip apart, as in a short video, which
-    loops, they spread over all of it.
+    One view starts in the middle. Where starts would be less than a frame of the clip
+    apart, as in a short video that loops, they spread over its whole duration.
     """
     room = duration - frames / fps
     if room <= 0 or room < (views - 1) / fps:
@@ -40,9 +40,18 @@ def random_crop(
     area: tuple[float, float],
     aspect: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Crop:
-    """A rectangle of random area (as a share) and aspect ratio, scaled to size x size.
+    """Returns a crop of random area and aspect ratio, scaled to size x size.
 
-    After ten draws that do not fit, the largest central one with an allowed aspect.
+    After ten draws that do not fit, it is the largest central one with an allowed
+    aspect ratio.
+
+    Args:
+        rng: Source of the random numbers.
+        height: Height of the picture in pixels.
+        width: Width of the picture in pixels.
+        size: Sides of the result in pixels.
+        area: Least and greatest area, as a fraction of the picture.
+        aspect: Least and greatest ratio of width to height.
     """
     for _ in range(10):
         pixels = height * width * rng.uniform(*area)
@@ -57,27 +66,29 @@ def random_crop(
 
 
 def whole_picture(height: int, width: int, size: int) -> Crop:
-    """The whole picture, its shorter side scaled to `size` pixels."""
+    """Returns the whole picture as a crop, its shorter side scaled to `size` pixels."""
     scale = size / min(height, width)
     out = (max(size, round(height * scale)), max(size, round(width * scale)))
     return Crop(0, 0, height, width, *out)
 
 
 def crop_starts(height: int, width: int, views: int) -> list[int]:
-    """Where square crops start that spread along the longer side; one: the middle."""
+    """Returns starts in pixels of square crops spread along the longer side.
+
+    One view is the middle.
+    """
     room = abs(height - width)
     starts = np.linspace(0, room, views) if views > 1 else [room / 2]
     return np.rint(starts).astype(int).tolist()
 
 
 def spread_crops(clip: np.ndarray, views: int, size: int) -> np.ndarray:
-    """The square crops of `crop_starts`.
+    """Returns the square crops of `crop_starts`, (views, T, size, size, 3).
 
     Args:
-      clip: (T, H, W, 3), the shorter side `size` pixels.
-
-    Returns:
-      (views, T, size, size, 3).
+        clip: Clip (T, H, W, 3) whose shorter side has `size` pixels.
+        views: Number of crops.
+        size: Side of the crops in pixels.
     """
     _, h, w, _ = clip.shape
     crops = []

@@ -1,4 +1,4 @@
-"""Clips to small H.264 files that decode fast and can be entered anywhere."""
+"""Transcoding to small H.264 files that decode fast from any frame."""
 
 import dataclasses
 import fractions
@@ -6,28 +6,33 @@ import io
 
 import av
 import numpy as np
-from av.filter import Graph
 
 from sparse_tube_vit.errors import DatasetError
-from sparse_tube_vit.video.decode import Orientation, UndecodableClip, opened, placed
+from sparse_tube_vit.video.decode import (
+    Orientation,
+    UndecodableClip,
+    filter_graph,
+    frames_by_index,
+    opened,
+)
 
 
 class BadTranscode(DatasetError):
-    """The options of a transcoding are malformed."""
+    """The options of `--transcode` are malformed."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Transcode:
-    """Makes a clip an H.264 mp4 file of its frames, upright, and nothing else.
+    """Transcoding of a clip to an H.264 mp4 file of its upright frames alone.
 
-    Every frame keeps its presentation time after the first, whatever the frame rate.
-    Pictures become yuv420p of even height and width. The same clip gives the same
+    Every frame keeps its presentation time relative to the first, whatever the frame
+    rate. Pictures become yuv420p of even height and width. The same clip gives the same
     bytes in any process.
 
     Attributes:
-        short_side: The shorter side in pixels. Smaller pictures are not enlarged.
-        gop: Key frames are at most this many frames apart.
-        crf: x264's constant rate factor, 0 to 51: smaller is better and larger.
+        short_side: Shorter side in pixels. Smaller pictures are not enlarged.
+        gop: Greatest distance of key frames, in frames.
+        crf: x264's constant rate factor, 0 to 51; lower is better quality.
     """
 
     short_side: int = 256
@@ -36,9 +41,10 @@ class Transcode:
 
     @classmethod
     def parse(cls, options: str) -> "Transcode":
-        """Reads "short_side=256,gop=30,crf=23"; what is not named has its default.
+        """Parses "short_side=256,gop=30,crf=23", with defaults for missing options.
 
-        Raises BadTranscode.
+        Raises:
+            BadTranscode: An option is unknown, repeated or out of range.
         """
         limits = {"short_side": (2, 4096), "gop": (1, 1000), "crf": (0, 51)}
         values = {}
@@ -63,25 +69,29 @@ class Transcode:
         return ",".join(f"{name}={value}" for name, value in options)
 
     def __call__(self, encoded: bytes) -> bytes:
-        """Transcodes a file; raises UndecodableClip if it does not decode wholly."""
+        """Returns the transcoded file.
+
+        Raises:
+            UndecodableClip: Not all of the file decodes.
+        """
         with opened(encoded) as video:
-            shown = video.packet_times()
+            ticks = video.packet_times()
             transcoded = None
-            if shown is not None:
-                transcoded = self._encode(video, shown, video.clock)
+            if ticks is not None:
+                transcoded = self._encode(video, ticks, video.clock)
             if transcoded is None:
                 transcoded = self._encode(video, video.frame_times(), "count")
             if transcoded is None:
                 raise UndecodableClip("Decoded again, it has fewer frames.")
             return transcoded
 
-    def _encode(self, video, shown, clock) -> bytes | None:
-        """The file with the frames shown at these ticks; None if not all are found."""
+    def _encode(self, video, ticks, clock) -> bytes | None:
+        """Returns a file of the frames at these ticks; None if one does not come."""
         file = io.BytesIO()
         with av.open(file, "w", format="mp4") as target:
             stream = target.add_stream("libx264", rate=video.stream.average_rate or 25)
             encoder, tick = stream.codec_context, video.stream.time_base
-            # A whole fraction of a second, as in mp4: times stay exact.
+            # mp4 has whole fractions of a second: times stay exact.
             encoder.time_base = fractions.Fraction(1, tick.denominator)
             encoder.pix_fmt, encoder.gop_size = "yuv420p", self.gop
             encoder.options = {
@@ -89,16 +99,17 @@ class Transcode:
                 "preset": "faster",
                 # Decodes in half the time, for a tenth more bytes.
                 "tune": "fastdecode",
-                # Bytes would depend on the machine with more threads, and on what lies
-                # in memory with x264's macroblock tree.
+                # With more threads the bytes would depend on the machine, and with
+                # x264's macroblock tree on the contents of memory.
                 "threads": "1",
                 "x264-params": "mbtree=0",
             }
             upright, count = _Upright(tick, self.short_side), 0
-            for place, frame in placed(video, shown, np.arange(len(shown)), clock):
+            every = np.arange(len(ticks))
+            for index, frame in frames_by_index(video, ticks, every, clock):
                 if frame.is_corrupt:
                     raise UndecodableClip(f"It is damaged from frame {count} on.")
-                if place == len(shown):
+                if index == len(ticks):
                     return None
                 picture = upright(frame)
                 if count == 0:
@@ -107,11 +118,11 @@ class Transcode:
                     encoder.colorspace = picture.colorspace
                     encoder.color_primaries = picture.color_primaries
                     encoder.color_trc = picture.color_trc
-                picture.pts = round(shown[place] - shown[0]) * tick.numerator
+                picture.pts = round(ticks[index] - ticks[0]) * tick.numerator
                 picture.time_base = encoder.time_base
                 target.mux(stream.encode(picture))
                 count += 1
-            if count < len(shown):
+            if count < len(ticks):
                 return None
             target.mux(stream.encode(None))
         return file.getvalue()
@@ -126,7 +137,7 @@ class _Upright:
 
     def __call__(self, frame):
         layout = (frame.width, frame.height, frame.format.name)
-        if layout != self.layout:  # the first frame, or the stream changes
+        if layout != self.layout:  # the first frame, or a change within the stream
             self._configure(frame)
             self.layout = layout
         self.graph.vpush(frame)
@@ -151,17 +162,5 @@ class _Upright:
             ("scale", f"{width}:{height}:flags={flags}:out_range=limited"),
             ("format", "pix_fmts=yuv420p"),
             *((name, "") for name, needed in turns.items() if needed),
-            ("buffersink", None),
         )
-        self.graph = Graph()
-        self.graph.threads = 1  # clips run side by side in worker processes
-        source = self.graph.add(
-            "buffer",
-            video_size=f"{frame.width}x{frame.height}",
-            pix_fmt=frame.format.name,
-            time_base=str(self.time_base),
-            colorspace=str(int(frame.colorspace)),
-            range=str(int(frame.color_range)),
-        )
-        nodes = [self.graph.add(*name_and_options) for name_and_options in filters]
-        self.graph.link_nodes(source, *nodes).configure()
+        self.graph = filter_graph(frame, self.time_base, filters)

@@ -27,7 +27,6 @@ from sparse_tube_vit.checkpoints.run import (
     OtherRun,
     UnfinishedCheckpoint,
     describe_run,
-    latest_step,
 )
 from sparse_tube_vit.config import from_json
 from sparse_tube_vit.errors import UnwritableOutput
@@ -78,6 +77,11 @@ def released(run, tmp_path_factory):
     return directory
 
 
+def describe(path, step=None):
+    source = stored.locate(path, step)
+    return source.name, source.read_description()
+
+
 def assert_equal(a, b, times=1):
     jax.tree.map(lambda x, y: np.testing.assert_array_equal(x, times * y), a, b)
 
@@ -105,14 +109,14 @@ def test_what_a_run_was_is_told_without_its_parameters(run, released, tmp_path):
     for path in (*whole.rglob("d/*"), copy / "model.safetensors"):
         path.unlink()
     for path, of_all in found.items():
-        assert stored.read_run(path) == (of_all.name, of_all.run)
+        assert describe(path) == (of_all.name, of_all.run)
         with pytest.raises(DamagedCheckpoint):
             stored.read(path)
-    assert stored.read_run(whole, step=3)[0] == f"step 3 of {whole}"
+    assert stored.locate(whole, step=3).name == f"step 3 of {whole}"
     (copy / "config.json").unlink()
     (copy / "model.safetensors").touch()
     with pytest.raises(DamagedCheckpoint, match="config.json"):
-        stored.read_run(copy)
+        stored.locate(copy).read_description()
 
 
 def test_a_bucket_gives_what_the_disk_gives(run, released):
@@ -126,7 +130,7 @@ def test_a_bucket_gives_what_the_disk_gives(run, released):
     assert_equal(stored.read("memory://bucket/release").params, params, 2)
     for name in ("run", "release"):
         path = f"memory://bucket/{name}"
-        assert stored.read_run(path)[1] == stored.read(path).run
+        assert describe(path)[1] == stored.read(path).run
     # What is being written to a bucket has its place already.
     at = "/bucket/run/checkpoints/5/_CHECKPOINT_METADATA"
     told = json.loads(memory.cat_file(at))
@@ -140,18 +144,18 @@ def test_a_bucket_gives_what_the_disk_gives(run, released):
 
 def test_the_latest_step_is_the_same_to_all(copy):
     workdir, last = copy
-    assert latest_step(workdir) == stored.read(workdir).step == 5
+    assert stored.locate(workdir).step == stored.read(workdir).step == 5
     # As in a bucket, where what is being written has its place already.
     file = last / "_CHECKPOINT_METADATA"
     told = json.loads(file.read_text())
     file.write_text(json.dumps(told | {"commit_timestamp_nsecs": None}))
-    assert latest_step(workdir) == stored.read(workdir).step == 3
+    assert stored.locate(workdir).step == stored.read(workdir).step == 3
     shutil.rmtree(workdir / "checkpoints" / "3")
-    for read in (latest_step, stored.read):
+    for read in (stored.locate, stored.read):
         with pytest.raises(NoCheckpoint):
             read(workdir)
     file.write_text("{")
-    for read in (latest_step, stored.read):
+    for read in (stored.locate, stored.read):
         with pytest.raises(DamagedCheckpoint, match="checkpoints/5"):
             read(workdir)
 
@@ -449,15 +453,15 @@ def test_a_release_is_written_whole_or_not_at_all(run, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(release.Path, "rename", no_space)
         with pytest.raises(UnwritableOutput, match="no space left"):
-            release.write_release(out, found, "card")
+            release.write_folder(out, found, "card")
     assert not any(tmp_path.iterdir())
-    release.write_release(out, found, "card")
+    release.write_folder(out, found, "card")
     with pytest.raises(release.ReleaseExists, match="--overwrite"):
-        release.write_release(out, found, "new")
+        release.write_folder(out, found, "new")
     with monkeypatch.context() as patch:
         patch.setattr(release.Path, "write_text", no_space)
         with pytest.raises(UnwritableOutput):
-            release.write_release(out, found, "new", overwrite=True)
+            release.write_folder(out, found, "new", overwrite=True)
     assert (out / "README.md").read_text() == "card"
     rename = stored.Path.rename
 
@@ -471,14 +475,14 @@ def test_a_release_is_written_whole_or_not_at_all(run, tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(release.Path, "rename", fail_last)
         with pytest.raises(UnwritableOutput):
-            release.write_release(out, found, "new", overwrite=True)
+            release.write_folder(out, found, "new", overwrite=True)
     assert (out / "README.md").read_text() == "card"
-    release.write_release(out, found, "new", overwrite=True)
+    release.write_folder(out, found, "new", overwrite=True)
     assert (out / "README.md").read_text() == "new"
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
     (tmp_path / "mine").mkdir()
     with pytest.raises(release.ReleaseExists, match="no release. Choose another"):
-        release.write_release(tmp_path / "mine", found, "card", overwrite=True)
+        release.write_folder(tmp_path / "mine", found, "card", overwrite=True)
 
 
 def no_space(*_):

@@ -204,7 +204,7 @@ def test_data_sets_without_label_or_image_are_refused(tmp_path, features, messag
 def test_labels_of_a_multi_label_data_set_are_multi_hot(tmp_path, monkeypatch):
     counts = moving_shapes.COUNTS | {"crowds": {"train": 24}}
     monkeypatch.setattr(moving_shapes, "COUNTS", counts)
-    write.write(moving_shapes.MovingShapes(config="crowds", data_dir=tmp_path))
+    write.write_dataset(moving_shapes.MovingShapes(config="crowds", data_dir=tmp_path))
     split = reading.open_split("moving_shapes/crowds", "train", tmp_path)
     assert (split.kind, split.multi_label, split.label_shape) == ("video", True, (24,))
     for example in split:

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from sparse_tube_vit import train
-from sparse_tube_vit.checkpoints.run import latest_step
+from sparse_tube_vit.checkpoints.stored import locate
 from sparse_tube_vit.distributed import hosts
 from sparse_tube_vit.training.reporting import read_metrics
 from tests.tiny import tiny_config
@@ -197,14 +197,15 @@ def run_hosts(*body, count=2, only=None, late=0.0, **variables):
     return [(p.returncode, *t) for p, t in zip(processes, texts, strict=True)]
 
 
-def test_all_hear_the_news_at_the_same_step_and_an_error_ends_all(tmp_path):
+def test_messages_arrive_at_the_same_step_and_an_error_ends_all(tmp_path):
     started = time.monotonic()
     (code_0, out_0, error_0), (code_1, out_1, error_1) = run_hosts(
-        "i, news, heard = jax.process_index(), hosts.News(), []",
+        "i, messages, got = jax.process_index(), hosts.HostMessages(), []",
         "for step in range(4):",
-        "    news.send(stop=step + i == 2, found={'a': 'short'} if step == 2 else {})",
-        "    heard.append(news.receive())",
-        "print([len(x) for x in heard], heard[1], [x['stop'] for x in heard[2]])",
+        "    bad = {'a': 'short'} if step == 2 else {}",
+        "    messages.send(stop=step + i == 2, bad=bad)",
+        "    got.append(messages.receive())",
+        "print([len(x) for x in got], got[1], [x['stop'] for x in got[2]])",
         "hosts.check_same({'seed': 0})",
         f"shared = epath.Path({str(tmp_path)!r})",
         "hosts.check_shared(shared)",
@@ -216,8 +217,8 @@ def test_all_hear_the_news_at_the_same_step_and_an_error_ends_all(tmp_path):
         "    raise TubeViTError('the disk is full')",
         "time.sleep(300)",
     )
-    told = "[0, 1, 2, 0] [{'stop': True, 'found': {}}] [True, False]"
-    assert told in out_0 and told in out_1
+    expected = "[0, 1, 2, 0] [{'stop': True, 'bad': {}}] [True, False]"
+    assert expected in out_0 and expected in out_1
     assert "made before False" in out_0 and "made before True" in out_1
     assert (code_0, code_1) == (1, 1) and time.monotonic() - started < 120
     assert [path.name for path in tmp_path.iterdir()] == ["made"]
@@ -382,7 +383,7 @@ def test_a_lost_host_ends_the_others_and_the_run_resumes(
         os.kill(two.pids[lost], signal.SIGKILL)
     code, codes = two.ended()
     assert code == 1 and codes[lost] == 137, two
-    assert latest_step(tmp_path / "run") in (2, 4)
+    assert locate(tmp_path / "run").step in (2, 4)
     assert_same_run(tmp_path / "run", finished, data_dir)
 
 
@@ -394,7 +395,7 @@ def test_a_signal_to_one_host_saves_the_same_step_on_all(
     assert two.ended() == (1, {0: 1, 1: 1}), two
     for host in (0, 1):
         assert f"[{host}] Interrupted: Stopped by a signal; step 4 is saved" in two
-    assert latest_step(tmp_path / "run") == 4
+    assert locate(tmp_path / "run").step == 4
     again = pod(4)
     assert again.ended() == (0, dict.fromkeys(range(4), 0)), again
     assert "Resumed from step 4" in again
@@ -407,7 +408,7 @@ def test_a_signal_to_the_script_stops_all_hosts(pod, tmp_path):
     two.wait_for("step 4 of 3000")
     two.process.terminate()
     assert two.ended() == (1, {0: 1, 1: 1}), two
-    step = latest_step(tmp_path / "run")
+    step = locate(tmp_path / "run").step
     assert f"[1] Interrupted: Stopped by a signal; step {step} is saved" in two
 
 

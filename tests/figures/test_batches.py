@@ -5,7 +5,7 @@ import pytest
 
 from sparse_tube_vit.figures.__main__ import main
 from sparse_tube_vit.figures.batches import batch_grids
-from sparse_tube_vit.training.examples import Example
+from sparse_tube_vit.training.inspection import StepExample
 from tests.datasets.preparing.test_verification import FILES
 from tests.datasets.written import write_folder
 
@@ -35,7 +35,9 @@ def coloured(n, t, side):
 )
 def test_every_frame_is_on_a_page(n, t, side, shown):
     videos = coloured(n, t, side)
-    examples = [Example(v, f"class {i}", (f"id {i}",)) for i, v in enumerate(videos)]
+    examples = [
+        StepExample(v, f"class {i}", (f"id {i}",)) for i, v in enumerate(videos)
+    ]
     pages = batch_grids(examples)
     assert (len(pages) > 1) == (n == 6)
     red, green, blue = np.concatenate([pixels(p).reshape(-1, 3) for p in pages]).T
@@ -47,7 +49,7 @@ def test_every_frame_is_on_a_page(n, t, side, shown):
 
 def test_frames_are_shown_pixel_by_pixel_in_order():
     video = np.random.default_rng(0).integers(0, 255, (5, 64, 64, 3), np.uint8)
-    (page,) = batch_grids([Example(video, "class", ("id",))], columns=3)
+    (page,) = batch_grids([StepExample(video, "class", ("id",))], columns=3)
     page = pixels(page)
     places = []
     for frame in video:
@@ -65,8 +67,8 @@ def test_frames_are_shown_pixel_by_pixel_in_order():
 def test_examples_without_weight_are_marked():
     video = np.zeros((2, 64, 64, 3), np.uint8)
     good, bad = (
-        Example(video, "a", ("b",)),
-        Example(video, "a", ("c",), "It is broken."),
+        StepExample(video, "a", ("b",)),
+        StepExample(video, "a", ("c",), "It is broken."),
     )
     (page,) = batch_grids([good, bad])
     first, second = page.texts

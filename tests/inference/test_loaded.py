@@ -13,7 +13,7 @@ import pytest
 
 import sparse_tube_vit as stv
 from sparse_tube_vit import evaluate, predict, train
-from sparse_tube_vit.checkpoints.run import read_description
+from sparse_tube_vit.checkpoints.stored import locate
 from sparse_tube_vit.datasets.reading import open_split
 from sparse_tube_vit.evaluation import evaluator
 from sparse_tube_vit.inference import loaded, predictions
@@ -101,12 +101,12 @@ def test_predicts_what_evaluate_scores_bit_for_bit(
     monkeypatch.setattr(
         train.sharding, "make_mesh", lambda config: one(config, jax.devices()[:1])
     )
-    found = read_description(run / "checkpoints", 3)
+    found = locate(run, 3).read_description()
     config = evaluate.from_json(found["config"])
     config.mesh.update(data=-1, fsdp=1)
     source = config.evaluations[name]
     source.update(batch_size=4, split="test[:6]")
-    (result,) = evaluator.evaluate(config, run, 3, [name])
+    (result,) = evaluator.evaluate(config, locate(run, 3), [name])
     paths = files[source.dataset.partition("/")[2]]
     told = predictions.predict(tubevit, paths, source.head, top=99, batch_size=4)
     names = tubevit.class_names[source.head]

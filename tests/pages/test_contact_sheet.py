@@ -75,7 +75,7 @@ class Page(html.parser.HTMLParser):
 
 
 @pytest.fixture
-def report(tmp_path):
+def result(tmp_path):
     """Three classes, of which one has a clip that does not decode alone."""
     files = {"train/wolf/a.mp4": b"no video"}
     for name in ("train/cat & <dog>/a.mp4", "train/wolf/b.mp4", "test/wolf/c.mp4"):
@@ -84,8 +84,8 @@ def report(tmp_path):
     return verification.verify("video_folder/clips", tmp_path)
 
 
-def test_a_page(report):
-    text = contact_sheet.contact_sheet(report, training())
+def test_a_page(result):
+    text = contact_sheet.contact_sheet(result, training())
     page = Page(text)
     first, second = page.sections
     assert (first["h2"], second["h2"]) == ("0 cat & <dog>", "1 wolf")
@@ -105,23 +105,23 @@ def test_a_page(report):
     said = " ".join(page.texts)
     assert "20 frames at 12.5 frames a second (1.60 seconds)" in said
     assert "a random crop of 50% to 90% of the picture, scaled to 32x32 pixels" in said
-    for finding, places in report.found.items():
-        assert finding.advice in said
+    for problem, places in result.problems.items():
+        assert problem.advice in said
         assert all(place in said for place in places)
     assert "<dog>" not in text
     # Nothing is fetched.
     assert not any("//" in value.partition(",")[0] for value in page.attributes)
 
 
-def test_what_decodes_but_cannot_be_trained_on_is_told(report, monkeypatch):
+def test_what_decodes_but_cannot_be_trained_on_is_told(result, monkeypatch):
     def fail(*_):
         raise UndecodableClip("It is too short.")
 
-    before = len(report.found[verification.UNDECODABLE])
+    before = len(result.problems[verification.Problem.UNDECODABLE])
     monkeypatch.setattr(TrainingExample, "sample", fail)
-    page = Page(contact_sheet.contact_sheet(report, training()))
+    page = Page(contact_sheet.contact_sheet(result, training()))
     assert not page.sections
-    places = report.found[verification.UNDECODABLE][before:]
+    places = result.problems[verification.Problem.UNDECODABLE][before:]
     assert {place.rpartition(": ")[2] for place in places} == {"It is too short."}
     assert len(places) == 2
 
@@ -131,8 +131,8 @@ def test_a_page_of_images(tmp_path):
     image = moving_shapes.encode_jpeg(picture)
     files = {f"train/{label}/1.jpg": image for label in ("ant", "bee")}
     write_folder(tmp_path, files, "image")
-    report = verification.verify("image_folder/clips", tmp_path)
-    text = contact_sheet.contact_sheet(report, training("image"))
+    result = verification.verify("image_folder/clips", tmp_path)
+    text = contact_sheet.contact_sheet(result, training("image"))
     page = Page(text)
     assert [s["h2"] for s in page.sections] == ["0 ant", "1 bee"]
     for section in page.sections:

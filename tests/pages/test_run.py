@@ -11,7 +11,7 @@ import pytest
 
 from sparse_tube_vit import report
 from sparse_tube_vit.checkpoints import release
-from sparse_tube_vit.checkpoints.run import read_description
+from sparse_tube_vit.checkpoints.stored import locate
 from sparse_tube_vit.config import from_json
 from sparse_tube_vit.datasets.reading import DatasetNotPrepared, open_split
 from sparse_tube_vit.evaluation import evaluator
@@ -70,7 +70,7 @@ def run(finished, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(run):
-    text = pages_run.report(run, clips=3)
+    text = pages_run.render(run, clips=3)
     (run.workdir / "report.html").write_text(text, encoding="utf-8")
     return Page(text)
 
@@ -149,9 +149,9 @@ def test_the_worst_classes(run, page):
 
 
 def test_samples_are_predicted_as_the_evaluation_does(run, page, data_dir):
-    directory = run.workdir / "checkpoints"
-    config = from_json(read_description(directory, 6)["config"])
-    (result,) = evaluator.evaluate(config, run.workdir, 6, ["video"])
+    source = locate(run.workdir, 6)
+    config = from_json(source.read_description()["config"])
+    (result,) = evaluator.evaluate(config, source, ["video"])
     said = page.texts["Samples"]
     for i in (0, 12, 23):  # of 24
         label = result.class_names[result.labels[i]]
@@ -193,24 +193,22 @@ def test_what_does_not_decode_is_named(page):
     assert f"{UNDECODABLE}: not decoded in evaluation" in page.texts["Data"]
 
 
-def test_what_is_absent_is_said(run, tmp_path, monkeypatch, capsys):
+def test_what_is_absent_is_said(run, tmp_path, capsys):
     """Checkpoints alone, on a machine without the data."""
     shutil.copytree(run.workdir / "checkpoints", tmp_path / "checkpoints")
-
-    def fail(*_):
-        raise DatasetNotPrepared("It is <not> there.")
-
-    monkeypatch.setattr("sparse_tube_vit.datasets.reading.open_split", fail)
-    report.main(["--workdir", str(tmp_path), "--clips", "2"])
+    data = tmp_path / "<no> data"
+    with pytest.raises(DatasetNotPrepared) as error:
+        open_split("moving_shapes/videos", "test", data)
+    report.main(["--workdir", str(tmp_path), "--clips", "2", "--data_dir", str(data)])
     assert capsys.readouterr().out.strip() == str(tmp_path / "report.html")
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     for section, what in {
         "Curves": "no metrics.jsonl",
         "Accuracy": f"from python -m sparse_tube_vit.evaluate --workdir {tmp_path}",
         "Classes": "No evaluation yet.",
-        "Samples": "It is <not> there.",
-        "Tubes": "It is <not> there.",
-        "Attention": "It is <not> there.",
+        "Samples": str(error.value),
+        "Tubes": str(error.value),
+        "Attention": str(error.value),
         "Throughput": "never logged",
         "Data": "not logged",
     }.items():
@@ -229,7 +227,7 @@ def test_a_model_alone_is_no_run(run, tmp_path, capsys):
 
 
 def test_a_page_that_cannot_be_written_is_not_made(run, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(report, "report", lambda *_: pytest.fail("made"))
+    monkeypatch.setattr(report, "render", lambda *_: pytest.fail("made"))
     with pytest.raises(SystemExit):
         out = str(tmp_path / "no" / "page.html")
         report.main(["--workdir", str(run.workdir), "--out", out])

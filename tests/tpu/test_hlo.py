@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from sparse_tube_vit.tpu import flops, hlo
+from sparse_tube_vit.tpu import hlo
 
 PROGRAMS = pathlib.Path(__file__).parent / "programs"
 
@@ -93,9 +93,7 @@ def test_trip_counts(name, trips):
 
 
 def matrix_flops(program, computation):
-    return sum(
-        flops.matrix_flops(program, i) for i in program.computations[computation]
-    )
+    return sum(hlo.matrix_flops(program, i) for i in program.computations[computation])
 
 
 @pytest.mark.parametrize(
@@ -133,5 +131,5 @@ def test_taps_of_a_window_are_those_of_a_loop(seed):
         padded[place + tap * spread]
         for place, tap in itertools.product(places, range(kernel))
     )
-    counted = flops._taps(base, kernel, len(places), stride, before, dilation, spread)
+    counted = hlo._taps(base, kernel, len(places), stride, before, dilation, spread)
     assert counted == products

@@ -1,10 +1,12 @@
-"""What preflight reports and advises; the compiling itself where libtpu is."""
+"""Preflight: its report, its advice, and, where libtpu is installed, its compiling."""
 
 import dataclasses
 import importlib.util
 import itertools
 import json
 import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -14,7 +16,7 @@ from sparse_tube_vit.datasets import builders
 from sparse_tube_vit.datasets.classes import OFFICIAL_CLASSES
 from sparse_tube_vit.models.flops import forward_flops, training_flops
 from sparse_tube_vit.models.tubevit import make_model
-from sparse_tube_vit.tpu import hlo, preflight
+from sparse_tube_vit.tpu import hlo, preflight, report
 from sparse_tube_vit.tpu.chips import CHIPS, GIB, Topology
 from sparse_tube_vit.tpu.cost import Network, estimate
 from sparse_tube_vit.tpu.preflight import DoesNotFit, Memory, Preflight, UnknownClasses
@@ -59,7 +61,7 @@ def test_figures_follow_from_the_estimate():
     assert result.memory.peak == 7.75 * GIB
     assert result.mfu == pytest.approx(result.estimate.flops / seconds / 197e12)
     assert result.chip_hours == pytest.approx(8 * seconds)
-    summary = json.loads(json.dumps(result.summary()))
+    summary = json.loads(json.dumps(report.to_json(result)))
     assert summary["batch"] == {"video": 32}
     assert summary["examples_per_second"] == {"video": pytest.approx(32 / seconds)}
     parts = summary["step_seconds"]
@@ -70,7 +72,7 @@ def test_figures_follow_from_the_estimate():
 
 
 def test_the_report_names_what_matters():
-    text = preflight.report(found())
+    text = report.to_text(found())
     lines = {line.split("  ")[0]: line.split() for line in text.splitlines()}
     assert "not measurements" in text
     assert lines["peak"][1:] == ["7.75", "49%"]
@@ -84,7 +86,7 @@ def test_the_report_names_what_matters():
 
 
 @pytest.mark.parametrize(
-    "source, place",
+    "source, name",
     [
         (
             "jit(train_step)/jvp(TubeViT)/TubeViT.features/encoder/while/body/closed_call"
@@ -106,8 +108,8 @@ def test_the_report_names_what_matters():
         ("", ""),
     ],
 )
-def test_places_say_the_pass_and_the_module(source, place):
-    assert preflight.place(source) == place
+def test_operations_are_named_by_pass_and_module(source, name):
+    assert report.module_and_pass(source) == name
 
 
 def test_what_is_not_known_is_said():
@@ -115,9 +117,9 @@ def test_what_is_not_known_is_said():
     unsure = dataclasses.replace(
         result.estimate, unknown_loops=("while.3",), unknown_kernels=("mystery.1",)
     )
-    text = preflight.report(dataclasses.replace(result, estimate=unsure))
+    text = report.to_text(dataclasses.replace(result, estimate=unsure))
     assert "while.3" in text and "mystery.1" in text
-    assert "only the data tells" not in preflight.report(result)
+    assert "only the data tells" not in report.to_text(result)
 
 
 def test_classes_are_official_given_or_asked_for():
@@ -196,50 +198,36 @@ def test_changes_are_small_first_and_never_what_is_already_set():
     assert {"mesh.data": 2, "mesh.fsdp": 256} in preflight.changes(config, mesh)
 
 
-class FakeMesh:
-    shape = {"data": 4, "fsdp": 2, "tensor": 1}
+class Compiler:
+    """Stands in for compiling: steps of a batch up to `fits` fit."""
 
+    def __init__(self, fits):
+        self.fits, self.tried = fits, []
 
-@pytest.fixture
-def compiler(monkeypatch):
-    """Stands in for compiling: what fits is for the test to say."""
-    tried = []
-
-    def compile_for(config, topology, classes):
-        tried.append(config.model.remat)
-        if config.streams.video.batch_size > compiler.fits:
-            raise DoesNotFit("A step needs 20.00 GiB.", 20 * GIB)
+    def __call__(self, config, topology, classes):
+        self.tried.append(config.model.remat)
+        if config.streams.video.batch_size > self.fits:
+            mesh = {"data": 4, "fsdp": 2, "tensor": 1}
+            raise DoesNotFit("A step needs 20.00 GiB.", mesh, 20 * GIB)
         return found()
 
-    def compiler():
-        return tried
 
-    compiler.fits = 32
-    monkeypatch.setattr(preflight, "preflight", compile_for)
-    monkeypatch.setattr(preflight.sharding, "make_mesh", lambda *_: FakeMesh)
-    monkeypatch.setattr(Topology, "devices", lambda self: [])
-    return compiler
+def test_what_does_not_fit_ends_with_the_first_change_that_does():
+    def run(compiler):
+        topology = Topology.parse("v5e:2x4")
+        return preflight.preflight(kinetics(), topology, {}, compiler)
 
-
-def test_what_fits_is_printed(compiler, capsys):
-    preflight.run(kinetics(), "v5e:2x4", {}, as_json=False)
-    assert capsys.readouterr().out == preflight.report(found()) + "\n"
-    preflight.run(kinetics(), "v5e:2x4", {}, as_json=True)
-    assert json.loads(capsys.readouterr().out)["chips"] == 8
-
-
-def test_what_does_not_fit_ends_with_the_first_change_that_does(compiler):
-    compiler.fits = 16
+    assert report.to_text(run(Compiler(32))) == report.to_text(found())
+    compiler = Compiler(16)
     with pytest.raises(DoesNotFit) as error:
-        preflight.run(kinetics(), "v5e:2x4", {}, as_json=False)
+        run(compiler)
     message = str(error.value)
     assert message.startswith("A step needs 20.00 GiB. It fits with ")
     assert "--config.streams.video.batch_size=16" in message
     assert "7.75 GiB" in message
-    assert compiler() == ["none", "full", "none", "none", "none", "none"]
-    compiler.fits = 0
+    assert compiler.tried == ["none", "full", "none", "none", "none", "none"]
     with pytest.raises(DoesNotFit, match="Nor does it"):
-        preflight.run(kinetics(), "v5e:2x4", {}, as_json=False)
+        run(Compiler(0))
 
 
 @pytest.mark.parametrize(
@@ -254,17 +242,36 @@ def test_what_does_not_fit_ends_with_the_first_change_that_does(compiler):
         ("Ran out of memory somehow.", None),
     ],
 )
-def test_what_the_compiler_says_of_too_little_memory(message, gib):
-    text, needed = preflight.out_of_memory(message, Topology.parse("v5e:2x4"))
-    assert needed == (gib and gib * GIB)
-    assert "15.75 GiB" in text
+def test_the_bytes_that_the_compiler_asks_for(message, gib):
+    assert preflight.needed_bytes(message) == (gib and gib * GIB)
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
+compiles = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None,
     reason='no TPU compiler: pip install "jax[tpu]"',
 )
+
+
+@pytest.mark.slow
+@compiles
+def test_the_command_prints_text_or_json():
+    def run(*options):
+        command = [sys.executable, "-m", "sparse_tube_vit.preflight"]
+        command += ["--config", "configs/moving_shapes.py", "--topology", "v5e:2x2"]
+        ended = subprocess.run([*command, *options], capture_output=True, text=True)
+        return ended.returncode, ended.stdout, ended.stderr
+
+    code, out, _ = run()
+    assert code == 0 and out.startswith("v5e:2x2: 4 chips, mesh data 4 x fsdp 1 x")
+    code, out, _ = run("--json", "--config.mesh.fsdp=2")
+    summary = json.loads(out)
+    assert code == 0 and summary["mesh"] == {"data": 2, "fsdp": 2, "tensor": 1}
+    code, out, error = run("--classes", "dogs=2")
+    assert (code, out) == (1, "") and error.startswith("UnknownClasses: --classes nam")
+
+
+@pytest.mark.slow
+@compiles
 def test_a_train_step_compiles_for_a_pod(monkeypatch):
     """On 4 chips, parameters sharded: what is gathered and kept is what they weigh."""
     config = kinetics()
@@ -277,7 +284,7 @@ def test_a_train_step_compiles_for_a_pod(monkeypatch):
     config.mesh.update(data=1, fsdp=4)
     classes = {"kinetics400": 400, "imagenet": 1000}
     topology = Topology.parse("v5e:2x2")
-    result = preflight.preflight(config, topology, classes)
+    result = preflight.measure(config, topology, classes)
     assert result.mesh == {"data": 1, "fsdp": 4, "tensor": 1}
     assert not result.estimate.unknown_loops and not result.estimate.unknown_kernels
     assert 0 < result.mfu < 1
@@ -297,5 +304,5 @@ def test_a_train_step_compiles_for_a_pod(monkeypatch):
     # All that is known to be needed must fit, not what the compiler sees alone.
     less = dataclasses.replace(CHIPS["v5e"], memory=result.memory.peak - 1)
     monkeypatch.setitem(CHIPS, "v5e", less)
-    with pytest.raises(DoesNotFit, match="A step needs"):
-        preflight.preflight(config, topology, classes)
+    with pytest.raises(DoesNotFit, match=r"A step needs .*, a chip of v5e has "):
+        preflight.measure(config, topology, classes)

@@ -11,7 +11,8 @@ import pytest
 
 import sparse_tube_vit as stv
 from sparse_tube_vit.checkpoints import release
-from sparse_tube_vit.checkpoints.run import NoCheckpoint, OtherRun, read_description
+from sparse_tube_vit.checkpoints.run import NoCheckpoint, OtherRun
+from sparse_tube_vit.checkpoints.stored import locate
 from sparse_tube_vit.config import InvalidConfig, validate
 from sparse_tube_vit.config.flags import read
 from sparse_tube_vit.datasets import reading
@@ -48,7 +49,7 @@ def config_of(clips, data_dir, model="", *arguments):
 def test_everything_open_is_filled_in(clips, finished, tmp_path, caplog):
     caplog.set_level(logging.INFO, "sparse_tube_vit")
     workdir, _ = finished
-    theirs = read_description(workdir / "checkpoints", 6)["config"]
+    theirs = locate(workdir, 6).read_description()["config"]
     given = config_of(clips, tmp_path, workdir, "--config.clip.fps=5")
     config = finetuning.complete(given, tmp_path / "run")
     validate(config)
@@ -211,7 +212,7 @@ def test_fine_tuned_with_another_head_kept(clips, finished, tmp_path, monkeypatc
     np.testing.assert_array_equal(kept, before)
     tubes = [x["stem"]["tube_0"]["kernel"] for x in (state.params, theirs.eval_params)]
     assert np.any(tubes[0] != tubes[1])
-    run = read_description(workdir / "checkpoints", 2)
+    run = locate(workdir, 2).read_description()
     assert run["class_names"]["clips"] == ["Kür & pas", "walk the dog"]
     assert len(run["class_names"]["motions"]) == 24
     names = {path.name for path in (workdir / "evaluations").iterdir()}

@@ -146,7 +146,7 @@ def test_mixup_mixes_pictures_and_labels_alike():
     levels = jnp.arange(4, dtype=jnp.uint8) * 50
     videos = jnp.broadcast_to(levels.reshape(4, 1, 1, 1, 1), (4, 1, 2, 2, 3))
     mixed = mix(videos, jnp.eye(4), jnp.array([1.0, 1.0, 0.0, 1.0]))
-    labels, seen = mixed["target"], steps.pictures(mixed)
+    labels, seen = mixed["target"], steps.model_clips(mixed)
     share = float(labels[1, 1])
     assert 0 < share < 1
     for i, partner in ((0, 3), (1, 0), (2, 1), (3, 2)):

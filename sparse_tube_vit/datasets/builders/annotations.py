@@ -93,7 +93,7 @@ def find(
             reason = f"{found[0]} is a link to {os.readlink(found[0])}, which is absent"
             left_out.append(entry.left_out(reason))
         else:
-            examples.append(builder.Example(entry.name, entry.label, found[0]))
+            examples.append(builder.ListedExample(entry.name, entry.label, found[0]))
     if not any(splits.values()):
         raise MissingVideos(
             f"none of the {len(seen)} listed clips is in {videos}, such as"

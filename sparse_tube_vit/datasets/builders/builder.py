@@ -1,26 +1,25 @@
-"""What all builders share: examples of an id, a label and an encoded file."""
+"""The base class of builders, and listings of the examples that they write."""
 
 import dataclasses
 import os
 from typing import NamedTuple
 
-import tensorflow_datasets as tfds
 from etils import epath
 
 from sparse_tube_vit.datasets.manifest import Row
 from sparse_tube_vit.storage import UnreadableFile
 
-#: A class name, or any number of them where a data set is multi-label.
+#: A class name, or any number of them in a multi-label data set.
 Label = str | tuple[str, ...]
 
 
-class Example(NamedTuple):
-    """An example that is to be written.
+class ListedExample(NamedTuple):
+    """An example to write.
 
     Attributes:
-        id: Unlike every other of its split.
-        label: Its class, or its classes where the data set is multi-label.
-        source: What the builder's `load` gives the encoded file of; mostly its path.
+        id: Identifier, unique within the split.
+        label: Class name, or class names in a multi-label data set.
+        source: Argument of the builder's `load`, usually the path of the file.
     """
 
     id: str
@@ -30,33 +29,33 @@ class Example(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-    """What was found to be written, before anything is.
+    """The contents of a data set before it is written.
 
     Attributes:
-        class_names: In the order of the labels.
-        splits: For each split its examples.
-        left_out: What was not taken; `status` says why.
-        notes: What else to tell whoever prepares it.
+        class_names: Class names in the order of the labels.
+        splits: Examples of each split.
+        left_out: Rows of files that are not written; their `status` is the reason.
+        notes: Remarks for the user, one line each.
     """
 
     class_names: tuple[str, ...]
-    splits: dict[str, list[Example]]
+    splits: dict[str, list[ListedExample]]
     left_out: tuple[Row, ...] = ()
     notes: tuple[str, ...] = ()
 
 
 class Builder:
-    """A data set that can be written, of encoded images or videos.
+    """A data set of encoded images or videos.
 
-    The bytes of the files are stored, never frames. Subclasses say what the examples
-    are; `writing.write` writes them as TFDS would, and TFDS reads them.
+    Files are stored as they are encoded, never as frames. Subclasses list the
+    examples; `preparing` writes them.
 
     Attributes:
-        name: Of the data set, such as "ucf101".
+        name: Name of the data set, such as "ucf101".
         kind: "image" or "video", the name of the feature that holds the file.
         multi_label: Whether an example has any number of labels instead of one.
         listing: The examples.
-        config: Which of several data sets of that name, such as "split1", or None.
+        config: Name of one of several variants, such as "split1", or None.
     """
 
     name: str
@@ -70,12 +69,12 @@ class Builder:
 
     @property
     def dataset(self) -> str:
-        """The name to open it by, such as "ucf101/split1"."""
+        """The name for `open_split`, such as "ucf101/split1"."""
         return f"{self.name}/{self.config}" if self.config else self.name
 
     @property
     def directory(self) -> epath.Path:
-        """Where it is written."""
+        """The directory of the prepared data set."""
         return self.data_dir / self.dataset / self.VERSION
 
     @staticmethod
@@ -83,41 +82,17 @@ class Builder:
         """Returns the encoded file of an example, in any process on any machine."""
         return epath.Path(source).read_bytes()
 
-    def info(self):
-        """Returns a tfds.core.DatasetInfo without splits."""
-        import numpy as np
-
-        label = tfds.features.ClassLabel(names=self.listing.class_names)
-        info = tfds.core.DatasetInfo(
-            builder=tfds.core.DatasetIdentity(
-                name=self.name,
-                config_name=self.config,
-                version=tfds.core.Version(self.VERSION),
-                data_dir=os.fspath(self.directory),
-                module_name=type(self).__module__,
-            ),
-            features=tfds.features.FeaturesDict(
-                {
-                    "id": tfds.features.Text(),
-                    **(
-                        {"labels": tfds.features.Sequence(label)}
-                        if self.multi_label
-                        else {"label": label}
-                    ),
-                    self.kind: tfds.features.Tensor(shape=(), dtype=np.object_),
-                }
-            ),
-        )
-        info.set_file_format("array_record")
-        return info
-
 
 def load(builder: Builder | type[Builder], source) -> bytes:
-    """The encoded file that the builder has for a source; raises UnreadableFile."""
+    """Returns the encoded file of a source.
+
+    Raises:
+        UnreadableFile: The file cannot be read.
+    """
     try:
         return builder.load(source)
     except OSError as error:
-        # It may be one file, or the whole file system for a moment: not to be skipped.
+        # It may be one file, or the file system for a moment: never skipped silently.
         raise UnreadableFile(
             f"{source}: {error}. Finished shards are kept: when it can be read again,"
             " run the same command. To leave it out, put an empty file in its place"

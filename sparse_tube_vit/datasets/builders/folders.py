@@ -91,7 +91,7 @@ def read_folder(directory, kind: str, split_list=None) -> builder.Listing:
                 " cannot"
             )
         name = path.relative_to(directory).as_posix()
-        example = builder.Example(name, path.parent.name, path)
+        example = builder.ListedExample(name, path.parent.name, path)
         splits.setdefault(split, []).append(example)
     class_names = tuple(sorted({path.parent.name for _, path in listed}))
     for name in class_names:
@@ -107,7 +107,7 @@ def read_folder(directory, kind: str, split_list=None) -> builder.Listing:
     )
 
 
-def kind_of(directory) -> str:
+def folder_kind(directory) -> str:
     """Whether a folder holds "image"s, or "video"s too; a GIF may be either."""
     suffixes = {path.suffix.lower() for path in storage.files_below(directory)}
     videos = suffixes & (SUFFIXES["video"] - SUFFIXES["image"])

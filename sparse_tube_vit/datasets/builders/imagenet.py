@@ -64,7 +64,7 @@ class ImageNet2012(builder.Builder):
                         f"{path} is not in a folder of one of ImageNet's 1000 WordNet"
                         " ids; prepare images of other classes as image_folder"
                     )
-                examples.append(builder.Example(name, label, path))
+                examples.append(builder.ListedExample(name, label, path))
                 seen.add(label)
             if examples:
                 splits[split] = examples

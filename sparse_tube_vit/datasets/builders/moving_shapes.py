@@ -70,10 +70,10 @@ class MovingShapes(builder.Builder):
         return (encode_jpeg if kind == "images" else encode_mp4)(frames)
 
 
-def _example(kind: str, split: str, index: int) -> builder.Example:
+def _example(kind: str, split: str, index: int) -> builder.ListedExample:
     name = f"{kind}-{split}-{index:05d}"
     labels = _begin(kind, split, index)[1]
-    return builder.Example(name, labels if kind == "crowds" else labels[0], name)
+    return builder.ListedExample(name, labels if kind == "crowds" else labels[0], name)
 
 
 def _begin(kind: str, split: str, index: int):

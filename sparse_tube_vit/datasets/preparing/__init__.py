@@ -1,0 +1,1 @@
+"""Preparation of data sets, in processes or on Beam, and their verification."""

@@ -1,20 +1,20 @@
-"""The embedded data set `moving_shapes`, prepared on first use."""
+"""Preparation of the embedded data sets `moving_shapes` on first use."""
 
 from sparse_tube_vit.config import ConfigDict
 from sparse_tube_vit.datasets.builders.moving_shapes import MovingShapes
-from sparse_tube_vit.datasets.preparing import write
-from sparse_tube_vit.datasets.reading import DatasetNotPrepared
+from sparse_tube_vit.datasets.preparing.write import write_dataset
+from sparse_tube_vit.datasets.reading import INFO, DatasetNotPrepared
 from sparse_tube_vit.log import log
 
 
 def prepare_embedded(config: ConfigDict) -> None:
-    """Prepares the embedded data sets of a config, unless this version's are there.
+    """Prepares the embedded data sets of a config, unless this version is there.
 
     Args:
-        config: Its streams and evaluations name the data sets, `data_dir` the place.
+        config: Config whose streams and evaluations name the data sets.
 
     Raises:
-        DatasetNotPrepared: There is no embedded data set of such a name.
+        DatasetNotPrepared: There is no embedded data set of that name.
     """
     sources = (*config.streams.values(), *config.evaluations.values())
     for dataset in sorted({source.dataset for source in sources}):
@@ -27,6 +27,6 @@ def prepare_embedded(config: ConfigDict) -> None:
                 f" {', '.join(f'{name}/{kind}' for kind in MovingShapes.KINDS)}"
             )
         builder = MovingShapes(config=kind, data_dir=config.data_dir)
-        if not (builder.directory / "dataset_info.json").exists():
+        if not (builder.directory / INFO).exists():
             log.info("Making %s in %s (once)", dataset, builder.directory)
-            write.write(builder)
+            write_dataset(builder)

@@ -1,4 +1,16 @@
-"""The plan of a data set: which example goes into which shard."""
+"""The plan of a preparation: which example goes into which shard.
+
+A data set is written shard by shard, in ArrayRecord as TFDS reads it. The plan puts
+examples in the order of TFDS's own writer, which follows from their ids alone. Then
+`write.write_shard` writes each shard, in any process on any machine: its records, and
+when they are complete its rows of the manifest. When all shards are there, manifest.csv
+is put together, and at last dataset_info.json, which makes the data set a prepared one.
+
+After an interruption finished shards stay, and preparing the same data set again writes
+the others. Until the end, all other files in the directory are called `preparing.*`.
+Several processes may write the same data set at once: their files are equal, and each
+appears complete or not at all.
+"""
 
 import contextlib
 import dataclasses
@@ -11,32 +23,24 @@ import tempfile
 from collections.abc import Iterator
 
 import av
+import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 from tensorflow_datasets.core import hashing
 from tensorflow_datasets.core.utils import shard_utils
 
-from sparse_tube_vit.datasets.builders.builder import Builder, Example, load
-from sparse_tube_vit.datasets.reading import UNFINISHED
+from sparse_tube_vit.datasets.builders.builder import Builder, ListedExample, load
+from sparse_tube_vit.datasets.reading import INFO, UNFINISHED
 from sparse_tube_vit.errors import DatasetError, TubeViTError
 from sparse_tube_vit.storage import absolute, is_remote
 from sparse_tube_vit.video.transcode import Transcode
 
 PLAN = f"{UNFINISHED}plan.jsonl"
-
-
-SHARD_BYTES = 1 << 30  # at most, as TFDS has it
-
-
-# Smaller data sets have smaller shards, so that many workers can share them and little
-# is lost when one of them ends: this many examples each, in up to this many shards.
+SHARD_BYTES = 1 << 30  # at most, TFDS's own limit
+# Smaller data sets get smaller shards, so that many workers share them and little is
+# lost in an interruption: this many examples each, in up to this many shards.
 SHARD_EXAMPLES = {"video": 16, "image": 1024}
-
-
 SHARDS = 256
-
-
-INFO = "dataset_info.json"
 
 
 class OtherPreparation(DatasetError):
@@ -44,20 +48,20 @@ class OtherPreparation(DatasetError):
 
 
 class CannotWrite(DatasetError):
-    """The file system does not take what is written."""
+    """The file system refuses a file or a directory."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """All that it takes to write one file of records.
+    """Everything needed to write one file of records.
 
     Attributes:
-        directory: Of the data set.
-        name: Of the file.
-        split: The split it is part of.
+        directory: Directory of the data set.
+        name: Name of the file.
+        split: Split that it is part of.
         builder: Name of the builder that loads the examples.
-        transcode: How clips are transcoded; None stores files as they are.
-        examples: In the order of their records.
+        transcode: Transcoding of clips; None stores files as they are.
+        examples: Examples in the order of their records.
     """
 
     directory: str
@@ -65,20 +69,55 @@ class Shard:
     split: str
     builder: str
     transcode: Transcode | None
-    examples: list[Example]
+    examples: list[ListedExample]
 
     def finished(self) -> bool:
-        """Whether it is written already, or all of the data set is."""
+        """Returns whether this shard, or the whole data set, is written."""
         return self.rows.exists() or (epath.Path(self.directory) / INFO).exists()
 
     @property
     def rows(self) -> epath.Path:
-        """Its part of the manifest, which is there once the shard is finished."""
+        """Its part of the manifest, written once its records are complete."""
         return epath.Path(self.directory) / f"{UNFINISHED}{self.name}.csv"
 
 
-def make_plan(builder: Builder, transcode: Transcode | None) -> epath.Path:
-    """Says what goes where in a file: a header, then a line for each shard."""
+def dataset_info(builder: Builder) -> tfds.core.DatasetInfo:
+    """Returns the TFDS description of a data set, without splits."""
+    label = tfds.features.ClassLabel(names=builder.listing.class_names)
+    if builder.multi_label:
+        labels = {"labels": tfds.features.Sequence(label)}
+    else:
+        labels = {"label": label}
+    info = tfds.core.DatasetInfo(
+        builder=tfds.core.DatasetIdentity(
+            name=builder.name,
+            config_name=builder.config,
+            version=tfds.core.Version(builder.VERSION),
+            data_dir=os.fspath(builder.directory),
+            module_name=type(builder).__module__,
+        ),
+        features=tfds.features.FeaturesDict(
+            {
+                "id": tfds.features.Text(),
+                **labels,
+                builder.kind: tfds.features.Tensor(shape=(), dtype=np.object_),
+            }
+        ),
+    )
+    info.set_file_format("array_record")
+    return info
+
+
+def write_plan(builder: Builder, transcode: Transcode | None) -> epath.Path:
+    """Writes the plan, JSON lines of a header and each shard, unless it is there.
+
+    Returns:
+        The path of the plan.
+
+    Raises:
+        OtherPreparation: The plan that is there has another header.
+        CannotWrite: The file system refuses it.
+    """
     directory = epath.Path(absolute(builder.directory))
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -100,16 +139,16 @@ def make_plan(builder: Builder, transcode: Transcode | None) -> epath.Path:
                 " begun, or delete that directory to begin again"
             )
         return plan
-    with publishing(directory) as scratch:
-        builder.info().features.save_config(scratch)
-    with publishing(directory) as scratch, open(scratch / PLAN, "w") as lines:
+    with whole_files(directory) as scratch:
+        dataset_info(builder).features.save_config(scratch)
+    with whole_files(directory) as scratch, open(scratch / PLAN, "w") as lines:
         for line in itertools.chain([header], _shards(builder, transcode)):
             print(json.dumps(line), file=lines)
     return plan
 
 
 def _header(builder: Builder, transcode: Transcode | None) -> dict:
-    """What must be the same for a begun data set to be finished."""
+    """Returns everything that must be equal for a preparation to be continued."""
     listing = builder.listing
     digest = hashlib.sha256(json.dumps(listing.class_names).encode())
     for split, examples in listing.splits.items():
@@ -125,14 +164,14 @@ def _header(builder: Builder, transcode: Transcode | None) -> dict:
 
 
 def _shards(builder: Builder, transcode: Transcode | None) -> Iterator[dict]:
-    """Yields the fields of each `Shard`, but for the directory."""
+    """Yields the fields of each `Shard` except for the directory."""
     for split, examples in builder.listing.splits.items():
-        # The order of TFDS's own writer, so that data sets keep theirs.
+        # The order of TFDS's own writer.
         hasher = hashing.Hasher(split)
         examples = sorted(examples, key=lambda e, h=hasher: h.hash_key(e.id))
         number = _number_of_shards(builder, examples)
         ends = shard_utils.get_shard_boundaries(len(examples), number)
-        template = template_of(builder, split)
+        template = file_template(builder, split)
         for i, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
             path = template.sharded_filepath(shard_index=i, num_shards=number)
             yield {
@@ -144,14 +183,15 @@ def _shards(builder: Builder, transcode: Transcode | None) -> Iterator[dict]:
             }
 
 
-def _portable(example: Example) -> Example:
-    """The example as another process can read it."""
+def _portable(example: ListedExample) -> ListedExample:
+    """Returns the example as JSON can hold it, with an absolute path."""
     if isinstance(example.source, str):
         return example
     return example._replace(source=absolute(example.source))
 
 
-def template_of(builder: Builder, split: str) -> tfds.core.ShardedFileTemplate:
+def file_template(builder: Builder, split: str) -> tfds.core.ShardedFileTemplate:
+    """Returns TFDS's template for the names of a split's files."""
     return tfds.core.ShardedFileTemplate(
         data_dir=builder.directory,
         dataset_name=builder.name,
@@ -160,9 +200,9 @@ def template_of(builder: Builder, split: str) -> tfds.core.ShardedFileTemplate:
     )
 
 
-def _number_of_shards(builder: Builder, examples: list[Example]) -> int:
-    """A function of the examples alone, whoever comes to write them."""
-    # 64 files tell the size well enough, and each may be far away.
+def _number_of_shards(builder: Builder, examples: list[ListedExample]) -> int:
+    """Returns a number that depends on the examples alone, not on the workers."""
+    # 64 files estimate the size well enough, and each may be far away.
     sample = examples[:: -(-len(examples) // 64)]
     size = sum(len(load(builder, e.source)) for e in sample) / len(sample)
     by_size = round(size * len(examples)) // SHARD_BYTES + 1
@@ -179,25 +219,26 @@ def shards(plan) -> Iterator[Shard]:
             fields = json.loads(line)
             options = fields["transcode"]
             fields["transcode"] = Transcode.parse(options) if options else None
-            fields["examples"] = [Example(*e) for e in fields["examples"]]
+            fields["examples"] = [ListedExample(*e) for e in fields["examples"]]
             yield Shard(directory=os.fspath(epath.Path(plan).parent), **fields)
 
 
 def unfinished(plan) -> Iterator[Shard]:
-    """Yields the shards of a plan that are still to be written."""
+    """Yields the shards of a plan that are not written yet."""
     return (shard for shard in shards(plan) if not shard.finished())
 
 
 @contextlib.contextmanager
-def publishing(directory) -> Iterator[pathlib.Path]:
-    """Gives a local directory whose files then appear in `directory`, complete.
+def whole_files(directory) -> Iterator[pathlib.Path]:
+    """Yields a local directory whose files appear in `directory`, each complete.
 
-    Raises CannotWrite.
+    Raises:
+        CannotWrite: The file system refuses one of them.
     """
     remote = is_remote(directory)
-    place = None if remote else directory
+    parent = None if remote else directory
     try:
-        with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=place) as scratch:
+        with tempfile.TemporaryDirectory(prefix=UNFINISHED, dir=parent) as scratch:
             yield pathlib.Path(scratch)
             for path in pathlib.Path(scratch).iterdir():
                 if remote:  # where an object appears when it is complete

@@ -1,4 +1,4 @@
-"""Prepares a data set, with progress and a summary."""
+"""Preparation of a data set, with progress and a summary."""
 
 import collections
 import functools
@@ -7,27 +7,29 @@ import sys
 import time
 
 from sparse_tube_vit.datasets import manifest
-from sparse_tube_vit.datasets.preparing import parallel
+from sparse_tube_vit.datasets.preparing import beam, processes
 from sparse_tube_vit.datasets.preparing.plan import shards
-from sparse_tube_vit.datasets.preparing.write import write
+from sparse_tube_vit.datasets.preparing.progress import Progress
+from sparse_tube_vit.datasets.preparing.write import write_dataset, write_shard
 
 LEFT_OUT_SHOWN = 20
 
 
-def prepare(builder, transcode=None, workers=None, beam=None) -> str:
-    """Writes a data set unless it is there; returns what to tell of it.
+def prepare(builder, transcode=None, workers=None, beam_options=None) -> str:
+    """Writes a data set unless it is there; returns a summary.
 
     Args:
-        builder: Of `datasets.encoded.Builder`.
+        builder: The data set, a `builders.builder.Builder`.
         transcode: Applied to every clip; None stores files as they are.
-        workers: Processes, None: one a core; 0: this one.
-        beam: Options of the Beam pipeline that does the work instead.
+        workers: Number of processes. None: one a core; 0: this one.
+        beam_options: Options of an Apache Beam pipeline that writes it instead.
 
-    Raises: the errors of `write.write` and of `parallel`.
+    Raises:
+        DatasetError: Any error of `write.write_dataset`, `processes` and `beam`.
     """
     start = time.monotonic()
-    run = functools.partial(_run, builder, workers, beam)
-    if not write(builder, transcode, run):
+    run = functools.partial(_run, builder, workers, beam_options)
+    if not write_dataset(builder, transcode, run):
         return (
             f"{builder.dataset}: already in {builder.directory}, left as it is"
             " (to prepare it again, delete that directory)"
@@ -42,7 +44,7 @@ def prepare(builder, transcode=None, workers=None, beam=None) -> str:
 
 
 def contents(builder) -> list[str]:
-    """What a prepared data set holds and what was left out, in lines."""
+    """Returns lines with the examples per class, and the files that were left out."""
     path = builder.directory / manifest.NAME
     return [
         *_counts(builder, manifest.read(path)),
@@ -51,8 +53,8 @@ def contents(builder) -> list[str]:
     ]
 
 
-def _run(builder, workers, beam, plan) -> None:
-    """Writes what is left of a plan, in processes of this machine or with Beam."""
+def _run(builder, workers, beam_options, plan) -> None:
+    """Writes the unfinished shards of a plan, in processes here or with Beam."""
     every = list(shards(plan))
     left = [shard for shard in every if not shard.finished()]
     total = sum(len(shard.examples) for shard in left)
@@ -61,52 +63,17 @@ def _run(builder, workers, beam, plan) -> None:
         there = len(every) - len(left)
         what += f" left; {there} of {len(every)} shards are there already"
     print(what, file=sys.stderr, flush=True)
-    if beam is not None:
-        parallel.on_beam(plan, beam)
+    if beam_options is not None:
+        beam.write_shards(plan, beam_options)
     elif left:
-        if workers is None:
-            workers = os.cpu_count()
-        with _Progress(total, f" {builder.kind}s") as progress:
-            parallel.in_processes(left, min(workers, len(left)), progress.update)
-
-
-class _Progress:
-    """A bar on a terminal; elsewhere, now and then, a line that says the same."""
-
-    LINE_EVERY_SECONDS = 30
-    LINE = "{n_fmt} of {total_fmt}{unit} [{elapsed}<{remaining}, {rate_fmt}]"
-
-    def __init__(self, total: int, unit: str):
-        from tqdm import tqdm
-
-        self.bar = tqdm(total=total, unit=unit, disable=None)
-        self.total, self.unit, self.seen = total, unit, 0
-        self.start = self.said = time.monotonic()
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *_):
-        self.bar.close()
-
-    def update(self, more: int) -> None:
-        self.bar.update(more)
-        self.seen += more
-        now = time.monotonic()
-        if self.bar.disable and now >= self.said + self.LINE_EVERY_SECONDS:
-            self.said = now
-            line = self.bar.format_meter(
-                self.seen,
-                self.total,
-                now - self.start,
-                unit=self.unit,
-                bar_format=self.LINE,
-            )
-            print(line, file=sys.stderr, flush=True)
+        workers = os.cpu_count() if workers is None else workers
+        with Progress(total, f" {builder.kind}s") as progress:
+            for _ in processes.run(write_shard, left, workers, progress.update):
+                pass
 
 
 def _counts(builder, rows) -> list[str]:
-    """The examples of each class by split, and a line for each split."""
+    """Returns a table of the examples per class and split, and a line per split."""
     listing = builder.listing
     counts = {split: collections.Counter() for split in listing.splits}
     examples = collections.Counter()
@@ -135,12 +102,12 @@ def _counts(builder, rows) -> list[str]:
 
 
 def _left_out(rows, path) -> list[str]:
-    """What was left out and why, the first of them by name."""
+    """Returns lines with the first files that were left out, and the reasons."""
     left_out = [row for row in rows if row.status != manifest.OK]
     if not left_out:
         return []
     lines = [f"  left out: {len(left_out)}"]
-    lines += [f"    {row.finding}" for row in left_out[:LEFT_OUT_SHOWN]]
+    lines += [f"    {row.printable}" for row in left_out[:LEFT_OUT_SHOWN]]
     if len(left_out) > LEFT_OUT_SHOWN:
         lines.append(f"    and {len(left_out) - LEFT_OUT_SHOWN} more, all in {path}")
     return lines

@@ -1,4 +1,4 @@
-"""Worker processes that end when what they work for does."""
+"""Worker processes that end together with the process that they work for."""
 
 import concurrent.futures
 import contextlib
@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import resource_tracker
 
 from sparse_tube_vit.errors import DatasetError
@@ -16,16 +16,73 @@ class WorkerDied(DatasetError):
     """A worker process ended without an error of its own."""
 
 
+def run(
+    function: Callable,
+    tasks: Sequence,
+    workers: int,
+    progress: Callable[[int], None] = lambda more: None,
+) -> Iterator:
+    """Yields `function(task, count)` for each task, in the order of the tasks.
+
+    Args:
+        function: Function of a module, which calls `count()` after every example.
+        tasks: Arguments that can be pickled.
+        workers: Number of processes at most; 0 runs the function in this one.
+        progress: Called with the number of examples done since its last call.
+
+    Raises:
+        WorkerDied: A process was killed.
+        Exception: The first error of any task; the other tasks are given up.
+    """
+    if not workers:
+        for task in tasks:
+            yield function(task, lambda: progress(1))
+        return
+    counter, reported = multiprocessing.get_context("spawn").Value("q", 0), 0
+    failed = []
+
+    def note_failure(future):
+        if not future.cancelled() and future.exception():
+            failed.append(future)
+
+    with pool(min(workers, len(tasks)), _set_counter, counter) as executor:
+        futures = [executor.submit(_call, function, task) for task in tasks]
+        for future in futures:
+            future.add_done_callback(note_failure)
+        for future in futures:
+            done = ()
+            while not done and not failed:
+                done, _ = concurrent.futures.wait([future], 0.5)
+                now = counter.value
+                progress(now - reported)
+                reported = now
+            yield (failed[0] if failed else future).result()
+
+
+def _set_counter(counter) -> None:
+    global _counter
+    _counter = counter
+
+
+def _call(function, task):
+    return function(task, _count)
+
+
+def _count() -> None:
+    with _counter.get_lock():
+        _counter.value += 1
+
+
 @contextlib.contextmanager
 def pool(
     workers: int, initializer: Callable | None = None, *arguments
 ) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
-    """Gives a pool of worker processes, each of which first calls `initializer`.
+    """Yields a pool of worker processes, each of which first calls `initializer`.
 
     They end at once if the block fails or this process is killed.
 
     Raises:
-        WorkerDied: One of them was killed.
+        WorkerDied: A process was killed.
     """
     # Spawned, not forked: a fork of a process with threads may hang.
     spawn = multiprocessing.get_context("spawn")
@@ -37,7 +94,7 @@ def pool(
         initargs=(needed, initializer, arguments),
     )
     try:
-        with _interrupts_held():
+        with _interrupts_blocked():
             for _ in range(workers):
                 executor.submit(int)  # starts one, unless one is idle by now
         yield executor
@@ -56,13 +113,13 @@ def pool(
 
 
 @contextlib.contextmanager
-def _interrupts_held():
-    """Keeps Ctrl-C from processes that start here, and from this one until the end.
+def _interrupts_blocked():
+    """Blocks SIGINT in processes started here, and in this one until the end.
 
-    It is for the parent to heed. They would end in a stack trace each, as long as they
-    are not at `_start` yet but import what they run.
+    Only the parent reacts to Ctrl-C. Workers that are still importing, and have not
+    reached `_start`, would each print a stack trace.
     """
-    resource_tracker.ensure_running()  # its start ends what is held
+    resource_tracker.ensure_running()  # its start would unblock the signal
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -71,7 +128,7 @@ def _interrupts_held():
 
 
 def _start(needed, initializer, arguments) -> None:
-    # One that starts later, as others were idle when it was asked for, holds none.
+    # SIGINT is not blocked in a worker that starts later.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_when_unneeded, args=(needed,), daemon=True).start()
     if initializer:
@@ -79,7 +136,7 @@ def _start(needed, initializer, arguments) -> None:
 
 
 def _end_when_unneeded(needed) -> None:
-    # Else it would wait forever for work from a process that was killed.
+    # Else it would wait forever for tasks from a process that was killed.
     try:
         needed.recv()
     except EOFError:

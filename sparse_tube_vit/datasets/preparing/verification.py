@@ -1,49 +1,33 @@
-"""Whether a prepared data set is what was prepared: every record, every frame.
+"""Verification of a prepared data set: every record, every frame.
 
-Each record is read and decoded, and compared with the manifest that prepare wrote:
-files, labels and their order, counts. What differs is found by id, with what to do.
+Each record is read, decoded as `prepare` did, and compared with the manifest: files,
+labels and their order, counts. Problems are listed by example, with advice.
 """
 
 import collections
-import contextlib
 import dataclasses
+import enum
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
-from tqdm import tqdm
 
 from sparse_tube_vit.datasets import manifest, reading
 from sparse_tube_vit.datasets.manifest import OK, Row
 from sparse_tube_vit.datasets.preparing import processes
+from sparse_tube_vit.datasets.preparing.progress import Progress
 from sparse_tube_vit.datasets.reading import Split
 
-# Whose classes have the order of their sorted names, whatever order files list them in.
+# Data sets whose classes are in the order of their sorted names.
 SORTED = (
     *("image_folder", "video_folder", "imagenet2012"),
     *("kinetics400", "kinetics600", "kinetics700"),
 )
 RECORDS_A_TASK = {"video": 8, "image": 256}
-
-
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """Something that can be found in several places, and what to do about it.
-
-    Attributes:
-        what: Says what the places are, in the plural.
-        advice: What to do.
-        wrong: Whether the data set is not as prepared, or else it is odd only.
-    """
-
-    what: str
-    advice: str
-    wrong: bool = True
-
 
 _AGAIN = "delete the data set and prepare it again"
 _COPY = f"Copy the shards again from where they were prepared, or {_AGAIN}."
@@ -52,78 +36,95 @@ _COPY_BOTH = (
     f" were prepared, or {_AGAIN}."
 )
 
-OTHER_COUNT = Finding("shards that do not hold what dataset_info.json says", _COPY)
-UNREADABLE = Finding("records that cannot be read", _COPY)
-UNDECODABLE = Finding(
-    "examples that do not decode", f"Mend or remove their files, then {_AGAIN}."
-)
-OTHER_FILE = Finding("examples whose file is not that of the manifest", _COPY_BOTH)
-NO_ROW = Finding("records that are no example of the manifest", _COPY_BOTH)
-NO_RECORD = Finding(
-    "examples of the manifest that are in no record",
-    f"Theirs cannot be read, or is of another preparation. {_COPY}",
-)
-OTHER_FRAMES = Finding(
-    "examples that decode otherwise than when they were prepared",
-    "Their files are as prepared, but another FFmpeg reads them: install PyAV as in"
-    f" requirements.txt, or {_AGAIN}.",
-)
-OTHER_LABEL = Finding(
-    "examples that have another label than in the manifest",
-    f"One of the two was changed since: {_AGAIN}.",
-)
-OTHER_ORDER = Finding(
-    "labels that stand for another class than in the manifest",
-    "The class names beside dataset_info.json were changed, and what is predicted would"
-    f" have the wrong name: copy them from where they were prepared, or {_AGAIN}.",
-)
-NOT_SORTED = Finding("class names out of sorted order", f"To have it, {_AGAIN}.")
-SAME_ID = Finding(
-    "ids that are there more than once",
-    f"Give files names of their own, then {_AGAIN}.",
-)
-NO_MANIFEST = Finding(
-    "no manifest",
-    "TFDS itself prepared it: files, labels and what is missing could not be compared.",
-    wrong=False,
-)
-NO_LABEL = Finding(
-    "examples without a label",
-    "They can be used for neither training nor evaluation.",
-    wrong=False,
-)
-NO_EXAMPLE = Finding(
-    "classes without an example in a split",
-    "Expected where a part of the data set was prepared.",
-    wrong=False,
-)
-LEAK = Finding(
-    "files that are in several splits",
-    "What is trained on is also tested on: remove them from one, or tell of them.",
-    wrong=False,
-)
-TWINS = Finding(
-    "files that are in a split more than once", "Each counts as often.", wrong=False
-)
+
+class Problem(enum.Enum):
+    """A kind of problem: description in the plural, advice, and "error" or "warning".
+
+    An error means that the data set is not what was prepared; a warning, that it is
+    unusual.
+    """
+
+    def __init__(self, description: str, advice: str, severity: str = "error"):
+        self.description, self.advice = description, advice
+        self.is_error = severity == "error"
+
+    OTHER_COUNT = "shards that do not hold what dataset_info.json says", _COPY
+    UNREADABLE = "records that cannot be read", _COPY
+    UNDECODABLE = (
+        "examples that do not decode",
+        f"Mend or remove their files, then {_AGAIN}.",
+    )
+    OTHER_FILE = "examples whose file is not that of the manifest", _COPY_BOTH
+    NO_ROW = "records that are no example of the manifest", _COPY_BOTH
+    NO_RECORD = (
+        "examples of the manifest that are in no record",
+        f"Theirs cannot be read, or is of another preparation. {_COPY}",
+    )
+    OTHER_FRAMES = (
+        "examples that decode otherwise than when they were prepared",
+        "Their files are as prepared, but another FFmpeg reads them: install PyAV as in"
+        f" requirements.txt, or {_AGAIN}.",
+    )
+    OTHER_LABEL = (
+        "examples that have another label than in the manifest",
+        f"One of the two was changed since: {_AGAIN}.",
+    )
+    OTHER_ORDER = (
+        "labels that stand for another class than in the manifest",
+        "The class names beside dataset_info.json were changed, and what is predicted"
+        " would have the wrong name: copy them from where they were prepared, or"
+        f" {_AGAIN}.",
+    )
+    NOT_SORTED = "class names out of sorted order", f"To have it, {_AGAIN}."
+    SAME_ID = (
+        "ids that are there more than once",
+        f"Give files names of their own, then {_AGAIN}.",
+    )
+    NO_MANIFEST = (
+        "no manifest",
+        "TFDS itself prepared it: files, labels and what is missing could not be"
+        " compared.",
+        "warning",
+    )
+    NO_LABEL = (
+        "examples without a label",
+        "They can be used for neither training nor evaluation.",
+        "warning",
+    )
+    NO_EXAMPLE = (
+        "classes without an example in a split",
+        "Expected where a part of the data set was prepared.",
+        "warning",
+    )
+    LEAK = (
+        "files that are in several splits",
+        "What is trained on is also tested on: remove them from one, or tell of them.",
+        "warning",
+    )
+    DUPLICATE = (
+        "files that are in a split more than once",
+        "Each counts as often.",
+        "warning",
+    )
 
 
 @dataclasses.dataclass
-class Report:
-    """What was found in a data set.
+class Verification:
+    """The result of verifying a data set.
 
     Attributes:
-        name: The data set, for example "ucf101/split1".
+        name: Name of the data set, for example "ucf101/split1".
         splits: All of its splits, train first.
-        counts: Lines that say how much there is.
-        found: For each finding its places.
-        first: For each class the first example that decodes, of train if there is one:
-            its split, index and row.
+        counts: Lines with the numbers of classes, examples and frames.
+        problems: For each problem its places.
+        first: For each class its first example that decodes, of train if there is one:
+            split, index and row.
     """
 
     name: str
     splits: tuple[Split, ...]
     counts: list[str] = dataclasses.field(default_factory=list)
-    found: dict[Finding, list[str]] = dataclasses.field(default_factory=dict)
+    problems: dict[Problem, list[str]] = dataclasses.field(default_factory=dict)
     first: dict[str, tuple[Split, int, Row]] = dataclasses.field(default_factory=dict)
 
     @property
@@ -133,164 +134,155 @@ class Report:
 
     @property
     def directory(self) -> epath.Path:
-        """Where the data set is."""
+        """The directory of the prepared data set."""
         return epath.Path(self.splits[0].directory)
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """In the order of the labels."""
+        """Class names in the order of the labels."""
         return self.splits[0].class_names
 
-    def add(self, finding: Finding, place: str) -> None:
-        """Takes down that something was found in a place."""
-        self.found.setdefault(finding, []).append(place)
+    def add(self, problem: Problem, place: str) -> None:
+        """Adds a place where there is a problem."""
+        self.problems.setdefault(problem, []).append(place)
 
     @property
-    def findings(self) -> list[tuple[str, str, list[str]]]:
-        """(what, advice, places), what is wrong first."""
-        ordered = sorted(self.found.items(), key=lambda item: not item[0].wrong)
+    def sections(self) -> list[tuple[str, str, list[str]]]:
+        """(heading, advice, places) of each problem, errors first."""
+        ordered = sorted(self.problems.items(), key=lambda item: not item[0].is_error)
         return [
-            (f"{'wrong' if f.wrong else 'warning'}: {f.what} ({len(p):,})", f.advice, p)
-            for f, p in ordered
+            (
+                f"{'wrong' if p.is_error else 'warning'}: {p.description}"
+                f" ({len(places):,})",
+                p.advice,
+                places,
+            )
+            for p, places in ordered
         ]
 
     @property
-    def wrong(self) -> int:
-        """In how many places something is wrong, warnings aside."""
+    def errors(self) -> int:
+        """Number of places with an error."""
         return sum(
-            len(places) for finding, places in self.found.items() if finding.wrong
+            len(places) for problem, places in self.problems.items() if problem.is_error
         )
 
     def __str__(self):
         lines = [f"{self.name} in {self.directory}", *(f"  {c}" for c in self.counts)]
-        for what, advice, places in self.findings:
-            lines += [f"  {what}. {advice}", *(f"    {place}" for place in places)]
+        for heading, advice, places in self.sections:
+            lines += [f"  {heading}. {advice}", *(f"    {place}" for place in places)]
         return "\n".join(lines)
 
 
-def verify(dataset: str, data_dir, workers: int = 0) -> Report:
+def verify(dataset: str, data_dir, workers: int = 0) -> Verification:
     """Decodes a prepared data set and compares it with its manifest.
 
     Args:
-        dataset: As for `reading.open_split`.
-        data_dir: Directory that holds prepared data sets.
-        workers: Processes that decode; 0: this one.
+        dataset: Name as for `reading.open_split`.
+        data_dir: Directory of prepared data sets.
+        workers: Number of processes that decode; 0: this one.
 
     Raises:
-        DatasetNotPrepared, UnsupportedDataset: As `reading.open_split`.
+        DatasetNotPrepared, UnsupportedDataset: As for `reading.open_split`.
         BadManifest: The manifest cannot be read.
         WorkerDied: A process that decodes was killed.
     """
     names = reading.split_names(dataset, data_dir)
     names = sorted(names, key=lambda name: name != "train")  # train first
     splits = (reading.open_split(dataset, name, data_dir) for name in names)
-    report = Report(dataset, tuple(splits))
-    path = report.directory / manifest.NAME
-    # Read first: better a bad one now than after hours.
+    result = Verification(dataset, tuple(splits))
+    path = result.directory / manifest.NAME
+    # Read first, so that a bad manifest is reported before hours of decoding.
     listed = list(manifest.read(path)) if path.exists() else None
-    _check_order(report)
-    _check_shards(report)
-    rows = list(_decode(report, workers))
-    _count(report, rows)
-    _check_ids(report, rows)
+    _check_order(result)
+    _check_shards(result)
+    rows = list(_decode(result, workers))
+    _count(result, rows)
+    for (split, name), n in collections.Counter((r.split, r.id) for r in rows).items():
+        if n > 1:
+            result.add(Problem.SAME_ID, f"{split} {name}: {n} times")
     if listed is None:
-        report.add(NO_MANIFEST, str(path))
+        result.add(Problem.NO_MANIFEST, str(path))
     else:
-        _compare(report, rows, listed)
-    _find_twins(report, rows)
-    return report
+        _compare(result, rows, listed)
+    _find_duplicates(result, rows)
+    return result
 
 
-def _check_order(report):
-    names = report.class_names
+def _check_order(result):
+    names = result.class_names
     falls = [i for i, (a, b) in enumerate(itertools.pairwise(names)) if a > b]
     order = "in an order of their own" if falls else "in sorted order"
-    report.counts.append(f"{len(names):,} classes, {order}")
-    if report.name.partition("/")[0] in SORTED:
+    result.counts.append(f"{len(names):,} classes, {order}")
+    if result.name.partition("/")[0] in SORTED:
         for i in falls:
             place = f"label {i} is {names[i]!r}, label {i + 1} is {names[i + 1]!r}"
-            report.add(NOT_SORTED, place)
+            result.add(Problem.NOT_SORTED, place)
 
 
-def _check_shards(report):
-    splits = tfds.builder_from_directory(report.directory).info.splits
+def _check_shards(result):
+    splits = tfds.builder_from_directory(result.directory).info.splits
     for split in splits.values():
         for path, expected in zip(split.filepaths, split.shard_lengths, strict=True):
             try:
-                found = ArrayRecordReader(str(path)).num_records()
+                records = ArrayRecordReader(str(path)).num_records()
             except Exception as error:  # array_record has no errors of its own
-                report.add(OTHER_COUNT, f"{path.name}: {error}")
+                result.add(Problem.OTHER_COUNT, f"{path.name}: {error}")
                 continue
-            if found != expected:
-                report.add(OTHER_COUNT, f"{path.name}: {found} records, not {expected}")
+            if records != expected:
+                place = f"{path.name}: {records} records, not {expected}"
+                result.add(Problem.OTHER_COUNT, place)
 
 
-def _decode(report, workers) -> Iterator[Row]:
+def _decode(result, workers) -> Iterator[Row]:
     """Yields the row of every record that can be read."""
     tasks = [
         (split, range(len(split))[start : start + RECORDS_A_TASK[split.kind]])
-        for split in report.splits
+        for split in result.splits
         for start in range(0, len(split), RECORDS_A_TASK[split.kind])
     ]
-    bar = tqdm(
-        desc=f"Decoding {report.name}",
-        total=sum(map(len, report.splits)),
-        unit=report.kind,
-        disable=None,  # where stderr is no terminal
-    )
-    with bar, mapping(min(workers, len(tasks))) as mapped:
-        for (split, indices), rows in zip(tasks, mapped(_rows, tasks), strict=True):
+    total = sum(map(len, result.splits))
+    with Progress(total, f" {result.kind}s", f"Decoding {result.name}") as progress:
+        of_tasks = processes.run(_rows, tasks, workers, progress.update)
+        for (split, indices), rows in zip(tasks, of_tasks, strict=True):
             for index, row in zip(indices, rows, strict=True):
                 if isinstance(row, str):
-                    report.add(UNREADABLE, f"{split.split} record {index}: {row}")
+                    place = f"{split.split} record {index}: {row}"
+                    result.add(Problem.UNREADABLE, place)
                     continue
                 if row.status != OK:
-                    report.add(UNDECODABLE, f"{row.split} {row.id}: {row.status}")
+                    place = f"{row.split} {row.id}: {row.status}"
+                    result.add(Problem.UNDECODABLE, place)
                 else:
                     for label in _labels(row):
-                        report.first.setdefault(label, (split, index, row))
+                        result.first.setdefault(label, (split, index, row))
                 yield row
-            bar.update(len(indices))
-
-
-@contextlib.contextmanager
-def mapping(workers: int) -> Iterator[Callable]:
-    """Gives a `map` over so many worker processes, or over none.
-
-    Raises:
-        WorkerDied: One of them was killed.
-    """
-    if not workers:
-        yield map
-        return
-    with processes.pool(workers) as pool:
-        yield pool.map
 
 
 @functools.cache
 def open_once(split: Split) -> Split:
-    """The first such split that came, which has its files open; tasks bring copies."""
+    """Returns the first equal split, whose files are open: tasks hold copies."""
     return split
 
 
-def _rows(task: tuple[Split, range]) -> list[Row | str]:
-    """The row of each record, or why it cannot be read."""
-    split, indices = open_once(task[0]), task[1]
-    rows = []
-    for index in indices:
+def _rows(task: tuple[Split, range], count) -> list[Row | str]:
+    """Returns the row of each record, or the error in reading it."""
+    split, rows = open_once(task[0]), []
+    for index in task[1]:
         try:
             example = split[index]
         except Exception as error:  # whatever array_record, protobuf or TFDS raise
             rows.append(f"{type(error).__name__}: {error}")
-            continue
-        label = _class_names(split, example["label"])
-        row = Row.of(split.split, example["id"], label, example[split.kind], split.kind)
-        rows.append(row)
+        else:
+            label, encoded = example["label"], example[split.kind]
+            label = _class_names(split, label)
+            rows.append(Row.of(split.split, example["id"], label, encoded, split.kind))
+        count()
     return rows
 
 
 def _class_names(split, label):
-    """A label as the manifest has it; None if it is no class."""
+    """Returns a label as the manifest has it; None if it is no class."""
     if split.multi_label:
         return tuple(split.class_names[i] for i in np.flatnonzero(label))
     return split.class_names[label] if 0 <= label < len(split.class_names) else None
@@ -302,11 +294,11 @@ def _labels(row: Row) -> tuple[str, ...]:
     return row.label if isinstance(row.label, tuple) else (row.label,)
 
 
-def _count(report, rows):
+def _count(result, rows):
     by_split = collections.defaultdict(list)
     for row in rows:
         by_split[row.split].append(row)
-    for split in report.splits:
+    for split in result.splits:
         rows = by_split[split.split]
         per_class = dict.fromkeys(split.class_names, 0)
         for row in rows:
@@ -320,23 +312,18 @@ def _count(report, rows):
             frames = sum(row.decoded_frames or 0 for row in rows)
             minutes = sum(row.seconds or 0 for row in rows) / 60
             line += f"; {frames:,} frames, {minutes:,.1f} minutes"
-        report.counts.append(line)
+        result.counts.append(line)
         for name, count in per_class.items():
             if not count and any(per_class.values()):
-                report.add(NO_EXAMPLE, f"{split.split}: {name}")
+                result.add(Problem.NO_EXAMPLE, f"{split.split}: {name}")
         if without := sum(not _labels(row) for row in rows):
-            report.add(NO_LABEL, f"{split.split}: {without:,} examples")
+            result.add(Problem.NO_LABEL, f"{split.split}: {without:,} examples")
 
 
-def _check_ids(report, rows):
-    for (split, name), n in collections.Counter((r.split, r.id) for r in rows).items():
-        if n > 1:
-            report.add(SAME_ID, f"{split} {name}: {n} times")
-
-
-def _compare(report, rows, listed):
+def _compare(result, rows, listed):
+    """Compares rows of decoded records with those of the manifest."""
     left_out = sum(row.status != OK for row in listed)
-    report.counts.append(
+    result.counts.append(
         f"manifest: {len(listed) - left_out:,} examples, {left_out:,} left out"
     )
     expected = {
@@ -346,18 +333,19 @@ def _compare(report, rows, listed):
     for row in rows:
         place, other = f"{row.split} {row.id}", expected.pop((row.split, row.id), None)
         if other is None:
-            report.add(NO_ROW, place)
+            result.add(Problem.NO_ROW, place)
         elif other.status != OK:
-            report.add(NO_ROW, f"{place}: left out there, {other.status}")
+            result.add(Problem.NO_ROW, f"{place}: left out there, {other.status}")
         else:
             pairs.append((row, other))
     for row in expected.values():
         if row.status == OK:
-            report.add(NO_RECORD, f"{row.split} {row.id}")
+            result.add(Problem.NO_RECORD, f"{row.split} {row.id}")
     for row, other in pairs:
         place = f"{row.split} {row.id}"
         if row.sha256 != other.sha256:
-            report.add(OTHER_FILE, f"{place}: SHA-256 {row.sha256}, not {other.sha256}")
+            place += f": SHA-256 {row.sha256}, not {other.sha256}"
+            result.add(Problem.OTHER_FILE, place)
         elif row.status == OK:
             differences = [
                 f"{column} {getattr(row, column)}, not {getattr(other, column)}"
@@ -365,35 +353,39 @@ def _compare(report, rows, listed):
                 if getattr(row, column) != getattr(other, column)
             ]
             if differences:
-                report.add(OTHER_FRAMES, f"{place}: {'; '.join(differences)}")
-    _compare_labels(report, pairs)
+                result.add(Problem.OTHER_FRAMES, f"{place}: {'; '.join(differences)}")
+    _compare_labels(result, pairs)
 
 
-def _compare_labels(report, pairs):
-    """Finds classes that go by another name in the manifest, and single examples."""
+def _compare_labels(result, pairs):
+    """Finds classes with another name in the manifest, then examples of other labels.
+
+    Examples of such a class count once, as the class.
+    """
     listed = collections.defaultdict(collections.Counter)
     for row, other in pairs:
         listed[row.label][other.label] += 1
     renamed = set()
-    for i, name in enumerate(report.class_names):
+    for i, name in enumerate(result.class_names):
         names = listed.get(name, ())
         if len(names) == 1 and name not in names:
             ((other, count),) = names.items()
             place = f"label {i} is {name!r}; its {count:,} examples are {other!r} there"
-            report.add(OTHER_ORDER, place)
+            result.add(Problem.OTHER_ORDER, place)
             renamed.add(name)
     for row, other in pairs:
         if row.label not in renamed and set(_labels(row)) != set(_labels(other)):
             place = f"{row.split} {row.id}: {row.label!r}, not {other.label!r}"
-            report.add(OTHER_LABEL, place)
+            result.add(Problem.OTHER_LABEL, place)
 
 
-def _find_twins(report, rows):
-    files = collections.defaultdict(list)
+def _find_duplicates(result, rows):
+    """Finds examples with equal files."""
+    by_file = collections.defaultdict(list)
     for row in rows:
-        files[row.sha256].append(row)
-    for same in files.values():
+        by_file[row.sha256].append(row)
+    for same in by_file.values():
         if len(same) > 1:
             place = " = ".join(f"{r.split} {r.id} ({r.label})" for r in same)
             across = len({row.split for row in same}) > 1
-            report.add(LEAK if across else TWINS, place)
+            result.add(Problem.LEAK if across else Problem.DUPLICATE, place)

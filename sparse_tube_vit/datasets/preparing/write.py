@@ -1,16 +1,4 @@
-"""Writes data sets shard by shard, in ArrayRecord as TFDS reads it.
-
-First a plan says which example goes into which shard, in the order in which TFDS itself
-would write them: it follows from their ids alone. Then `write_shard` writes a shard,
-whatever process or machine runs it: its records, and when they are all there its rows
-of the manifest. When no shard is left, manifest.csv is put together and at last
-dataset_info.json written, which makes it a prepared data set.
-
-Whatever ends before, finished shards stay, and writing the same data set again goes on
-with the others. Until the end, the other files in the directory are `preparing.*`.
-Several processes may write the same data set at once: their files are the same, and
-each appears complete or not at all.
-"""
+"""Writes the shards of a plan, then the manifest and TFDS's description."""
 
 import hashlib
 import os
@@ -22,18 +10,18 @@ from etils import epath
 
 from sparse_tube_vit.datasets import manifest
 from sparse_tube_vit.datasets.builders import builder_class
-from sparse_tube_vit.datasets.builders.builder import Builder, Example, load
+from sparse_tube_vit.datasets.builders.builder import Builder, ListedExample, load
 from sparse_tube_vit.datasets.manifest import Row
 from sparse_tube_vit.datasets.preparing.plan import (
-    INFO,
     Shard,
-    make_plan,
-    publishing,
+    dataset_info,
+    file_template,
     shards,
-    template_of,
     unfinished,
+    whole_files,
+    write_plan,
 )
-from sparse_tube_vit.datasets.reading import UNFINISHED
+from sparse_tube_vit.datasets.reading import INFO, UNFINISHED
 from sparse_tube_vit.errors import DatasetError
 from sparse_tube_vit.storage import is_remote
 from sparse_tube_vit.video.decode import UndecodableClip
@@ -41,46 +29,47 @@ from sparse_tube_vit.video.transcode import Transcode
 
 
 class Unfinished(DatasetError):
-    """A runner ended before everything was written, as of a pipeline not waited for."""
+    """The runner returned before all shards were written."""
 
 
 class NothingDecodes(DatasetError):
-    """Not one of the examples decodes."""
+    """No example decodes."""
 
 
-def write(
+def write_dataset(
     builder: Builder,
     transcode: Transcode | None = None,
     run: Callable[[epath.Path], None] | None = None,
 ) -> bool:
-    """Writes a data set, or what a former call has left of it to be written.
+    """Writes a data set, or the part that an earlier call left unwritten.
 
     Args:
-        builder: What to write.
+        builder: The data set.
         transcode: Applied to every clip; None stores files as they are.
-        run: Called with the plan, writes all its `unfinished` shards; by default one
-            by one in this process.
+        run: Writes all `unfinished` shards of the plan it is given; by default
+            `write_all`.
 
     Returns:
-        True if it was written, False if it was there already.
+        True if the data set was written, False if it was there already.
 
     Raises:
         OtherPreparation: It was begun with other files or options.
         UnreadableFile: A listed file cannot be read.
-        CannotWrite: A full disk, or whatever else the file system says.
+        CannotWrite: The disk is full, or the file system refuses otherwise.
         Unfinished: `run` returned before all shards were written.
-        NothingDecodes: Not one of the examples decodes.
+        NothingDecodes: No example decodes.
     """
     prepared = builder.directory / INFO
     written = False
     if not prepared.exists():
         try:
-            plan = make_plan(builder, transcode)
+            plan = write_plan(builder, transcode)
             (run or write_all)(plan)
             _finish(builder, plan)
             written = True
         except Exception:
-            # Another process has finished it, and removed what this one still used.
+            # Another process has finished it, and removed files that this one still
+            # used.
             if not prepared.exists():
                 raise
     _clear(builder.directory)
@@ -88,26 +77,28 @@ def write(
 
 
 def write_all(plan) -> None:
-    """Writes all unfinished shards of a plan, one by one."""
+    """Writes all unfinished shards of a plan, one by one in this process."""
     for shard in unfinished(plan):
         write_shard(shard)
 
 
-def write_shard(shard: Shard, seen: Callable[[], None] = lambda: None) -> None:
+def write_shard(shard: Shard, count: Callable[[], None] = lambda: None) -> None:
     """Writes a shard's file of records, then its part of the manifest.
 
-    An example that does not decode is left out of the records; its row says why. A
-    shard that another process has written meanwhile is left as it is.
+    An example that does not decode is left out of the records; its row gives the
+    reason. A shard that another process has written meanwhile is left as it is.
 
     Args:
-        shard: What to write.
-        seen: Called after every example.
+        shard: The shard.
+        count: Called after every example.
 
-    Raises: UnreadableFile, CannotWrite.
+    Raises:
+        UnreadableFile: A listed file cannot be read.
+        CannotWrite: The file system refuses a file.
     """
     if shard.finished():
         for _ in shard.examples:
-            seen()
+            count()
         return
     builder = builder_class(shard.builder)
     features = tfds.features.FeaturesDict.from_config(shard.directory)
@@ -115,7 +106,7 @@ def write_shard(shard: Shard, seen: Callable[[], None] = lambda: None) -> None:
     kind = "image" if "image" in features else "video"
     labels = "labels" if "labels" in features else "label"
     rows = []
-    with publishing(shard.directory) as scratch:
+    with whole_files(shard.directory) as scratch:
         path = os.fspath(scratch / shard.name)
         writer = array_record_module.ArrayRecordWriter(path, "group_size:1")
         for example in shard.examples:
@@ -127,14 +118,14 @@ def write_shard(shard: Shard, seen: Callable[[], None] = lambda: None) -> None:
                 # Else the order of the features would differ from process to process.
                 writer.write(record.SerializeToString(deterministic=True))
             rows.append(row)
-            seen()
+            count()
         writer.close()
-    with publishing(shard.directory) as scratch:
+    with whole_files(shard.directory) as scratch:
         manifest.write(scratch / shard.rows.name, rows, labels == "labels")
 
 
-def _inspect(shard: Shard, example: Example, encoded: bytes, kind: str):
-    """Returns the example's row, and the bytes to be stored."""
+def _inspect(shard: Shard, example: ListedExample, encoded: bytes, kind: str):
+    """Returns an example's row and the bytes to store."""
     try:
         stored = shard.transcode(encoded) if shard.transcode else encoded
     except UndecodableClip as error:
@@ -145,7 +136,7 @@ def _inspect(shard: Shard, example: Example, encoded: bytes, kind: str):
 
 
 def _finish(builder: Builder, plan: epath.Path) -> None:
-    """Writes the manifest, and at last what makes this a prepared data set."""
+    """Writes the manifest, and at last the file that marks a prepared data set."""
     rows, lengths, sizes = [], {}, {}
     for shard in shards(plan):
         if not shard.finished():
@@ -165,21 +156,21 @@ def _finish(builder: Builder, plan: epath.Path) -> None:
             f" {rows[0].status}"
         )
     rows += builder.listing.left_out
-    with publishing(builder.directory) as scratch:
+    with whole_files(builder.directory) as scratch:
         manifest.write(scratch / manifest.NAME, rows, builder.multi_label)
-    info = builder.info()
+    info = dataset_info(builder)
     splits = [
         tfds.core.SplitInfo(
             name=split,
             shard_lengths=lengths[split],
             num_bytes=sizes[split],
-            filename_template=template_of(builder, split),
+            filename_template=file_template(builder, split),
         )
         for split in lengths
         if sum(lengths[split])
     ]
     info.set_splits(tfds.core.SplitDict(splits))
-    with publishing(builder.directory) as scratch:
+    with whole_files(builder.directory) as scratch:
         info.write_dataset_info_json(scratch)
 
 
@@ -190,7 +181,7 @@ def _size(path: epath.Path) -> int:
 
 
 def _clear(directory: epath.Path) -> None:
-    """Removes what a finished data set does not need."""
+    """Removes files of the preparation that a prepared data set does not need."""
     for path in directory.glob(f"{UNFINISHED}*"):
         if path.is_dir():
             path.rmtree(missing_ok=True)

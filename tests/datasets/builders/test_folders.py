@@ -137,7 +137,7 @@ def test_split_lists_of_other_encodings(tmp_path):
 def listing_of(**files):
     """A listing of class folders, and as its digests hashes of what files hold."""
     examples = [
-        builder.Example(f"{label}/{i}.mp4", label, "")
+        builder.ListedExample(f"{label}/{i}.mp4", label, "")
         for label, held in files.items()
         for i, _ in enumerate(held)
     ]
@@ -201,4 +201,4 @@ def test_a_class_of_one_file_cannot_be_split(files):
     ],
 )
 def test_whether_a_folder_is_of_images(tmp_path, names, kind):
-    assert folders.kind_of(fill(tmp_path, *names)) == kind
+    assert folders.folder_kind(fill(tmp_path, *names)) == kind

@@ -1,14 +1,14 @@
 """Everything that can be wrong with a prepared data set is found and named."""
 
 import dataclasses
-import os
 import shutil
 
 import pytest
 
 from sparse_tube_vit.datasets import manifest, reading
 from sparse_tube_vit.datasets.builders import moving_shapes
-from sparse_tube_vit.datasets.preparing import processes, verification, write
+from sparse_tube_vit.datasets.preparing import verification, write
+from sparse_tube_vit.datasets.preparing.verification import Problem
 from tests.datasets.builders import official
 from tests.datasets.test_reading import Other, picture
 from tests.datasets.written import write_folder
@@ -46,32 +46,23 @@ def verify(directory):
 
 
 def test_a_sound_data_set(sound):
-    report = verification.verify("video_folder/clips", sound)
-    assert (report.found, report.wrong) == ({}, 0)
-    assert report.counts == [
+    result = verification.verify("video_folder/clips", sound)
+    assert (result.problems, result.errors) == ({}, 0)
+    assert result.counts == [
         "3 classes, in sorted order",
         "train: 9 videos, 3 to 3 a class; 18 frames, 0.0 minutes",
         "test: 3 videos, 1 to 1 a class; 6 frames, 0.0 minutes",
         "manifest: 12 examples, 1 left out",
     ]
-    for label, (split, index, row) in report.first.items():
+    for label, (split, index, row) in result.first.items():
         assert split.split == "train"
         assert split[index]["id"] == row.id and f"/{label}/" in row.id
-    assert set(report.first) == {"ant", "bee", "cat"}
+    assert set(result.first) == {"ant", "bee", "cat"}
 
 
 def test_worker_processes_find_the_same(sound):
-    report = verification.verify("video_folder/clips", sound, workers=2)
-    assert report == verification.verify("video_folder/clips", sound)
-
-
-def test_a_worker_that_is_killed_is_a_named_error():
-    message = "was killed.*fewer --workers"
-    with (
-        pytest.raises(processes.WorkerDied, match=message),
-        verification.mapping(1) as mapped,
-    ):
-        list(mapped(os._exit, [1]))
+    result = verification.verify("video_folder/clips", sound, workers=2)
+    assert result == verification.verify("video_folder/clips", sound)
 
 
 def edit(path, *changes):
@@ -199,24 +190,19 @@ def count_other_frames(directory):
 )
 def test_what_is_wrong_is_found_and_nothing_else(copied, damage):
     expected = damage(copied)
-    report = verify(copied)
-    found = {
-        name: report.found[getattr(verification, name)]
-        for name in dir(verification)
-        if isinstance(getattr(verification, name), verification.Finding)
-        and getattr(verification, name) in report.found
-    }
+    result = verify(copied)
+    found = {problem.name: places for problem, places in result.problems.items()}
     assert found.keys() == expected.keys()
     for name, places in expected.items():
         assert len(found[name]) == len(places), name
         for place in places:
             assert any(place in other for other in found[name]), (name, found[name])
-    assert report.wrong == sum(map(len, expected.values())) - len(
+    assert result.errors == sum(map(len, expected.values())) - len(
         expected.get("LEAK", ())
     )
-    for finding, places in report.found.items():
-        assert f"{finding.what} ({len(places)}). {finding.advice}" in str(report)
-        assert all(place in str(report) for place in places)
+    for problem, places in result.problems.items():
+        assert f"{problem.description} ({len(places)}). {problem.advice}" in str(result)
+        assert all(place in str(result) for place in places)
 
 
 def test_clips_that_do_not_decode_and_files_that_are_there_twice(tmp_path):
@@ -225,29 +211,29 @@ def test_clips_that_do_not_decode_and_files_that_are_there_twice(tmp_path):
         "test/bee/0.mp4": FILES["train/ant/0.mp4"],
         "train/cat/1.mp4": FILES["train/cat/2.mp4"],
     }
-    report = verify(write_folder(tmp_path, FILES | change))
-    (undecodable,) = report.found.pop(verification.UNDECODABLE)
+    result = verify(write_folder(tmp_path, FILES | change))
+    (undecodable,) = result.problems.pop(Problem.UNDECODABLE)
     assert undecodable.startswith("train train/cat/0.mp4: FFmpeg cannot decode it")
-    (leak,) = report.found.pop(verification.LEAK)
+    (leak,) = result.problems.pop(Problem.LEAK)
     places = {"train train/ant/0.mp4 (ant)", "test test/bee/0.mp4 (bee)"}
     assert {*leak.split(" = ")} == places
-    (twins,) = report.found.pop(verification.TWINS)
+    (duplicates,) = result.problems.pop(Problem.DUPLICATE)
     places = {f"train train/cat/{i}.mp4 (cat)" for i in (1, 2)}
-    assert {*twins.split(" = ")} == places
-    assert not report.found
+    assert {*duplicates.split(" = ")} == places
+    assert not result.problems
     # Not the one that does not decode.
-    assert report.first["cat"][2].id in ("train/cat/1.mp4", "train/cat/2.mp4")
+    assert result.first["cat"][2].id in ("train/cat/1.mp4", "train/cat/2.mp4")
 
 
 def test_a_data_set_of_tfds_has_no_manifest(tmp_path):
     builder = Other(data_dir=tmp_path)
     builder.picture = picture(tmp_path / "n01.jpg")
     builder.download_and_prepare(file_format="array_record")
-    report = verification.verify("other", tmp_path)
-    assert report.wrong == 0
-    assert list(report.found) == [verification.NO_EXAMPLE, verification.NO_MANIFEST]
-    assert report.found[verification.NO_EXAMPLE] == ["train: a"]
-    assert report.counts[1] == "train: 1 images, 0 to 1 a class"
+    result = verification.verify("other", tmp_path)
+    assert result.errors == 0
+    assert list(result.problems) == [Problem.NO_EXAMPLE, Problem.NO_MANIFEST]
+    assert result.problems[Problem.NO_EXAMPLE] == ["train: a"]
+    assert result.counts[1] == "train: 1 images, 0 to 1 a class"
 
 
 class Unlabelled(Other, skip_registration=True):
@@ -262,10 +248,10 @@ def test_ids_that_are_there_twice_and_no_label(tmp_path):
     builder = Unlabelled(data_dir=tmp_path)
     builder.picture = picture(tmp_path / "n01.jpg")
     builder.download_and_prepare(file_format="array_record")
-    report = verification.verify("unlabelled", tmp_path)
-    assert report.found[verification.SAME_ID] == ["train n01.jpg: 2 times"]
-    assert report.found[verification.NO_LABEL] == ["train: 1 examples"]
-    assert report.wrong == 1
+    result = verification.verify("unlabelled", tmp_path)
+    assert result.problems[Problem.SAME_ID] == ["train n01.jpg: 2 times"]
+    assert result.problems[Problem.NO_LABEL] == ["train: 1 examples"]
+    assert result.errors == 1
 
 
 def test_several_labels_an_example(tmp_path, monkeypatch):
@@ -276,15 +262,15 @@ def test_several_labels_an_example(tmp_path, monkeypatch):
         clip, name = moving_shapes.encode_mp4(frames), f"crowds-train-{i:05d}"
         # In another order than the data set's: it is a set of labels.
         rows.append(manifest.Row.of("train", name, labels[::-1], clip, "video"))
-    write.write(moving_shapes.MovingShapes(config="crowds", data_dir=tmp_path))
+    write.write_dataset(moving_shapes.MovingShapes(config="crowds", data_dir=tmp_path))
     split = reading.open_split("moving_shapes/crowds", "train", tmp_path)
     path = f"{split.directory}/manifest.csv"
     manifest.write(path, rows, multi_label=True)
-    report = verification.verify("moving_shapes/crowds", tmp_path)
-    assert report.found.keys() == {verification.NO_EXAMPLE}
+    result = verification.verify("moving_shapes/crowds", tmp_path)
+    assert result.problems.keys() == {Problem.NO_EXAMPLE}
     several = next(i for i, row in enumerate(rows) if len(row.label) > 1)
     rows[several] = dataclasses.replace(rows[several], label=rows[several].label[1:])
     manifest.write(path, rows, multi_label=True)
-    report = verification.verify("moving_shapes/crowds", tmp_path)
-    (place,) = report.found[verification.OTHER_LABEL]
+    result = verification.verify("moving_shapes/crowds", tmp_path)
+    (place,) = result.problems[Problem.OTHER_LABEL]
     assert place.startswith(f"train {rows[several].id}: (")

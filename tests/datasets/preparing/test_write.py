@@ -11,7 +11,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from sparse_tube_vit.datasets import builders, manifest, reading
 from sparse_tube_vit.datasets.builders import builder, folders
-from sparse_tube_vit.datasets.builders.builder import Example, Listing
+from sparse_tube_vit.datasets.builders.builder import ListedExample, Listing
 from sparse_tube_vit.datasets.preparing import plan as planning
 from sparse_tube_vit.datasets.preparing import write
 from sparse_tube_vit.storage import UnreadableFile
@@ -46,7 +46,7 @@ def builder(data_dir, **splits):
     """A builder of splits given as the sources of their pictures."""
     listed = {
         split: [
-            Example(f"{split}/{i}", CLASSES[i % 2], source)
+            ListedExample(f"{split}/{i}", CLASSES[i % 2], source)
             for i, source in enumerate(sources)
         ]
         for split, sources in splits.items()
@@ -75,7 +75,9 @@ class OfTfds(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     name = "pictures"
 
     def _info(self):
-        return tfds.core.DatasetInfo(builder=self, features=self.ours.info().features)
+        return tfds.core.DatasetInfo(
+            builder=self, features=planning.dataset_info(self.ours).features
+        )
 
     def _split_generators(self, dl_manager):
         listed = self.ours.listing.splits
@@ -90,7 +92,7 @@ class OfTfds(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 def test_records_and_their_order_are_those_of_tfds(tmp_path, monkeypatch):
     monkeypatch.setitem(planning.SHARD_EXAMPLES, "image", 256)
     ours = builder(tmp_path / "ours", train=numbers(600), test=numbers(40))
-    assert write.write(ours)
+    assert write.write_dataset(ours)
     assert len(list(ours.directory.glob("*train*"))) == 3
     OfTfds.ours = ours
     theirs = OfTfds(data_dir=tmp_path / "theirs")
@@ -105,7 +107,7 @@ def test_records_and_their_order_are_those_of_tfds(tmp_path, monkeypatch):
 
 def test_the_manifest_says_what_was_found(tmp_path):
     ours = builder(tmp_path, train=["7", "damaged", "9"])
-    assert write.write(ours)
+    assert write.write_dataset(ours)
     rows = {r.id: r for r in manifest.read(ours.directory / manifest.NAME)}
     assert len(rows) == 3
     for name, label, source in ours.listing.splits["train"]:
@@ -125,7 +127,7 @@ def test_what_is_not_listed_for_writing_is_in_the_manifest_too(tmp_path):
     os.rename(tmp_path / "ant/1.txt", os.fsencode(tmp_path) + b"/ant/\xff.jpg")
     listing = folders.read_folder(tmp_path, "image")
     ours = folders.ImageFolder(listing=listing, data_dir=tmp_path / "data", config="x")
-    assert write.write(ours)
+    assert write.write_dataset(ours)
     rows = list(manifest.read(ours.directory / manifest.NAME))
     assert [(os.fsencode(row.id), row.status) for row in rows] == [
         (b"ant/1.jpg", "ok"),
@@ -136,7 +138,7 @@ def test_what_is_not_listed_for_writing_is_in_the_manifest_too(tmp_path):
 def test_shards_and_splits_in_which_nothing_decodes(tmp_path, monkeypatch):
     monkeypatch.setitem(planning.SHARD_EXAMPLES, "image", 1)
     ours = builder(tmp_path, train=["damaged", "8", "damaged"], test=["damaged"])
-    assert write.write(ours)
+    assert write.write_dataset(ours)
     assert [e["id"] for e in read(tmp_path, "train")] == ["train/1"]
     with pytest.raises(reading.UnknownSplit, match="it has train"):
         reading.open_split("pictures", "test", tmp_path)
@@ -147,7 +149,7 @@ def test_shards_and_splits_in_which_nothing_decodes(tmp_path, monkeypatch):
 def test_nothing_at_all_decodes(tmp_path):
     ours = builder(tmp_path, train=["damaged"] * 3)
     with pytest.raises(write.NothingDecodes, match="none of the 3 examples decodes"):
-        write.write(ours)
+        write.write_dataset(ours)
     with pytest.raises(reading.DatasetNotPrepared):
         reading.open_split("pictures", "train", tmp_path)
 
@@ -175,9 +177,9 @@ def test_finished_shards_are_kept_and_the_end_is_the_same(tmp_path, monkeypatch)
     monkeypatch.setitem(planning.SHARD_EXAMPLES, "image", 10)
     splits = {"train": numbers(40), "test": [*numbers(12), "damaged"]}
     whole, ours = builder(tmp_path / "whole", **splits), builder(tmp_path, **splits)
-    assert write.write(whole)
+    assert write.write_dataset(whole)
     with pytest.raises(Interrupted):
-        write.write(ours, run=interrupted_after(25))
+        write.write_dataset(ours, run=interrupted_after(25))
     with pytest.raises(reading.DatasetNotPrepared, match="again, and it goes on"):
         reading.open_split("pictures", "train", tmp_path)
     before = {
@@ -185,12 +187,12 @@ def test_finished_shards_are_kept_and_the_end_is_the_same(tmp_path, monkeypatch)
     }
     assert len(before) == 2
     Pictures.loaded.clear()
-    assert write.write(builder(tmp_path, **splits))
+    assert write.write_dataset(builder(tmp_path, **splits))
     assert len(Pictures.loaded) == 20 + 13
     assert before == {path: os.stat(path).st_mtime_ns for path in before}
     assert contents(ours.directory) == contents(whole.directory)
     Pictures.loaded.clear()
-    assert not write.write(builder(tmp_path, **splits))
+    assert not write.write_dataset(builder(tmp_path, **splits))
     assert not Pictures.loaded
 
 
@@ -205,10 +207,10 @@ def test_finished_shards_are_kept_and_the_end_is_the_same(tmp_path, monkeypatch)
 def test_two_preparations_are_never_mixed(tmp_path, splits, transcode, message):
     ours = builder(tmp_path, train=numbers(4))
     with pytest.raises(Interrupted):
-        write.write(ours, run=interrupted_after(2))
+        write.write_dataset(ours, run=interrupted_after(2))
     with pytest.raises(planning.OtherPreparation, match=message):
-        write.write(builder(tmp_path, **splits), transcode)
-    assert write.write(ours)
+        write.write_dataset(builder(tmp_path, **splits), transcode)
+    assert write.write_dataset(ours)
 
 
 @pytest.mark.parametrize("all_of_it", [False, True])
@@ -217,11 +219,11 @@ def test_a_shard_that_another_process_has_written(tmp_path, all_of_it):
 
     def run(plan):
         (shard,) = planning.unfinished(plan)
-        write.write(ours) if all_of_it else write.write_all(plan)
+        write.write_dataset(ours) if all_of_it else write.write_all(plan)
         Pictures.loaded.clear()
         write.write_shard(shard, lambda: seen.append(1))
 
-    assert write.write(ours, run=run) != all_of_it
+    assert write.write_dataset(ours, run=run) != all_of_it
     assert len(seen) == 3 and not Pictures.loaded
     assert len(read(tmp_path, "train")) == 3
 
@@ -231,24 +233,24 @@ def test_a_file_that_cannot_be_read_is_not_skipped(tmp_path, monkeypatch):
     ours = builder(tmp_path, train=["1", "2", "3"])
     sources = [
         e.source
-        for s in planning.shards(planning.make_plan(ours, None))
+        for s in planning.shards(planning.write_plan(ours, None))
         for e in s.examples
     ]
     gone = sources[1]
     load = Pictures.load
     monkeypatch.setattr(Pictures, "load", lambda s: load("gone" if s == gone else s))
     with pytest.raises(UnreadableFile, match=f"^{gone}: .*No such file.*kept"):
-        write.write(ours)
+        write.write_dataset(ours)
     monkeypatch.setattr(Pictures, "load", load)
     Pictures.loaded.clear()
-    assert write.write(ours)
+    assert write.write_dataset(ours)
     assert Pictures.loaded == sources[1:]
 
 
 def test_a_directory_that_cannot_be_made(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(planning.CannotWrite, match="Not a directory"):
-        write.write(builder(tmp_path / "file", train=numbers(2)))
+        write.write_dataset(builder(tmp_path / "file", train=numbers(2)))
 
 
 def test_a_file_system_that_is_full(tmp_path):
@@ -257,10 +259,10 @@ def test_a_file_system_that_is_full(tmp_path):
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
     try:
         with pytest.raises(planning.CannotWrite, match=f"{tmp_path}.*File too large"):
-            write.write(ours)
+            write.write_dataset(ours)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    assert write.write(ours)
+    assert write.write_dataset(ours)
 
 
 @pytest.mark.parametrize(
@@ -275,7 +277,7 @@ def test_a_file_system_that_is_full(tmp_path):
 )
 def test_number_of_shards(tmp_path, monkeypatch, examples, shard_bytes, expected):
     monkeypatch.setattr(planning, "SHARD_BYTES", shard_bytes)
-    plan = planning.make_plan(builder(tmp_path, train=numbers(examples)), None)
+    plan = planning.write_plan(builder(tmp_path, train=numbers(examples)), None)
     shards = list(planning.shards(plan))
     assert len(shards) == expected
     sizes = [len(shard.examples) for shard in shards]
@@ -308,7 +310,7 @@ def test_from_a_bucket_into_a_bucket(tmp_path, monkeypatch):
     ):
         listing = folders.read_folder(source, "video")
         ours = folders.VideoFolder(listing=listing, data_dir=data_dir, config="x")
-        assert write.write(ours) and not write.write(ours)
+        assert write.write_dataset(ours) and not write.write_dataset(ours)
     assert reading.prepared_directory("video_folder/x", "gs://bucket/data")
     written = {
         path.rpartition("/")[2]: file.getvalue()
@@ -325,7 +327,7 @@ def test_the_plan_is_for_any_machine(tmp_path, monkeypatch):
     official.write_clips(tmp_path / "clips", "ant/1.mp4")
     listing = folders.read_folder("clips", "video")
     ours = folders.VideoFolder(listing=listing, data_dir="data", config="x")
-    plan = planning.make_plan(ours, Transcode())
+    plan = planning.write_plan(ours, Transcode())
     _, line = map(json.loads, plan.read_text().splitlines())
     assert line["examples"] == [["ant/1.mp4", "ant", f"{tmp_path}/clips/ant/1.mp4"]]
     (shard,) = planning.shards(plan)

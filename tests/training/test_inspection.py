@@ -12,7 +12,7 @@ from sparse_tube_vit.config import default_config, stream
 from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.input.pipeline import training_batches
 from sparse_tube_vit.models.tubes import normalize
-from sparse_tube_vit.training import examples
+from sparse_tube_vit.training import inspection
 from sparse_tube_vit.training import step as steps
 from sparse_tube_vit.training.state import TrainState
 from tests.datasets.builders.official import encode
@@ -93,7 +93,7 @@ def seen_in_training(config, step, monkeypatch):
 @pytest.mark.parametrize("step", [1, 2, 5])
 def test_examples_are_what_the_model_and_its_loss_get(config, step, monkeypatch):
     seen, batches = seen_in_training(config, step, monkeypatch)
-    shown = dict(examples.examples_of_step(config, step))
+    shown = dict(inspection.examples_of_step(config, step))
     assert list(shown) == ["mixed", "plain"]
     for name, some in shown.items():
         assert len(some) == 4
@@ -124,7 +124,7 @@ def test_examples_are_what_the_model_and_its_loss_get(config, step, monkeypatch)
 def test_an_example_without_weight_says_why(config):
     found = 0
     for step in (1, 2, 3):
-        for name, some in examples.examples_of_step(config, step):
+        for name, some in inspection.examples_of_step(config, step):
             for example in some:
                 damaged = any(DAMAGED in name for name in example.names)
                 assert damaged == bool(example.problem)
@@ -153,4 +153,4 @@ def test_an_example_without_weight_says_why(config):
 def test_targets_in_words(target, options, said):
     source = stream(kind="video", dataset="d", head="h", batch_size=1, **options)
     names = ("cat", "dog", "eel", "fox")
-    assert examples._say(np.array(target, np.float32), source, names) == said
+    assert inspection._target_text(np.array(target, np.float32), source, names) == said

@@ -1,4 +1,4 @@
-"""What the model gets in a step, example by example: for people to look at."""
+"""Examples of a training step as the model gets them, to be looked at."""
 
 import contextlib
 import dataclasses
@@ -11,18 +11,18 @@ from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.datasets.preparing.embedded import prepare_embedded
 from sparse_tube_vit.input.pipeline import training_batches
 from sparse_tube_vit.models.losses import LOSSES, check_loss
-from sparse_tube_vit.training.step import model_input, pictures, step_keys
+from sparse_tube_vit.training.step import model_clips, model_input, step_keys
 
 
 @dataclasses.dataclass(frozen=True)
-class Example:
-    """An example as the model gets it.
+class StepExample:
+    """An example of a step, augmented and mixed.
 
     Attributes:
-      video: (T, H, W, 3) uint8.
-      target: what it counts as, such as "0.62 goal, 0.38 dive".
-      names: its id; with mixup both, with their shares.
-      problem: why its weight is 0; otherwise empty.
+        video: (T, H, W, 3) uint8.
+        target: The target in words, such as "0.62 goal, 0.38 dive".
+        names: Its id; with mixup the ids of both, with their weights.
+        problem: Why its weight is 0; otherwise empty.
     """
 
     video: np.ndarray
@@ -33,24 +33,26 @@ class Example:
 
 def examples_of_step(
     config: ConfigDict, step: int
-) -> Iterator[tuple[str, list[Example]]]:
-    """What the model gets in a step, stream by stream: (name, examples).
+) -> Iterator[tuple[str, list[StepExample]]]:
+    """Yields each stream's name and its examples in a step.
 
     Args:
-      config: of a run.
-      step: counted from 1, as a run's log does.
+        config: The config of a run.
+        step: The step, counted from 1 as in the log.
 
-    Raises: the named errors of config, datasets and input.
+    Raises:
+        TubeViTError: The named errors of config, datasets and input.
     """
     validate(config)
     loader = config.loader.copy_and_resolve_references()
     loader.workers = 0  # one batch is not worth starting processes
     prepare_embedded(config)
-    splits = {}
+    splits = {
+        name: reading.open_split(s.dataset, s.split, config.data_dir, s.kind)
+        for name, s in config.streams.items()
+    }
     for name, stream in config.streams.items():
-        split = splits[name] = reading.open_split(
-            stream.dataset, stream.split, config.data_dir, stream.kind
-        )
+        split = splits[name]
         check_loss(f"streams.{name}", stream.loss, split.name, split.multi_label)
     for name, stream in config.streams.items():
         split = splits[name]
@@ -66,36 +68,35 @@ def examples_of_step(
         )
 
 
-def _example(key, stream, batch, i, split) -> Example:
-    # Of mixup it takes the example and its neighbour alone: whole batches of floats may
-    # not fit where pictures are looked at.
+def _example(key, stream, batch, i, split) -> StepExample:
+    # Only the example and its neighbour for mixup are converted: whole batches of
+    # floats may not fit in the memory of the machine that draws them.
     pair = {k: batch[k][[i - 1, i]] for k in ("video", "label", "weight")}
-    seen = model_input(key, stream, pair, len(split.class_names))
-    seen = {
-        key: np.asarray(x[1]) for key, x in (seen | {"video": pictures(seen)}).items()
-    }
-    video, target, weight = (seen[key] for key in ("video", "target", "weight"))
+    mixed = model_input(key, stream, pair, len(split.class_names))
+    mixed |= {"video": model_clips(mixed)}
+    mixed = {name: np.asarray(x[1]) for name, x in mixed.items()}
+    video, target, weight = (mixed[name] for name in ("video", "target", "weight"))
     if video.dtype != np.uint8:
         video = ((video + 1) * 127.5).round().astype(np.uint8)
     which = [i, i - 1] if stream.mixup else [i]
     names = batch["id"][which].tolist()
     if stream.mixup:
-        share = float(seen["share"])
-        names = [f"{s:.2f} {n}" for s, n in zip((share, 1 - share), names, strict=True)]
-    return Example(
+        lam = float(mixed["lambda"])
+        names = [f"{x:.2f} {n}" for x, n in zip((lam, 1 - lam), names, strict=True)]
+    return StepExample(
         video=video,
-        target=_say(target, stream, split.class_names),
+        target=_target_text(target, stream, split.class_names),
         names=tuple(names),
         problem="" if weight else "; ".join(filter(None, batch["problem"][which])),
     )
 
 
-def _say(target, stream, class_names) -> str:
-    """The classes that a target (C,) says more of than nothing."""
-    nothing = stream.label_smoothing * LOSSES[stream.loss].uninformed(len(target))
+def _target_text(target, stream, class_names) -> str:
+    """The classes whose target (C,) exceeds the uninformed one of label smoothing."""
+    least = stream.label_smoothing * LOSSES[stream.loss].uninformed(len(target))
     order = np.argsort(-target, kind="stable")
-    said = [
+    words = [
         class_names[c] if target[c] == 1 else f"{target[c]:.2f} {class_names[c]}"
-        for c in order[: np.sum(target > nothing + 1e-6)]
+        for c in order[: np.sum(target > least + 1e-6)]
     ]
-    return ", ".join(said) or "no class"
+    return ", ".join(words) or "no class"

@@ -1,4 +1,4 @@
-"""Worker processes and Apache Beam: the same data set, whatever writes it or dies."""
+"""Worker processes: the same data set, whatever process writes it or dies."""
 
 import dataclasses
 import functools
@@ -12,44 +12,19 @@ import time
 
 import pytest
 
-from sparse_tube_vit.datasets.builders import folders
-from sparse_tube_vit.datasets.preparing import parallel, processes, write
 from sparse_tube_vit.datasets.preparing import plan as planning
+from sparse_tube_vit.datasets.preparing import processes, write
 from sparse_tube_vit.storage import UnreadableFile
-from tests.datasets.builders import official
+from tests.datasets.preparing.conftest import CLIPS, builder
 from tests.datasets.preparing.test_write import contents
-
-CLIPS = [f"train/{label}/{i}.mp4" for label in ("ant", "wolf") for i in range(7)]
-
-
-@pytest.fixture
-def clips(tmp_path):
-    """A folder of clips, one of which does not decode."""
-    official.write_clips(tmp_path / "clips", *CLIPS)
-    (tmp_path / "clips" / CLIPS[0]).write_bytes(b"damaged")
-    return tmp_path / "clips"
-
-
-@pytest.fixture
-def whole(clips, tmp_path, monkeypatch):
-    """What is to come out: written here, one by one, in several shards."""
-    monkeypatch.setitem(planning.SHARD_EXAMPLES, "video", 2)
-    ours = builder(clips, tmp_path / "whole")
-    assert write.write(ours)
-    assert len(list(ours.directory.glob("*-of-00007"))) == 7
-    return contents(ours.directory)
-
-
-def builder(clips, data_dir):
-    listing = folders.read_folder(clips, "video")
-    return folders.VideoFolder(listing=listing, data_dir=data_dir, config="x")
 
 
 def test_a_worker_that_is_killed_and_then_the_rest(clips, whole, tmp_path):
     ours = builder(clips, tmp_path)
 
     def run(plan, progress):
-        parallel.in_processes(list(planning.unfinished(plan)), 2, progress)
+        shards = list(planning.unfinished(plan))
+        list(processes.run(write.write_shard, shards, 2, progress))
 
     def kill_one(more):
         children = multiprocessing.active_children()
@@ -57,12 +32,39 @@ def test_a_worker_that_is_killed_and_then_the_rest(clips, whole, tmp_path):
             os.kill(children[0].pid, signal.SIGKILL)
 
     with pytest.raises(processes.WorkerDied, match="Run the same command again"):
-        write.write(ours, run=functools.partial(run, progress=kill_one))
+        write.write_dataset(ours, run=functools.partial(run, progress=kill_one))
     assert not multiprocessing.active_children()
     seen = []
-    assert write.write(ours, run=functools.partial(run, progress=seen.append))
+    assert write.write_dataset(ours, run=functools.partial(run, progress=seen.append))
     assert 0 < sum(seen) <= len(CLIPS)
     assert contents(ours.directory) == whole
+
+
+def double(task, count):
+    for _ in range(task):
+        count()
+    if task == 4:
+        raise ValueError("four")
+    return 2 * task
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_results_have_the_order_of_the_tasks_and_all_is_counted(workers):
+    progress = []
+    tasks = [3, 0, 1, 2]
+    assert [*processes.run(double, tasks, workers, progress.append)] == [6, 0, 2, 4]
+    assert sum(progress) == 6
+    with pytest.raises(ValueError, match="four"):
+        list(processes.run(double, [1, 4], workers))
+
+
+def exit_at_once(task, count):
+    os._exit(task)
+
+
+def test_a_worker_that_is_killed_is_a_named_error():
+    with pytest.raises(processes.WorkerDied, match="was killed.*fewer --workers"):
+        list(processes.run(exit_at_once, [1], 1))
 
 
 def test_an_error_in_a_worker_ends_the_others(clips, tmp_path):
@@ -76,38 +78,12 @@ def test_an_error_in_a_worker_ends_the_others(clips, tmp_path):
             for i in range(20_000)
             for shard in shards
         ]
-        parallel.in_processes(work_for_minutes, 2, lambda more: None)
+        list(processes.run(write.write_shard, work_for_minutes, 2))
 
     start = time.monotonic()
     with pytest.raises(UnreadableFile, match=f"{CLIPS[1]}: .*No such file"):
-        write.write(ours, run=run)
+        write.write_dataset(ours, run=run)
     assert time.monotonic() - start < 30
-
-
-BEAM = (
-    "--runner=DirectRunner --direct_num_workers=2"
-    " --direct_running_mode=multi_processing"
-)
-
-
-def test_beam(clips, whole, tmp_path):
-    ours = builder(clips, tmp_path)
-    assert write.write(ours, run=functools.partial(parallel.on_beam, options=BEAM))
-    assert contents(ours.directory) == whole
-
-
-def test_a_beam_pipeline_that_fails(clips, tmp_path, monkeypatch):
-    ours = builder(clips, tmp_path)
-
-    def run(plan):
-        os.remove(clips / CLIPS[1])
-        parallel.on_beam(plan, BEAM)
-
-    with pytest.raises(parallel.BeamFailed, match=f"UnreadableFile: .*{CLIPS[1]}"):
-        write.write(ours, run=run)
-    monkeypatch.setitem(sys.modules, "apache_beam", None)
-    with pytest.raises(parallel.NoBeam, match="pip install"):
-        parallel.on_beam("plan", "")
 
 
 @pytest.mark.slow

@@ -1,0 +1,52 @@
+"""Confusion matrices of evaluations are drawn once, and again when they change."""
+
+import json
+import os
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sparse_tube_vit import figures
+from sparse_tube_vit.errors import UnwritableOutput
+
+
+def write(directory, name, **result):
+    path = directory / f"{name}.json"
+    path.write_text(json.dumps({"summary": f"{name}: Top-1 50%"} | result))
+    os.utime(path, (1000, 1000))
+    return path
+
+
+def confused(*rows):
+    return {"confusion": rows, "per_class": {"cat": {}, "a $dog$ ": {}}}
+
+
+def test_what_lacks_a_picture_is_drawn(tmp_path):
+    """As `figures.confusion` draws it with the summary above, and no other twice."""
+    result = write(tmp_path, "images_step2", **confused((3, 1), (2, 2)))
+    write(tmp_path, "crowds_step2", mAP=0.5)
+    png = tmp_path / "images_step2_confusion.png"
+    assert figures.draw_confusions(tmp_path) == [png]
+    assert sorted(tmp_path.glob("*.png")) == [png]
+    expected = figures.confusion(
+        np.array([[3, 1], [2, 2]]), ["cat", "a $dog$ "], "images_step2: Top-1 50%"
+    )
+    figures.save(expected, tmp_path / "expected")
+    first = np.asarray(Image.open(png))
+    np.testing.assert_array_equal(first, np.asarray(Image.open(tmp_path / "expected")))
+
+    assert figures.draw_confusions(tmp_path) == []
+    result.write_text(result.read_text().replace("[3, 1]", "[1, 3]"))
+    os.utime(png, (2000, 2000))
+    os.utime(result, (2000, 2000))  # both within a second
+    assert figures.draw_confusions(tmp_path) == [png]
+    assert (np.asarray(Image.open(png)) != first).any()
+
+
+def test_it_cannot_be_written(tmp_path):
+    write(tmp_path, "images_step2", **confused((3, 1), (2, 2)))
+    (tmp_path / "images_step2_confusion.png").mkdir()
+    os.utime(tmp_path / "images_step2_confusion.png", (500, 500))
+    with pytest.raises(UnwritableOutput, match=r"images_step2_confusion\.png cannot"):
+        figures.draw_confusions(tmp_path)
