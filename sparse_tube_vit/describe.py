@@ -1,9 +1,9 @@
-"""What a config's model is, before anything runs: tubes, tokens, parameters, FLOPs.
+"""Prints a config's model: tubes, tokens, parameters and FLOPs.
 
     python -m sparse_tube_vit.describe --config configs/X.py [--config.key=value ...]
 
-FLOPs are those of one view forward, a multiply-add counted as two: by formula, of the
-matrix products alone, and as XLA counts the whole program.
+FLOPs are those of one view forward, a multiply-add counted as two: of the matrix
+products by formula, and of the whole program as XLA counts.
 """
 
 from absl import app, flags

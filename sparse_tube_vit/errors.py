@@ -1,20 +1,20 @@
-"""Errors that are messages to the user: what was wrong, where, and what to do."""
+"""Errors whose message says what was wrong, where, and what to do."""
 
 import contextlib
 import sys
 
 
 class TubeViTError(Exception):
-    """Base of the named errors; the message says all that a user needs."""
+    """Base of the named errors."""
 
 
 class UnwritableOutput(TubeViTError, OSError):
-    """What a command makes cannot be written where it is to go."""
+    """The output of a command cannot be written."""
 
 
 @contextlib.contextmanager
 def reported():
-    """Ends a command on a named error with its message instead of a stack trace."""
+    """Context manager that ends a command with a named error's message, no trace."""
     try:
         yield
     except TubeViTError as error:
@@ -28,8 +28,8 @@ def print_error(error: TubeViTError) -> None:
 
 
 class IndivisibleBatch(TubeViTError, ValueError):
-    """A batch cannot be shared out evenly among hosts or devices."""
+    """A batch cannot be split evenly over hosts or devices."""
 
 
 class DatasetError(TubeViTError):
-    """A data set that cannot be made or read; the message says what to do."""
+    """A data set cannot be prepared or read."""

@@ -1,4 +1,4 @@
-"""Writes what a model makes of clips and images, for retrieval and probes.
+"""Writes the features of clips and images, for retrieval and probes.
 
     python -m sparse_tube_vit.features --model DIR FILE... --out FILE.npz [--tokens]
         [--views 4x3]

@@ -1,4 +1,4 @@
-"""The package's own log, apart from absl's, which the libraries beneath it fill."""
+"""The package's log, apart from absl's, which other libraries use, and text tables."""
 
 import logging
 import sys
@@ -10,7 +10,7 @@ log = logging.getLogger("sparse_tube_vit")
 
 
 class _Stderr(logging.StreamHandler):
-    """Writes to what stderr is at the time: tests and notebooks replace it."""
+    """Writes to the current sys.stderr, which tests and notebooks replace."""
 
     def __init__(self):
         logging.Handler.__init__(self)
@@ -21,9 +21,9 @@ class _Stderr(logging.StreamHandler):
 
 
 def to_stderr() -> None:
-    """Shows our log with the time of day, and of the libraries' errors alone.
+    """Shows the package's log with the time of day, and other libraries' errors.
 
-    Their warnings are about themselves: orbax has four for every checkpoint it reads.
+    Other libraries' warnings are hidden: orbax logs four for every checkpoint it reads.
     """
     absl_logging.set_verbosity(absl_logging.ERROR)
     if not log.handlers:
@@ -35,9 +35,9 @@ def to_stderr() -> None:
 
 
 def name_host(index: int) -> None:
-    """Names this host, one of several, in its lines; the first alone says all of them.
+    """Adds this host's number to its lines; only the first host logs below warnings.
 
-    The others say warnings and errors: the rest is the same on all hosts.
+    The others would log the same.
     """
     if index:
         log.setLevel(logging.WARNING)

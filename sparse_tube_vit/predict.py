@@ -1,4 +1,4 @@
-"""Tells the classes of clips and images, by the views of the model's evaluation.
+"""Predicts the classes of clips and images, with the views of the evaluation.
 
     python -m sparse_tube_vit.predict --model DIR FILE... [--head NAME] [--top 5]
         [--views 4x3] [--format table|json|csv]
@@ -22,7 +22,7 @@ from sparse_tube_vit.log import log, to_stderr
 
 
 def as_table(predictions: list[Prediction]) -> str:
-    """A line a class; file and head stand in the first line of a file."""
+    """Formats a line per class; the first line of a file names file and head."""
     rows = [("file", "head", "probability", "class")]
     for p in predictions:
         first = (p.file, p.head)
@@ -39,7 +39,7 @@ def as_table(predictions: list[Prediction]) -> str:
 
 
 def as_json(predictions: list[Prediction]) -> str:
-    """A list of a dict a file."""
+    """Formats a list with one dict per file."""
     return json.dumps([_plain(p) for p in predictions], indent=1, ensure_ascii=False)
 
 
@@ -55,7 +55,7 @@ def _plain(prediction):
 
 
 def as_csv(predictions: list[Prediction]) -> str:
-    """A row a class; `problem` is filled where a file has none."""
+    """Formats a row per class; `problem` is filled for unreadable files."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(("file", "kind", "head", "rank", "class", "probability", "problem"))
@@ -73,7 +73,7 @@ FORMATS = {"table": as_table, "json": as_json, "csv": as_csv}
 def main():
     parser = argparse.ArgumentParser(
         prog="python -m sparse_tube_vit.predict",
-        description="Tells the classes of clips and images.",
+        description="Predicts the classes of clips and images.",
     )
     add_model_arguments(parser)
     parser.add_argument(
@@ -82,7 +82,7 @@ def main():
     parser.add_argument(
         "--head", help="whose classes; default: the one that was trained on such files"
     )
-    parser.add_argument("--top", type=positive, default=5, help="classes to tell")
+    parser.add_argument("--top", type=positive, default=5, help="number of classes")
     parser.add_argument(
         "--views",
         type=parse_views,

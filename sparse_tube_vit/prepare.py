@@ -12,32 +12,32 @@
     python -m sparse_tube_vit.prepare image_folder --name tiny_imagenet \
         --images DIR [--split_list FILE] --data_dir data
 
-kinetics600, kinetics700, something_something_v2 and charades are called as kinetics400.
-Every file is decoded once and copied into ArrayRecord files as it is, or transcoded;
-what does not decode is left out. manifest.csv says what was found of each. Prints how
-many examples there are of each class, and what was left out and why. The same command
-goes on with a preparation that was interrupted.
+kinetics600, kinetics700, something_something_v2 and charades take the options of
+kinetics400. Every file is decoded once and stored in ArrayRecord as it is, or
+transcoded; files that do not decode are left out. manifest.csv lists the properties of
+every file. Prints the examples per class, and the files that were left out with the
+reasons. After an interruption the same command continues.
 
-Worker processes share the files, one a core or `--workers`; with --beam "OPTIONS" those
-of an Apache Beam pipeline do, such as "--runner=DataflowRunner --project=...".
+One worker process per core, or `--workers`, shares the files; with --beam "OPTIONS" the
+workers of an Apache Beam pipeline do, such as "--runner=DataflowRunner --project=...".
 """
 
 import argparse
 import re
 import sys
 
-from sparse_tube_vit.datasets.builders import BUILDERS, builder_class
+from sparse_tube_vit.datasets.catalog import BUILDERS, OPTIONS, builder_class
 from sparse_tube_vit.datasets.preparing.prepare import prepare
 from sparse_tube_vit.errors import DatasetError, reported
 
 
 class BadArguments(DatasetError):
-    """The command line does not say what this data set needs."""
+    """An option is missing, superfluous or out of range for this data set."""
 
 
 def main(argv: list[str] | None = None) -> None:
     argv = list(sys.argv[1:] if argv is None else argv)
-    if "--beam" in argv[:-1]:  # its value looks like options of ours
+    if "--beam" in argv[:-1]:  # argparse takes its value for options
         i = argv.index("--beam")
         argv[i : i + 2] = [f"--beam={argv[i + 1]}"]
     arguments = _parser().parse_args(argv)
@@ -72,24 +72,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-# For each data set, the options it needs and those it may have.
-OPTIONS = {
-    "charades": (("videos", "annotations"), ("transcode",)),
-    "image_folder": (("images", "name"), ("split_list",)),
-    "imagenet2012": (("images",), ()),
-    "kinetics400": (("videos", "annotations"), ("transcode",)),
-    "kinetics600": (("videos", "annotations"), ("transcode",)),
-    "kinetics700": (("videos", "annotations"), ("transcode",)),
-    "moving_shapes": ((), ()),
-    "something_something_v2": (("videos", "annotations"), ("transcode",)),
-    "ucf101": (("videos", "annotations"), ("split", "transcode")),
-    "video_folder": (("videos", "name"), ("split_list", "transcode")),
-}
 FOR_ALL = ("dataset", "data_dir", "workers", "beam")
 
 
 def _transcode(arguments):
-    """Returns the Transcode that is asked for, None if none is."""
+    """Returns the Transcode of `--transcode`, or None."""
     if arguments.transcode is None:
         return None
     from sparse_tube_vit.video.transcode import Transcode
@@ -98,7 +85,11 @@ def _transcode(arguments):
 
 
 def _builders(arguments) -> list:
-    """Returns the builders to run, with what they are to write listed."""
+    """Returns the builders to run, with their listings.
+
+    Raises:
+        BadArguments: An option is missing, superfluous or out of range.
+    """
     needed, optional = OPTIONS[arguments.dataset]
     given = {
         option
@@ -122,14 +113,12 @@ def _builders(arguments) -> list:
     if arguments.dataset == "moving_shapes":
         return [cls(config=kind, data_dir=data_dir) for kind in cls.KINDS]
     if arguments.dataset == "ucf101":
-        from sparse_tube_vit.datasets.builders import ucf101
-
         split = arguments.split or 1
-        listing = ucf101.read_lists(arguments.videos, arguments.annotations, split)
+        listing = cls.read(arguments.videos, arguments.annotations, split)
         return [cls(config=f"split{split}", listing=listing, data_dir=data_dir)]
     if "name" not in needed:
-        found = cls.read(**{option: getattr(arguments, option) for option in needed})
-        return [cls(listing=found, data_dir=data_dir)]
+        listing = cls.read(**{option: getattr(arguments, option) for option in needed})
+        return [cls(listing=listing, data_dir=data_dir)]
     from sparse_tube_vit.datasets.builders import folders
 
     if not re.fullmatch(r"[\w+-]+", arguments.name):

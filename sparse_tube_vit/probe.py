@@ -1,4 +1,4 @@
-"""How well a model's features tell the classes of a folder apart, without training it.
+"""Measures how well a frozen model's features tell a folder's classes apart.
 
     python -m sparse_tube_vit.probe --model DIR --clips FOLDER [--kind image]
         [--split_list FILE] [--views 4x3] [--neighbours 5] [--format text|json]
@@ -25,7 +25,7 @@ from sparse_tube_vit.log import to_stderr
 
 
 def as_text(result: dict) -> str:
-    """A line a measurement, with its protocol."""
+    """Formats a line per measurement, with its protocol."""
     clip = f"{result['size']}x{result['size']}"
     if result["frames"] > 1:
         clip = (

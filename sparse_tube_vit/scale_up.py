@@ -1,8 +1,8 @@
-"""Makes a large video model of a small one and a large image ViT (paper 3.6).
+"""Combines a small video model and a large image ViT to a large one (paper 3.6).
 
     python -m sparse_tube_vit.scale_up --small DIR --big DIR|FILE --workdir DIR
 
-What it writes is trained with configs/scale_up.py.
+The result is trained with configs/scale_up.py.
 """
 
 import argparse
@@ -20,13 +20,13 @@ def main():
         description="Makes a large video model of a small one and a large image ViT.",
     )
     parser.add_argument(
-        "--small", required=True, help="work directory or checkpoint of a TubeViT"
+        "--small", required=True, help="work directory, checkpoint or release"
     )
     parser.add_argument(
         "--big",
         required=True,
-        help="an image ViT: .npz or .safetensors, or a work directory or checkpoint of "
-        "a model of 2-D patches",
+        help="an image ViT: .npz or .safetensors, or a work directory, checkpoint or "
+        "release of a model of 2-D patches",
     )
     parser.add_argument("--variant", choices=VARIANTS, help="of the weights in a file")
     parser.add_argument("--workdir", required=True, help="where the new model goes")

@@ -10,7 +10,7 @@ import pytest
 
 from configs.common import arguments
 from sparse_tube_vit.config import InvalidConfig, validate
-from sparse_tube_vit.datasets.builders import BUILDERS
+from sparse_tube_vit.datasets.catalog import BUILDERS
 from sparse_tube_vit.models.tubes import count_tokens
 from sparse_tube_vit.models.tubevit import make_model
 from sparse_tube_vit.models.variants import make_tubes

@@ -305,7 +305,7 @@ def test_undecodable_videos_count_as_wrong_and_are_named(
 ):
     workdir, _ = finished
     run = locate(workdir, 6).read_description()
-    read = evaluate.pipeline.EvaluationExample.read
+    read = evaluator.pipeline.EvaluationExample.read
     calls = []
 
     def damaged(self, encoded, rng):
@@ -314,7 +314,7 @@ def test_undecodable_videos_count_as_wrong_and_are_named(
             raise UndecodableClip("damaged")
         return read(self, encoded, rng)
 
-    monkeypatch.setattr(evaluate.pipeline.EvaluationExample, "read", damaged)
+    monkeypatch.setattr(evaluator.pipeline.EvaluationExample, "read", damaged)
     config = from_json(run["config"])
     config.loader.threads = 1
     (result,) = evaluator.evaluate(config, locate(workdir, 6), ["image"])

@@ -1,4 +1,4 @@
-"""Times the model, its training, the decoding and the input on this machine.
+"""The benchmark command: times the model, training, decoding and input.
 
 python -m sparse_tube_vit.benchmark model --variant B --frames 32 --size 224
 python -m sparse_tube_vit.benchmark scale_up --small Ti --big S

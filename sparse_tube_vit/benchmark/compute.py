@@ -1,4 +1,4 @@
-"""Times the model and its training."""
+"""Timing of the model and of training steps."""
 
 import os
 import statistics
@@ -27,7 +27,7 @@ from sparse_tube_vit.training.step import make_train_step
 
 
 def seconds(function: Callable[[], object], runs: int) -> float:
-    """Median time of a call in seconds, after one call to warm up."""
+    """Returns the median time of a call in seconds, after one call to warm up."""
     times = []
     for _ in range(runs + 1):
         started = time.perf_counter()
@@ -37,7 +37,7 @@ def seconds(function: Callable[[], object], runs: int) -> float:
 
 
 def time_model(args) -> None:
-    """Prints the seconds a clip takes, forward, and forward and backward."""
+    """Prints the time per clip, forward, and forward and backward."""
     clip = (args.frames, args.size, args.size)
     tubes = TUBE_SETS[args.tubes]
     model = TubeViT(
@@ -67,7 +67,7 @@ def time_model(args) -> None:
     )
     for name, (factor, step) in passes.items():
         took = seconds(lambda step=step: step(params, videos), args.runs) / args.batch
-        # By formula: XLA does not count what it leaves to the libraries of GPUs.
+        # By formula: XLA does not count operations that it leaves to GPU libraries.
         gflop = sum(forward_flops(model, clip, "head").values()) * factor / 1e9
         print(
             f"  {name}: {1e3 * took:.2f} ms a clip, {gflop / took:.0f} GFLOP/s "
@@ -76,9 +76,9 @@ def time_model(args) -> None:
 
 
 def time_scale_up(args) -> None:
-    """Prints what a step takes that trains the last layers, and one that trains all.
+    """Prints the time of a step that trains the last layers, and of one for all.
 
-    Of the model that scaling up creates (paper 3.6), on one stream of videos.
+    The model is that of scaling up (paper, section 3.6), with one stream of videos.
     """
     config = default_config()
     config.total_steps = 100_000
@@ -101,7 +101,7 @@ def time_scale_up(args) -> None:
     }
 
     def make_run(frozen_layers):
-        """A function that takes the next step, and the FLOPs of one."""
+        """Returns a function that takes the next step, and the FLOPs of a step."""
         config.optimizer.frozen_layers = frozen_layers
         optimizer = make_optimizer(config)
         params = init_params(model, jax.random.key(0), model.clip)
@@ -118,7 +118,7 @@ def time_scale_up(args) -> None:
         return run, step.cost_analysis()["flops"]
 
     (everything, all_flops), (last, last_flops) = make_run(None), make_run(frozen)
-    # In turns, so that a change of the machine's speed meets both.
+    # In turns, so that a change of the machine's speed affects both alike.
     pairs = [(seconds(everything, 1), seconds(last, 1)) for _ in range(args.runs)]
     whole, part = (statistics.median(column) for column in zip(*pairs, strict=True))
     saving = 1 - statistics.median(b / a for a, b in pairs)

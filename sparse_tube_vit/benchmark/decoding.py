@@ -1,4 +1,4 @@
-"""Times the decoding of a clip, beside other libraries that decode the same frames."""
+"""Timing of the decoding of a clip, beside other libraries with the same frames."""
 
 import dataclasses
 import io
@@ -10,30 +10,32 @@ import cv2
 import numpy as np
 
 from sparse_tube_vit.errors import TubeViTError
+from sparse_tube_vit.inference.clips import naming
 from sparse_tube_vit.input.augment import flip
 from sparse_tube_vit.input.randaugment import rand_augment
-from sparse_tube_vit.video.decode import UndecodableClip, decode, opened
+from sparse_tube_vit.storage import read_file
+from sparse_tube_vit.video.decode import decode, opened
 from sparse_tube_vit.video.sampling import random_crop
 
 
 class UnusableDecoder(TubeViTError, RuntimeError):
-    """A library to compare with is not installed, or does not decode the file."""
-
-
-class UnreadableFile(TubeViTError, OSError):
-    """There is no such file, or it may not be read."""
+    """A library of `--beside` is not installed, or does not decode the file."""
 
 
 class TooFewFrames(TubeViTError, ValueError):
-    """The file has fewer frames than the clip takes."""
+    """The file has fewer frames than the clip needs."""
 
 
 @dataclasses.dataclass(frozen=True)
 class File:
-    """An encoded file, and which of its frames are key frames.
+    """An encoded file and its key frames.
 
     Attributes:
-      keys: (frame number, presentation time in ticks) of every key frame.
+        path: Path of the file.
+        data: Encoded file.
+        frames: Number of frames.
+        rate: Frames a second.
+        keys: (frame number, presentation time in ticks) of every key frame.
     """
 
     path: str
@@ -44,11 +46,13 @@ class File:
 
     @classmethod
     def read(cls, path: str) -> "File":
-        try:
-            with open(path, "rb") as file:
-                data = file.read()
-        except OSError as error:
-            raise UnreadableFile(f"{path} cannot be read: {error.strerror}") from error
+        """Reads a file and its packets.
+
+        Raises:
+            UnreadableFile: The file cannot be read.
+            UndecodableClip: The file holds no video.
+        """
+        data = read_file(path)
         with opened(data) as video:
             packets, rate = video.packets, float(video.stream.average_rate)
             shown = sorted(p.pts for p in packets)
@@ -57,21 +61,21 @@ class File:
 
 
 def frames_alone(file: File, numbers: np.ndarray):
-    """PyAV's frames and their numbers, from the key frame before the first on."""
+    """Yields (number, PyAV frame), from the key frame before the first on."""
     key, key_time = max(key for key in file.keys if key[0] <= numbers[0])
     with av.open(io.BytesIO(file.data)) as container:
         stream = container.streams.video[0]
         stream.thread_type = "NONE"
         if key:
             container.seek(key_time, stream=stream)
-        # The range comes first: no frame is decoded past its end.
+        # `zip` asks the range first, so that no frame is decoded past its end.
         yield from zip(
             range(key, numbers[-1] + 1), container.decode(stream), strict=False
         )
 
 
 def limit(file: File, numbers: np.ndarray) -> None:
-    """Decodes up to the last frame wanted; nothing is converted."""
+    """Decodes up to the last of the frames, without converting them."""
     for _ in frames_alone(file, numbers):
         pass
 
@@ -111,20 +115,24 @@ def torchcodec(file: File, numbers: np.ndarray) -> np.ndarray:
     return decoder.get_frames_at(numbers.tolist()).data.numpy()
 
 
-#: What gives frames (T, H, W, 3) uint8 of a file by their numbers (T,), on one thread.
+#: Functions of a file and frame numbers (T,) that return frames (T, H, W, 3), uint8, on
+#: one thread.
 DECODERS = {
     function.__name__: function for function in (pyav, opencv, decord, torchcodec)
 }
 
 
 def time_decode(args) -> None:
-    """Prints milliseconds of CPU time to decode and crop a clip, beside other ways.
+    """Prints milliseconds of CPU time to decode a clip, beside other libraries.
 
     Raises:
-      UnreadableFile, UndecodableClip, TooFewFrames: of the file.
-      UnusableDecoder: of `args.beside`.
+        UnreadableFile: The file cannot be read.
+        UndecodableClip: The file does not decode.
+        TooFewFrames: The file has fewer frames than the clip needs.
+        UnusableDecoder: A library of `args.beside` fails.
     """
-    file = File.read(args.file)
+    with naming(args.file):
+        file = File.read(args.file)
     span = (args.frames - 1) * args.stride + 1
     if file.frames < span + (args.start or 0):
         raise TooFewFrames(
@@ -145,10 +153,8 @@ def time_decode(args) -> None:
         return rand_augment(rng, clip, args.randaugment, 10.0)
 
     first = np.arange(args.frames) * args.stride
-    try:
+    with naming(args.file):
         ours(file, first, np.random.default_rng(0))
-    except UndecodableClip as error:
-        raise UndecodableClip(f"{args.file}: {error}") from error
     ways = {
         "decoding alone": lambda file, numbers, rng: limit(file, numbers),
         "ours": ours,
@@ -173,7 +179,7 @@ def time_decode(args) -> None:
         if start is None:
             start = np.random.default_rng(run).integers(file.frames - span + 1)
         numbers = start + np.arange(args.frames) * args.stride
-        # In turns, so that a change of the machine's speed meets all.
+        # In turns, so that a change of the machine's speed affects all alike.
         for name, way in ways.items():
             rng = np.random.default_rng(run)
             started = time.process_time()

@@ -1,9 +1,9 @@
-"""Parameters to start from: an image ViT's weights, or another run's or release's.
+"""Initial parameters from an image ViT's weights, another run, or a release.
 
 Weights of image ViTs are read from the files of google-research/vision_transformer
 (AugReg `.npz`), timm and Hugging Face transformers (`.safetensors`) by explicit maps of
-names. Every array of the file and every parameter of the model is accounted for:
-loaded, resized, new or dropped. What is not is an error that lists it.
+names. Every array of the file and every parameter of the model is loaded, resized, new
+or dropped; an error lists all others.
 """
 
 import dataclasses
@@ -24,75 +24,77 @@ from sparse_tube_vit.models.tubevit import TubeViT
 
 
 class WeightsDoNotMatch(TubeViTError, ValueError):
-    """Weights of another model than the configured one."""
+    """Weights that do not fit the configured model."""
 
 
 def initial_params(
     config: ConfigDict, model: TubeViT, shapes, class_names: Mapping[str, tuple]
-) -> tuple[dict, "Report"]:
-    """The parameters that `config.init.weights` gives to a model.
+) -> tuple[dict, "WeightsReport"]:
+    """Returns the parameters that a model takes from `config.init.weights`.
 
     Args:
-      config: of the run; its section `init` says what is loaded and how.
-      model: the config's.
-      shapes: the model's parameters, or their shapes: a nested dict.
-      class_names: of every head of the model.
+        config: The run's config. Its section `init` sets what is loaded and how.
+        model: The config's model.
+        shapes: The model's parameters or their shapes, a nested dict.
+        class_names: Class names of every head of the model.
 
     Returns:
-      (part, report): a nested dict of float32 arrays in numpy, of those parameters that
-      are not new, and what became of every array.
+        (part, report): A nested dict of numpy arrays, float32, without the new
+        parameters; and the report.
 
     Raises:
-      UnreadableWeights: a file of another kind.
-      WeightsDoNotMatch: an array is of another shape, left over in the file, or missing
-        there; lists all.
-      NoCheckpoint, ForeignCheckpoint: neither a file of weights nor a run or release.
+        UnreadableWeights: The file is of another kind.
+        WeightsDoNotMatch: Arrays have other shapes, are left over in the file, or are
+            missing there. Lists all.
+        NoCheckpoint, ForeignCheckpoint: The path is neither a file of weights nor a run
+            or release.
+        UnreachableStorage: The URL's storage does not answer.
     """
     path = config.init.weights
     shapes = {name: x.shape for name, x in _flat(shapes).items()}
     if is_weights_file(path):
-        source, found = _from_vit(path, config, model, shapes)
+        source, match = _from_vit(path, config, model, shapes)
     else:
-        source, found = _from_run(path, config, shapes, class_names)
-    told = {name.rpartition("/")[0] for name in found.wrong}
+        source, match = _from_run(path, config, shapes, class_names)
+    layers_wrong = {name.rpartition("/")[0] for name in match.wrong}
     for name, shape in shapes.items():
-        if name not in found.arrays:
-            if found.may_be_new(name):
-                found.report.new[name] = shape, ""
-            elif name.rpartition("/")[0] not in told:
-                found.wrong[name] = shape, "not there"
-        elif found.arrays[name].shape != shape:
-            found.wrong[name] = f"{found.arrays[name].shape} is {shape} here", ""
-    found.wrong |= {
+        if name not in match.arrays:
+            if match.may_be_new(name):
+                match.report.new[name] = shape, ""
+            elif name.rpartition("/")[0] not in layers_wrong:
+                match.wrong[name] = shape, "not there"
+        elif match.arrays[name].shape != shape:
+            match.wrong[name] = f"{match.arrays[name].shape} is {shape} here", ""
+    match.wrong |= {
         name: (x.shape, "a parameter that the model has not")
-        for name, x in found.arrays.items()
+        for name, x in match.arrays.items()
         if name not in shapes
     }
-    if found.wrong:
+    if match.wrong:
         raise WeightsDoNotMatch(
             "\n".join(
                 [
                     f"config.init.weights is {source}, which does not fit config.model "
                     f"(depth {config.model.depth}, width {config.model.width}):",
-                    *(f"  {line}" for line in _table(found.wrong)),
+                    *(f"  {line}" for line in _table(match.wrong)),
                     "Set config.model to these sizes, or choose other weights.",
                 ]
             )
         )
-    found.report.source = source
-    arrays = {name: x.astype(np.float32) for name, x in found.arrays.items()}
-    return unflatten_dict(arrays, sep="/"), found.report
+    arrays = {name: x.astype(np.float32) for name, x in match.arrays.items()}
+    report = dataclasses.replace(match.report, source=source)
+    return unflatten_dict(arrays, sep="/"), report
 
 
 @dataclasses.dataclass
-class Report:
-    """What became of every array; as text, a table.
+class WeightsReport:
+    """Outcome for every array of a source and parameter of a model; `str` is a table.
 
     Attributes:
-      source: what was loaded.
-      loaded, resized, new: shape, and what is said of it, of our parameters by name.
-      dropped: the same of the source's arrays.
-      notes: what else differs between the source's model and the configured one.
+        source: Name of the source.
+        loaded, resized, new: (shape, remark) of the model's parameters by name.
+        dropped: (shape, remark) of the source's arrays by name.
+        notes: Other differences between the two models.
     """
 
     source: str = ""
@@ -110,13 +112,20 @@ class Report:
 
 
 @dataclasses.dataclass
-class _Found:
-    """Arrays under our names, and what is to be said of them and of the others."""
+class _Match:
+    """A source's arrays matched to our parameters.
+
+    Attributes:
+        may_be_new: Whether a parameter of that name may be missing from the source.
+        arrays: The arrays under our names.
+        wrong: (shape, remark) of arrays and parameters without a match.
+        report: What is known so far.
+    """
 
     may_be_new: Callable[[str], bool]
     arrays: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     wrong: dict[str, tuple] = dataclasses.field(default_factory=dict)
-    report: Report = dataclasses.field(default_factory=Report)
+    report: WeightsReport = dataclasses.field(default_factory=WeightsReport)
 
     def load(self, name, x, remark=""):
         self.arrays[name] = x
@@ -134,7 +143,7 @@ class _Found:
 
 
 def _from_vit(path, config, model, shapes):
-    """Everything of a file of weights, under the names and in the shapes of ours."""
+    """Matches a file of weights to our parameters."""
     kind, file = read_vit(path)
     init, depth = config.init, kind.depth(file)
     names = {a: b for a, b in kind.names(depth).items() if b in file}
@@ -149,61 +158,61 @@ def _from_vit(path, config, model, shapes):
         new.append("positions/")
     if init.inflate == "none":
         new += [f"stem/tube_{i}/" for i, t in enumerate(model.tubes) if t.kernel[0] > 1]
-    found = _Found(may_be_new=lambda name: name.startswith(tuple(new)))
+    match = _Match(may_be_new=lambda name: name.startswith(tuple(new)))
 
-    # What the file holds beyond a trunk: known and dropped, or an error.
+    # Other arrays than a trunk's: known ones are dropped, others an error.
     for name, x in file.items():
         if name in kind.unused or (name in kind.before_head and not init.head):
-            found.drop(name, x, "has no part in a TubeViT")
+            match.drop(name, x, "has no part in a TubeViT")
         elif name in kind.before_head:
-            found.wrong[name] = x.shape, "stands before the head, which init.head asks"
+            match.wrong[name] = x.shape, "stands before the head, which init.head asks"
         else:
-            found.wrong[name] = x.shape, "left over in the file"
+            match.wrong[name] = x.shape, "left over in the file"
 
-    _patch_kernel(found, vit, init.inflate, model, shapes, names)
+    _patch_kernel(match, vit, init.inflate, model, shapes, names)
 
     class_token = vit.pop("class_token", None)
     if (positions := vit.pop("positions", None)) is not None:
         name = names["positions"]
         of_class, grid = split_positions(positions)
         if grid is None:
-            found.wrong[name] = positions.shape, "no square grid of patches"
+            match.wrong[name] = positions.shape, "no square grid of patches"
         elif init.positions == "keep":
             for i, tube in enumerate(model.tubes):
-                found.resize(
+                match.resize(
                     f"positions/tube_{i}",
                     positions_at(grid, tube, model.clip),
                     f"from {grid.shape[0]}x{grid.shape[1]}",
                 )
         else:
-            found.drop(name, positions, "init.positions is 'drop'")
+            match.drop(name, positions, "init.positions is 'drop'")
         if class_token is not None:
             class_token = class_token + of_class
     if class_token is not None and model.pooling == "class_token":
-        found.load("class_token", class_token, "with its position added")
+        match.load("class_token", class_token, "with its position added")
     elif class_token is not None:
-        found.drop(names["class_token"], class_token, f"pooling is {model.pooling!r}")
+        match.drop(names["class_token"], class_token, f"pooling is {model.pooling!r}")
 
     for name, x in vit.items():
         if not name.startswith("head/"):
-            found.load(name, x)
+            match.load(name, x)
         elif init.head:
-            found.load(name.replace("head", f"head_{init.head}"), x)
+            match.load(name.replace("head", f"head_{init.head}"), x)
         else:
-            found.drop(names[name], x, "init.head is not set")
+            match.drop(names[name], x, "init.head is not set")
 
     for key in ("gelu", "norm_epsilon"):
         theirs, ours = getattr(kind, key), getattr(model, key)
         if theirs != ours:
-            found.report.notes.append(
+            match.report.notes.append(
                 f"model.{key} is {ours!r}; a file does not tell, but most models of "
                 f"{kind.name} have {theirs!r}"
             )
-    return source, found
+    return source, match
 
 
 def _our_layout(kind, name, x, heads):
-    """An array of the file as we keep it, under our name of it."""
+    """Returns a file's array in the shape of our parameter `name`."""
     *_, layer, leaf = ("", *name.split("/"))
     if not kind.torch or leaf not in ("kernel", "bias"):
         return x
@@ -216,8 +225,8 @@ def _our_layout(kind, name, x, heads):
     return x
 
 
-def _patch_kernel(found, vit, inflate, model, shapes, names):
-    """The 2-D patch kernel for the tubes of one frame, and inflated for the others."""
+def _patch_kernel(match, vit, inflate, model, shapes, names):
+    """Matches the 2-D patch kernel to tubes of one frame, and inflated to others."""
     kernel, bias = vit.pop("patch/kernel"), vit.pop("patch/bias", None)
     taken = False
     for i, tube in enumerate(model.tubes):
@@ -226,7 +235,7 @@ def _patch_kernel(found, vit, inflate, model, shapes, names):
             continue
         taken = True
         if tube.windows_per_token > 1:
-            found.wrong[f"{layer}/kernel"] = (
+            match.wrong[f"{layer}/kernel"] = (
                 shapes[f"{layer}/kernel"],
                 f"{tube}: a ViT's kernel makes whole tokens; take tubes without "
                 "space-to-depth, as set '4', or init.inflate 'none'",
@@ -235,16 +244,16 @@ def _patch_kernel(found, vit, inflate, model, shapes, names):
         x = resize_patches(kernel, size)
         x = inflate_kernel(x, t, inflate) if t > 1 else x[None]
         if x.shape[:3] == (1, *kernel.shape[:2]):
-            found.load(f"{layer}/kernel", x)
+            match.load(f"{layer}/kernel", x)
         else:
             how = f", {inflate}" if t > 1 else ""
-            found.resize(
+            match.resize(
                 f"{layer}/kernel", x, f"from {kernel.shape[0]}x{kernel.shape[1]}{how}"
             )
         if bias is not None:
-            found.load(f"{layer}/bias", bias)
+            match.load(f"{layer}/bias", bias)
     if not taken:
-        found.wrong[names["patch/kernel"]] = (
+        match.wrong[names["patch/kernel"]] = (
             kernel.shape,
             "no tube takes it; add one of a single frame with a kernel of its own, or "
             "set init.inflate",
@@ -253,7 +262,7 @@ def _patch_kernel(found, vit, inflate, model, shapes, names):
 
 @functools.cache
 def _bilinear(old: int, new: int) -> np.ndarray:
-    """(new, old): what jax.image.resize(..., "linear") multiplies an axis by."""
+    """Returns the matrix (new, old) of jax.image.resize(..., "linear") on an axis."""
     return np.asarray(jax.image.resize(np.eye(old), (new, old), "linear"), np.float64)
 
 
@@ -267,11 +276,11 @@ def resize_patches(kernel: np.ndarray, size) -> np.ndarray:
     (Beyer et al., CVPR 2023, section 3.4).
 
     Args:
-      kernel: (h, w, 3, D).
-      size: the new (h, w).
+        kernel: (h, w, 3, D).
+        size: The new (h, w).
 
     Returns:
-      (h, w, 3, D).
+        (h, w, 3, D).
     """
     # B is a Kronecker product of one matrix an axis, and so is its pseudo-inverse.
     rows, columns = (
@@ -296,9 +305,11 @@ def inflate_kernel(kernel: np.ndarray, frames: int, how: str) -> np.ndarray:
 
 
 def split_positions(positions: np.ndarray):
-    """Learned positions (1, N, D): the class token's, or 0, and the patches' (g, g, D).
+    """Splits learned positions (1, N, D) into the class token's and the patches'.
 
-    The grid is None if neither N nor N - 1 is a square.
+    Returns:
+        (of_class, grid): (1, 1, D), or 0 without a class token; and (g, g, D), or None
+        if neither N nor N - 1 is a square.
     """
     *_, n, width = positions.shape
     for of_class in (0, 1):
@@ -310,13 +321,13 @@ def split_positions(positions: np.ndarray):
 
 
 def positions_at(grid: np.ndarray, tube, clip) -> np.ndarray:
-    """Positions of patches on a grid (g, g, D), bilinearly at a tube's centres.
+    """Interpolates positions of patches (g, g, D) bilinearly at a tube's centres.
 
-    Both grids span the whole picture. Past the centres of the outer patches, theirs
-    holds. All frames have the same.
+    Both grids span the whole image. Beyond the centres of the outer patches, positions
+    are constant. They are the same at all times.
 
     Returns:
-      (nt, nh, nw, D) for a clip of (T, H, W).
+        (nt, nh, nw, D) for a clip of (T, H, W).
     """
     nt, nh, nw = tube.grid(clip)
     centres = tube.centres(clip).reshape(nt, nh, nw, 3)[0]
@@ -333,49 +344,49 @@ def positions_at(grid: np.ndarray, tube, clip) -> np.ndarray:
 
 
 def _from_run(path, config, shapes, class_names):
-    """All of a checkpoint or release; of its heads, those of the same classes."""
+    """Matches a checkpoint or release to our parameters, heads by their classes."""
     source = stored.read(path)
     run, params = source.run, _flat(source.params)
     fresh = tuple(f"{part}/" for part in config.init.fresh)
     new = ["head_", "encoder/new_block_", "encoder/gate", *fresh]
     if config.init.positions == "drop":
         new.append("positions/")
-    found = _Found(may_be_new=lambda name: name.startswith(tuple(new)))
+    match = _Match(may_be_new=lambda name: name.startswith(tuple(new)))
     for part in fresh:
         if not any(f"{name}/".startswith(part) for name in shapes):
             parts = ", ".join(sorted({name.partition("/")[0] for name in shapes}))
-            found.wrong[part[:-1]] = "in init.fresh", f"the model's parts are {parts}"
+            match.wrong[part[:-1]] = "in init.fresh", f"the model's parts are {parts}"
     for name, x in params.items():
         head = re.match(r"head_(.*)/", name)
         if f"{name}/".startswith(fresh):
-            found.drop(name, x, "in init.fresh")
+            match.drop(name, x, "in init.fresh")
         elif name == "encoder/gate" and name not in shapes:
-            found.drop(name, x, "model.gate_after is None")
+            match.drop(name, x, "model.gate_after is None")
         elif head and head[1] not in class_names:
-            found.drop(name, x, "there is no such head here")
+            match.drop(name, x, "there is no such head here")
         elif head and [*run["class_names"][head[1]]] != [*class_names[head[1]]]:
-            found.drop(name, x, "the classes differ")
+            match.drop(name, x, "the classes differ")
         elif name.startswith("positions/") and x.shape == shapes.get(name):
-            found.load(name, x)
+            match.load(name, x)
         elif name.startswith("positions/") and config.init.positions == "drop":
-            found.drop(name, x, "init.positions is 'drop'")
+            match.drop(name, x, "init.positions is 'drop'")
         elif name.startswith("positions/") and name in shapes:
             size = (*shapes[name][:3], x.shape[3])
             how = f"from {'x'.join(map(str, x.shape[:3]))} tokens"
-            found.resize(name, np.asarray(jax.image.resize(x, size, "linear")), how)
+            match.resize(name, np.asarray(jax.image.resize(x, size, "linear")), how)
         else:
-            found.load(name, x)
+            match.load(name, x)
     theirs, ours = run["config"]["model"], config.model.to_dict()
-    found.report.notes += [
+    match.report.notes += [
         f"model.{key} was {theirs.get(key)!r} there, {value!r} here"
         for key, value in ours.items()
         if _plain(theirs.get(key)) != _plain(value)
     ]
-    return source.name, found
+    return source.name, match
 
 
 def _plain(value):
-    """Tuples as JSON gives them back."""
+    """Returns the value with tuples as lists, as JSON has them."""
     if isinstance(value, Mapping):
         return {k: _plain(v) for k, v in value.items()}
     return [_plain(v) for v in value] if isinstance(value, tuple | list) else value
@@ -388,15 +399,14 @@ def _flat(params):
     return flatten_dict(params, sep="/")
 
 
-def _table(said: Mapping[str, tuple]) -> list[str]:
-    """One line a layer, and for the same layer in many blocks.
+def _table(remarks: Mapping[str, tuple]) -> list[str]:
+    """Returns one line per layer, or per layer that many blocks have.
 
     Args:
-      said: (shape, remark) by name; layers and their arrays' names are parted by
-        slashes or dots.
+        remarks: (shape, remark) by name. Slashes or dots separate layer and array.
     """
     layers = {}
-    for name, (shape, remark) in said.items():
+    for name, (shape, remark) in remarks.items():
         parts = re.fullmatch(r"(.*)[/.](kernel|scale|weight|bias)", name)
         layer, leaf = parts.groups() if parts else (name, "")
         layers.setdefault((layer, remark), []).append(f"{leaf} {shape}".strip())
@@ -413,7 +423,7 @@ def _table(said: Mapping[str, tuple]) -> list[str]:
 
 
 def _ranges(numbers):
-    """["0", "1", "2", "5"] to "0..2,5"; [None] to ""."""
+    """Formats ["0", "1", "2", "5"] as "0..2,5", and [None] as ""."""
     runs = []
     for n in sorted(map(int, filter(None, numbers))):
         if runs and runs[-1][1] == n - 1:

@@ -13,7 +13,13 @@ from flax.traverse_util import flatten_dict
 
 from sparse_tube_vit.checkpoints import hub, stored
 from sparse_tube_vit.checkpoints.model_card import model_card
-from sparse_tube_vit.checkpoints.stored import ARRAYS, CARD, CONFIG, StoredModel
+from sparse_tube_vit.checkpoints.stored import (
+    ARRAYS,
+    CARD,
+    CONFIG,
+    StoredModel,
+    read_evaluations,
+)
 from sparse_tube_vit.config import from_json
 from sparse_tube_vit.errors import TubeViTError, UnwritableOutput
 from sparse_tube_vit.log import log
@@ -63,8 +69,7 @@ def evaluations(model: StoredModel) -> list[dict]:
     config = from_json(model.run["config"])
     if model.workdir is None or (config.optimizer.ema_decay and not model.averaged):
         return []  # where there are averaged parameters, only they are evaluated
-    paths = sorted((model.workdir / "evaluations").glob("*.json"))
-    results = [json.loads(path.read_text()) for path in paths]
+    results = read_evaluations(model.workdir).values()
     return [result for result in results if result["step"] == model.step]
 
 

@@ -1,9 +1,9 @@
 """Scaling up, from image to video (paper 3.6, eq. 8, tables 6 and 9).
 
 A large ViT that was trained on images gets the video tubes of a small TubeViT. Their
-kernels stay as they are: space-to-depth concatenates the outputs of as many windows as
-the larger width needs. In training, the first layers are frozen, and a gate adds the
-tokens again after them, which at the start changes nothing.
+kernels stay unchanged: space-to-depth concatenates the outputs of as many windows as
+the larger width needs. In training, the first layers are frozen, and a gate, which
+starts at zero, adds the tokens again after them.
 """
 
 import dataclasses
@@ -31,29 +31,29 @@ from sparse_tube_vit.models.variants import make_tubes
 from sparse_tube_vit.storage import absolute
 
 #: The paper freezes 26 of the 32 layers of H.
-FROZEN_SHARE = 26 / 32  # rounded down to whole layers: 19 of 24, 9 of 12
+FROZEN_FRACTION = 26 / 32  # rounded down to whole layers: 19 of 24, 9 of 12
 
 
 class NotScalable(TubeViTError, ValueError):
-    """Two models of which scaling up makes none."""
+    """Two models that cannot be combined by scaling up."""
 
 
 def scale_tube(tube: Tube, channels: int, width: int) -> Tube:
-    """The tube with as many windows a token as a larger width needs.
+    """Returns the tube with as many windows per token as a larger width needs.
 
-    The windows a token along an axis are a multiple of what they were, and divide the
-    stride. Of all such factors those of the least product are taken, and of these the
-    ones with most windows along time, then down.
+    Along each axis, the windows per token are a multiple of what they were and divide
+    the stride. Of all such factors those with the smallest product are taken; of these,
+    those with most windows along time, then down.
 
     Args:
-      tube: of the small model.
-      channels: d, outputs of its kernel.
-      width: D, channels of the larger model's tokens. At least D / d windows a token
-        are needed; where they make more, the first D channels are kept, which the paper
-        does not state.
+        tube: Tube of the small model.
+        channels: d, outputs of its kernel.
+        width: D, channels of the larger model's tokens. At least D / d windows per
+            token are needed. If they give more channels, the first D are kept, which
+            the paper does not state.
 
     Raises:
-      NotScalable: there are no such factors.
+        NotScalable: There are no such factors.
     """
     needed = math.ceil(width / channels)
     choices = itertools.product(
@@ -77,17 +77,17 @@ def scale_tube(tube: Tube, channels: int, width: int) -> Tube:
 def scale_tubes(
     tubes: Sequence[Tube], channels: Sequence[int], width: int, patches: Tube
 ) -> tuple[Tube, ...]:
-    """The tubes of the created model.
+    """Returns the tubes of the created model.
 
     Args:
-      tubes: of the small model.
-      channels: outputs of every kernel.
-      width: D of the large model.
-      patches: of the large model. They take the place of the tube that reads images,
-        and of its strides that along time.
+        tubes: Tubes of the small model.
+        channels: Outputs of every kernel.
+        width: D of the large model.
+        patches: Patches of the large model. They replace the tube that reads images,
+            and take its stride along time.
 
     Raises:
-      NotScalable: as `scale_tube`; or not one tube alone reads images.
+        NotScalable: As `scale_tube`; or not exactly one tube reads images.
     """
     if sum(tube.reads_images for tube in tubes) != 1:
         raise NotScalable(
@@ -108,15 +108,15 @@ def scale_config(
     """Changes the config of a small model to that of the created one.
 
     Args:
-      config: of the small model.
-      big: of the large model, the values of `config.model` for its encoder.
-      patches: of the large model.
-      frozen_layers: of the created model, the gate after them. None: the share that the
-        paper freezes.
+        config: Config of the small model.
+        big: The large model's values of `config.model` for its encoder.
+        patches: Patches of the large model.
+        frozen_layers: Frozen layers of the created model, which the gate follows. None
+            for the paper's fraction.
 
     Raises:
-      NotScalable: as `scale_tubes`; or the small model is the wider one, or has learned
-        positions, which only its own tokens have.
+        NotScalable: As `scale_tubes`; or the small model is the wider one, or has
+            learned positions, which fit only its own tokens.
     """
     m = config.model
     if m.positions == "learned" or big["width"] < m.width:
@@ -129,7 +129,7 @@ def scale_config(
     channels = kernel_channels(tubes, m.width, m.kernels)
     tubes = scale_tubes(tubes, channels, big["width"], patches)
     if frozen_layers is None:
-        frozen_layers = int(FROZEN_SHARE * big["depth"])
+        frozen_layers = int(FROZEN_FRACTION * big["depth"])
     m.update(big, kernels="separate", pooling="attention", gate_after=frozen_layers)
     m.tubes = tuple(map(dataclasses.asdict, tubes))
     config.optimizer.frozen_layers = frozen_layers
@@ -140,10 +140,10 @@ class ImageViT:
     """A ViT of 2-D patches.
 
     Attributes:
-      model: what `config.model` says of its encoder.
-      patches: the tube that they are.
-      params: arrays in numpy by path, those of the patches below `stem/tube_0/`.
-      dropped: as in `pretrained.Report`.
+        model: The values of `config.model` for its encoder.
+        patches: Its patches as a tube.
+        params: Numpy arrays by path, those of the patches below `stem/tube_0/`.
+        dropped: As in `pretrained.WeightsReport`.
     """
 
     model: dict
@@ -152,7 +152,7 @@ class ImageViT:
     dropped: dict[str, tuple]
 
 
-#: The keys of `config.model` that an encoder's parameters are made for.
+#: The keys of `config.model` that an encoder's parameters depend on.
 _ENCODER = ("depth", "width", "mlp_dim", "heads", "new_layers", "gelu", "norm_epsilon")
 
 
@@ -160,13 +160,14 @@ def read_image_vit(path, sizes: Mapping | None = None) -> ImageViT:
     """Reads the large model.
 
     Args:
-      path: a file as for `config.init.weights`; or a work directory or checkpoint of a
-        model whose only tube reads single frames.
-      sizes: depth, width, mlp_dim and heads of the weights in a file.
+        path: A file as for `config.init.weights`; or any stored model whose only tube
+            reads single frames.
+        sizes: depth, width, mlp_dim and heads of the weights in a file.
 
     Raises:
-      NotScalable: the model is more than an image ViT.
-      UnreadableWeights, WeightsDoNotMatch, NoCheckpoint: it cannot be read.
+        NotScalable: The model is more than an image ViT.
+        UnreadableWeights, WeightsDoNotMatch: The file cannot be read.
+        The errors of `stored`.
     """
     if is_weights_file(str(path)):
         kind, file = vit_formats.read_vit(path)
@@ -193,7 +194,7 @@ def read_image_vit(path, sizes: Mapping | None = None) -> ImageViT:
 
 
 def _model(config, class_names):
-    """(model, shapes of its parameters, class names) for `initial_params`."""
+    """Returns model, shapes of its parameters and class names for `initial_params`."""
     model = make_model(config, {head: len(c) for head, c in class_names.items()})
     shapes = jax.eval_shape(lambda: _fresh(config, model))
     return model, shapes, class_names
@@ -205,28 +206,29 @@ def _fresh(config, model):
 
 def scale_up(
     small, big, workdir, sizes: Mapping | None = None, frozen_layers: int | None = None
-) -> tuple[ConfigDict, pretrained.Report]:
+) -> tuple[ConfigDict, pretrained.WeightsReport]:
     """Writes the created model as a checkpoint that runs can start from.
 
-    Its tubes' kernels are the small model's, its patches and its encoder the large
-    one's, and so is its attention pooling if that has one. All else is new, by the seed
-    of the small model's config: the heads are those of that model.
+    The kernels of its tubes are the small model's. Patches, encoder and, if there is
+    one, attention pooling are the large model's. All other parameters are new, drawn
+    with the seed of the small model's config. It has the small model's heads.
 
     Args:
-      small: a work directory or checkpoint of a TubeViT.
-      big, sizes: as for `read_image_vit`.
-      workdir: of the created model; nothing is trained in it.
-      frozen_layers: as for `scale_config`.
+        small: A stored TubeViT: work directory, checkpoint or release.
+        big, sizes: As for `read_image_vit`.
+        workdir: Work directory for the created model; no run may use it.
+        frozen_layers: As for `scale_config`.
 
     Returns:
-      (config, report): the small model's config, changed to train the created model,
-      and where its parameters come from. The checkpoint holds the config.
+        (config, report): The small model's config, changed to train the created model,
+        which the checkpoint holds too; and the origin of every parameter.
 
     Raises:
-      NotScalable: the two models do not fit.
-      InvalidConfig: `frozen_layers` are none, or all.
-      UnreadableWeights, WeightsDoNotMatch, NoCheckpoint: a model cannot be read.
-      OtherRun: the work directory is in use.
+        NotScalable: The two models do not fit.
+        InvalidConfig: `frozen_layers` is 0, or all layers.
+        UnreadableWeights, WeightsDoNotMatch: The file cannot be read.
+        OtherRun: The work directory is in use.
+        The errors of `stored`.
     """
     source = stored.read(small)
     run, config = source.run, from_json(source.run["config"])
@@ -239,7 +241,7 @@ def scale_up(
     tubes = make_tubes(config.model.tubes)
     model, shapes, _ = _model(config, run["class_names"])
     shapes = flatten_dict(shapes, sep="/")
-    given, report = {}, pretrained.Report(f"{small} and {big}", dropped=image.dropped)
+    given, dropped = {}, dict(image.dropped)
     for i, (tube, kernel) in enumerate(zip(tubes, kernels, strict=True)):
         for leaf, x in kernel.items():
             name = f"stem/tube_{i}/{leaf}"
@@ -251,15 +253,15 @@ def scale_up(
         if name.startswith(("encoder/", "pooling/")):
             given[name] = x, big
         elif not name.startswith("stem/"):
-            report.dropped[name] = x.shape, f"of {big}"
-    report.loaded = {
-        name: (x.shape, f"of {source}") for name, (x, source) in given.items()
-    }
-    report.new = {
-        name: (x.shape, "") for name, x in shapes.items() if name not in given
-    }
+            dropped[name] = x.shape, f"of {big}"
+    report = pretrained.WeightsReport(
+        source=f"{small} and {big}",
+        loaded={name: (x.shape, f"of {path}") for name, (x, path) in given.items()},
+        new={name: (x.shape, "") for name, x in shapes.items() if name not in given},
+        dropped=dropped,
+    )
 
-    @jax.jit  # makes what is new, and not what is given
+    @jax.jit  # computes the new parameters only
     def new():
         params = flatten_dict(_fresh(config, model), sep="/")
         return {name: params[name] for name in report.new}
@@ -274,7 +276,7 @@ def scale_up(
 
 
 def read_kernels(params: Mapping, config: ConfigDict) -> list[dict]:
-    """{"kernel", "bias"} of every tube of a config's model, interpolated or not."""
+    """Returns {"kernel", "bias"} of every tube, interpolated if the model's are."""
     stem = params["stem"]
     if config.model.kernels == "separate":
         return [stem[f"tube_{i}"] for i in range(len(stem))]

@@ -296,3 +296,17 @@ def _damaged(name, why):
     return DamagedCheckpoint(
         f"{name} is damaged: {why}. Copy it again, or take another step."
     )
+
+
+def read_evaluations(workdir) -> dict[str, dict]:
+    """Returns the results that evaluations of a run wrote, by the stems of their files.
+
+    Args:
+        workdir: The run's work directory, local or gs://.
+    """
+    results = {}
+    for path in sorted((epath.Path(workdir) / "evaluations").glob("*.json")):
+        results[path.stem] = result = json.loads(path.read_text())
+        if "distinct" in result:  # the name of the key in version 0.1.0
+            result["examples"] = result.pop("distinct")
+    return results

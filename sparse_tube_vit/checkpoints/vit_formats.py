@@ -1,4 +1,4 @@
-"""Image ViTs' files of weights: their names, by library."""
+"""Files of image ViTs' weights: array names by library, and reading."""
 
 import dataclasses
 import itertools
@@ -14,25 +14,25 @@ from sparse_tube_vit.storage import UnreachableStorage
 
 
 class UnreadableWeights(TubeViTError, ValueError):
-    """A file that is none of the known kinds of weights."""
+    """A file that is missing, damaged, or not a known kind of weights."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Format:
-    """The names that a library gives to a ViT's arrays, and what it computes with.
+    """A library's names of a ViT's arrays, and the settings of its models.
 
     Attributes:
-      name: of the library.
-      gelu, norm_epsilon: of its models, as in `model.TubeViT`.
-      layers: its name of every layer outside the blocks, by ours.
-      block: its name of block {i}.
-      block_layers: its name of every layer of a block, by ours.
-      class_token, positions: its names of the two arrays that belong to no layer.
-      leaves: what it calls a layer's kernel, scale and bias.
-      torch: whether kernels are (out, in) and patches (D, 3, h, w).
-      before_head: layers between trunk and classifier, which TubeViT has not: dropped
-        together with the classifier.
-      unused: names that play no part in classification: dropped.
+        name: The library.
+        gelu, norm_epsilon: Of its models, as in `TubeViT`.
+        layers: Its name of every layer outside the blocks, by our name.
+        block: Its name of block {i}.
+        block_layers: Its name of every layer of a block, by our name.
+        class_token, positions: Its names of the two arrays that belong to no layer.
+        leaves: Its suffixes for a layer's kernel, scale and bias.
+        torch: Whether kernels are (out, in) and patch kernels (D, 3, h, w).
+        before_head: Layers between trunk and classifier, which TubeViT lacks. They are
+            dropped together with the classifier.
+        unused: Arrays without a part in classification, which are dropped.
     """
 
     name: str
@@ -49,7 +49,7 @@ class Format:
     unused: tuple[str, ...] = ()
 
     def recognizes(self, names) -> bool:
-        """Whether a file with arrays of these names is of this format."""
+        """Returns whether a file with arrays of these names has this format."""
         signature = (
             self.name_of("patch", "kernel"),
             self.name_of("encoder/block_0/attention/query", "kernel"),
@@ -57,7 +57,7 @@ class Format:
         return all(name in names for name in signature)
 
     def name_of(self, layer: str, leaf: str) -> str:
-        """The name in the file of one of our layers' kernel, scale or bias."""
+        """Returns the name in the file of our layer's kernel, scale or bias."""
         if block := re.fullmatch(r"encoder/block_(\d+)/(.*)", layer):
             theirs = self.block.format(i=block[1]) + self.block_layers[block[2]]
         else:
@@ -65,7 +65,7 @@ class Format:
         return theirs + self.leaves[leaf]
 
     def names(self, depth: int) -> dict[str, str]:
-        """The name in the file of every array of a ViT of so many blocks, by ours."""
+        """Returns the names in the file of a ViT's arrays, by our names."""
         layers = [*self.layers] + [
             f"encoder/block_{i}/{layer}"
             for i in range(depth)
@@ -78,12 +78,12 @@ class Format:
         }
 
     def patch(self, file: Mapping[str, np.ndarray]) -> tuple[int, int]:
-        """Size of a file's patches in pixels, (h, w)."""
+        """Returns the size of a file's patches in pixels, (h, w)."""
         shape = file[self.name_of("patch", "kernel")].shape
         return shape[2:] if self.torch else shape[:2]
 
     def depth(self, names) -> int:
-        """Number of blocks in a file."""
+        """Returns the number of blocks in a file."""
         return next(
             i
             for i in itertools.count()
@@ -98,8 +98,22 @@ _TORCH = {
 }
 
 
-def _hugging_face(prefix, block, **block_layers):
-    attention = ("query", "key", "value", "out")
+#: Names of a block's layers: those that `save_pretrained` writes, and those of the
+#: modules since transformers 5.
+_HUGGING_FACE_BLOCK = {
+    "norm_1": ("layernorm_before", "layernorm_before"),
+    "attention/query": ("attention.attention.query", "attention.q_proj"),
+    "attention/key": ("attention.attention.key", "attention.k_proj"),
+    "attention/value": ("attention.attention.value", "attention.v_proj"),
+    "attention/out": ("attention.output.dense", "attention.o_proj"),
+    "norm_2": ("layernorm_after", "layernorm_after"),
+    "mlp/up": ("intermediate.dense", "mlp.fc1"),
+    "mlp/down": ("output.dense", "mlp.fc2"),
+}
+
+
+def _hugging_face(prefix, column):
+    """Names with a prefix, which files without a classifier lack, by a table column."""
     return Format(
         name="Hugging Face",
         norm_epsilon=1e-12,
@@ -108,15 +122,8 @@ def _hugging_face(prefix, block, **block_layers):
             "encoder/norm": f"{prefix}layernorm",
             "head": "classifier",
         },
-        block=f"{prefix}{block}",
-        block_layers={
-            "norm_1": "layernorm_before",
-            "norm_2": "layernorm_after",
-            **{
-                f"{'attention' if layer in attention else 'mlp'}/{layer}": name
-                for layer, name in block_layers.items()
-            },
-        },
+        block=prefix + ("encoder.layer.{i}.", "layers.{i}.")[column],
+        block_layers={k: names[column] for k, names in _HUGGING_FACE_BLOCK.items()},
         class_token=f"{prefix}embeddings.cls_token",
         positions=f"{prefix}embeddings.position_embeddings",
         unused=(
@@ -128,9 +135,6 @@ def _hugging_face(prefix, block, **block_layers):
     )
 
 
-#: All formats. Hugging Face's names are without the prefix where the file has no
-#: classifier; the first kind is what `save_pretrained` writes, the second what modules
-#: are called since transformers 5.
 FORMATS = (
     Format(
         name="AugReg",
@@ -178,39 +182,19 @@ FORMATS = (
         before_head=("fc_norm.weight", "fc_norm.bias"),
         **_TORCH,
     ),
-    *itertools.chain.from_iterable(
-        (
-            _hugging_face(
-                prefix,
-                "encoder.layer.{i}.",
-                query="attention.attention.query",
-                key="attention.attention.key",
-                value="attention.attention.value",
-                out="attention.output.dense",
-                up="intermediate.dense",
-                down="output.dense",
-            ),
-            _hugging_face(
-                prefix,
-                "layers.{i}.",
-                query="attention.q_proj",
-                key="attention.k_proj",
-                value="attention.v_proj",
-                out="attention.o_proj",
-                up="mlp.fc1",
-                down="mlp.fc2",
-            ),
-        )
-        for prefix in ("vit.", "")
-    ),
+    *(_hugging_face(prefix, i) for prefix in ("vit.", "") for i in (0, 1)),
 )
 
 
 def read_vit(path) -> tuple[Format, dict[str, np.ndarray]]:
-    """The format of a file of an image ViT's weights, and all its arrays.
+    """Reads an image ViT's weights: returns the format, and all arrays by name.
+
+    Args:
+        path: An `.npz` or `.safetensors` file; local, or at gs:// or hf://.
 
     Raises:
-      UnreadableWeights: it holds something else.
+        UnreadableWeights, UnreachableStorage: As `read_arrays`, or the names are of no
+            known format.
     """
     file = read_arrays(path)
     kind = next((f for f in FORMATS if f.recognizes(file)), None)
@@ -224,10 +208,14 @@ def read_vit(path) -> tuple[Format, dict[str, np.ndarray]]:
 
 
 def read_arrays(path) -> dict[str, np.ndarray]:
-    """All arrays of an `.npz` or `.safetensors` file in float32, timm's qkv as three.
+    """Reads all arrays of a file in float32, timm's qkv split in three.
+
+    Args:
+        path: As for `read_vit`.
 
     Raises:
-      UnreadableWeights: no such file, or one that holds something else.
+        UnreadableWeights: The file is missing, damaged or of another kind.
+        UnreachableStorage: The storage does not answer.
     """
     try:
         with stored.on_disk(stored.open_path(path)) as local:

@@ -1,4 +1,4 @@
-"""Class names of heads, and the check that data sets agree with them."""
+"""Class names of heads and data sets, and checks that they agree."""
 
 from collections.abc import Iterable
 
@@ -7,7 +7,7 @@ from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.datasets.reading import Split
 from sparse_tube_vit.errors import DatasetError, TubeViTError
 
-#: Number of classes of data sets, prepared or not, that have an official list of them.
+#: Number of classes of data sets with an official list of them.
 OFFICIAL_CLASSES = {
     "charades": 157,
     "imagenet2012": 1000,
@@ -23,14 +23,14 @@ OFFICIAL_CLASSES = {
 
 
 class ClassNamesDiffer(TubeViTError, ValueError):
-    """A data set has other classes, or another order, than the head it is used with."""
+    """A data set and its head differ in their classes or the order of them."""
 
 
 def classes_by_head(sources: Iterable[tuple[str, Split]]) -> dict[str, tuple[str, ...]]:
-    """Class names of every head from (head, split) pairs, splits of a head agreeing.
+    """Returns the class names of every head, from (head, split) pairs.
 
     Raises:
-      ClassNamesDiffer: two splits with the same head have different classes.
+        ClassNamesDiffer: Two splits with the same head have different classes.
     """
     classes = {}
     for head, split in sources:
@@ -39,7 +39,11 @@ def classes_by_head(sources: Iterable[tuple[str, Split]]) -> dict[str, tuple[str
 
 
 def check_classes(head: str, class_names: Iterable[str], split: Split) -> None:
-    """Raises ClassNamesDiffer unless the split's classes are those, in that order."""
+    """Checks that a split has the class names of a head, in the same order.
+
+    Raises:
+        ClassNamesDiffer: It has other classes, or another order.
+    """
     ours, theirs = list(class_names), list(split.class_names)
     if ours == theirs:
         return
@@ -58,7 +62,7 @@ def check_classes(head: str, class_names: Iterable[str], split: Split) -> None:
 
 
 def classes_of(config: ConfigDict) -> dict[str, int | None]:
-    """Number of classes of every head; None where its data set is not prepared."""
+    """Returns the number of classes by head; None if its data set is not prepared."""
     classes = {}
     for stream in config.streams.values():
         try:

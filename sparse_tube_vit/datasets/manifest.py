@@ -1,8 +1,8 @@
-"""The manifest of a data set: what is in every file, as a decoder found it, in CSV.
+"""The manifest of a data set: a CSV file with the decoded properties of every file.
 
-`manifest.csv` lies beside dataset_info.json and has a row for every example and for
-every file that was left out. Columns are the fields of `Row`; `label` is called
-`labels` where the data set is multi-label.
+`manifest.csv` is beside dataset_info.json and has a row for every example and for every
+file that was left out. Columns are the fields of `Row`; `label` is called `labels` in a
+multi-label data set.
 """
 
 import csv
@@ -19,32 +19,32 @@ from sparse_tube_vit.errors import DatasetError
 from sparse_tube_vit.video import decode
 
 NAME = "manifest.csv"
-OK = "ok"  # the status of an example that was written
+OK = "ok"  # status of an example that is in the records
 _AGAIN = "Delete it, or prepare the data set again."
 
 
 class BadManifest(DatasetError):
-    """The file is no manifest."""
+    """The file is not a manifest."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Row:
-    """An example, or a file that was left out; None is what is not known.
+    """An example, or a file that was left out; unknown values are None.
 
     Attributes:
-        split: The split, for example "train".
-        id: Its id, unlike every other of the data set.
-        sha256: Of the encoded file, in hexadecimal.
-        container: FFmpeg's name of it, such as "mov,mp4,m4a,3gp,3g2,mj2".
-        codec: FFmpeg's name of it, such as "h264".
-        width: Of the upright picture, in pixels.
-        height: Of the upright picture, in pixels.
-        frame_rate: What the container claims, frames a second on average; None for an
-            image.
-        decoded_frames: What a full decode gives, whatever the container claims.
-        seconds: By presentation times, the last frame's included; None for an image.
-        label: Its class; in a multi-label data set all its classes, () if unknown.
-        status: "ok", or why it was left out.
+        split: Split, for example "train".
+        id: Identifier, unique within the split.
+        sha256: SHA-256 of the encoded file in hexadecimal.
+        container: FFmpeg's name of the container, such as "mov,mp4,m4a,3gp,3g2,mj2".
+        codec: FFmpeg's name of the codec, such as "h264".
+        width: Width of the upright picture in pixels.
+        height: Height of the upright picture in pixels.
+        frame_rate: The container's average frames a second; None for an image.
+        decoded_frames: Number of frames of a full decode.
+        seconds: Duration by presentation times, with that of the last frame; None for
+            an image.
+        label: Class name; in a multi-label data set all class names, () if unknown.
+        status: "ok", or the reason why the file was left out.
     """
 
     split: str
@@ -62,7 +62,7 @@ class Row:
 
     @classmethod
     def of(cls, split: str, name: str, label, encoded: bytes, kind: str) -> "Row":
-        """The row of a file, decoded here; the status says if it does not decode."""
+        """Decodes a file and returns its row; errors of decoding are its status."""
         digest = hashlib.sha256(encoded).hexdigest()
         row = cls(split=split, id=name, sha256=digest, label=label)
         try:
@@ -76,7 +76,7 @@ class Row:
         return os.fsencode(f"{self.id}: {self.status}").decode(errors="replace")
 
 
-#: The columns that decoding gives.
+#: Columns that `inspect` returns.
 DECODED = (
     "container",
     "codec",
@@ -89,22 +89,22 @@ DECODED = (
 
 
 def inspect(encoded: bytes, kind: str) -> dict:
-    """Decodes every frame of a clip once, on one thread; of an image, its first.
+    """Decodes every frame of a video, or the first of an image, on one thread.
 
     Args:
-        encoded: A file that `input.decode` reads.
+        encoded: Encoded file, of any kind that `video.decode` reads.
         kind: "video" or "image".
 
     Returns:
         The columns `DECODED`.
 
     Raises:
-        UndecodableClip: It does not decode wholly: FFmpeg fails, has to make up for
-            damaged data, or its frames differ in size.
+        UndecodableClip: FFmpeg fails or conceals damaged data, or the frames differ in
+            size.
     """
     with decode.opened(encoded) as video:
         if kind == "image":
-            # A picture that breaks off would be filled up with grey.
+            # Else FFmpeg would fill a truncated picture with grey.
             video.stream.codec_context.options = {"err_detect": "explode"}
         sizes, frames = set(), 0
         for frame in video.frames():
@@ -130,24 +130,24 @@ def inspect(encoded: bytes, kind: str) -> dict:
             "seconds": None,
         }
         if kind == "video":
-            shown = video.packet_times()
-            if shown is None:
-                shown = video.frame_times()
+            ticks = video.packet_times()
+            if ticks is None:
+                ticks = video.frame_times()
             columns["frame_rate"] = video.stream.average_rate
-            columns["seconds"] = round(video.seconds(shown), 6)
+            columns["seconds"] = round(video.seconds(ticks), 6)
         return columns
 
 
 def write(path, rows: Iterable[Row], multi_label: bool = False) -> None:
-    """Writes rows in the order given, in UTF-8."""
+    """Writes a manifest with these rows in this order, in UTF-8."""
     lines = [_line(_columns(multi_label))]
     for row in rows:
         cells = {name: getattr(row, name) for name in _columns()}
-        if multi_label:  # CSV within CSV, as a label may hold the semicolon
+        if multi_label:  # CSV within CSV, as a label may contain the semicolon
             cells["label"] = _line(row.label, ";") if row.label else ""
-        lines.append(_line(cells.values()))  # of None, csv makes ""
+        lines.append(_line(cells.values()))  # csv writes None as ""
     text = "\n".join([*lines, ""])
-    # File names, and with them ids, need not be valid UTF-8.
+    # Ids may be file names, which need not be valid UTF-8.
     epath.Path(path).write_bytes(text.encode(errors="surrogateescape"))
 
 
@@ -155,7 +155,7 @@ def read(path) -> Iterator[Row]:
     """Yields the rows of a manifest.
 
     Raises:
-        BadManifest: The file is not what `write` writes; says where.
+        BadManifest: The file is not one that `write` has written; names the line.
     """
     text = epath.Path(path).read_bytes().decode(errors="surrogateescape")
     reader = csv.reader(io.StringIO(text, newline=""))
@@ -185,7 +185,7 @@ _PARSE = {
     "decoded_frames": int,
     "seconds": float,
 }
-_ALWAYS = ("split", "id", "status")  # text that may be empty, but is never unknown
+_ALWAYS = ("split", "id", "status")  # may be empty, but never unknown
 
 
 def _row(cells: list[str], multi_label: bool) -> Row:
@@ -203,7 +203,7 @@ def _row(cells: list[str], multi_label: bool) -> Row:
 
 def _line(cells: Iterable, delimiter: str = ",") -> str:
     line = io.StringIO(newline="")
-    # With the line end that it expects, the writer quotes cells with half of it.
+    # With this line end, the writer also quotes cells that contain half of it.
     csv.writer(line, delimiter=delimiter, lineterminator="\r\n").writerow(cells)
     return line.getvalue().removesuffix("\r\n")
 

@@ -1,7 +1,7 @@
-"""Data sets on disk: encoded clips and images with a label and an id, read by index.
+"""Reading of prepared data sets: encoded clips and images by index.
 
-`open_split` is the reading side. Worker processes of the input pipeline import it, so
-it imports neither jax nor tensorflow, and TFDS only once a data set is opened.
+Worker processes of the input import this module: it imports neither jax nor tensorflow,
+and TFDS only when a data set is opened.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ import shlex
 import numpy as np
 from etils import epath
 
-from sparse_tube_vit.datasets.builders import BUILDERS
+from sparse_tube_vit.datasets.catalog import BUILDERS, OPTIONS
 from sparse_tube_vit.errors import DatasetError
 
 INFO = "dataset_info.json"  # written last: it marks a prepared data set
@@ -21,7 +21,7 @@ UNFINISHED = "preparing."  # prefix of files of a preparation that is not finish
 
 
 class DatasetNotPrepared(DatasetError):
-    """The data set is not where it was looked for."""
+    """There is no prepared data set of this name."""
 
 
 class UnknownSplit(DatasetError):
@@ -29,24 +29,23 @@ class UnknownSplit(DatasetError):
 
 
 class UnsupportedDataset(DatasetError):
-    """A TFDS data set that is not labelled images or videos in ArrayRecord."""
+    """The TFDS data set is not one of labelled images or videos in ArrayRecord."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """One split of a prepared data set, a random-access source for grain.
+    """A split of a prepared data set, a random-access source for grain.
 
-    `split[i]` is `{"id": str, "label": int, kind: bytes}` where the bytes are the
-    encoded file and `kind` is "video" or "image". In a multi-label data set the label
-    is multi-hot, uint8 (C,). Pickles to its few fields; every process opens the files
-    itself, on its first read.
+    `split[i]` is the record `{"id": str, "label": int, kind: bytes}`, the encoded file
+    by its kind. In a multi-label data set the label is multi-hot, uint8 (C,). A split
+    is pickled without open files; every process opens them on its first read.
 
     Attributes:
-        name: The data set, for example "ucf101/split1".
-        split: The split, for example "train".
-        directory: The prepared directory.
+        name: Name of the data set, for example "ucf101/split1".
+        split: Name of the split, for example "train".
+        directory: Directory of the prepared data set.
         kind: "video" or "image".
-        class_names: The name of every label, in the order of the labels.
+        class_names: Class names in the order of the labels.
         length: Number of examples.
         multi_label: Whether an example has any number of labels instead of one.
     """
@@ -61,7 +60,7 @@ class Split:
 
     @property
     def label_shape(self) -> tuple[int, ...]:
-        """Shape of an example's label: () or, in a multi-label data set, (C,)."""
+        """Shape of a label: () or, in a multi-label data set, (C,)."""
         return (len(self.class_names),) if self.multi_label else ()
 
     def __len__(self) -> int:
@@ -74,7 +73,7 @@ class Split:
                 f"example {index} of {self.name} {self.split}, which has {self.length}"
             )
         record = self._source[index]
-        # TFDS's own image data sets carry a file name, or no name at all.
+        # TFDS's own image data sets have a file name, or no name at all.
         name = record.get("id", record.get("file_name", f"{self.split}-{index}"))
         return {
             "id": name.decode() if isinstance(name, bytes) else str(name),
@@ -94,7 +93,7 @@ class Split:
         import tensorflow_datasets as tfds
 
         builder = tfds.builder_from_directory(self.directory)
-        # tfds.features.Image would decode; the input pipeline wants the file.
+        # tfds.features.Image would decode; the input needs the encoded file.
         decoders = {}
         if isinstance(builder.info.features[self.kind], tfds.features.Image):
             decoders = {self.kind: tfds.decode.SkipDecoding()}
@@ -105,28 +104,28 @@ class Split:
 
 
 def open_split(dataset: str, split: str, data_dir, kind: str = "") -> Split:
-    """Opens a split of a data set that TFDS has prepared in ArrayRecord.
+    """Opens a split of a data set in ArrayRecord, prepared here or by TFDS.
 
     Args:
-        dataset: Name below `data_dir`, with the TFDS config where there is one and
-            the version where the highest is not wanted: "ucf101/split1",
-            "video_folder/mine", "imagenet2012/5.1.0".
-        split: Split name, or a TFDS slice such as "train[:10%]".
-        data_dir: Directory that holds prepared data sets.
-        kind: "video" or "image" where it must be of that kind.
+        dataset: Name below `data_dir`, with the TFDS config if there is one, and the
+            version if it is not the highest: "ucf101/split1", "video_folder/mine",
+            "imagenet2012/5.1.0".
+        split: Name of the split, or a TFDS slice such as "train[:10%]".
+        data_dir: Directory of prepared data sets.
+        kind: "video" or "image" if it must be of that kind.
 
     Raises:
-        DatasetNotPrepared: Nothing prepared there; says how to prepare it.
-        UnknownSplit: No such split; says which there are.
-        UnsupportedDataset: It holds no labelled images or videos in ArrayRecord, or
-            not those asked for, or TFDS cannot open it.
+        DatasetNotPrepared: There is no such data set; names the command to prepare it.
+        UnknownSplit: There is no such split; names those that there are.
+        UnsupportedDataset: The data set is of another kind or format, or TFDS cannot
+            open it.
     """
     directory, info = _open(dataset, data_dir)
-    found, label, multi_label = _features(dataset, directory, info)
-    if kind and found != kind:
+    stored, label, multi_label = _features(dataset, directory, info)
+    if kind and stored != kind:
         raise UnsupportedDataset(
-            f"{dataset} in {directory} holds {found}s; the config says that its kind is"
-            f" {kind!r}"
+            f"{dataset} in {directory} holds {stored}s; the config says that its kind"
+            f" is {kind!r}"
         )
     if split.split("[")[0] not in info.splits:
         raise UnknownSplit(
@@ -137,7 +136,7 @@ def open_split(dataset: str, split: str, data_dir, kind: str = "") -> Split:
         name=dataset,
         split=split,
         directory=str(directory),
-        kind=found,
+        kind=stored,
         class_names=tuple(label.names),
         length=info.splits[split].num_examples,
         multi_label=multi_label,
@@ -145,13 +144,13 @@ def open_split(dataset: str, split: str, data_dir, kind: str = "") -> Split:
 
 
 def split_names(dataset: str, data_dir) -> tuple[str, ...]:
-    """The splits of a data set; raises DatasetNotPrepared as `open_split`."""
+    """Returns the names of a data set's splits; raises as `open_split`."""
     _, info = _open(dataset, data_dir)
     return tuple(info.splits)
 
 
 def _open(dataset: str, data_dir):
-    """Returns the prepared directory and TFDS's info."""
+    """Returns the directory of a prepared data set, and TFDS's info."""
     directory = prepared_directory(dataset, data_dir)
     if directory is None:
         root = epath.Path(data_dir) / dataset
@@ -168,7 +167,7 @@ def _open(dataset: str, data_dir):
 
     try:
         return directory, tfds.builder_from_directory(directory).info
-    except Exception as error:  # of many kinds, as of TFDS, etils and protobuf
+    except Exception as error:  # whatever TFDS, etils or protobuf raise
         raise UnsupportedDataset(
             f"TFDS cannot open {dataset} in {directory}: {str(error) or repr(error)}."
             " Copy dataset_info.json, features.json and the other files that are no"
@@ -178,7 +177,7 @@ def _open(dataset: str, data_dir):
 
 
 def prepared_directory(dataset: str, data_dir) -> epath.Path | None:
-    """Returns the directory of `dataset`'s highest version, None if not prepared."""
+    """Returns the directory of a data set's highest prepared version, or None."""
     root = epath.Path(data_dir) / dataset
     if (root / INFO).exists():
         return root
@@ -195,9 +194,10 @@ def prepared_directory(dataset: str, data_dir) -> epath.Path | None:
 
 
 def _features(dataset: str, directory: epath.Path, info):
-    """Returns "video" or "image", the ClassLabel, and whether there are several.
+    """Returns the kind, the ClassLabel, and whether the data set is multi-label.
 
-    Raises UnsupportedDataset.
+    Raises:
+        UnsupportedDataset: The data set has other features, or another format.
     """
     import tensorflow_datasets as tfds
 
@@ -233,15 +233,12 @@ def _how_to_prepare(dataset: str, data_dir) -> str:
             f"Prepare {name} with TFDS (file_format='array_record') or use one of"
             f" {', '.join(BUILDERS)}."
         )
-    options = {
-        "image_folder": f"--name {config or 'NAME'} --images DIR",
-        "imagenet2012": "--images DIR",
-        "moving_shapes": "",
-        "video_folder": f"--name {config or 'NAME'} --videos DIR",
-        "ucf101": f"--split {config.removeprefix('split') or 1} --videos DIR"
-        " --annotations DIR",
-    }.get(name, "--videos DIR --annotations DIR")
+    required, _ = OPTIONS.get(name, ((), ()))
+    values = {"name": config or "NAME"}
+    options = [f"--{option} {values.get(option, 'DIR')}" for option in required]
+    if name == "ucf101":
+        options.insert(0, f"--split {config.removeprefix('split') or 1}")
+    command = ["python -m sparse_tube_vit.prepare", name, *options]
     return (
-        f"Prepare it with: python -m sparse_tube_vit.prepare {name} {options}".rstrip()
-        + f" --data_dir {shlex.quote(str(data_dir))}"
+        f"Prepare it with: {' '.join(command)} --data_dir {shlex.quote(str(data_dir))}"
     )

@@ -1,18 +1,18 @@
-"""The axes of the device mesh, as the model names them."""
+"""Axes of the device mesh."""
 
 import jax
 from jax.sharding import PartitionSpec as P
 
 AXES = ("data", "fsdp", "tensor")
-#: What batches are split over: parameters that are split over fsdp see all the data.
+#: Axes that batches are split over: fsdp splits both batches and parameters.
 BATCH = ("data", "fsdp")
 
 
 def constrain(x: jax.Array, *axes) -> jax.Array:
-    """`x` with its first axes split over the named mesh axes, the others whole.
+    """Constrains the first axes of `x` to the named mesh axes, others to be whole.
 
-    Tells XLA where an activation lies, in place of what it may infer. Without a mesh
-    (`jax.set_mesh`) there is nothing to tell.
+    XLA might infer another sharding of the activation. Without a mesh (`jax.set_mesh`)
+    `x` is returned as it is.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return x
@@ -20,6 +20,6 @@ def constrain(x: jax.Array, *axes) -> jax.Array:
 
 
 def platform() -> str:
-    """Kind of the devices that a program is traced for: "tpu", "gpu" or "cpu"."""
+    """Returns the platform that a program is traced for: "tpu", "gpu" or "cpu"."""
     device = jax.sharding.get_abstract_mesh().abstract_device
     return device.platform if device else jax.default_backend()

@@ -1,4 +1,4 @@
-"""The device mesh, and which axis of it every array is split over."""
+"""The device mesh, and the shardings of parameters and batches."""
 
 import collections
 import math
@@ -17,23 +17,21 @@ from sparse_tube_vit.errors import IndivisibleBatch, TubeViTError
 
 
 class MeshDoesNotFit(TubeViTError, ValueError):
-    """The mesh does not fit the devices, the hosts, or the model."""
+    """The mesh does not fit the devices, the hosts or the model."""
 
 
 def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh over devices; one axis of size -1 takes what is left.
+    """Returns the mesh of a config's axis sizes; one size of -1 is inferred.
 
-    Neighbours on an axis are neighbours in the network of a TPU slice, where it has
-    the form for it. The data axis reaches across slices, and no other: what slices
-    exchange is gradients, once a step.
+    Neighbours on an axis are neighbours in the network of a TPU slice, where its shape
+    allows. Only the data axis spans slices: they exchange gradients once a step.
 
     Args:
-      config: of the run.
-      devices: all that there are if not given; or those of a topology that is compiled
-        for.
+        config: Of the run.
+        devices: By default all; or those of a topology to compile for.
 
     Raises:
-      MeshDoesNotFit: the sizes do not fit the devices, their slices or their hosts.
+        MeshDoesNotFit: The sizes do not fit the devices, their slices or their hosts.
     """
     devices = jax.devices() if devices is None else devices
     sizes = _axis_sizes(config, len(devices))
@@ -54,7 +52,7 @@ def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -
 
 
 def count_slices(devices: Sequence[jax.Device]) -> int:
-    """How many slices of a pod the devices are in; 1 where they know of none."""
+    """Returns the number of slices that the devices are in; 1 if they have none."""
     return len(_by_slice(devices))
 
 
@@ -66,7 +64,7 @@ def _by_slice(devices):
 
 
 def _axis_sizes(config, devices):
-    """Sizes of the axes, which multiply to the number of devices."""
+    """Returns the sizes of the axes, whose product is the number of devices."""
     sizes = [config.mesh[axis] for axis in AXES]
     fixed = math.prod(s for s in sizes if s != -1)
     if sizes.count(-1) == 1 and devices % fixed == 0:
@@ -81,7 +79,7 @@ def _axis_sizes(config, devices):
 
 
 def _slices(config, devices):
-    """The devices of every slice. Where devices know of none, equal parts in order."""
+    """Returns the devices by slice; if they have none, equal parts in their order."""
     count, found = config.mesh.slices, _by_slice(devices)
     if len(found) > 1 and len(found) != count:
         raise MeshDoesNotFit(
@@ -99,19 +97,19 @@ def _slices(config, devices):
 
 
 def batch_share(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
-    """Which share of every batch a host feeds, and how many shares there are.
+    """Returns the index of a host's share of every batch, and the number of shares.
 
     Hosts that the tensor axis connects feed the same share, and no row is in two: any
-    number of hosts feeds the same examples in a step, each once.
-    The rows of a share need not be neighbours, so that examples may stand in another
-    order on other hosts or meshes, and mixup pair others.
+    number of hosts feeds the same examples in a step, each once. The rows of a share
+    need not be neighbours, so that the order of examples, and the pairs of mixup,
+    depend on hosts and mesh.
 
     Args:
-      mesh: of the run.
-      process: the host's number; this one's if not given.
+        mesh: Of the run.
+        process: Number of the host; by default this one's.
 
     Raises:
-      MeshDoesNotFit: hosts would feed shares that differ and overlap.
+        MeshDoesNotFit: Hosts would feed shares that overlap in part.
     """
     process = jax.process_index() if process is None else process
     rows = mesh.devices.reshape(-1, mesh.shape["tensor"])  # one part of a batch each
@@ -130,8 +128,8 @@ def batch_share(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
     return shares.index(tuple(sorted(fed[process]))), len(shares)
 
 
-#: How parameters are split, by the end of their path. What tensor splits has, in its
-#: layer, outputs or inputs of its own; fsdp splits whatever is large.
+#: Shardings of parameters by the end of their path. tensor splits the heads or hidden
+#: units of a layer; fsdp splits all large kernels.
 _RULES = (
     (r"(query|key|value)/kernel", P("fsdp", "tensor")),  # (D, heads, d)
     (r"(query|key|value)/bias", P("tensor")),  # (heads, d)
@@ -146,10 +144,10 @@ _RULES = (
 
 
 def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
-    """How the parameter a/b/c is split; norms, most biases and scalars are not.
+    """Returns how the parameter a/b/c is split; norms and most biases are whole.
 
-    An axis that the mesh does not divide stays whole: a tube's channels, say. `check`
-    sees to it that this is none of the encoder's.
+    A dimension that the mesh axis does not divide stays whole, as a tube's channels
+    may. `check_model` excludes this for the encoder.
     """
     for pattern, spec in _RULES:
         if re.search(rf"(^|/){pattern}$", path):
@@ -163,7 +161,7 @@ def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
 
 
 def state_shardings(state, mesh: Mesh):
-    """Shardings of a train state of arrays or shapes; Adam's moments as parameters."""
+    """Returns the shardings of a train state, moments like their parameters."""
 
     def sharding(path, leaf):
         names = (str(getattr(k, "key", getattr(k, "name", k))) for k in path)
@@ -173,7 +171,7 @@ def state_shardings(state, mesh: Mesh):
 
 
 def constrain_parameters(tree):
-    """A tree of gradients split as their parameters, where there is a mesh."""
+    """Constrains gradients to their parameters' shardings, if there is a mesh."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return tree
@@ -181,7 +179,11 @@ def constrain_parameters(tree):
 
 
 def check_model(config: ConfigDict, mesh: Mesh) -> None:
-    """Raises MeshDoesNotFit unless the mesh divides every layer of the encoder."""
+    """Checks that the mesh divides the encoder's layers.
+
+    Raises:
+        MeshDoesNotFit: An axis does not divide what it splits.
+    """
     for axis, sizes in {"fsdp": ("width",), "tensor": ("heads", "mlp_dim")}.items():
         for name in sizes:
             if config.model[name] % mesh.shape[axis]:
@@ -193,13 +195,16 @@ def check_model(config: ConfigDict, mesh: Mesh) -> None:
 
 
 def check_batch(batch_size: int, mesh: Mesh, where: str, parts: int = 1) -> None:
-    """Raises IndivisibleBatch unless every device gets as many examples of each part.
+    """Checks that a mesh divides a batch.
 
     Args:
-      batch_size: over all hosts.
-      mesh: its data and fsdp axes split a batch.
-      where: the source, as `streams.NAME`.
-      parts: of a batch that are taken one after the other.
+        batch_size: Over all hosts.
+        mesh: Of the run.
+        where: Key of the stream or evaluation in the config, as `streams.NAME`.
+        parts: Number of parts of a batch that gradients are accumulated over.
+
+    Raises:
+        IndivisibleBatch: Devices would get unequal numbers of examples of a part.
     """
     data, fsdp = mesh.shape["data"], mesh.shape["fsdp"]
     if batch_size % (data * fsdp * parts):
@@ -212,9 +217,11 @@ def check_batch(batch_size: int, mesh: Mesh, where: str, parts: int = 1) -> None
 
 
 def to_devices(batch, mesh: Mesh):
-    """This host's share of a batch, a tree of numpy arrays, to global arrays.
+    """Transfers this host's share of a batch, a tree of numpy arrays, to the devices.
 
-    It fills the rows of the host's devices in their order in the mesh.
+    Returns:
+        Global arrays. The share fills the rows of this host's devices in the order of
+        the mesh.
     """
     sharding = NamedSharding(mesh, P(BATCH))
     return jax.tree.map(

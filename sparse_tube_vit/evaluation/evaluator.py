@@ -128,7 +128,7 @@ class Evaluator:
         return self._compiled
 
     def _protocol(self, model, step):
-        """What a result was measured by, as JSON types."""
+        """The protocol of a result, as JSON types."""
         source, clip = self.source, self.clip
         protocol = {
             "evaluation": self.name,
@@ -165,7 +165,8 @@ def evaluate(config: ConfigDict, source: Location, names=None) -> list[Result]:
 
     Args:
         config: The model's config, whose evaluations, mesh and data_dir may differ.
-        source: The model. The protocol of every result names it under "model".
+        source: The model. If it is not in a work directory, the protocol of every
+            result names it under "model".
         names: Evaluations to run; None for all.
 
     Raises:
@@ -200,6 +201,9 @@ def evaluate(config: ConfigDict, source: Location, names=None) -> list[Result]:
         | {"evaluations": {e.name: len(e.split) for e in evaluations}}
     )
     results = [e.run(model, params, mesh, stored.step) for e in evaluations]
+    if source.workdir is not None:
+        return results
+    # Results away from a run say of what they are.
     return [
         dataclasses.replace(r, protocol=r.protocol | {"model": stored.name})
         for r in results

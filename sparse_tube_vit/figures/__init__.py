@@ -1,4 +1,4 @@
-"""Pictures of models and runs: arrays in, matplotlib figures out.
+"""Figures of models and runs: functions from arrays to matplotlib figures.
 
     python -m sparse_tube_vit.figures KIND ...
 

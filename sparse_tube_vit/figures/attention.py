@@ -1,4 +1,4 @@
-"""Which parts of a clip a model looks at."""
+"""Attention of a model over the frames of a clip."""
 
 import math
 from collections.abc import Sequence
@@ -12,74 +12,77 @@ from sparse_tube_vit.figures.canvas import new_figure
 from sparse_tube_vit.figures.tubes import Windows, color_of, frames_read, name
 from sparse_tube_vit.models.tubes import Tube, tubes_for
 
-# The less attention, the more of the picture shows through.
+# Low attention is transparent.
 _COLORS = colormaps["YlOrRd"](np.linspace(0.1, 1, 256))
 _COLORS[:, 3] = np.linspace(0.1, 0.9, 256)
 _CMAP = ListedColormap(_COLORS)
 
 
-def shares_in_clip(
-    shares: np.ndarray, tubes: Sequence[Tube], clip: Sequence[int]
+def spread_over_pixels(
+    weights: np.ndarray, tubes: Sequence[Tube], clip: Sequence[int]
 ) -> dict[int, np.ndarray]:
-    """Shares of tokens, laid over the pixels that they were made of.
+    """Spreads the weights of tokens over the pixels that their tubes read.
 
     Args:
-      shares: (N,), one a token.
-      clip: (T, H, W).
+        weights: One per token, (N,).
+        tubes: Of the model.
+        clip: Its shape (T, H, W).
 
     Returns:
-      For every tube that reads the clip, by its number, (T, H, W): the mean of the
-      shares of the tokens that read a pixel, NaN where none does.
+        For every tube that reads the clip, by its index, (T, H, W): the mean weight of
+        the tokens that read a pixel, NaN where none does.
     """
-    laid, end = {}, 0
+    maps, end = {}, 0
     for i in tubes_for(tubes, clip[0]):
         windows = tubes[i].windows(clip)  # (N, windows per token, 3)
         begin, end = end, end + len(windows)
         total, count = np.zeros(clip), np.zeros(clip)
-        for share, starts in zip(shares[begin:end], windows, strict=True):
+        for weight, starts in zip(weights[begin:end], windows, strict=True):
             for start in starts:
                 box = tuple(
                     slice(s, s + k) for s, k in zip(start, tubes[i].kernel, strict=True)
                 )
-                total[box] += share
+                total[box] += weight
                 count[box] += 1
-        laid[i] = np.where(count, total / np.maximum(count, 1), np.nan)
-    return laid
+        maps[i] = np.where(count, total / np.maximum(count, 1), np.nan)
+    return maps
 
 
 def attention(
     clip: np.ndarray,
     tubes: Sequence[Tube],
-    shares: np.ndarray,
+    weights: np.ndarray,
     title: str = "",
     columns: int = 8,
 ) -> Figure:
-    """Attention to a clip's tokens drawn over its frames, one row a tube.
+    """Draws the attention to a clip's tokens over its frames, a row a tube.
 
-    Colours say how many times a token gets what it would if all got the same. Beside a
-    row stands what its tube gets in all, and would then.
+    Colors give a token's attention relative to uniform attention. Beside a row stand
+    its tube's total, and its total under uniform attention.
 
     Args:
-      clip: (T, H, W, 3) uint8.
-      shares: (N,) of sum 1, of one clip from `rollout.attention_shares`.
-      columns: frames shown, as `frames_read` takes them.
+        clip: uint8 (T, H, W, 3).
+        tubes: Of the model.
+        weights: Attention to the tokens of one clip, (N,) of sum 1.
+        title: Of the figure.
+        columns: Most frames shown, chosen by `frames_read`.
     """
     t, h, w, _ = clip.shape
-    shares = np.asarray(shares, np.float64)
-    laid = shares_in_clip(len(shares) * shares, tubes, clip.shape[:3])
+    weights = np.asarray(weights, np.float64)
+    maps = spread_over_pixels(len(weights) * weights, tubes, clip.shape[:3])
     grey = clip.mean(axis=-1) / 255
     shown = frames_read(clip.shape[:3], tubes, columns)
-    figure = new_figure(1.4 * len(shown) + 1.5, max(1.8, 1.4 * len(laid) * h / w) + 0.8)
-    axes = figure.subplots(len(laid), len(shown), squeeze=False)
-    norm, end = PowerNorm(0.5, 0, max(2.0, len(shares) * shares.max())), 0
-    for row, (i, over) in zip(axes, laid.items(), strict=True):
+    figure = new_figure(1.4 * len(shown) + 1.5, max(1.8, 1.4 * len(maps) * h / w) + 0.8)
+    axes = figure.subplots(len(maps), len(shown), squeeze=False)
+    norm, end = PowerNorm(0.5, 0, max(2.0, len(weights) * weights.max())), 0
+    for row, (i, over) in zip(axes, maps.items(), strict=True):
         begin, end = end, end + math.prod(tubes[i].grid(clip.shape[:3]))
         windows = Windows(tubes[i], clip.shape[:3], "0.5", line=0.3)
         for ax, frame in zip(row, shown, strict=True):
             windows.draw(ax, grey[frame], frame, cmap="gray", vmin=0, vmax=1)
             image = ax.imshow(over[frame], cmap=_CMAP, norm=norm)
-        got, even = shares[begin:end].sum(), (end - begin) / len(shares)
-        text = f"{name(tubes[i])}\n{got:.0%} (even: {even:.0%})"
+        total, even = weights[begin:end].sum(), (end - begin) / len(weights)
+        text = f"{name(tubes[i])}\n{total:.0%} (even: {even:.0%})"
         row[0].set_ylabel(text, color=color_of(i), fontsize="small")
     for ax, frame in zip(axes[0], shown, strict=True):
         ax.set_title(f"frame {frame}", fontsize="small")

@@ -1,4 +1,4 @@
-"""The batches that the model gets, all frames of them."""
+"""All frames of the batches that the model gets."""
 
 import math
 import textwrap
@@ -17,15 +17,15 @@ def batch_grids(
     columns: int = 16,
     page: tuple[int, int] = (1900, 1900),
 ) -> list[Figure]:
-    """All frames of examples, so many side by side, on as many pages as they need.
+    """Draws all frames of examples with their targets, on as many pages as needed.
 
-    Frames of more than 128 pixels are halved until they have no more, those of less
-    than 64 enlarged; all others are shown as they are, pixel by pixel.
+    Frames larger than 128 pixels are halved until they are not, those smaller than 64
+    enlarged by a whole factor; all others are shown pixel by pixel.
 
     Args:
-      examples: whose videos have one shape.
-      columns: frames side by side.
-      page: width and height in pixels that hold as many examples as have room.
+        examples: With videos of one shape.
+        columns: Frames side by side.
+        page: Width and height of a page in pixels.
     """
     t, side, _, _ = examples[0].video.shape
     while side > 128:
@@ -66,10 +66,10 @@ def batch_grids(
     return figures
 
 
-def _text(example: StepExample, letters: int, lines: int = 6) -> list[str]:
-    said = [example.target, *example.names]
-    said += [f"weight 0: {example.problem}"] if example.problem else []
-    return [part for s in said for part in textwrap.wrap(s, letters)][:lines]
+def _text(example: StepExample, letters: int, most: int = 6) -> list[str]:
+    lines = [example.target, *example.names]
+    lines += [f"weight 0: {example.problem}"] if example.problem else []
+    return [part for s in lines for part in textwrap.wrap(s, letters)][:most]
 
 
 def _resized(frame, side):

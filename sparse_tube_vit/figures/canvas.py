@@ -1,4 +1,4 @@
-"""What all figures are drawn on, and how they become files."""
+"""Figures without a window, and their files."""
 
 import pathlib
 import tempfile
@@ -11,21 +11,21 @@ from sparse_tube_vit.storage import whole_file, write_whole
 
 DPI = 120
 
-#: Of tubes, in their order.
+#: Colors of the tubes, in their order.
 COLORS = ("#d62728", "#1f77b4", "#2ca02c", "#ff7f0e", "#9467bd", "#8c564b", "#e377c2")
 
 
 def new_figure(
     width: float, height: float, layout: str | None = "constrained"
 ) -> Figure:
-    """An empty figure of so many inches, which no window and no pyplot knows of."""
+    """Returns an empty figure, its size in inches, that is unknown to pyplot."""
     figure = Figure(figsize=(width, height), layout=layout, dpi=DPI)
     FigureCanvasAgg(figure)
     return figure
 
 
 def save(picture: Figure | Animation, path) -> None:
-    """Writes a figure as PNG, an animation as GIF, to local or remote files."""
+    """Writes a figure as PNG, or an animation as GIF, to a local or remote file."""
     if isinstance(picture, Figure):
         with whole_file(path) as write:
             write(lambda file: picture.savefig(file, format="png"))

@@ -1,4 +1,4 @@
-"""Training and evaluation in numbers."""
+"""Curves of training and evaluation."""
 
 from collections.abc import Mapping, Sequence
 
@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from sparse_tube_vit.figures.canvas import new_figure
 from sparse_tube_vit.training.reporting import PARTS
 
-# Which metrics a plot shows, by the last part of their names, and times what.
+# By quantity: the last parts of the names of its metrics, and their factor.
 _CURVES = {
     "loss": (("loss",), 1),
     "accuracy, %": (("accuracy", "precision_at_1", "top1", "mAP"), 100),
@@ -16,23 +16,23 @@ _CURVES = {
 
 
 def training_curves(metrics: Sequence[dict]) -> Figure:
-    """Loss and accuracy of every stream against steps, with the evaluations as points.
+    """Plots loss and accuracy of every stream against steps, evaluations as points.
 
-    Where examples have several labels, precision at 1 and mAP take accuracy's place.
+    For examples of several labels, precision at 1 and mAP take accuracy's place.
 
     Args:
-      metrics: lines of metrics.jsonl, from `training.reporting.read_metrics`.
+        metrics: Lines of metrics.jsonl, from `training.reporting.read_metrics`.
     """
     figure = new_figure(9, 3.5)
     axes = figure.subplots(1, 2)
-    colors = {"": "0.4"}  # a stream's in both; the sum of losses is grey
+    colors = {"": "0.4"}  # one per stream; the sum of losses is grey
     for (quantity, (kinds, scale)), ax in zip(_CURVES.items(), axes, strict=True):
         names = {n for line in metrics for n in line if n.rpartition("/")[2] in kinds}
         for name in sorted(names, reverse=True):  # train/... before evaluation/...
             points = [(x["step"], scale * x[name]) for x in metrics if name in x]
-            phase, *stream, what = name.split("/")
+            phase, *stream, metric = name.split("/")
             style, phase = ("-", "training") if phase == "train" else ("o--", phase)
-            label = f"{' '.join(stream)} {what.replace('_', ' ')}, {phase}".strip()
+            label = f"{' '.join(stream)} {metric.replace('_', ' ')}, {phase}".strip()
             stream = "/".join(stream)
             color = colors.setdefault(stream, f"C{len(colors) - 1}")
             ax.plot(*zip(*points, strict=True), style, color=color, label=label)
@@ -46,10 +46,10 @@ def training_curves(metrics: Sequence[dict]) -> Figure:
 
 
 def throughput(metrics: Sequence[dict]) -> Figure:
-    """Examples a second, and the parts of a run's time, against steps.
+    """Plots examples per second, and the parts of a run's time, against steps.
 
     Args:
-      metrics: as for `training_curves`.
+        metrics: As for `training_curves`.
     """
     lines = [line for line in metrics if "train/clips_per_second" in line]
     steps = [line["step"] for line in lines]
@@ -71,13 +71,13 @@ def throughput(metrics: Sequence[dict]) -> Figure:
 
 
 def accuracy_by_tokens(results: Mapping[str, Sequence[dict]]) -> Figure:
-    """Accuracy, or mAP, against the number of tokens (paper figure 4, table 7d).
+    """Plots accuracy, or mAP, against the number of tokens (paper figure 4, table 7d).
 
-    Runs that were trained with so many tokens are solid lines, a line an evaluation;
-    one run evaluated with other strides than it was trained with is a dashed one.
+    A solid line joins runs trained with different numbers of tokens; a dashed one joins
+    evaluations of one run with strides other than in training.
 
     Args:
-      results: evaluations as their JSON files hold them, by the name of the run.
+        results: Contents of evaluations' JSON files, by the name of the run.
     """
     figure = new_figure(6, 4)
     ax = figure.subplots()

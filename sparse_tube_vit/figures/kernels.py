@@ -9,14 +9,14 @@ from sparse_tube_vit.figures.canvas import new_figure
 
 
 def kernels(kernel: np.ndarray, filters: int | None = None) -> Figure:
-    """Learned filters of a tube as the paper's figure 5: RGB tiles, time to the right.
+    """Draws a tube's learned filters as RGB tiles, time to the right (paper figure 5).
 
-    Filters are taken by the size of their weights, the largest first, and each is
-    scaled to its own range: grey is a weight of 0.
+    Filters are sorted by the norm of their weights, the largest first. Each is scaled
+    to its own range: grey is a weight of 0.
 
     Args:
-      kernel: (t, h, w, 3, D) weights.
-      filters: how many to show; by default 64 of one frame, and 16 of more.
+        kernel: Weights (t, h, w, 3, D).
+        filters: Most filters shown; by default 64 of one frame, or 16 of more.
     """
     t, h, w, _, d = kernel.shape
     norms = np.sqrt((kernel**2).sum(axis=(0, 1, 2, 3)))

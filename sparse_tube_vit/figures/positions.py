@@ -1,4 +1,4 @@
-"""How alike the position embeddings of tokens are."""
+"""Similarity of the position embeddings of tokens."""
 
 import itertools
 import math
@@ -13,7 +13,7 @@ from sparse_tube_vit.models.tubes import Tube, tubes_for
 
 
 def similarity(embeddings: np.ndarray) -> np.ndarray:
-    """Cosines (N, N) of embeddings (N, D); 0 where one of them is 0."""
+    """Returns cosines (N, N) of embeddings (N, D); 0 for an embedding of zeros."""
     norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
     unit = embeddings / np.where(norms > 0, norms, 1)
     return unit @ unit.T
@@ -25,16 +25,17 @@ def position_similarity(
     clip: Sequence[int],
     columns: int = 6,
 ) -> Figure:
-    """Cosine similarity of position embeddings: of all pairs, and from one token.
+    """Draws the cosine similarity of position embeddings.
 
-    On the left every token with every other, tube by tube. On the right one token, the
-    middle one of the first tube, with those of every tube at their places: a row a
-    tube, a picture for every moment that it reads.
+    On the left all pairs of tokens, tube by tube. On the right one token, in the middle
+    of the first tube, with the tokens of every tube at their places: a row a tube, a
+    column a moment.
 
     Args:
-      embeddings: (N, D), as the model adds them to the tokens.
-      clip: (T, H, W).
-      columns: moments shown of a tube, spread evenly.
+        embeddings: As the model adds them to the tokens, (N, D).
+        tubes: Of the model.
+        clip: Its shape (T, H, W).
+        columns: Most moments shown of a tube, evenly spaced.
     """
     read = tubes_for(tubes, clip[0])
     grids = [tubes[i].grid(clip) for i in read]

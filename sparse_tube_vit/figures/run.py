@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -14,6 +13,7 @@ from matplotlib.animation import Animation
 from matplotlib.figure import Figure
 
 from sparse_tube_vit import figures, storage
+from sparse_tube_vit.checkpoints.stored import read_evaluations
 from sparse_tube_vit.config import ConfigDict
 from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.errors import TubeViTError, UnwritableOutput
@@ -72,11 +72,10 @@ class Run:
     def evaluations(self) -> dict[str, dict]:
         """The last result of every protocol, by the stem of its JSON file."""
         last = {}
-        for path in sorted((self.workdir / "evaluations").glob("*.json")):
-            result = json.loads(path.read_text())
-            protocol = re.sub(r"_step\d+", "", path.stem)
+        for stem, result in read_evaluations(self.workdir).items():
+            protocol = re.sub(r"_step\d+", "", stem)
             if protocol not in last or result["step"] > last[protocol][1]["step"]:
-                last[protocol] = path.stem, result
+                last[protocol] = stem, result
         return dict(last.values())
 
     @functools.cached_property

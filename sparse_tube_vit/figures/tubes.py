@@ -1,4 +1,4 @@
-"""Where tubes read a clip."""
+"""Windows of tubes over the frames of a clip."""
 
 import itertools
 import math
@@ -12,16 +12,19 @@ from matplotlib.figure import Figure
 from sparse_tube_vit.figures.canvas import COLORS, new_figure
 from sparse_tube_vit.models.tubes import Tube, tubes_for
 
-_PALE = 0.35  # frames that a tube does not read
+_PALE = 0.35  # opacity of frames that a tube does not read
 
 
 def tube_layout(clip: np.ndarray, tubes: Sequence[Tube], columns: int = 8) -> Figure:
-    """One row a tube: its windows on frames of the clip. What it does not read is pale.
+    """Draws the windows of tubes on frames of a clip, a row a tube.
+
+    Frames that a tube does not read are pale.
 
     Args:
-      clip: (T, H, W, 3) uint8; an image has one frame, and the rows of those tubes that
-        read images.
-      columns: frames shown, as `frames_read` takes them.
+        clip: uint8 (T, H, W, 3); for an image, T = 1, and only tubes that read images
+            have rows.
+        tubes: Of the model.
+        columns: Most frames shown, chosen by `frames_read`.
     """
     t, h, w, _ = clip.shape
     shown = frames_read(clip.shape[:3], tubes, columns)
@@ -39,22 +42,23 @@ def tube_layout(clip: np.ndarray, tubes: Sequence[Tube], columns: int = 8) -> Fi
 
 
 def tube_animation(clip: np.ndarray, tubes: Sequence[Tube], fps: float):
-    """The clip as it plays, once for every tube with the windows that it reads.
+    """Animates a clip, a panel a tube, with the windows that it reads.
 
     Args:
-      clip: (T, H, W, 3) uint8.
-      fps: frames per second.
+        clip: uint8 (T, H, W, 3).
+        tubes: Of the model.
+        fps: Frames per second.
 
     Returns:
-      A matplotlib FuncAnimation: `figures.save` writes it as GIF, and a notebook shows
-      `IPython.display.HTML(animation.to_jshtml())`.
+        A matplotlib FuncAnimation. `figures.save` writes it as GIF; a notebook shows it
+        by `IPython.display.HTML(animation.to_jshtml())`.
     """
     t, h, w, _ = clip.shape
     read = tubes_for(tubes, t)
     across = math.ceil(math.sqrt(len(read)))
     down = math.ceil(len(read) / across)
     figure = new_figure(2.6 * across, 2.85 * down * h / w + 0.3)
-    figure.set_dpi(80)  # a file of several megabytes as it is
+    figure.set_dpi(80)  # at more the file takes many megabytes
     axes = figure.subplots(down, across, squeeze=False).ravel()
     panels = []
     for ax, i in itertools.zip_longest(axes, read):
@@ -68,7 +72,7 @@ def tube_animation(clip: np.ndarray, tubes: Sequence[Tube], fps: float):
         panels.append((windows, *windows.draw(ax, clip[0], 0)))
     clock = figure.suptitle("frame 0", fontsize="small", y=0.005, va="bottom")
     figure.draw_without_rendering()
-    figure.set_layout_engine("none")  # laid out once: for every frame takes long
+    figure.set_layout_engine("none")  # laying out every frame would be slow
 
     def draw(frame):
         clock.set_text(f"frame {frame}, {frame / fps:.2f} s")
@@ -79,7 +83,7 @@ def tube_animation(clip: np.ndarray, tubes: Sequence[Tube], fps: float):
 
 
 class Windows:
-    """The windows of a tube as outlines, by the frames that they are open in."""
+    """Outlines of the windows of a tube that read a frame."""
 
     def __init__(self, tube: Tube, clip: Sequence[int], color: str, line=0.9):
         self.starts = tube.windows(clip).reshape(-1, 3)
@@ -103,20 +107,23 @@ class Windows:
 
 
 def name(tube: Tube) -> str:
-    """A tube as pictures call it, by its kernel: 8x8x8."""
+    """Returns the name of a tube in figures, its kernel: 8x8x8."""
     return "x".join(map(str, tube.kernel))
 
 
 def color_of(i: int) -> str:
-    """The colour of tube i."""
+    """Returns the color of tube i."""
     return COLORS[i % len(COLORS)]
 
 
 def frames_read(clip: Sequence[int], tubes: Sequence[Tube], columns: int) -> np.ndarray:
-    """Numbers of at most so many frames of a clip of (T, H, W).
+    """Chooses the frames of a clip of shape (T, H, W) to show, at most `columns`.
 
-    Of as many equal parts of it, each is the first frame that the most tubes read: with
-    frames evenly spread, those of a tube that reads few could all be missed.
+    From each of as many equal parts of the clip comes the first frame that most tubes
+    read: evenly spaced frames could miss all of a tube with a long temporal stride.
+
+    Returns:
+        Indices of frames, ascending.
     """
     t = clip[0]
     read = np.zeros(t, int)

@@ -78,14 +78,14 @@ def check_params(params, model: TubeViT, name: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-    """What the encoder makes of a clip of T frames, or of an image (T = 1).
+    """Features of a clip of T frames, or of an image (T = 1), in numpy.
 
     Attributes:
-      pooled: (D,), of the whole clip: what the heads read.
-      tokens: (N, D), of every tube's windows.
-      tube: (N,), the number of each token's tube in `model.tubes`.
-      time: (N,), seconds from the clip's beginning to the middle of a token's windows.
-      place: (N, 2), their middle in pixels down and across.
+        pooled: (D,), the input of the heads.
+        tokens: (N, D), of all tubes.
+        tube: (N,), the index of each token's tube in `model.tubes`.
+        time: (N,), the centre of each token in seconds from the clip's beginning.
+        place: (N, 2), the centre of each token in pixels down and across.
     """
 
     pooled: np.ndarray
@@ -97,16 +97,16 @@ class Features:
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class TrainedTubeViT:
-    """A model with its parameters, and all that is needed to use it.
+    """A model with its parameters and classes.
 
     Attributes:
-      name: where it was loaded from.
-      step: optimizer steps that it was trained for.
-      config: of its run; `config.clip` says what it reads.
-      class_names: of every head.
-      model: a Flax Linen module.
-      params: a nested dict of float32 arrays.
-      averaged: whether the parameters are an average of those in training.
+        name: What was loaded, in words: "step 700 of runs/x".
+        step: The number of optimizer steps that it was trained for.
+        config: The config of its run; `config.clip` gives frames, rate and size.
+        class_names: The class names of every head.
+        model: A Flax Linen module.
+        params: A nested dict of float32 arrays.
+        averaged: Whether the parameters are a moving average of those in training.
     """
 
     name: str
@@ -122,22 +122,22 @@ class TrainedTubeViT:
         return f"TubeViT of {self.name}; heads: {heads}"
 
     def predict(self, clip, head: str | None = None, top: int = 5):
-        """The most probable classes of a clip or an image.
+        """Returns the most probable classes of a clip or an image.
 
         Args:
-          clip: the path of a file, of which all views of the evaluation are scored and
-            averaged; or uint8 in 0..255 or floats in [-1, 1]: an image (H, W, 3), a
-            clip (T, H, W, 3), or views of a clip (V, T, H, W, 3) to be averaged.
-          head: whose classes; None: of the one head that was trained on such inputs.
-          top: how many classes; all where there are fewer.
+            clip: A file's path, whose evaluation views are scored and averaged; or
+                uint8 in 0..255 or floats in [-1, 1]: an image (H, W, 3), a clip (T, H,
+                W, 3), or views of a clip (V, T, H, W, 3) to be averaged.
+            head: The head to use; None: the one that was trained on such inputs.
+            top: The number of classes, or all if there are fewer.
 
         Returns:
-          [(class name, probability), ...], the most probable first.
+            [(class name, probability), ...], the most probable first.
 
         Raises:
-          UnknownHead, AmbiguousHead: `head` does not tell.
-          UnreadableFile, UndecodableClip, NotAClip: there is no clip.
-          ClipTooSmall, NoImageTube, PositionsMismatch: the model cannot read such.
+            UnknownHead, AmbiguousHead: `head` is wrong, or needed.
+            UnreadableFile, UndecodableClip, NotAClip: There is no clip.
+            ClipTooSmall, NoImageTube, PositionsMismatch: The model cannot read it.
         """
         if isinstance(clip, str | os.PathLike):
             _, seen = self.read(clip, head)
@@ -156,15 +156,16 @@ class TrainedTubeViT:
         """Reads a file as the evaluation of its head does.
 
         Args:
-          path: of a clip in any container or an image, local or gs://.
-          head: as for `predict`; not used with views `given`.
-          given: (temporal, spatial) views of videos in place of the evaluation's.
+            path: A clip in any container or an image, local or gs://.
+            head: As for `predict`; not used with views `given`.
+            given: (temporal, spatial) views of videos in place of the evaluation's.
 
         Returns:
-          (kind, views): "image" or "video", by the number of frames, and uint8 (V, T,
-          H, W, 3).
+            (kind, views): "image" or "video", by the number of frames, and uint8 (V, T,
+            H, W, 3).
 
-        Raises: as `predict`.
+        Raises:
+            TubeViTError: As `predict`.
         """
         with naming(path):
             encoded = storage.read_file(path)
@@ -181,31 +182,32 @@ class TrainedTubeViT:
             return kind, example.read(encoded, None)["video"]
 
     def best(self, scores, head: str, top: int):
-        """[(class name, probability), ...] of the highest of scores (C,)."""
+        """Returns [(class name, probability), ...] of the highest scores (C,)."""
         order = np.argsort(-scores, kind="stable")[:top]
         return [(self.class_names[head][i], float(scores[i])) for i in order]
 
     def scores(self, videos, head: str) -> np.ndarray:
-        """Probabilities (B, C) float32 of a head's classes, averaged over views.
+        """Computes probabilities (B, C) float32, averaged over views.
 
         The program is that of `evaluate`, compiled once for every shape.
 
         Args:
-          videos: uint8 or floats (B, V, T, H, W, 3), V views of each of B.
-          head: whose classes.
+            videos: uint8 or floats (B, V, T, H, W, 3), V views of each of B inputs.
+            head: The head to use.
         """
         head = self.choose_head(_kind(videos), head)
         scale = self.protocol(_kind(videos), head).stride_scale
         return np.asarray(self._scores(head, scale)(self.params, videos))
 
     def features(self, clip) -> Features:
-        """What the encoder makes of a clip or an image, for retrieval and probes.
+        """Computes the features of a clip or an image, for retrieval and probes.
 
         Args:
-          clip: a path, of which the view in the middle is read; or an image (H, W, 3)
-            or a clip (T, H, W, 3), as for `predict`.
+            clip: A file's path, whose central view is read; or an image (H, W, 3) or a
+                clip (T, H, W, 3), as for `predict`.
 
-        Raises: as `predict`.
+        Raises:
+            TubeViTError: As `predict`.
         """
         if isinstance(clip, str | os.PathLike):
             _, clip = self.read(clip, given=(1, 1))
@@ -226,15 +228,15 @@ class TrainedTubeViT:
         )
 
     def pooled(self, videos) -> np.ndarray:
-        """Mean over views of the pooled features (B, D) of (B, V, T, H, W, 3)."""
+        """Computes pooled features (B, D) of (B, V, T, H, W, 3), averaged over V."""
         return np.asarray(self._pooled(self.params, videos))
 
     def choose_head(self, kind: str, head: str | None = None) -> str:
-        """The head for inputs of a kind, "image" or "video", unless one is named.
+        """Returns the head for inputs of a kind, "image" or "video", or the one named.
 
         Raises:
-          UnknownHead: the model has no such head.
-          AmbiguousHead: not just one head was trained on inputs of that kind.
+            UnknownHead: The model has no such head.
+            AmbiguousHead: None, or several heads were trained on inputs of that kind.
         """
         if head is not None:
             if head not in self.class_names:
@@ -254,7 +256,7 @@ class TrainedTubeViT:
         return heads[0]
 
     def protocol(self, kind: str, head: str) -> ConfigDict:
-        """The evaluation of a head on inputs of a kind, the first; else of one view."""
+        """Returns a head's first evaluation on inputs of a kind, or one of one view."""
         for source in self.config.evaluations.values():
             if (source.kind, source.head) == (kind, head):
                 return source
@@ -292,7 +294,7 @@ class TrainedTubeViT:
 
 
 def _kind(videos):
-    """Of views (..., T, H, W, 3)."""
+    """The kind of views (..., T, H, W, 3)."""
     return "image" if videos.shape[-4] == 1 else "video"
 
 

@@ -1,1 +1,1 @@
-"""Input on the host: examples, augmentation, batches. Nothing here imports jax."""
+"""Input on the host: examples, augmentation, batches. No module imports jax itself."""

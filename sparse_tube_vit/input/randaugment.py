@@ -1,13 +1,14 @@
-"""RandAugment (Cubuk et al., 2019) for clips: all frames change in the same way.
+"""RandAugment (Cubuk et al., 2019) of clips, the same for all frames.
 
-Statistics are the whole clip's, so that nothing flickers, and a one-frame clip changes
-as an image does in Pillow: exactly, or to one level of 255 in AutoContrast, Brightness,
-Contrast, Color and Sharpness. No operation mirrors: classes may tell left from right.
+Statistics are of the whole clip, so that nothing flickers. A one-frame clip changes as
+an image in Pillow: exactly, or to one level of 255 in AutoContrast, Brightness,
+Contrast, Color and Sharpness. No operation mirrors: classes may differ by left and
+right.
 
 Operations and magnitudes are those of the TensorFlow Model Garden, whose defaults are
 the two layers and magnitude 10 of the TubeViT paper (section 5), but without Cutout,
-which the RandAugment paper does not have either. A magnitude m goes from 0 to 10, which
-is not for all operations the strongest:
+which is not in the RandAugment paper. A magnitude m is 0 to 10; 10 is not the strongest
+for all operations:
 
   AutoContrast, Equalize, Invert   no magnitude
   Rotate                           +-3 m degrees
@@ -16,8 +17,8 @@ is not for all operations the strongest:
   Posterize                        0.4 m bits are kept, at least one
   Solarize                         inverts from 25.6 m on: nothing at 10
   SolarizeAdd                      adds 11 m to levels below 128
-  Color, Contrast, Brightness,     0.1 + 0.18 m: the picture is extrapolated by this
-  Sharpness                        factor from its grey, mean, black or smoothed form
+  Color, Contrast, Brightness,     0.1 + 0.18 m: blend factor of the picture with its
+  Sharpness                        grey, mean, black or smoothed form
 """
 
 import math
@@ -27,7 +28,7 @@ import numpy as np
 
 from sparse_tube_vit.input.augment import as_one_image, look_up
 
-GREY = 128  # fills what a shift uncovers
+GREY = 128  # fills pixels that a shift uncovers
 LUMA = np.array([0.299, 0.587, 0.114])
 LEVELS = np.arange(256, dtype=np.float32)
 ROUND_DOWN = -0.4999  # Pillow rounds a blend down, OpenCV to the nearest
@@ -39,12 +40,13 @@ def rand_augment(
     """Applies operations drawn uniformly, one after the other (paper, section 5).
 
     Args:
-      clip: (T, H, W, 3) uint8, in any memory layout.
-      layers: how many operations; one may be drawn again.
-      magnitude: of each operation, 0 to 10; a shift's direction is random.
+        rng: Source of the random numbers.
+        clip: Clip (T, H, W, 3), uint8, in any memory layout.
+        layers: Number of operations, drawn with replacement.
+        magnitude: Magnitude of each, 0 to 10; the sign of shifts is random.
 
     Returns:
-      (T, H, W, 3) uint8.
+        Clip (T, H, W, 3), uint8.
     """
     for name in rng.choice(list(OPERATIONS), layers):
         sign = rng.choice((-1, 1)) if name in SIGNED else 1
@@ -53,7 +55,7 @@ def rand_augment(
 
 
 def _range(clip):
-    """The lowest and the highest level (3,) of red, green and blue."""
+    """Returns the lowest and highest levels (3,) of red, green and blue."""
     rows = clip.reshape(-1, clip.shape[2] * 3)
     lowest, highest = rows.min(axis=0), rows.max(axis=0)  # (W * 3,)
     lowest, highest = lowest.reshape(-1, 3).min(0), highest.reshape(-1, 3).max(0)
@@ -136,23 +138,23 @@ def _color(clip, level):
 
 
 def _sharpness(clip, level):
-    # The smoothed form has weight 5 in the middle and 1 around it, of 13: the mean of
-    # the nine and a share of the middle itself.
+    # The smoothing kernel is 5 in the middle and 1 around it, over 13: the mean of the
+    # nine pixels, blended with the middle one.
     frames, smooth = as_one_image(clip), (1 - _factor(level)) * 9 / 13
     out = cv2.blur(frames, (3, 3))
     cv2.addWeighted(frames, 1 - smooth, out, smooth, ROUND_DOWN, dst=out)
     out = out.reshape(clip.shape)
-    # A frame's edge stays as it is, also where the frame below would have run into it.
+    # As in Pillow a frame's edge stays; the blur mixed it with the next frame's.
     out[:, [0, -1]] = clip[:, [0, -1]]
     out[:, :, [0, -1]] = clip[:, :, [0, -1]]
     return out
 
 
 def _affine(clip, matrix):
-    """Pixel (x, y) shows what was at (a x + b y + c, d x + e y + f); a .. f: matrix.
+    """Samples pixel (x, y) at (a x + b y + c, d x + e y + f), matrix (a, ..., f).
 
-    It takes the nearest pixel, as Pillow finds it: pixels lie at their centres, half a
-    pixel from the picture's corner, and numbers are whole multiples of 2^-16.
+    The nearest pixel is that of Pillow: coordinates are of pixel centres, half a pixel
+    from the picture's corner, in fixed point with 16 fractional bits.
     """
     _, height, width, _ = clip.shape
     y, x = np.ogrid[:height, :width]
@@ -164,12 +166,12 @@ def _affine(clip, matrix):
     column, row = nearest(*matrix[:3]), nearest(*matrix[3:])
     inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
     source = np.where(inside, row * width + column, height * width).ravel()
-    # Pixels of four bytes are words, which NumPy gathers fast; the last one is grey.
+    # NumPy gathers words, pixels of four bytes, fast; the last one is grey.
     pixels = np.full((height * width + 1, 4), GREY, np.uint8)
     frame, words = pixels[:-1].reshape(height, width, 4), pixels.view(np.uint32)[:, 0]
     moved = np.empty_like(words[:-1])
     out = np.empty(clip.shape, np.uint8)
-    for before, after in zip(clip, out, strict=True):  # one fits the cache
+    for before, after in zip(clip, out, strict=True):  # a frame fits the cache
         cv2.cvtColor(before, cv2.COLOR_RGB2RGBA, dst=frame)
         words.take(source, out=moved, mode="clip")  # "raise" would copy
         cv2.cvtColor(
@@ -186,7 +188,7 @@ def _rotate(clip, level):
 
 
 def _translate(clip, right, down):
-    """Pixel (x, y) shows what was at (x + right, y + down), to whole pixels."""
+    """Samples pixel (x, y) at (x + right, y + down), rounded to whole pixels."""
     right, down = math.floor(right + 0.5), math.floor(down + 0.5)
     out = np.full_like(clip, GREY)
     _, height, width, _ = clip.shape
@@ -200,7 +202,7 @@ def _translate(clip, right, down):
     return out
 
 
-# Every operation is a function of a clip (T, H, W, 3) uint8 and a magnitude.
+#: Functions of a clip (T, H, W, 3) uint8 and a magnitude, by name.
 OPERATIONS = {
     "AutoContrast": _auto_contrast,
     "Equalize": _equalize,
@@ -222,4 +224,5 @@ OPERATIONS = {
         clip, 0, 0.045 * level * clip.shape[1]
     ),
 }
+#: Operations whose magnitude gets a random sign.
 SIGNED = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY")

@@ -1,4 +1,4 @@
-"""HTML pages that hold all that they show: pictures and videos are in the file."""
+"""Self-contained HTML pages: pictures and videos are embedded in the file."""
 
 import base64
 import io
@@ -11,29 +11,29 @@ from PIL import Image
 
 
 def page(title: str, body: str, style: str = "") -> str:
-    """A whole page, for wide and narrow screens, light and dark.
+    """Returns a whole page, for wide and narrow screens, light and dark.
 
     Args:
         title: Text.
         body: HTML that follows the title.
-        style: CSS beside that of all pages.
+        style: CSS in addition to that of all pages.
     """
     return _PAGE.substitute(title=escape(title), body=body, style=style)
 
 
 def items(lines: Iterable) -> str:
-    """List items of texts."""
+    """Returns list items of texts."""
     return "\n".join(f"<li>{escape(str(line))}" for line in lines)
 
 
 def details(summary: str, inside: str, opened: bool = False) -> str:
-    """HTML that is shown when its summary, HTML too, is clicked on."""
+    """Returns HTML that a click on its summary, HTML too, shows."""
     state = " open" if opened else ""
     return f"<details{state}><summary>{summary}</summary>{inside}</details>"
 
 
 def picture(encoded: bytes, kind: str, alt: str = "") -> str:
-    """A picture of image/`kind`, loaded when it is scrolled to; alt is text."""
+    """Returns a picture of type image/`kind`, loaded when scrolled to."""
     source = base64.b64encode(encoded).decode()
     return (
         f'<img loading="lazy" alt="{escape(alt)}"'
@@ -42,12 +42,12 @@ def picture(encoded: bytes, kind: str, alt: str = "") -> str:
 
 
 def video(mp4: bytes, poster: bytes, label: str) -> str:
-    """A video that plays in its place; the label, text, says what it shows.
+    """Returns a video that plays in place.
 
     Args:
-        mp4: H.264, which all but a few browsers play.
+        mp4: H.264, which nearly all browsers play.
         poster: JPEG, shown until it plays.
-        label: Text.
+        label: Text that describes it.
     """
     source, still = (base64.b64encode(x).decode() for x in (mp4, poster))
     return (
@@ -58,7 +58,7 @@ def video(mp4: bytes, poster: bytes, label: str) -> str:
 
 
 def jpeg(frame: np.ndarray, size: tuple[int, int]) -> bytes:
-    """A uint8 frame (H, W, 3) as a JPEG file of so many pixels (width, height)."""
+    """Encodes a uint8 frame (H, W, 3) as JPEG of size (width, height) in pixels."""
     file = io.BytesIO()
     picture = Image.fromarray(frame).resize(size, Image.Resampling.BOX)
     picture.save(file, "JPEG", quality=80, optimize=True)
@@ -66,12 +66,12 @@ def jpeg(frame: np.ndarray, size: tuple[int, int]) -> bytes:
 
 
 def table(head: Sequence, rows: Iterable[Sequence], numbers: int = 0) -> str:
-    """A table of texts, which scrolls by itself where the screen is too narrow.
+    """Returns a table that scrolls if the screen is too narrow.
 
     Args:
-        head: Of the columns.
-        rows: As long as the head.
-        numbers: The last so many columns are aligned to the right.
+        head: Titles of the columns.
+        rows: Cells, as many as titles.
+        numbers: Number of last columns that are aligned right.
     """
     first = len(head) - numbers
 

@@ -213,14 +213,12 @@ def _accuracy(run):
             if e["videos_with_fewer_views"]:
                 views += f", {e['mean_distinct_views']:.2f} distinct"
             clip = f"{e['frames']} frames at {e['fps']:g} fps, {clip}"
-        # Files written before the key had a plain name call it "distinct".
-        count = e.get("examples", e.get("distinct"))
         rows.append(
             (
                 e["evaluation"],
                 _accuracies(e),
                 f"{e['dataset']} {e['split']}",
-                f"{count:,} {e['kind']}s",
+                f"{e['examples']:,} {e['kind']}s",
                 views,
                 clip,
                 e["tokens"],

@@ -1,1 +1,1 @@
-"""What a program compiled for TPUs costs, read on a machine that has none."""
+"""Cost of programs compiled for TPUs, on a machine without one."""

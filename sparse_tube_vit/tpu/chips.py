@@ -1,4 +1,4 @@
-"""TPU chips, and pods of them that programs can be compiled for without having one."""
+"""TPU chips, and topologies to compile for on a machine without a TPU."""
 
 import dataclasses
 import importlib.util
@@ -16,7 +16,7 @@ GIB = 2**30
 
 
 class UnknownTopology(TubeViTError, ValueError):
-    """There are no such chips, or no such arrangement of them."""
+    """There is no such chip, or no such grid of it."""
 
 
 class NoTpuCompiler(TubeViTError, ImportError):
@@ -25,19 +25,20 @@ class NoTpuCompiler(TubeViTError, ImportError):
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One chip, all its cores together.
+    """A chip, all its cores together.
 
     Attributes:
-      memory: bytes that a program may take. The compiler names them when one does not
-        fit; they are 0.25 to 1.25 GiB below what the data sheets say.
-      peak_flops: bf16 FLOPs a second, a multiply-add as two.
-      memory_bandwidth: bytes a second.
-      link_bandwidth: bytes a second of one link to a neighbour, each way.
-      slice_bandwidth: bytes a second to other slices, over the data center's network.
-      matrix_unit: rows and columns of one matrix unit.
-      flops_per_cycle: of all matrix units.
-      dimensions: of the torus; rows of `wraps` chips, and multiples, close to rings.
-      most_chips: in one slice.
+        memory: Bytes available to a program, as the compiler states them for one that
+            does not fit: 0.25 to 1.25 GiB below the data sheets.
+        peak_flops: In bfloat16, FLOPs a second, a multiply-add as two.
+        memory_bandwidth: Bytes a second.
+        link_bandwidth: Bytes a second of one link to a neighbour, each way.
+        slice_bandwidth: Bytes a second to other slices, over the data center's network.
+        matrix_unit: Rows and columns of one matrix unit.
+        flops_per_cycle: Of all matrix units.
+        dimensions: Of the torus.
+        wraps: Rows of this many chips, and of multiples, close to rings.
+        most_chips: Largest slice.
     """
 
     memory: float
@@ -117,8 +118,8 @@ CHIPS = {
 }
 
 
-#: Keeps the compiler from looking for a TPU, from saying that there is none, and from
-#: taking it for itself: several may compile at once.
+#: Keeps the compiler from looking for a TPU, from warning that there is none, and from
+#: locking it, so that several processes may compile at once.
 _NO_TPU_HERE = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_SKIP_MDS_QUERY": "1",
@@ -133,9 +134,9 @@ class Topology:
     """A slice of chips in a grid, or several.
 
     Attributes:
-      name: of the chip, as in `CHIPS`.
-      grid: chips along each axis of a slice.
-      slices: of such a grid, joined by the data center's network.
+        name: Key of the chip in `CHIPS`.
+        grid: Chips along each axis of a slice.
+        slices: Number of slices, joined by the data center's network.
     """
 
     name: str
@@ -144,10 +145,10 @@ class Topology:
 
     @classmethod
     def parse(cls, text: str, slices: int = 1) -> "Topology":
-        """Reads a chip and the grid of a slice, as "v5e:16x16".
+        """Parses a chip and the grid of a slice, as "v5e:16x16".
 
         Raises:
-          UnknownTopology: there is no such chip or grid.
+            UnknownTopology: There is no such chip or grid.
         """
         found = re.fullmatch(r"(\w+):(\d+(?:x\d+)*)", text)
         if not found or found[1] not in CHIPS:
@@ -178,11 +179,11 @@ class Topology:
         return self.slices * math.prod(self.grid)
 
     def devices(self) -> Sequence[jax.Device]:
-        """The devices to compile for, one a chip; nothing can run on them.
+        """Returns devices to compile for, one per chip; nothing can run on them.
 
         Raises:
-          NoTpuCompiler: libtpu is not installed.
-          UnknownTopology: the compiler knows no such grid.
+            NoTpuCompiler: The package libtpu is not installed.
+            UnknownTopology: The compiler knows no such grid.
         """
         if importlib.util.find_spec("libtpu") is None:
             raise NoTpuCompiler(

@@ -1,15 +1,15 @@
-"""How long a compiled program takes, by the compiler's own cost model.
+"""Time of a compiled program, estimated by the compiler's cost model.
 
-The compiler puts its estimate of the cycles at most operations of the optimised HLO.
-Added up, loops as often as they run, they are the time of a step but for three things:
+The optimised HLO holds the compiler's estimate of the cycles of most operations. Their
+sum, with loops as often as they run, is the time of a step, with three exceptions:
 
-* Custom kernels (Pallas) have none: they are counted by their roofline, the greater of
-  their FLOPs at the rate that the matrix units reach for the width of a head, and their
-  bytes at the bandwidth of the memory. They take at least that long.
-* Collectives have none: they are counted by their bytes at the bandwidth of the links
-  that the group of chips has. What runs between the start and the end of one hides it;
-  what it takes longer counts.
-* Copies between HBM and the core's memory that run beside other work count nothing.
+* Custom kernels (Pallas) have no estimate. Their time is that of the roofline: the
+  greater of FLOPs at the rate that matrix units reach for the width of a head, and
+  bytes at the memory's bandwidth. It is a lower bound.
+* Collectives have no estimate. Their time is that of their bytes at the bandwidth of
+  the links between the group's chips. Operations between the start and the end of one
+  hide it; only the rest counts.
+* Copies between HBM and the core's memory beside other operations count nothing.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from sparse_tube_vit.tpu.chips import Chip
 from sparse_tube_vit.tpu.hlo import Module, arrays, matrix_flops, trip_count
 
-#: Matrix products of queries x keys x head width in attention kernels, by their name.
+#: Number of matrix products, queries x keys x head width, by attention kernel.
 ATTENTION_KERNELS = {
     "splash_mha_fwd": 2,  # scores; their product with the values
     # Scores again; the gradients of values, weights, keys and queries: a fused kernel.
@@ -41,14 +41,15 @@ COLLECTIVES = (
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """Something that a chip computes.
+    """An operation of one chip.
 
     Attributes:
-      name, source: of the instruction, and the operation in the source it stems from.
-      seconds: once.
-      times: that it runs in a step.
-      flops: of its matrix products, once, a multiply-add as two.
-      roofline: whether the seconds are those of a custom kernel's roofline.
+        name: Of the instruction.
+        source: Name of the operation in the source.
+        seconds: Time of one run.
+        times: Number of runs per step.
+        flops: Of the matrix products of one run, a multiply-add as two.
+        roofline: Whether the seconds are a custom kernel's roofline.
     """
 
     name: str
@@ -61,16 +62,16 @@ class Operation:
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """Something that chips tell each other.
+    """A collective of several chips.
 
     Attributes:
-      kind: one of `COLLECTIVES`.
-      axes: of the mesh, over which it goes.
-      bytes: gathered or to be reduced on one chip, once.
-      times: that it runs in a step.
-      seconds: once, by bandwidth.
-      exposed: seconds of these in which nothing is computed.
-      source: as of an operation.
+        kind: One of `COLLECTIVES`.
+        axes: Axes of the mesh that it spans.
+        bytes: Gathered or reduced on one chip in one run.
+        times: Number of runs per step.
+        seconds: Time of one run, by bandwidth.
+        exposed: The part of these seconds in which nothing is computed.
+        source: Name of the operation in the source.
     """
 
     kind: str
@@ -84,12 +85,13 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """What a program takes on one chip.
+    """Estimated time of a program on one chip.
 
     Attributes:
-      operations, collectives: of all computations that run.
-      unknown_loops: of which only the data tells how often they run; counted once.
-      unknown_kernels: custom kernels whose FLOPs are unknown; counted by their bytes.
+        operations: Of all computations that run.
+        collectives: Of all computations that run.
+        unknown_loops: Loops whose trip count depends on data; counted once.
+        unknown_kernels: Custom kernels of unknown FLOPs; counted by their bytes.
     """
 
     operations: tuple[Operation, ...] = ()
@@ -142,24 +144,22 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """The chips of one slice, their places in the mesh and in the machine.
+    """The chips of one slice, and their places in the mesh and in the torus.
 
     Attributes:
-      chip: all are of this kind.
-      grid: chips along each axis of the torus.
-      axes: sizes of the mesh's axes within a slice by name, the last varying fastest.
-      places: of every device in the mesh's order, where it is in the grid.
-      slice_axis: the axis of the mesh that several slices lie along.
+        chip: Kind of all chips.
+        grid: Chips along each axis of the torus.
+        axes: Sizes of the mesh's axes within a slice by name, the last varying fastest.
+        places: Coordinates in the grid of every device, in the mesh's order.
     """
 
     chip: Chip
     grid: tuple[int, ...]
     axes: Mapping[str, int]
     places: Sequence[Sequence[int]]
-    slice_axis: str = "data"
 
     def axes_of(self, group: Iterable[int]) -> tuple[str, ...]:
-        """The axes of the mesh along which a group of devices lies."""
+        """Returns the axes of the mesh that a group of devices spans."""
         varying, stride = [], 1
         for axis, size in reversed(self.axes.items()):
             if len({device // stride % size for device in group}) > 1:
@@ -168,10 +168,15 @@ class Network:
         return tuple(reversed(varying))
 
     def seconds(self, kind: str, size: int, group: Sequence[int]) -> float:
-        """Time of a collective of a group, with so many bytes on every chip before it.
+        """Returns the time of a collective.
 
-        All links along the axes of the torus on which the group lies are used, both
-        ways where these close to rings.
+        All links along the axes of the torus that the group spans are used, in both
+        directions where the axis closes to a ring.
+
+        Args:
+            kind: One of `COLLECTIVES`.
+            size: Bytes on every chip before it.
+            group: Devices, in the mesh's order.
         """
         n = len(group)
         lines = zip(*(self.places[device] for device in group), strict=True)
@@ -191,19 +196,19 @@ class Network:
 
 
 def estimate(module: Module, network: Network) -> Estimate:
-    """What a program takes on each chip of a network."""
+    """Estimates the time of a module on each chip of a network."""
     return _Estimator(module, network).computation(module.entry)
 
 
 class _Estimator:
-    """Follows the computations of a program in the order in which they run."""
+    """Estimates the computations of a module, each once."""
 
     def __init__(self, module, network):
         self.module, self.network = module, network
         self.computation = functools.cache(self._computation)
 
     def _computation(self, name) -> Estimate:
-        """One run of a computation."""
+        """Estimates one run of a computation."""
         parts, links = [], _Links()
         for instruction in self.module.computations[name]:
             begins, ends = self._transfers(instruction)
@@ -217,7 +222,7 @@ class _Estimator:
         return sum(parts, Estimate())
 
     def _instruction(self, instruction) -> Estimate:
-        """What an instruction computes."""
+        """Estimates one run of an instruction."""
         if instruction.opcode == "while":
             trips = trip_count(self.module, instruction)
             once = sum(map(self.computation, instruction.calls), Estimate())
@@ -239,7 +244,7 @@ class _Estimator:
         return _one(instruction, seconds, flops)
 
     def _kernel(self, instruction) -> Estimate:
-        """A custom kernel, by its roofline."""
+        """Estimates a custom kernel by its roofline."""
         chip = self.network.chip
         operands = [self.module.instructions[name] for name in instruction.operands]
         moved = instruction.bytes + sum(operand.bytes for operand in operands)
@@ -254,10 +259,10 @@ class _Estimator:
         return unknown + _one(instruction, seconds, 0, True)
 
     def _transfers(self, instruction):
-        """((key, collective) that begins with an instruction, key of what ends there).
+        """Returns ((key, collective) that begins, key of the one that ends), or Nones.
 
-        One that hides behind other work has two instructions, a start and a done, which
-        its key joins; or two fusions, among which the work that hides it is.
+        An asynchronous collective has two instructions, a start and a done, joined by
+        its key; or two fusions, which hold the operations that hide it.
         """
         opcode, name = instruction.opcode, instruction.name
         if opcode in COLLECTIVES:
@@ -304,7 +309,7 @@ class _Estimator:
         )
 
     def _between_slices(self, instruction):
-        """What hosts exchange for the chips, through the data center's network."""
+        """Returns the collective between slices, over the data center's network."""
         size = arrays(instruction.shape)[0]
         size = int(size[0] * math.prod(size[1]))
         return Collective(
@@ -319,23 +324,23 @@ class _Estimator:
 
 
 class _Links:
-    """The collectives under way. The links carry one after the other."""
+    """Collectives under way. The links carry one after the other."""
 
     def __init__(self):
         self.under_way = {}  # key -> collective
-        self.left = {}  # key -> seconds that it still takes
+        self.left = {}  # key -> seconds left
 
     def begin(self, key, collective):
         self.under_way[key], self.left[key] = collective, collective.seconds
 
     def work_beside(self, seconds):
-        """So long something is computed meanwhile."""
+        """Lets the collectives proceed while operations run."""
         for key, left in self.left.items():
             self.left[key] = max(0.0, left - seconds)
             seconds = max(0.0, seconds - left)
 
     def end(self, key) -> tuple[Collective, ...]:
-        """What ends here, with what is waited for it; () if it is no collective."""
+        """Ends a collective; returns it with its exposed time, () if there is none."""
         if key not in self.under_way:
             return ()
         exposed = self.left.pop(key)
@@ -343,7 +348,7 @@ class _Links:
 
 
 def device_group(attributes: str, devices: int) -> list[int]:
-    """The first group of devices that a collective's attributes name.
+    """Returns the first group of devices in a collective's attributes.
 
     XLA writes groups as lists, {{0,1},{2,3}}; as a numbering, [2,2]<=[2,2]T(1,0); or by
     axes of a mesh of its own, mesh['a'=2,'b'=2] {'a'}.
@@ -379,7 +384,7 @@ def _numbers(text):
 
 
 def _numbering(shape, order):
-    """0, 1, ... in an array of a shape, its axes put in an order, made flat."""
+    """Returns arange(prod(shape)).reshape(shape).transpose(order).ravel()."""
     order = order or range(len(shape))
     strides = [math.prod(shape[i + 1 :]) for i in range(len(shape))]
     places = itertools.product(*(range(shape[i]) for i in order))
@@ -397,10 +402,10 @@ def _one(instruction, seconds, flops, roofline=False):
 
 
 def _attention(operands):
-    """Heads of all examples, queries, keys and head width, of an attention kernel.
+    """Returns (heads of all examples, queries, keys, head width) of a kernel.
 
-    Its first two operands of numbers are queries and keys, with heads and then either
-    tokens or the head's width in front. There are more tokens than channels in a head.
+    The first two floating-point operands are queries and keys, with dimensions (heads,
+    tokens, width) or (heads, width, tokens). There are more tokens than channels.
     """
     floats = [o for o in operands if re.match(r"bf16|f32", o.shape)]
     (*heads, a, b), (*_, c, d) = (arrays(o.shape)[0][1] for o in floats[:2])

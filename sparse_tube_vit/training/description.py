@@ -1,4 +1,4 @@
-"""A config's model in text: tubes, tokens, parameters, FLOPs."""
+"""Text on a config's model: tubes, tokens, parameters and FLOPs."""
 
 import math
 
@@ -13,8 +13,8 @@ from sparse_tube_vit.models.tubevit import init_params, make_model
 from sparse_tube_vit.models.variants import TUBE_SETS, VARIANTS
 from sparse_tube_vit.training.freezing import frozen_parts, split
 
-# Paper table 11, section 5 and the tables of results: parameters, and FLOPs of 4x3
-# views. For B it also gives 70 to 74 billion a view (table 7b).
+# From the paper's table 11, section 5 and tables of results: parameters, and FLOPs of
+# 4x3 views. Table 7b also gives 70 to 74 billion per view of B.
 PAPER = {
     "B": {"parameters": 86e6, "flops": 0.87e12},
     "L": {"parameters": 307e6, "flops": 9.53e12},
@@ -23,9 +23,10 @@ PAPER = {
 
 
 def describe(config: ConfigDict) -> str:
-    """The report on a config as text.
+    """Returns a description of a config's model.
 
-    Raises: the named errors of the config and of its model.
+    Raises:
+        The named errors of the config and of its model.
     """
     validate(config)
     classes = classes_of(config)
@@ -65,10 +66,12 @@ def _parameters(model, config, classes):
     params = jax.eval_shape(lambda: init_params(model, jax.random.key(0), model.clip))
     unknown = [f"head_{head}" for head, n in classes.items() if n is None]
     params = {part: tree for part, tree in params.items() if part not in unknown}
-    halves = split(params, frozen_parts(config))
+    trained_and_frozen = split(params, frozen_parts(config))
 
     def counts(part=None):
-        trees = halves if part is None else [half.get(part, {}) for half in halves]
+        trees = trained_and_frozen
+        if part is not None:
+            trees = [tree.get(part, {}) for tree in trees]
         sizes = [sum(x.size for x in jax.tree.leaves(tree)) for tree in trees]
         return [f"{n:,}" for n in (*sizes, sum(sizes))]
 
@@ -91,7 +94,7 @@ def _flops(model, kind, clip, head):
 
 
 def _beside_the_paper(config, model):
-    """The paper's figures, where the model is one of its own, and why ours differ."""
+    """Returns the paper's numbers for a model of its own, and why ours differ."""
     sizes = {key: config.model[key] for key in ("depth", "width", "mlp_dim", "heads")}
     names = [name for name in PAPER if VARIANTS[name] == sizes]
     if not names or model.tubes not in (TUBE_SETS["main"], TUBE_SETS["4"]):

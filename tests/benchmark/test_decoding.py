@@ -104,4 +104,7 @@ def test_named_errors(path, monkeypatch, capsys, arguments, message):
 def test_a_file_that_is_not_there(monkeypatch, capsys):
     with pytest.raises(SystemExit):
         run(monkeypatch, "decode", "nowhere.mp4")
-    assert "UnreadableFile: nowhere.mp4 cannot be read" in capsys.readouterr().err
+    assert (
+        "UnreadableFile: nowhere.mp4: No such file or directory."
+        in capsys.readouterr().err
+    )

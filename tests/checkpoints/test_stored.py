@@ -487,3 +487,12 @@ def test_a_release_is_written_whole_or_not_at_all(run, tmp_path, monkeypatch):
 
 def no_space(*_):
     raise OSError("no space left")
+
+
+def test_evaluations_of_before_count_examples_by_another_name(tmp_path):
+    (tmp_path / "evaluations").mkdir()
+    for i, key in enumerate(("distinct", "examples")):
+        path = tmp_path / "evaluations" / f"video_step{i}_2x3.json"
+        path.write_text(json.dumps({"step": i, key: 7}))
+    found = stored.read_evaluations(tmp_path)
+    assert found == {f"video_step{i}_2x3": {"step": i, "examples": 7} for i in (0, 1)}

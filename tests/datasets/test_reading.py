@@ -218,7 +218,8 @@ def test_labels_of_a_multi_label_data_set_are_multi_hot(tmp_path, monkeypatch):
 
 WITHOUT_TENSORFLOW = """
 import sys
-from sparse_tube_vit.datasets import builders, reading
+from sparse_tube_vit.datasets import catalog, reading
+from sparse_tube_vit.datasets.builders import annotations, folders
 assert not {"tensorflow", "jax", "tensorflow_datasets"} & set(sys.modules), "import"
 from sparse_tube_vit import prepare
 from sparse_tube_vit.datasets.builders import moving_shapes
@@ -228,9 +229,11 @@ prepare.main(["moving_shapes", "--data_dir", sys.argv[1], "--workers", "0"])
 for name, kind in (("images", "image"), ("videos", "video"), ("crowds", "video")):
     split = reading.open_split(f"moving_shapes/{name}", "train", sys.argv[1])
     assert isinstance(split[0][kind], bytes)
-for name in builders.BUILDERS:
-    builders.builder_class(name)
-builders.builder_class("imagenet2012").read(sys.argv[2])
+for name in catalog.BUILDERS:
+    catalog.builder_class(name)
+catalog.builder_class("imagenet2012").read(sys.argv[2])
+from sparse_tube_vit.input import augment, examples, randaugment
+from sparse_tube_vit.video import decode, sampling, transcode
 assert "tensorflow" not in sys.modules, "tensorflow"
 assert "jax" not in sys.modules, "jax"
 assert "apache_beam" not in sys.modules, "apache_beam"

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from sparse_tube_vit import Tube, figures
-from sparse_tube_vit.figures.attention import shares_in_clip
+from sparse_tube_vit.figures.attention import spread_over_pixels
 from sparse_tube_vit.figures.positions import similarity
 from sparse_tube_vit.figures.tubes import frames_read
 
@@ -95,12 +95,12 @@ def test_an_animation_plays_every_frame(tmp_path):
     np.testing.assert_allclose(np.delete(shown, [0, 8]), pale, atol=6)
 
 
-def test_shares_lie_on_the_pixels_that_tokens_read():
+def test_weights_lie_on_the_pixels_that_tokens_read():
     rng = np.random.default_rng(0)
     tubes = (*TUBES, Tube((6, 8, 4), (3, 4, 8)))  # whose windows overlap
     tokens = [windows(tube, CLIP) for tube in tubes]
     shares = rng.random(sum(map(len, tokens)))
-    laid = shares_in_clip(shares, tubes, CLIP)
+    maps = spread_over_pixels(shares, tubes, CLIP)
     of_token = iter(shares)
     for i, tube in enumerate(tubes):
         got = {}
@@ -113,7 +113,7 @@ def test_shares_lie_on_the_pixels_that_tokens_read():
         for place, some in got.items():
             if all(p < n for p, n in zip(place, CLIP, strict=True)):
                 expected[place] = np.mean(some)
-        np.testing.assert_allclose(laid[i], expected)
+        np.testing.assert_allclose(maps[i], expected)
 
 
 def test_attention_says_what_every_tube_gets():

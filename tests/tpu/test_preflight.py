@@ -12,7 +12,7 @@ import pytest
 
 from sparse_tube_vit import preflight as command
 from sparse_tube_vit.config import default_config, stream
-from sparse_tube_vit.datasets import builders
+from sparse_tube_vit.datasets import catalog
 from sparse_tube_vit.datasets.classes import OFFICIAL_CLASSES
 from sparse_tube_vit.models.flops import forward_flops, training_flops
 from sparse_tube_vit.models.tubevit import make_model
@@ -140,7 +140,7 @@ def test_official_classes_are_those_of_the_builders():
     from sparse_tube_vit.datasets.builders import something_something_v2 as something
 
     for name in ("kinetics400", "kinetics600", "kinetics700"):
-        assert builders.builder_class(name).classes == OFFICIAL_CLASSES[name]
+        assert catalog.builder_class(name).classes == OFFICIAL_CLASSES[name]
     assert OFFICIAL_CLASSES["charades"] == charades.CLASSES
     assert OFFICIAL_CLASSES["something_something_v2"] == something.CLASSES
     for kind, names in moving_shapes.CLASS_NAMES.items():

@@ -1,7 +1,6 @@
-"""What the data sets of official annotation files share: listed clips, found by name.
+"""Listing of the clips of official annotation files, which name them by id.
 
-An annotation file lists clips by id. The files lie below one directory, in folders or
-not, and are found by their stem: a re-encoded clip in another container is found too.
+Files are matched by their stem, in any folder below one directory and in any container.
 """
 
 import collections
@@ -21,23 +20,23 @@ from sparse_tube_vit.video import decode
 
 
 class BadAnnotations(DatasetError):
-    """The annotation files are missing, malformed or contradict themselves."""
+    """The annotation files are missing, malformed or contradictory."""
 
 
 class MissingVideos(DatasetError):
-    """None of the listed clips is there, or several files have a clip's name."""
+    """No listed clip is there, or several files match one clip."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A clip that an annotation file lists.
+    """A clip in an annotation file.
 
     Attributes:
-        where: The place in the file, for messages: "file:line".
-        split: The split it belongs to.
-        name: Its id, unlike every other.
-        label: Its class, or its classes where a data set is multi-label.
-        stems: What its file may be called, without suffix.
+        where: Place in the file, for messages: "file:line".
+        split: Split of the clip.
+        name: Unique identifier.
+        label: Class name, or class names in a multi-label data set.
+        stems: Possible names of its file, without suffix.
     """
 
     where: str
@@ -47,58 +46,67 @@ class Entry:
     stems: tuple[str, ...]
 
     def left_out(self, reason: str) -> Row:
-        """Its row in the manifest if it is not taken."""
+        """Returns the manifest's row of the clip when it is left out."""
         return Row(self.split, self.name, label=self.label, status=reason)
 
 
-def find(
+def list_clips(
     videos,
     entries: Iterable[Entry],
     class_names: Iterable[str],
     left_out: Iterable[Row] = (),
     notes: Iterable[str] = (),
 ) -> builder.Listing:
-    """Lists the entries' clips that are below the directory `videos`.
+    """Lists the entries' clips below a directory.
 
-    Entries whose clip is not there, or is a link that leads nowhere, are added to
-    `left_out`, and a note for a split that has none of its clips.
+    Entries without a file, or with a broken link, are added to `left_out`; a split
+    without any clip adds a note.
+
+    Args:
+        videos: Directory of the clips.
+        entries: Entries of the annotation files.
+        class_names: Class names in the order of the labels.
+        left_out: Rows of clips that are left out for other reasons.
+        notes: Remarks for the user.
 
     Raises:
         BadAnnotations: A clip is listed twice.
-        MissingVideos: None of the clips is there, or one could be any of several files.
+        MissingVideos: No clip is there, or several files match one.
     """
     files = collections.defaultdict(list)
     for path in storage.files_below(videos):
         if path.suffix.lower() in decode.SUFFIXES["video"]:
             files[path.stem].append(path)
-    splits, left_out, notes, seen = {}, list(left_out), list(notes), {}
+    splits, left_out, notes, places = {}, list(left_out), list(notes), {}
     for entry in entries:
-        if entry.name in seen:
+        if entry.name in places:
             raise BadAnnotations(
                 f"{entry.where}: {entry.name} is listed twice, before in"
-                f" {seen[entry.name]}; list it once"
+                f" {places[entry.name]}; list it once"
             )
-        seen[entry.name] = entry.where
-        found = [path for stem in entry.stems for path in files.get(stem, ())]
-        if len(found) > 1:
+        places[entry.name] = entry.where
+        matches = [path for stem in entry.stems for path in files.get(stem, ())]
+        if len(matches) > 1:
             raise MissingVideos(
-                f"{entry.name} could be {' or '.join(map(str, found))}; keep one of"
+                f"{entry.name} could be {' or '.join(map(str, matches))}; keep one of"
                 " them"
             )
         examples = splits.setdefault(entry.split, [])
-        if not found:
+        if not matches:
             reason = f"listed in {entry.where}, but no such video"
             left_out.append(entry.left_out(reason))
-        elif os.path.islink(found[0]) and not os.path.exists(found[0]):
-            reason = f"{found[0]} is a link to {os.readlink(found[0])}, which is absent"
+            continue
+        (path,) = matches
+        if os.path.islink(path) and not os.path.exists(path):
+            reason = f"{path} is a link to {os.readlink(path)}, which is absent"
             left_out.append(entry.left_out(reason))
         else:
-            examples.append(builder.ListedExample(entry.name, entry.label, found[0]))
+            examples.append(builder.ListedExample(entry.name, entry.label, path))
     if not any(splits.values()):
         raise MissingVideos(
-            f"none of the {len(seen)} listed clips is in {videos}, such as"
-            f" {next(iter(seen))}. Give the directory that holds the clips, in folders"
-            " or not"
+            f"none of the {len(places)} listed clips is in {videos}, such as"
+            f" {next(iter(places))}. Give the directory that holds the clips, in"
+            " folders or not"
         )
     notes += [
         f"no split {split}: none of its clips is in {videos}"
@@ -114,23 +122,33 @@ def find(
 
 
 def find_file(annotations, pattern: str, what: str) -> pathlib.Path | None:
-    """Returns the one file of the directory whose name matches, None if none does.
+    """Returns the one file of a directory that matches a pattern, or None.
 
-    Raises BadAnnotations if several do.
+    Args:
+        annotations: The directory.
+        pattern: Regular expression of the whole name.
+        what: Description of the file, for messages.
+
+    Raises:
+        BadAnnotations: There is no such directory, or several files match.
     """
     directory = pathlib.Path(annotations)
     if not directory.is_dir():
         raise BadAnnotations(f"{annotations} is not a directory")
-    found = [p for p in sorted(directory.iterdir()) if re.fullmatch(pattern, p.name)]
-    if len(found) > 1:
+    matches = [p for p in sorted(directory.iterdir()) if re.fullmatch(pattern, p.name)]
+    if len(matches) > 1:
         raise BadAnnotations(
-            f"{what} could be {' or '.join(map(str, found))}; keep one of them"
+            f"{what} could be {' or '.join(map(str, matches))}; keep one of them"
         )
-    return found[0] if found else None
+    return matches[0] if matches else None
 
 
-def read(path: pathlib.Path) -> str:
-    """Returns the text of a file; raises BadAnnotations if it is missing or no text."""
+def read_text(path: pathlib.Path) -> str:
+    """Returns the text of a file.
+
+    Raises:
+        BadAnnotations: The file is missing or not in UTF-8.
+    """
     if not path.is_file():
         raise BadAnnotations(
             f"{path} is missing; give the directory of the official annotation files"
@@ -142,20 +160,21 @@ def read(path: pathlib.Path) -> str:
 
 
 def read_csv(path: pathlib.Path, columns: Iterable[str]) -> Iterator[tuple[str, dict]]:
-    """Yields ("file:line", the fields by column) for each row below the header.
+    """Yields ("file:line", fields by column) for each row below the header.
 
-    Raises BadAnnotations for a file without these columns or a row of another length.
+    Raises:
+        BadAnnotations: A column is missing, or a row has another length.
     """
-    reader = csv.DictReader(io.StringIO(read(path)))
-    found = reader.fieldnames or []
-    if missing := [column for column in columns if column not in found]:
+    reader = csv.DictReader(io.StringIO(read_text(path)))
+    header = reader.fieldnames or []
+    if missing := [column for column in columns if column not in header]:
         raise BadAnnotations(
-            f"{path}:1: no column {', '.join(missing)}; it has {', '.join(found)}"
+            f"{path}:1: no column {', '.join(missing)}; it has {', '.join(header)}"
         )
     try:
         for fields in reader:
             where = f"{path}:{reader.line_num}"
-            # DictReader's signs of a row that is too long or too short.
+            # DictReader marks rows that are too long or too short by None.
             if None in fields or None in fields.values():
                 raise BadAnnotations(f"{where}: not one field for each column")
             yield where, fields
@@ -163,16 +182,17 @@ def read_csv(path: pathlib.Path, columns: Iterable[str]) -> Iterator[tuple[str, 
         raise BadAnnotations(f"{path}: after line {reader.line_num}: {error}") from None
 
 
-def count_classes(where, found: int, official: int) -> list[str]:
-    """Notes that classes are missing, as in a subset made to try things out.
+def check_class_count(where, count: int, official: int) -> list[str]:
+    """Returns a note if classes are missing, as in a subset for trying things out.
 
-    Raises BadAnnotations for more than the data set has: they are another's.
+    Raises:
+        BadAnnotations: There are more classes than the data set has.
     """
-    if found > official:
+    if count > official:
         raise BadAnnotations(
-            f"{where}: {found} classes; the data set has {official}. Give its own"
+            f"{where}: {count} classes; the data set has {official}. Give its own"
             " annotation files"
         )
-    if found < official:
-        return [f"{found} of the {official} official classes are in {where}"]
+    if count < official:
+        return [f"{count} of the {official} official classes are in {where}"]
     return []

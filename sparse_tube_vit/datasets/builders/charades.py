@@ -1,12 +1,11 @@
-"""Charades from its official files: `charades`, any number of actions a video.
+"""`charades`: Charades from its official files, multi-label.
 
 The annotations directory holds Charades_v1_train.csv, Charades_v1_test.csv and
 Charades_v1_classes.txt, whose order of 157 classes is the order of the labels. Videos
-are called `<id>`, in any folders. A video's labels are its actions; when in the video
-they occur is not kept.
+are called `<id>`, in any folders. A video's labels are its actions, without times.
 
 Videos without any action are left out: the official evaluation ranks them last for all
-classes, so that they count for nothing.
+classes, so that they do not affect the result.
 """
 
 import pathlib
@@ -16,10 +15,10 @@ from sparse_tube_vit.datasets.builders import builder
 from sparse_tube_vit.datasets.builders.annotations import (
     BadAnnotations,
     Entry,
-    count_classes,
-    find,
-    read,
+    check_class_count,
+    list_clips,
     read_csv,
+    read_text,
 )
 
 CLASSES = 157
@@ -29,7 +28,7 @@ ACTION = re.compile(r"(c\d{3}) [-\d.]+ [-\d.]+")  # class, start and end in seco
 
 
 class Charades(builder.Builder):
-    """Charades, given `read`'s listing."""
+    """Charades, of the listing that `read` returns."""
 
     name = "charades"
     kind = "video"
@@ -37,15 +36,15 @@ class Charades(builder.Builder):
 
     @classmethod
     def read(cls, videos, annotations) -> builder.Listing:
-        """Reads the lists of train and test.
+        """Lists the videos of train and test.
 
-        Videos without any action, and listed videos that are not there, are in the
-        listing's `left_out`. A classes file of fewer classes is read too, with a note.
+        Videos without any action or without a file are in `left_out`. A classes file of
+        fewer classes adds a note.
 
         Raises:
             BadAnnotations: A file is missing or malformed, an action's class is not in
                 the classes file, or a video is listed twice.
-            MissingVideos: None of the videos is there, or one could be several files.
+            MissingVideos: No video is there, or several files match one.
         """
         annotations = pathlib.Path(annotations)
         path = annotations / "Charades_v1_classes.txt"
@@ -67,14 +66,14 @@ class Charades(builder.Builder):
                     entries.append(entry)
                 else:
                     left_out.append(entry.left_out(f"no action in {where}"))
-        notes = count_classes(path, len(class_names), CLASSES)
-        return find(videos, entries, class_names.values(), left_out, notes)
+        notes = check_class_count(path, len(class_names), CLASSES)
+        return list_clips(videos, entries, class_names.values(), left_out, notes)
 
 
 def _read_classes(path: pathlib.Path) -> dict[str, str]:
     """Returns the name of each class by its code, such as c000."""
     names = {}
-    for i, line in enumerate(read(path).splitlines(), 1):
+    for i, line in enumerate(read_text(path).splitlines(), 1):
         if not line.strip():
             continue
         code, _, name = line.strip().partition(" ")
@@ -89,7 +88,7 @@ def _read_classes(path: pathlib.Path) -> dict[str, str]:
 
 
 def _codes(where: str, actions: str) -> set[str]:
-    """The classes of actions such as `c092 11.90 21.20;c147 0.00 12.60`."""
+    """Returns the classes of actions such as `c092 11.90 21.20;c147 0.00 12.60`."""
     codes = set()
     for action in filter(None, actions.split(";")):
         match = ACTION.fullmatch(action)

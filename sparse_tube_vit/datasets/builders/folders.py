@@ -1,14 +1,14 @@
-"""Folders of clips or images: `video_folder/NAME` and `image_folder/NAME`.
+"""`video_folder/NAME` and `image_folder/NAME`: folders of clips or images.
 
-Three layouts are read:
+There are three layouts:
 
 * `DIR/<class>/<file>`: one split, `train`.
 * `DIR/<split>/<class>/<file>`.
-* A list of `relative/path,split` lines beside either; the class of a file is the
+* Either of them with a list of `relative/path,split` lines; a file's class is the
   folder that holds it.
 
-Labels count the sorted class names; the classes are the union over the splits.
-`hold_out` makes the `test` split of a folder that has none.
+Labels number the sorted class names of all splits together. `hold_out` makes the split
+`test` of a folder that has none.
 """
 
 import collections
@@ -28,30 +28,30 @@ from sparse_tube_vit.video.decode import SUFFIXES
 
 
 class NoClassFolders(DatasetError):
-    """The directory is not laid out in class folders."""
+    """The directory has not the layout of class folders."""
 
 
 class EmptyClassFolder(DatasetError):
-    """A class folder holds no file that can be taken."""
+    """A class folder holds no file of its kind."""
 
 
 class BadSplitList(DatasetError):
-    """A line of the split list is malformed or names a file that is not there."""
+    """The split list is malformed or names a file that is not there."""
 
 
 class TooFewExamples(DatasetError):
-    """There is one class, or one has too few examples to be learnt and tested."""
+    """There is only one class, or one has too few examples to train and test on."""
 
 
 class ImageFolder(builder.Builder):
-    """Images in class folders, given `read_folder`'s listing."""
+    """Images in class folders, of the listing that `read_folder` returns."""
 
     name = "image_folder"
     kind = "image"
 
 
 class VideoFolder(builder.Builder):
-    """Clips in class folders, given `read_folder`'s listing."""
+    """Clips in class folders, of the listing that `read_folder` returns."""
 
     name = "video_folder"
     kind = "video"
@@ -60,27 +60,27 @@ class VideoFolder(builder.Builder):
 def read_folder(directory, kind: str, split_list=None) -> builder.Listing:
     """Lists the files of a directory in one of the layouts above.
 
-    An example's id is its path below `directory`. Files that do not have a suffix of
-    their kind are in the listing's `left_out`.
+    An example's id is its path below `directory`. Files without a suffix of their kind
+    are in `left_out`.
 
     Args:
         directory: Directory of class folders, or of split folders with class folders.
         kind: "image" or "video".
         split_list: File of `relative/path,split` lines; empty lines and lines that
-            begin with # do not count. Only listed files are taken.
+            begin with # are ignored. Only its files are listed.
 
     Raises:
         NoClassFolders: There are no class folders, folders where files belong, or
-            names that TFDS cannot keep.
-        EmptyClassFolder: A class folder without a file of this kind.
-        BadSplitList: It is no text, a line is malformed, or a file is listed twice or
-            does not exist.
+            names that TFDS cannot store.
+        EmptyClassFolder: A class folder holds no file of this kind.
+        BadSplitList: The list is not in UTF-8, a line is malformed, or a file is listed
+            twice or does not exist.
     """
     directory = epath.Path(directory)
     if not directory.is_dir():
         raise NoClassFolders(f"{directory} is not a directory")
     if split_list is None:
-        listed, left_out = _find(directory, kind)
+        listed, left_out = _walk(directory, kind)
     else:
         listed, left_out = _read_split_list(directory, kind, epath.Path(split_list))
     splits = {}
@@ -108,7 +108,7 @@ def read_folder(directory, kind: str, split_list=None) -> builder.Listing:
 
 
 def folder_kind(directory) -> str:
-    """Whether a folder holds "image"s, or "video"s too; a GIF may be either."""
+    """Returns "image" if a folder holds images alone, else "video"; GIFs are both."""
     suffixes = {path.suffix.lower() for path in storage.files_below(directory)}
     videos = suffixes & (SUFFIXES["video"] - SUFFIXES["image"])
     images = suffixes & (SUFFIXES["image"] - SUFFIXES["video"])
@@ -116,9 +116,10 @@ def folder_kind(directory) -> str:
 
 
 def digests(listing: builder.Listing) -> dict[str, str]:
-    """SHA-256 of every file of a listing in hexadecimal, by its id.
+    """Returns the SHA-256 of every file of a listing in hexadecimal, by id.
 
-    Raises: UnreadableFile.
+    Raises:
+        UnreadableFile: A file cannot be read.
     """
     return {
         example.id: hashlib.sha256(
@@ -130,44 +131,44 @@ def digests(listing: builder.Listing) -> dict[str, str]:
 
 
 def hold_out(
-    listing: builder.Listing, share: float, digests: Mapping[str, str]
+    listing: builder.Listing, fraction: float, digests: Mapping[str, str]
 ) -> builder.Listing:
-    """Moves about this share of every class from split `train` to a split `test`.
+    """Moves about a fraction of every class from split `train` to a split `test`.
 
-    A file's digest alone decides. So the same files are held out under other names and
-    beside more files, and copies of a file are never on both sides. Where no file of a
-    class, or every one, would be held out, the first or last by digest changes sides.
+    A file's digest alone decides: the same files are held out under other names and
+    beside more files, and copies of a file are in the same split. If no file of a class
+    would be held out, the first by digest is; if all would be, the last is not.
 
     Args:
-        listing: Of one split, `train`.
-        share: Between 0 and 1.
-        digests: Of its files, as of `digests`.
+        listing: Listing of one split, `train`.
+        fraction: Between 0 and 1.
+        digests: SHA-256 of its files by id, as returned by `digests`.
 
     Raises:
-        TooFewExamples: A class has less than two different files.
+        TooFewExamples: A class has fewer than two different files.
     """
     classes = collections.defaultdict(list)
     for example in listing.splits["train"]:
         classes[example.label].append(example)
     splits = {"train": [], "test": []}
     for label, examples in classes.items():
-        found = sorted({digests[example.id] for example in examples})
-        if len(found) < 2:
+        files = sorted({digests[example.id] for example in examples})
+        if len(files) < 2:
             count = f"{len(examples)} copies of one" if len(examples) > 1 else "one"
             raise TooFewExamples(
                 f"class {label!r} has {count} file ({examples[0].id}); it takes two,"
                 " one to train on and one to test on"
             )
-        count = sum(int(digest[:8], 16) < share * 16**8 for digest in found)
-        held_out = found[: min(max(count, 1), len(found) - 1)]
+        count = sum(int(digest[:8], 16) < fraction * 16**8 for digest in files)
+        held_out = files[: min(max(count, 1), len(files) - 1)]
         for example in examples:
             split = "test" if digests[example.id] in held_out else "train"
             splits[split].append(example)
     return dataclasses.replace(listing, splits=splits)
 
 
-def _find(directory: epath.Path, kind: str):
-    """Returns [(split, file)], [(name, reason it was left out)]."""
+def _walk(directory: epath.Path, kind: str):
+    """Returns [(split, file)], [(name, reason it is left out)]."""
     folders = _folders(directory)
     if any(_folders(folder) for folder in folders):
         splits = {folder.name: folder for folder in folders}
@@ -209,10 +210,10 @@ def _find(directory: epath.Path, kind: str):
 
 
 def _read_split_list(directory: epath.Path, kind: str, split_list: epath.Path):
-    """Returns [(split, file)], [(name, reason it was left out)]."""
+    """Returns [(split, file)], [(name, reason it is left out)]."""
     if not split_list.is_file():
         raise BadSplitList(f"{split_list} does not exist")
-    listed, left_out, seen = [], [], set()
+    listed, left_out, names = [], [], set()
     try:
         text = split_list.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -221,7 +222,7 @@ def _read_split_list(directory: epath.Path, kind: str, split_list: epath.Path):
         where = f"{split_list}:{i}"
         if not line.strip() or line.startswith("#"):
             continue
-        # The last comma, so that a path may hold one.
+        # The last comma, so that a path may contain one.
         name, comma, split = (field.strip() for field in line.rpartition(","))
         relative = pathlib.PurePosixPath(name)
         if not comma or not name or not split or not relative.parent.name:
@@ -230,9 +231,9 @@ def _read_split_list(directory: epath.Path, kind: str, split_list: epath.Path):
             )
         if not (directory / relative).is_file():
             raise BadSplitList(f"{where}: {directory / relative} does not exist")
-        if relative in seen:
+        if relative in names:
             raise BadSplitList(f"{where}: {relative} is listed twice")
-        seen.add(relative)
+        names.add(relative)
         if reason := unfit(name, kind):
             left_out.append((name, reason))
         else:
@@ -243,13 +244,13 @@ def _read_split_list(directory: epath.Path, kind: str, split_list: epath.Path):
 
 
 def unfit(name: str, kind: str) -> str:
-    """Why a file of this name is left out; "" if it is not."""
+    """Returns the reason why a file of this name is left out, or ""."""
     suffix = pathlib.PurePosixPath(name).suffix
     if suffix.lower() not in SUFFIXES[kind]:
         return f"{suffix or 'no suffix'} is not a known {kind} suffix"
     try:
         name.encode()
-    except UnicodeEncodeError:  # as TFDS has to encode it
+    except UnicodeEncodeError:  # TFDS could not store it
         return "its name is not in UTF-8"
     return ""
 
@@ -261,5 +262,5 @@ def _folders(directory: epath.Path) -> list[epath.Path]:
 
 
 def _files(directory: epath.Path) -> list[epath.Path]:
-    # Links that lead nowhere too, which then cannot be read.
+    # Broken links too, so that reading them fails by name.
     return sorted(p for p in directory.iterdir() if not p.is_dir())

@@ -1,11 +1,11 @@
-"""ImageNet (ILSVRC 2012) from its folders of images: `imagenet2012`.
+"""`imagenet2012`: ImageNet (ILSVRC 2012) from its folders of images.
 
-The directory is the one that the official archives unpack to: `train/<wnid>/<file>`
-and `val/` (or `validation/`) with the same folders or with the 50,000 files side by
-side. Without `train` and `val` the class folders themselves are the training split.
+The directory is that of the unpacked official archives: `train/<wnid>/<file>`, and
+`val/` or `validation/` with the same folders or with the 50,000 files side by side.
+Without `train` and `val` the class folders themselves are the training split.
 
-The classes are the 1,000 WordNet ids in the official order, which is the sorted one,
-as TFDS has them: a head fits this data set and the imagenet2012 that TFDS prepares.
+The classes are the 1,000 WordNet ids in sorted order, which is the official one and
+TFDS's: a head fits this data set and the imagenet2012 that TFDS prepares.
 """
 
 import tensorflow_datasets as tfds
@@ -20,11 +20,11 @@ SPLITS = {"train": ("train",), "validation": ("val", "validation")}
 
 
 class NoImageNetFolder(DatasetError):
-    """The directory is not laid out as ImageNet is, or has other classes."""
+    """The directory has not the layout or the classes of ImageNet."""
 
 
 class ImageNet2012(builder.Builder):
-    """ImageNet, given `read`'s listing."""
+    """ImageNet, of the listing that `read` returns."""
 
     name = "imagenet2012"
     kind = "image"
@@ -33,11 +33,11 @@ class ImageNet2012(builder.Builder):
     def read(cls, images) -> builder.Listing:
         """Lists the images; an example's id is its path below the directory.
 
-        Files that are no image, or of no known class, are in the listing's `left_out`.
-        Classes without any image are noted.
+        Files without a suffix of images are in `left_out`. Classes without an image add
+        a note.
 
         Raises:
-            NoImageNetFolder: There is no image, or a folder that is no class.
+            NoImageNetFolder: There is no image, or a folder that is not a class.
         """
         images = epath.Path(images)
         class_names = _official("labels.txt")
@@ -48,7 +48,7 @@ class ImageNet2012(builder.Builder):
         }
         splits, left_out, notes = {}, [], []
         for split, root in _roots(images).items():
-            examples, seen = [], set()
+            examples, present = [], set()
             for path in storage.files_below(root):
                 name = path.relative_to(images).as_posix()
                 folder = path.relative_to(root).parent.as_posix()
@@ -65,10 +65,10 @@ class ImageNet2012(builder.Builder):
                         " ids; prepare images of other classes as image_folder"
                     )
                 examples.append(builder.ListedExample(name, label, path))
-                seen.add(label)
+                present.add(label)
             if examples:
                 splits[split] = examples
-            if missing := len(classes) - len(seen):
+            if missing := len(classes) - len(present):
                 notes.append(f"{missing} of the 1000 classes have no image in {split}")
         if not splits:
             raise NoImageNetFolder(
@@ -79,19 +79,19 @@ class ImageNet2012(builder.Builder):
 
 
 def _roots(images: epath.Path) -> dict[str, epath.Path]:
-    """The directory of each split."""
+    """Returns the directory of each split."""
     roots = {}
     for split, names in SPLITS.items():
-        found = [images / name for name in names if (images / name).is_dir()]
-        if len(found) > 1:
+        matches = [images / name for name in names if (images / name).is_dir()]
+        if len(matches) > 1:
             raise NoImageNetFolder(
-                f"{split} could be {' or '.join(map(str, found))}; keep one of them"
+                f"{split} could be {' or '.join(map(str, matches))}; keep one of them"
             )
-        if found:
-            roots[split] = found[0]
+        if matches:
+            roots[split] = matches[0]
     return roots or {"train": images}
 
 
 def _official(file: str) -> tuple[str, ...]:
-    """Lines of TFDS's list of the classes, or of the validation images' classes."""
+    """Returns the lines of TFDS's list of classes, or of the validation labels."""
     return (*tfds.core.tfds_path(f"datasets/imagenet2012/{file}").read_text().split(),)

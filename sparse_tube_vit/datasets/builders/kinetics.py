@@ -1,16 +1,15 @@
-"""Kinetics from its official CSV files: `kinetics400`, `kinetics600`, `kinetics700`.
+"""`kinetics400`, `kinetics600` and `kinetics700`: Kinetics from its official CSV files.
 
 The annotations directory holds a CSV for each of train, val (validate, validation) and
 perhaps test, such as `train.csv` or `kinetics700_2020_validate.csv`, with the columns
 label, youtube_id, time_start, time_end and split. Clips are called `<id>`,
-`<id>_<start>_<end>` or `<id>_<start>_<end>` with six digits each, in any folders: the
-label is the CSV's, whatever a folder is called.
+`<id>_<start>_<end>` or `<id>_<start>_<end>` with six digits each, in any folders; the
+label is that of the CSV.
 
-Labels count the sorted class names of train and validation, for all three. For
-Kinetics-400 this is what everyone does. For 600 and 700 no order came with the data,
-and some projects' checkpoints have orders of their own: map their outputs by class
-name. The sorted order follows from the CSV files alone, whoever prepares the data; the
-names are stored with the data set and with every checkpoint.
+Labels number the sorted class names of train and validation. This is the common order
+of Kinetics-400. Kinetics-600 and 700 come without an order, and checkpoints of other
+projects may have another: map their outputs by class name. The names are stored with
+the data set and with every checkpoint.
 """
 
 import collections
@@ -19,13 +18,13 @@ from sparse_tube_vit.datasets.builders import builder
 from sparse_tube_vit.datasets.builders.annotations import (
     BadAnnotations,
     Entry,
-    count_classes,
-    find,
+    check_class_count,
     find_file,
+    list_clips,
     read_csv,
 )
 
-# The names of a split, in file names and in the column.
+# Spellings of the splits, in file names and in the column.
 SPLITS = {
     "train": ("train",),
     "validation": ("val", "validate", "validation"),
@@ -34,73 +33,74 @@ SPLITS = {
 
 
 class Kinetics(builder.Builder):
-    """What the three sizes share."""
+    """Base class of the three sizes, of the listing that `read` returns."""
 
     kind = "video"
     classes: int
 
     @classmethod
     def read(cls, videos, annotations) -> builder.Listing:
-        """Reads the lists of train, validation and, where it has labels, test.
+        """Lists the clips of train, validation and, if it has labels, test.
 
-        Listed clips that are not among the videos are in the listing's `left_out`. The
-        id of an example is `<youtube_id>_<start>_<end>`, six digits each. Lists of
-        fewer classes are read too, with a note.
+        Clips without a file are in `left_out`. The id of an example is
+        `<youtube_id>_<start>_<end>`, six digits each. Lists of fewer classes add a
+        note.
 
         Raises:
             BadAnnotations: A list is missing or malformed, has more classes than the
                 data set, or lists a clip twice.
-            MissingVideos: None of the clips is there, or one could be several files.
+            MissingVideos: No clip is there, or several files match one.
         """
-        listed = [r for split in SPLITS for r in _read_list(annotations, split)]
-        times = collections.Counter(row.youtube_id for row in listed)
-        rows = [row for row in listed if row.label]
+        listed = [s for split in SPLITS for s in _read_list(annotations, split)]
+        times = collections.Counter(segment.youtube_id for segment in listed)
+        segments = [segment for segment in listed if segment.label]
         notes = []
-        if unlabelled := len(listed) - len(rows):
+        if unlabelled := len(listed) - len(segments):
             notes.append(f"left out {unlabelled} clips of test that have no label")
-        class_names = {row.label for row in rows if row.split != "test"}
-        notes += count_classes(annotations, len(class_names), cls.classes)
+        class_names = {s.label for s in segments if s.split != "test"}
+        notes += check_class_count(annotations, len(class_names), cls.classes)
         entries = []
-        for row in rows:
-            if row.label not in class_names:
+        for where, split, label, youtube_id, start, end in segments:
+            if label not in class_names:
                 raise BadAnnotations(
-                    f"{row.where}: class {row.label!r} is neither in train nor in"
+                    f"{where}: class {label!r} is neither in train nor in"
                     " validation; use the files of one release"
                 )
-            name = f"{row.youtube_id}_{row.start:06d}_{row.end:06d}"
-            stems = {name: None, f"{row.youtube_id}_{row.start}_{row.end}": None}
-            if times[row.youtube_id] == 1:  # else it may be any clip of that video
-                stems[row.youtube_id] = None
-            entries.append(Entry(row.where, row.split, name, row.label, (*stems,)))
-        return find(videos, entries, sorted(class_names), notes=notes)
+            name = f"{youtube_id}_{start:06d}_{end:06d}"
+            stems = {name: None, f"{youtube_id}_{start}_{end}": None}
+            if times[youtube_id] == 1:  # else it may be any segment of that video
+                stems[youtube_id] = None
+            entries.append(Entry(where, split, name, label, (*stems,)))
+        return list_clips(videos, entries, sorted(class_names), notes=notes)
 
 
 class Kinetics400(Kinetics):
-    """Kinetics-400, given `read`'s listing."""
+    """Kinetics-400."""
 
     name = "kinetics400"
     classes = 400
 
 
 class Kinetics600(Kinetics):
-    """Kinetics-600, given `read`'s listing."""
+    """Kinetics-600."""
 
     name = "kinetics600"
     classes = 600
 
 
 class Kinetics700(Kinetics):
-    """Kinetics-700 of 2019 or of 2020, given `read`'s listing."""
+    """Kinetics-700 of 2019 or 2020."""
 
     name = "kinetics700"
     classes = 700
 
 
-Row = collections.namedtuple("Row", "where split label youtube_id start end")
+# A segment of a YouTube video, from `start` to `end` in whole seconds.
+Segment = collections.namedtuple("Segment", "where split label youtube_id start end")
 
 
 def _read_list(annotations, split: str):
-    """Yields the rows of a split; only test may be missing or lack labels."""
+    """Yields the segments of a split; only test may be missing or without labels."""
     spellings = "|".join(SPLITS[split])
     path = find_file(annotations, rf"(.*[_-])?({spellings})\.csv", f"the {split} list")
     if path is None and split == "test":
@@ -129,4 +129,4 @@ def _read_list(annotations, split: str):
                 f"{where}: time_start {fields['time_start']!r} and time_end"
                 f" {fields['time_end']!r} are not both seconds"
             ) from None
-        yield Row(where, split, label, fields["youtube_id"], start, end)
+        yield Segment(where, split, label, fields["youtube_id"], start, end)

@@ -1,16 +1,15 @@
-"""The embedded data set: shapes to recognise in images, and to follow in videos.
+"""`moving_shapes`: the embedded data sets, drawn here without any download.
 
 `moving_shapes/images` holds 64x64 JPEGs of one main shape, labelled with the shape.
 `moving_shapes/videos` holds 64x64 H.264 clips, 40 frames at 16 frames a second, in
 which such a shape moves left, right, up or down, labelled with shape and motion.
-`moving_shapes/crowds` holds such clips of one to three shapes, none like another and
-each with a motion of its own; all of them are labels.
+`moving_shapes/crowds` holds such clips of one to three shapes, all different and with
+different motions; all of them are labels.
 
-The motion cannot be read off a frame. The world is a torus and the start is uniform on
-it, so that before encoding a frame has the same distribution whatever the motion. Other
-things drift too, in any direction: change as such does not give the motion away either.
-An image is drawn as a video of one frame, so shapes learnt from images are the shapes
-in the videos.
+A single frame does not reveal the motion: the picture is a torus and the start uniform
+on it, so that before encoding frames have the same distribution for all motions. Nor
+does change as such: clutter drifts in any direction. An image is drawn as a video of
+one frame, so that shapes learnt from images are those of the videos.
 
 Every example is a function of its split and number alone.
 """
@@ -30,8 +29,7 @@ SIZE = 64  # pixels, height and width
 FRAMES = 40
 FPS = 16
 KEY_FRAME_EVERY = 16
-# Masks are drawn and moved on a grid this much finer than the pixels, then averaged.
-FINE = 4
+FINE = 4  # masks are drawn and moved in 1/FINE pixel, then averaged
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 MOTIONS = {"left": (0, -1), "right": (0, 1), "up": (-1, 0), "down": (1, 0)}  # (y, x)
@@ -47,7 +45,7 @@ COUNTS = {
 
 
 class MovingShapes(builder.Builder):
-    """Draws `moving_shapes/images`, `videos` or `crowds`; no download."""
+    """`moving_shapes/images`, `videos` or `crowds`."""
 
     name = "moving_shapes"
     KINDS = tuple(COUNTS)
@@ -64,7 +62,7 @@ class MovingShapes(builder.Builder):
 
     @staticmethod
     def load(source: str) -> bytes:
-        """Draws and encodes the example called `source`."""
+        """Draws and encodes an example by its id."""
         kind, split, index = source.split("-")
         _, frames = render(kind, split, int(index))
         return (encode_jpeg if kind == "images" else encode_mp4)(frames)
@@ -77,7 +75,7 @@ def _example(kind: str, split: str, index: int) -> builder.ListedExample:
 
 
 def _begin(kind: str, split: str, index: int):
-    """The random numbers of an example after those for its labels, and the labels."""
+    """Returns an example's generator, after drawing its labels, and the labels."""
     seed = [SEED, list(COUNTS).index(kind), list(COUNTS[kind]).index(split), index]
     rng = np.random.default_rng(seed)
     label = CLASS_NAMES[kind][index % len(CLASS_NAMES[kind])]
@@ -85,7 +83,7 @@ def _begin(kind: str, split: str, index: int):
 
 
 def render(kind: str, split: str, index: int) -> tuple[builder.Label, np.ndarray]:
-    """Draws example `index` of a split; the classes take turns.
+    """Draws example `index` of a split; classes alternate.
 
     Args:
         kind: "images", "videos" or "crowds".
@@ -93,13 +91,13 @@ def render(kind: str, split: str, index: int) -> tuple[builder.Label, np.ndarray
         index: Any number from 0.
 
     Returns:
-        The class name, for a crowd all of its class names, and the frames: uint8
-        (T, 64, 64, 3), T = 1 for an image.
+        The class name, or all class names of a crowd; and the frames (T, 64, 64, 3),
+        uint8, T = 1 for an image.
     """
     rng, labels = _begin(kind, split, index)
     seconds = np.arange(1 if kind == "images" else FRAMES) / FPS
 
-    # The shape is the bright thing: a small model must find it within minutes.
+    # Shapes are brighter than the rest: a small model must learn them within minutes.
     ground, figure = rng.uniform(0.1, 0.3), rng.uniform(0.65, 0.9)  # luma
     background = _background(rng, ground)
     frames = np.repeat(background[None], len(seconds), axis=0)
@@ -121,17 +119,17 @@ def render(kind: str, split: str, index: int) -> tuple[builder.Label, np.ndarray
 
 
 def _crowd(rng, first: str) -> tuple[str, ...]:
-    """`first` and up to two more classes, no two of one shape or of one motion."""
+    """Returns `first` and up to two classes that share neither shape nor motion."""
     shape, motion = first.split()
     shapes = rng.permutation([s for s in SHAPES if s != shape])
     motions = rng.permutation([m for m in MOTIONS if m != motion])
-    # No two shapes go the same way, so that none stays hidden behind another.
+    # With different motions, no shape stays hidden behind another.
     more = list(zip(shapes, motions, strict=False))[: rng.integers(3)]
     return (first, *(f"{s} {m}" for s, m in more))
 
 
 def _path(rng, velocity, seconds) -> np.ndarray:
-    """Positions from a uniform start, (T, 2) in steps of 1/FINE pixel."""
+    """Returns positions from a uniform start, int (T, 2) in units of 1/FINE pixel."""
     start = rng.integers(0, FINE * SIZE, 2)
     return start + np.round(FINE * seconds[:, None] * velocity).astype(int)
 
@@ -140,10 +138,10 @@ def _draw(frames, masks, colours, path):
     """Draws a sprite into the frames, wrapping around the edges.
 
     Args:
-        frames: float32 (T, SIZE, SIZE, 3), changed in place.
-        masks: bool (K, FINE * n, FINE * n), where each of K colours covers; disjoint.
-        colours: float32 (K, 3).
-        path: int (T, 2), the corner of the masks in steps of 1/FINE pixel.
+        frames: Frames, float32 (T, SIZE, SIZE, 3), changed in place.
+        masks: Disjoint masks of K colours, bool (K, FINE * n, FINE * n).
+        colours: Colours, float32 (K, 3).
+        path: Corners of the masks, int (T, 2) in units of 1/FINE pixel.
     """
     k, n = masks.shape[0], masks.shape[1] // FINE + 1
     pixel, phase = np.divmod(path, FINE)
@@ -162,7 +160,7 @@ def _draw(frames, masks, colours, path):
 
 
 def _grid(half: float) -> tuple[np.ndarray, np.ndarray]:
-    """y and x in pixels from the centre of a fine grid that reaches `half` pixels."""
+    """Returns y and x in pixels of a fine grid within `half` pixels of its centre."""
     n = FINE * int(np.ceil(half))
     points = (np.arange(-n, n, dtype=np.float32) + 0.5) / FINE
     return points[:, None], points[None, :]
@@ -175,7 +173,7 @@ def _rotated(y, x, angle):
 
 
 def _shape(rng, shape: str) -> np.ndarray:
-    """A textured shape, 26 to 36 pixels across: bool (2, n, n)."""
+    """Returns masks of a textured shape, 26 to 36 pixels across: bool (2, n, n)."""
     radius = rng.uniform(13, 18)
     y, x = _rotated(*_grid(radius), math.radians(rng.uniform(-12, 12)))
     mask = INSIDE[shape](y / radius, x / radius)
@@ -184,7 +182,7 @@ def _shape(rng, shape: str) -> np.ndarray:
 
 
 def _polygon(y, x, points: int, waist: float):
-    """A star of `points` outer corners at radius 1 and inner ones at `waist`."""
+    """Returns the inside of a star, its outer corners at radius 1, inner at `waist`."""
     half = math.pi / points
     angle = np.abs((np.arctan2(x, -y) + half) % (2 * half) - half)
     r = np.hypot(y, x)
@@ -193,7 +191,7 @@ def _polygon(y, x, points: int, waist: float):
     return edge_x * r * np.sin(angle) - edge_y * (r * np.cos(angle) - 1) > 0
 
 
-# Whether (y, x), in units of the radius and with y downwards, is inside.
+# Functions of y (downwards) and x, in units of the radius, that return the inside.
 INSIDE: dict[str, Callable] = {
     "circle": lambda y, x: np.hypot(y, x) < 1,
     "square": lambda y, x: np.maximum(abs(y), abs(x)) < 0.85,
@@ -207,7 +205,7 @@ INSIDE: dict[str, Callable] = {
 
 
 def _texture(rng, y, x) -> np.ndarray:
-    """Where the second colour goes, in a pattern fixed to the shape."""
+    """Returns the mask of the second colour, in a pattern fixed to the shape."""
     period, phase_y, phase_x = rng.uniform(5, 9), *rng.random(2).tolist()
     v, u = (y / period + phase_y) % 1 - 0.5, (x / period + phase_x) % 1 - 0.5
     match TEXTURES[rng.integers(len(TEXTURES))]:
@@ -222,7 +220,7 @@ def _texture(rng, y, x) -> np.ndarray:
 
 
 def _clutter(rng) -> np.ndarray:
-    """A blob or a line, smaller than any shape: bool (1, n, n)."""
+    """Returns the mask of a blob or a line, smaller than any shape: bool (1, n, n)."""
     length, width = rng.uniform(3, 9), rng.uniform(1, 2)
     if rng.random() < 0.5:
         length = width = rng.uniform(2, 4.5)
@@ -231,12 +229,12 @@ def _clutter(rng) -> np.ndarray:
 
 
 def _background(rng, luma: float) -> np.ndarray:
-    """Three faint waves on a greyish colour, float32 (SIZE, SIZE, 3), on the torus."""
+    """Returns three faint waves on a greyish colour, float32 (SIZE, SIZE, 3)."""
     colour = _colour(rng, luma, saturation=0.15)
     turn = np.arange(SIZE, dtype=np.float32) * (2 * math.pi / SIZE)
     ground = np.broadcast_to(colour, (SIZE, SIZE, 3)).copy()
     for amplitude in rng.uniform(0.02, 0.06, 3):
-        # Whole numbers of waves, so that they join at the edges.
+        # Whole numbers of periods, so that waves join at the edges.
         down, across = rng.integers(-6, 7, 2).tolist()
         phase = rng.uniform(0, 2 * math.pi)
         wave = np.sin(down * turn[:, None] + across * turn + phase)
@@ -246,17 +244,17 @@ def _background(rng, luma: float) -> np.ndarray:
 
 
 def _colour(rng, luma: float, saturation: float = 0.6) -> np.ndarray:
-    """A colour of random hue and this luma, float32 (3,)."""
+    """Returns a colour of random hue and this luma, float32 (3,)."""
     weights = np.array([0.299, 0.587, 0.114])
     tint = rng.uniform(-1, 1, 3)
     tint -= weights @ tint
-    # As much tint as stays within 0 to 1.
+    # As much tint as keeps the colour within 0 to 1.
     room = np.where(tint > 0, 1 - luma, luma) / np.maximum(abs(tint), 1e-6)
     return (luma + min(saturation, room.min()) * tint).astype(np.float32)
 
 
 def encode_jpeg(frames: np.ndarray) -> bytes:
-    """Encodes uint8 (1, H, W, 3) as a JPEG file."""
+    """Encodes a frame (1, H, W, 3), uint8, as a JPEG file."""
     codec = av.CodecContext.create("mjpeg", "w")
     codec.height, codec.width = frames.shape[1:3]
     codec.pix_fmt, codec.time_base = "yuvj420p", fractions.Fraction(1, FPS)
@@ -267,9 +265,9 @@ def encode_jpeg(frames: np.ndarray) -> bytes:
 
 
 def encode_mp4(frames: np.ndarray) -> bytes:
-    """Encodes uint8 (T, H, W, 3) as an H.264 mp4 file, the same on every run."""
-    # More threads would make the bytes depend on the machine. So does x264's macroblock
-    # tree on what lies in memory: with it, 2 of 12 clips differed from run to run.
+    """Encodes frames (T, H, W, 3), uint8, as H.264 in mp4, equal in every run."""
+    # With more threads the bytes would depend on the machine, and with x264's
+    # macroblock tree on the contents of memory: 2 of 12 clips differed between runs.
     options = {"preset": "superfast", "crf": "20", "threads": "1"}
     options["x264-params"] = "mbtree=0"
     file = io.BytesIO()

@@ -1,10 +1,10 @@
-"""Something-Something V2 from its official JSON files: `something_something_v2`.
+"""`something_something_v2`: Something-Something V2 from its official JSON files.
 
 The annotations directory holds train.json, validation.json, labels.json and perhaps
-test.json, each as released or with `something-something-v2-` in front. labels.json
-gives each of the 174 templates its number, and this is the order of the labels. The
-test split has no labels and is left out, unless test-answers.csv (lines of
-`id;template`) is there. Clips are called `<id>`, in any folders.
+test.json, with or without the prefix `something-something-v2-`. Labels are the numbers
+that labels.json gives to the 174 templates. The test split has no labels and is left
+out, unless test-answers.csv (lines of `id;template`) is there. Clips are called `<id>`,
+in any folders.
 """
 
 import json
@@ -14,36 +14,36 @@ from sparse_tube_vit.datasets.builders import builder
 from sparse_tube_vit.datasets.builders.annotations import (
     BadAnnotations,
     Entry,
-    count_classes,
-    find,
+    check_class_count,
     find_file,
-    read,
+    list_clips,
+    read_text,
 )
 
 CLASSES = 174
 
 
 class SomethingSomethingV2(builder.Builder):
-    """Something-Something V2, given `read`'s listing."""
+    """Something-Something V2, of the listing that `read` returns."""
 
     name = "something_something_v2"
     kind = "video"
 
     @classmethod
     def read(cls, videos, annotations) -> builder.Listing:
-        """Reads the lists of train, validation and, where it has answers, test.
+        """Lists the clips of train, validation and, if there are answers, test.
 
-        Listed clips that are not among the videos are in the listing's `left_out`. A
-        labels.json of fewer classes is read too, with a note.
+        Clips without a file are in `left_out`. A labels.json of fewer classes adds a
+        note.
 
         Raises:
             BadAnnotations: A file is missing or malformed, a template is not one of
                 labels.json, or a clip is listed twice.
-            MissingVideos: None of the clips is there, or one could be several files.
+            MissingVideos: No clip is there, or several files match one.
         """
         labels = _file(annotations, "labels")
         numbers = _read_classes(labels)
-        notes = count_classes(labels, len(numbers), CLASSES)
+        notes = check_class_count(labels, len(numbers), CLASSES)
         entries = []
         for split in ("train", "validation"):
             for where, entry in _read_list(_file(annotations, split)):
@@ -60,7 +60,7 @@ class SomethingSomethingV2(builder.Builder):
             count = sum(1 for _ in _read_list(test))
             notes.append(f"left out {count} clips of test that have no label")
         class_names = sorted(numbers, key=numbers.get)
-        return find(videos, entries, class_names, notes=notes)
+        return list_clips(videos, entries, class_names, notes=notes)
 
 
 def _entry(where, split, name, label, numbers) -> Entry:
@@ -86,7 +86,7 @@ def _file(annotations, name: str) -> pathlib.Path:
 
 def _read_json(path: pathlib.Path, kind: type):
     try:
-        content = json.loads(read(path))
+        content = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise BadAnnotations(f"{path}:{error.lineno}: {error.msg}") from None
     if not isinstance(content, kind):
@@ -107,7 +107,7 @@ def _read_classes(path: pathlib.Path) -> dict[str, int]:
 
 
 def _read_list(path: pathlib.Path):
-    """Yields ("file: entry i", entry with a str id)."""
+    """Yields ("file: entry i", entry), ids as str."""
     for i, entry in enumerate(_read_json(path, list), start=1):
         where = f"{path}: entry {i}"
         if not isinstance(entry, dict) or entry.get("id") in (None, ""):
@@ -117,7 +117,7 @@ def _read_list(path: pathlib.Path):
 
 def _read_answers(path: pathlib.Path):
     """Yields ("file:line", id, template)."""
-    for i, line in enumerate(read(path).splitlines(), 1):
+    for i, line in enumerate(read_text(path).splitlines(), 1):
         if line.strip():
             name, semicolon, label = (f.strip() for f in line.partition(";"))
             if not name or not label:

@@ -9,8 +9,8 @@ from array_record.python import array_record_module
 from etils import epath
 
 from sparse_tube_vit.datasets import manifest
-from sparse_tube_vit.datasets.builders import builder_class
 from sparse_tube_vit.datasets.builders.builder import Builder, ListedExample, load
+from sparse_tube_vit.datasets.catalog import builder_class
 from sparse_tube_vit.datasets.manifest import Row
 from sparse_tube_vit.datasets.preparing.plan import (
     Shard,

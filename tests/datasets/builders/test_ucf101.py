@@ -4,7 +4,8 @@ import pytest
 
 from sparse_tube_vit import prepare
 from sparse_tube_vit.datasets import reading
-from sparse_tube_vit.datasets.builders import annotations, ucf101
+from sparse_tube_vit.datasets.builders import annotations
+from sparse_tube_vit.datasets.builders.ucf101 import Ucf101
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def lists(tmp_path):
 
 
 def read(lists):
-    return ucf101.read_lists(lists / "videos", lists)
+    return Ucf101.read(lists / "videos", lists)
 
 
 def test_labels_follow_classind_and_clips_are_found_by_stem(lists):
@@ -75,7 +76,7 @@ def test_contradictory_lists(lists, line, message):
 
 def test_a_list_that_is_not_there(lists):
     with pytest.raises(annotations.BadAnnotations, match="trainlist02.txt is missing"):
-        ucf101.read_lists(lists / "videos", lists, split=2)
+        Ucf101.read(lists / "videos", lists, split=2)
 
 
 def test_a_class_that_is_there_twice(lists):
@@ -88,7 +89,7 @@ def test_a_class_that_is_there_twice(lists):
 
 def test_no_videos_at_all(lists):
     with pytest.raises(annotations.MissingVideos, match="none of the 4 listed clips"):
-        ucf101.read_lists(lists / "nowhere", lists)
+        Ucf101.read(lists / "nowhere", lists)
 
 
 def test_two_files_for_one_clip(lists):

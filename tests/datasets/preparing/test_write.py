@@ -7,9 +7,10 @@ import resource
 import fsspec
 import pytest
 import tensorflow_datasets as tfds
+from etils import epath
 from fsspec.implementations.memory import MemoryFileSystem
 
-from sparse_tube_vit.datasets import builders, manifest, reading
+from sparse_tube_vit.datasets import catalog, manifest, reading
 from sparse_tube_vit.datasets.builders import builder, folders
 from sparse_tube_vit.datasets.builders.builder import ListedExample, Listing
 from sparse_tube_vit.datasets.preparing import plan as planning
@@ -38,7 +39,7 @@ class Pictures(builder.Builder):
 
 @pytest.fixture(autouse=True)
 def registered(monkeypatch):
-    monkeypatch.setitem(builders.BUILDERS, "pictures", f"{__name__}:Pictures")
+    monkeypatch.setitem(catalog.BUILDERS, "pictures", f"{__name__}:Pictures")
     Pictures.loaded.clear()
 
 
@@ -299,7 +300,7 @@ def test_from_a_bucket_into_a_bucket(tmp_path, monkeypatch):
     names = [f"{split}/{c}/1.mp4" for split in ("train", "test") for c in CLASSES]
     clips = official.write_clips(tmp_path / "clips", *names)
     monkeypatch.setenv("EPATH_USE_TF", "false")
-    builders.builder.epath.gpath._is_tf_installed.cache_clear()
+    epath.gpath._is_tf_installed.cache_clear()
     fsspec.register_implementation("gcs", Bucket, clobber=True)
     bucket = fsspec.filesystem("gcs")
     for name, clip in clips.items():
@@ -318,7 +319,7 @@ def test_from_a_bucket_into_a_bucket(tmp_path, monkeypatch):
         if path.startswith("/bucket/data/")
     }
     assert written == contents(tmp_path / "video_folder" / "x" / "1.0.0")
-    builders.builder.epath.gpath._is_tf_installed.cache_clear()
+    epath.gpath._is_tf_installed.cache_clear()
 
 
 def test_the_plan_is_for_any_machine(tmp_path, monkeypatch):

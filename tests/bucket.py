@@ -1,0 +1,289 @@
+"""A stand-in for Google Cloud Storage on 127.0.0.1, its objects in memory.
+
+The real clients talk to it, in this process and in workers: tensorstore by a setting of
+its own; tensorflow, whose address of the storage is fixed, by a proxy that answers for
+googleapis.com under a certificate made for it.
+"""
+
+import contextlib
+import datetime
+import json
+import re
+import ssl
+import threading
+import urllib.parse
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+
+class Storage:
+    """Objects, and the server that gives and takes them.
+
+    Attributes:
+        objects: (bucket, name) -> (bytes, generation).
+        requests: (client, method, path) of every request.
+    """
+
+    def __init__(self, directory):
+        self.objects: dict[tuple[str, str], tuple[bytes, int]] = {}
+        self.uploads: dict[str, tuple[tuple[str, str], bytes]] = {}
+        self.requests: list[tuple[str, str, str]] = []
+        self.lock, self.generation = threading.RLock(), 0
+        self.certificate = directory / "certificate.pem"
+        self.tls = _certificate(self.certificate)
+        handler = type("Handler", (_Handler,), {"storage": self})
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+
+    def put(self, at, data: bytes) -> int:
+        with self.lock:
+            self.generation += 1
+            self.objects[at] = data, self.generation
+            return self.generation
+
+    def upload(self, source, bucket: str, prefix: str = "") -> None:
+        """Puts a local file, or all files of a directory, into a bucket."""
+        files = [source] if source.is_file() else source.rglob("*")
+        for file in files:
+            if file.is_file():
+                name = str(file.relative_to(source)) if file != source else ""
+                at = "/".join(part for part in (prefix, name) if part)
+                self.put((bucket, at), file.read_bytes())
+
+    def names(self, bucket: str, prefix: str = "") -> list[str]:
+        with self.lock:
+            return sorted(
+                name
+                for b, name in self.objects
+                if b == bucket and name.startswith(prefix)
+            )
+
+
+@contextlib.contextmanager
+def running(monkeypatch, directory):
+    """A storage that tensorflow and tensorstore use for gs://."""
+    storage = Storage(directory)
+    monkeypatch.setenv("HTTPS_PROXY", storage.url)
+    monkeypatch.setenv("https_proxy", storage.url)
+    monkeypatch.setenv("CURL_CA_BUNDLE", str(storage.certificate))
+    monkeypatch.setenv("NO_GCE_CHECK", "true")
+    monkeypatch.setenv("GOOGLE_AUTH_TOKEN_FOR_TESTING", "token")
+    monkeypatch.setenv("GCS_READ_CACHE_MAX_SIZE_MB", "0")
+    monkeypatch.setenv("GCS_STAT_CACHE_MAX_AGE", "0")
+    monkeypatch.setenv("GCS_RETRY_CONFIG_MAX_RETRIES", "1")
+    monkeypatch.setenv("CLOUD_STORAGE_EMULATOR_ENDPOINT", storage.url)
+    monkeypatch.setenv("TENSORSTORE_GCS_HTTP_URL", storage.url)
+    monkeypatch.setenv("TENSORSTORE_GCS_HTTP_VERSION", "1")
+    thread = threading.Thread(target=storage.server.serve_forever, daemon=True)
+    thread.start()
+    try:
+        yield storage
+    finally:
+        storage.server.shutdown()
+        storage.server.server_close()
+        thread.join()
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    storage: Storage
+    host = "tensorstore"
+
+    def do_CONNECT(self):
+        """Goes on as the host that is asked for."""
+        self.host = self.path.partition(":")[0]
+        self.send_response(200)
+        self.end_headers()
+        self.connection = self.storage.tls.wrap_socket(
+            self.connection, server_side=True
+        )
+        self.rfile = self.connection.makefile("rb", self.rbufsize)
+        self.wfile = self.connection.makefile("wb", 0)
+        self.close_connection = False
+
+    def do_GET(self):
+        self._answer()
+
+    do_POST = do_PUT = do_DELETE = do_HEAD = do_GET
+
+    def _answer(self):
+        url = urllib.parse.urlsplit(self.path)
+        query = dict(urllib.parse.parse_qsl(url.query, keep_blank_values=True))
+        body = self._body()
+        path = url.path.removeprefix("/storage/v1")
+        self.storage.requests.append((self.host, self.command, url.path))
+        with self.storage.lock:
+            if self.host == "storage.googleapis.com":  # /BUCKET/OBJECT
+                bucket, _, name = path.lstrip("/").partition("/")
+                at = bucket, urllib.parse.unquote(name)
+                return self._upload_part(url, query, body) or self._media(at, query)
+            if "/upload/" in url.path:
+                return self._upload(url, query, body)
+            if found := re.fullmatch(
+                r"/b/([^/]+)/o/([^/]+)/rewriteTo/b/([^/]+)/o/([^/]+)", path
+            ):
+                bucket, name, to, new = map(urllib.parse.unquote, found.groups())
+                if (bucket, name) not in self.storage.objects:
+                    return self._json({}, 404)
+                data, _ = self.storage.objects[bucket, name]
+                self.storage.put((to, new), data)
+                return self._json({"done": True, "resource": {"name": new}})
+            if found := re.fullmatch(r"/b/([^/]+)/o/([^/]+)", path):
+                at = tuple(map(urllib.parse.unquote, found.groups()))
+                if query.get("alt") == "media":
+                    return self._media(at, query)
+                if at not in self.storage.objects:
+                    return self._json({}, 404)
+                if self.command == "DELETE":
+                    del self.storage.objects[at]
+                    return self._send(204, b"")
+                return self._json(self._resource(at))
+            if found := re.fullmatch(r"/b/([^/]+)/o", path):
+                return self._list(found[1], query)
+            if found := re.fullmatch(r"/b/([^/]+)", path):
+                return self._json({"name": found[1], "location": "US"})
+            self._json({}, 404)
+
+    def _body(self):
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        parts = []
+        while size := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
+    def _upload(self, url, query, body):
+        bucket = re.search(r"/b/([^/]+)/o", url.path)[1]
+        if query.get("upload_id"):
+            return self._upload_part(url, query, body)
+        at = bucket, query["name"]
+        if query["uploadType"] == "resumable":
+            number = str(len(self.storage.uploads))
+            self.storage.uploads[number] = at, b""
+            host = "https://www.googleapis.com"
+            where = f"{host}/upload/storage/v1/b/{bucket}/o?upload_id={number}"
+            return self._send(200, b"", {"Location": where})
+        if self._refused(at, query):
+            return self._json({}, 412)
+        self.storage.put(at, body)
+        return self._json(self._resource(at))
+
+    def _upload_part(self, url, query, body):
+        if (number := query.get("upload_id")) is None:
+            return None
+        at, data = self.storage.uploads[number]
+        data += body
+        self.storage.uploads[number] = at, data
+        total = self.headers["Content-Range"].rpartition("/")[2]
+        if total == "*" or len(data) < int(total):
+            span = {"Range": f"bytes=0-{len(data) - 1}"} if data else {}
+            self._send(308, b"", span)
+        else:
+            self.storage.put(at, data)
+            self._json(self._resource(at))
+        return True
+
+    def _refused(self, at, query):
+        wanted = query.get("ifGenerationMatch")
+        _, generation = self.storage.objects.get(at, (b"", 0))
+        return wanted is not None and int(wanted) != generation
+
+    def _media(self, at, query):
+        if at not in self.storage.objects:
+            return self._send(404, b"")
+        data, generation = self.storage.objects[at]
+        if query.get("ifGenerationNotMatch") == str(generation):
+            return self._send(304, b"")
+        if self._refused(at, query):
+            return self._send(412, b"")
+        headers, status = {"x-goog-generation": str(generation)}, 200
+        if span := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or ""):
+            first, last = int(span[1]), min(int(span[2] or len(data)), len(data) - 1)
+            if first >= len(data):
+                return self._send(416, b"", {"Content-Range": f"bytes */{len(data)}"})
+            headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"
+            data, status = data[first : last + 1], 206
+        self._send(status, data, headers)
+
+    def _list(self, bucket, query):
+        prefix, delimiter = query.get("prefix", ""), query.get("delimiter")
+        items, prefixes = [], set()
+        for name in self.storage.names(bucket, prefix):
+            rest = name[len(prefix) :]
+            if name < query.get("startOffset", "") or name >= query.get(
+                "endOffset", "\U0010ffff"
+            ):
+                continue
+            if delimiter and delimiter in rest:
+                prefixes.add(prefix + rest.partition(delimiter)[0] + delimiter)
+            else:
+                items.append(self._resource((bucket, name)))
+        items = items[: int(query.get("maxResults", 10**6))]
+        self._json({"items": items, "prefixes": sorted(prefixes)})
+
+    def _resource(self, at):
+        data, generation = self.storage.objects[at]
+        return {
+            "name": at[1],
+            "bucket": at[0],
+            "size": str(len(data)),
+            "generation": str(generation),
+            "updated": "2026-01-01T00:00:00.000Z",
+        }
+
+    def _json(self, value, status=200):
+        content = {"Content-Type": "application/json"}
+        self._send(status, json.dumps(value).encode(), content)
+
+    def _send(self, status, data, headers=()):
+        self.send_response(status)
+        for key, value in dict(headers).items():
+            self.send_header(key, value)
+        if status not in (204, 304):
+            self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(data)
+
+    def log_message(self, *_):
+        pass
+
+
+def _certificate(path) -> ssl.SSLContext:
+    """Writes a certificate for googleapis.com, and serves with it."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "stand-in")])
+    hosts = ("www.googleapis.com", "storage.googleapis.com", "oauth2.googleapis.com")
+    now = datetime.datetime.now(datetime.UTC)
+    day = datetime.timedelta(days=1)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - day)
+        .not_valid_after(now + day)
+        .add_extension(x509.SubjectAlternativeName(map(x509.DNSName, hosts)), False)
+        .add_extension(x509.BasicConstraints(True, None), True)
+        .sign(key, hashes.SHA256())
+    )
+    pem = serialization.Encoding.PEM
+    path.write_bytes(certificate.public_bytes(pem))
+    private = path.with_name("key.pem")
+    private.write_bytes(
+        key.private_bytes(
+            pem,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(path, private)
+    return context

@@ -1,0 +1,185 @@
+"""Every place that takes a URL, with a storage on 127.0.0.1 in place of gs://.
+
+The clients are those of the pinned environment: tensorflow, tensorstore, array_record.
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import sparse_tube_vit as stv
+from sparse_tube_vit import (
+    evaluate,
+    features,
+    predict,
+    prepare,
+    release,
+    report,
+    scale_up,
+    train,
+)
+from sparse_tube_vit.checkpoints import stored
+from sparse_tube_vit.checkpoints.release import release as make_release
+from sparse_tube_vit.checkpoints.vit_formats import read_arrays
+from sparse_tube_vit.datasets import reading
+from sparse_tube_vit.figures import __main__ as figures
+from tests import bucket
+from tests.checkpoints.test_scaling import big_config, small_config, write
+from tests.datasets.builders import official
+from tests.tiny import tiny_config
+
+GOLDEN = Path(__file__).parent / "golden"
+URL = "gs://stand-in"
+
+
+@pytest.fixture(scope="module")
+def storage(finished, data_dir, tmp_path_factory):
+    """A bucket with a run, its release, models to scale up, weights, data and clips."""
+    root = tmp_path_factory.mktemp("bucket")
+    shutil.copytree(finished[0], root / "run")
+    make_release(root / "run", root / "release")
+    write(root / "small", small_config())
+    write(root / "big", big_config())
+    names = [f"{split}/{c}/1.mp4" for split in ("train", "test") for c in "ab"]
+    official.write_clips(root / "clips", *names)
+    shutil.copytree(data_dir, root / "data")
+    for name in ("augreg.npz", "timm.safetensors"):
+        shutil.copy(GOLDEN / name, root / name)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        directory = tmp_path_factory.mktemp("certificate")
+        with bucket.running(monkeypatch, directory) as storage:
+            storage.upload(root, "stand-in")
+            yield storage
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs a command; returns what it prints."""
+
+    def run(command, *arguments):
+        monkeypatch.setattr(sys, "argv", [command.__name__, *map(str, arguments)])
+        command.main()
+        return capsys.readouterr().out
+
+    return run
+
+
+def load_runs_steps_and_releases(run, storage, tmp_path):
+    for path in ("run", "run/checkpoints/4", "release"):
+        tubevit = stv.load(f"{URL}/{path}")
+        assert tubevit.step == (4 if path.endswith("4") else 6)
+
+
+def predict_files(run, storage, tmp_path):
+    out = run(predict, f"--model={URL}/release", f"{URL}/clips/train/a/1.mp4")
+    assert f"{URL}/clips/train/a/1.mp4" in out
+    out = run(predict, f"--model={URL}/run", f"{URL}/clips")
+    assert out.count(".mp4") == 4
+
+
+def write_features(run, storage, tmp_path):
+    files = f"--model={URL}/run", f"{URL}/clips/test"
+    run(features, *files, f"--out={URL}/out/features.npz")
+    assert storage.names("stand-in", "out/features") == ["out/features.npz"]
+
+
+def evaluate_a_run_into_it(run, storage, tmp_path):
+    options = f"--workdir={URL}/run", f"--data_dir={URL}/data", "--only", "image"
+    out = run(evaluate, *options, "--batch_size=4")
+    assert f"written to {URL}/run/evaluations/image_step6.json" in out
+
+
+def evaluate_a_release_elsewhere(run, storage, tmp_path):
+    options = f"--workdir={URL}/release", f"--data_dir={URL}/data", "--only", "image"
+    assert "written" not in run(evaluate, *options)
+    assert f"written to {URL}/out" in run(evaluate, *options, f"--out={URL}/out")
+    data, _ = storage.objects["stand-in", "out/image_step6.json"]
+    assert json.loads(data)["model"] == f"release {URL}/release"
+
+
+def train_and_resume(run, storage, tmp_path):
+    config = tiny_config(f"{URL}/data")
+    config.total_steps = 2
+    config.evaluate_every_steps = 2
+    train.train(config, f"{URL}/new")
+    names = storage.names("stand-in", "new/")
+    assert {"new/metrics.jsonl", "new/evaluations/image_step2.json"} <= {*names}
+    assert stored.locate(f"{URL}/new").step == 2
+    assert int(train.train(config, f"{URL}/new").step) == 2
+
+
+def release_a_run(run, storage, tmp_path):
+    run(release, f"--workdir={URL}/run", f"--out={tmp_path / 'out'}")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Top-1" in card  # the evaluations are read as well
+
+
+def start_from_runs_and_releases(run, storage, tmp_path):
+    for source in ("run", "run/checkpoints/4", "release"):
+        config = tiny_config(f"{URL}/data")
+        config.total_steps = 1
+        config.init.weights = f"{URL}/{source}"
+        config.evaluations = {}
+        train.train(config, tmp_path / source)
+
+
+def start_from_image_vits(run, storage, tmp_path):
+    for name in ("augreg.npz", "timm.safetensors"):
+        arrays, local = read_arrays(f"{URL}/{name}"), read_arrays(GOLDEN / name)
+        assert arrays.keys() == local.keys()
+        for key, x in local.items():
+            np.testing.assert_array_equal(arrays[key], x)
+
+
+def scale_up_two_models(run, storage, tmp_path):
+    models = f"--small={URL}/small", f"--big={URL}/big"
+    run(scale_up, *models, f"--workdir={URL}/created")
+    assert stored.locate(f"{URL}/created").step == 0
+
+
+def prepare_clips(run, storage, tmp_path):
+    folder = "video_folder", "--name=x", f"--videos={URL}/clips"
+    prepare.main([*folder, f"--data_dir={URL}/prepared", "--workers=0"])
+    assert len(reading.open_split("video_folder/x", "train", f"{URL}/prepared")) == 2
+
+
+def read_examples(run, storage, tmp_path):
+    split = reading.open_split("moving_shapes/videos", "test", f"{URL}/data")
+    assert len(split[0]["video"]) > 100
+
+
+def draw_figures(run, storage, tmp_path):
+    figures.main(["curves", f"--workdir={URL}/run", f"--out={URL}/pictures"])
+    assert storage.names("stand-in", "pictures/training_curves")
+
+
+def write_a_report(run, storage, tmp_path):
+    report.main([f"--workdir={URL}/run", f"--data_dir={URL}/data", "--clips=1"])
+    assert storage.names("stand-in", "run/report")
+
+
+PLACES = [
+    load_runs_steps_and_releases,
+    predict_files,
+    write_features,
+    evaluate_a_run_into_it,
+    evaluate_a_release_elsewhere,
+    train_and_resume,
+    release_a_run,
+    start_from_image_vits,
+    scale_up_two_models,
+    prepare_clips,
+    read_examples,
+    draw_figures,
+    pytest.param(start_from_runs_and_releases, marks=pytest.mark.slow),
+    pytest.param(write_a_report, marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
+def test_a_url_is_taken(place, run, storage, tmp_path):
+    place(run, storage, tmp_path)
