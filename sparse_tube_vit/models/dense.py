@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
@@ -76,7 +77,7 @@ class Dense(nn.Module):
 
     features: tuple[int, ...]
     axes: int = 1
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = "float32"
 
     @nn.compact
     def __call__(self, x):

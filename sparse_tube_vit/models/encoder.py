@@ -6,6 +6,7 @@ import itertools
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from sparse_tube_vit.config import EncoderOptions
 from sparse_tube_vit.distributed.mesh import BATCH, constrain
@@ -27,7 +28,7 @@ class Attention(nn.Module):
 
     heads: int
     implementation: str = "auto"
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = "float32"
 
     @nn.compact
     def __call__(self, queries, x):
@@ -214,7 +215,7 @@ class AttentionPooling(nn.Module):
     """Attention of a learned probe to all tokens: (B, N, D) to (B, D)."""
 
     heads: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = "float32"
 
     @nn.compact
     def __call__(self, x):

@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from sparse_tube_vit.distributed.mesh import platform
 from sparse_tube_vit.errors import TubeViTError
@@ -411,7 +412,7 @@ class SparseTubes(nn.Module):
     tubes: tuple[Tube, ...]
     width: int
     kernels: str = "separate"
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = "float32"
 
     @nn.compact
     def __call__(self, x):
