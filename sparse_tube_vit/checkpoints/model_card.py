@@ -16,12 +16,12 @@ def model_card(
     """Returns the README.md of a release: data, steps, accuracies, use, versions.
 
     Args:
-        name: Of the release.
+        name: The release's name.
         path: Path or URL that `load` finds it by.
         model: The model.
-        dtype: Of the written parameters.
+        dtype: The dtype of the written parameters.
         results: Evaluations of the model, as of `release.evaluations`.
-        license: Of the weights; "" if none is stated.
+        license: The license of the weights; "" if none is stated.
     """
     run, config = model.run, from_json(model.run["config"])
     blocks = [

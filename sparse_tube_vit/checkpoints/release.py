@@ -45,7 +45,7 @@ def release(
         directory: The release's folder, on a local disk.
         step, ema: As for `stored.read`.
         dtype, overwrite: As for `write_folder`.
-        license: Of the weights, for the model card, such as "cc-by-4.0".
+        license: The weights' license for the model card, such as "cc-by-4.0".
         push: hf://USER/NAME to upload the release to; "" to upload nothing.
         private: Whether the repository is private, if uploading creates it.
 
@@ -90,7 +90,7 @@ def write_folder(
         directory: The folder, on a local disk. It must not exist.
         model: The model.
         card: The model card, in Markdown.
-        dtype: Of the parameters, "float32" or "bfloat16".
+        dtype: The dtype of the parameters, "float32" or "bfloat16".
         overwrite: Whether to replace an existing release.
 
     Raises:

@@ -155,7 +155,7 @@ def locate(path, step: int | None = None) -> Location:
     Args:
         path: A work directory, one step's directory below its `checkpoints`, or a
             release; local, or at gs:// or hf://.
-        step: Of a work directory's checkpoints; None for the latest finished one.
+        step: A step of a work directory; None for the latest finished one.
 
     Raises:
         NoCheckpoint: There is nothing, or nothing of that step.

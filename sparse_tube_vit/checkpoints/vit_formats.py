@@ -23,7 +23,7 @@ class Format:
 
     Attributes:
         name: The library.
-        gelu, norm_epsilon: Of its models, as in `TubeViT`.
+        gelu, norm_epsilon: Options of its models, see `EncoderOptions`.
         layers: Its name of every layer outside the blocks, by our name.
         block: Its name of block {i}.
         block_layers: Its name of every layer of a block, by our name.

@@ -27,7 +27,7 @@ def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -
     allows. Only the data axis spans slices: they exchange gradients once a step.
 
     Args:
-        config: Of the run.
+        config: The config of the run.
         devices: By default all; or those of a topology to compile for.
 
     Raises:
@@ -105,7 +105,7 @@ def batch_share(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
     depend on hosts and mesh.
 
     Args:
-        mesh: Of the run.
+        mesh: The mesh of the run.
         process: Number of the host; by default this one's.
 
     Raises:
@@ -199,7 +199,7 @@ def check_batch(batch_size: int, mesh: Mesh, where: str, parts: int = 1) -> None
 
     Args:
         batch_size: Over all hosts.
-        mesh: Of the run.
+        mesh: The mesh of the run.
         where: Key of the stream or evaluation in the config, as `streams.NAME`.
         parts: Number of parts of a batch that gradients are accumulated over.
 

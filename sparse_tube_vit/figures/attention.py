@@ -25,7 +25,7 @@ def spread_over_pixels(
 
     Args:
         weights: One per token, (N,).
-        tubes: Of the model.
+        tubes: The model's tubes.
         clip: Its shape (T, H, W).
 
     Returns:
@@ -62,9 +62,9 @@ def attention(
 
     Args:
         clip: uint8 (T, H, W, 3).
-        tubes: Of the model.
+        tubes: The model's tubes.
         weights: Attention to the tokens of one clip, (N,) of sum 1.
-        title: Of the figure.
+        title: The figure's title.
         columns: Most frames shown, chosen by `frames_read`.
     """
     t, h, w, _ = clip.shape

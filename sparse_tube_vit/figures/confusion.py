@@ -15,7 +15,7 @@ def draw_confusions(directory) -> list[epath.Path]:
     """Draws the confusion matrices of evaluations that have none, or an older one.
 
     Args:
-        directory: Of evaluations, local or gs://: one JSON file for each, beside which
+        directory: Results of evaluations, local or gs://: a JSON file each, beside which
             `STEM_confusion.png` is written. Those without a confusion matrix, as those
             of several labels, are skipped.
 
@@ -50,7 +50,7 @@ def confusion(counts: np.ndarray, class_names: Sequence[str], title: str) -> Fig
     Colors give each count as a fraction of its row.
 
     Args:
-        counts: Of examples, (C, C).
+        counts: Numbers of examples, (C, C).
         class_names: C names, drawn for at most 60 classes.
         title: Wrapped above the matrix.
     """

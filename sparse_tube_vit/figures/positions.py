@@ -33,7 +33,7 @@ def position_similarity(
 
     Args:
         embeddings: As the model adds them to the tokens, (N, D).
-        tubes: Of the model.
+        tubes: The model's tubes.
         clip: Its shape (T, H, W).
         columns: Most moments shown of a tube, evenly spaced.
     """

@@ -88,7 +88,7 @@ def view_of(config: ConfigDict, file: str | None = None) -> np.ndarray:
     """Returns one view, uint8 (T, H, W, 3), as the config's evaluation samples it.
 
     Args:
-        config: Of the run.
+        config: The config of the run.
         file: Video or image; by default the first example that the config evaluates.
 
     Raises:
@@ -115,7 +115,7 @@ class Picture(NamedTuple):
     """A picture to save or to show.
 
     Attributes:
-        name: Of its file, without the suffix.
+        name: The name of its file, without the suffix.
         drawn: A figure, or an animation.
         caption: What it shows.
         photographic: Whether most of it is photographs.

@@ -23,7 +23,7 @@ def tube_layout(clip: np.ndarray, tubes: Sequence[Tube], columns: int = 8) -> Fi
     Args:
         clip: uint8 (T, H, W, 3); for an image, T = 1, and only tubes that read images
             have rows.
-        tubes: Of the model.
+        tubes: The model's tubes.
         columns: Most frames shown, chosen by `frames_read`.
     """
     t, h, w, _ = clip.shape
@@ -46,7 +46,7 @@ def tube_animation(clip: np.ndarray, tubes: Sequence[Tube], fps: float):
 
     Args:
         clip: uint8 (T, H, W, 3).
-        tubes: Of the model.
+        tubes: The model's tubes.
         fps: Frames per second.
 
     Returns:

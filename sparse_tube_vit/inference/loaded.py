@@ -38,7 +38,7 @@ def load(path, step: int | None = None, ema: bool = True) -> "TrainedTubeViT":
     Args:
         path: A run's work directory, one step's directory below its `checkpoints`, or
             a release; local, at gs://, or hf://USER/NAME on the Hugging Face Hub.
-        step: Of a work directory's checkpoints; None for the latest.
+        step: A step of a work directory; None for the latest.
         ema: Whether to read averaged parameters, if there are any. A release has only
             one kind.
 

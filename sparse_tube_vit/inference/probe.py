@@ -39,7 +39,7 @@ def probe(
         kind: "image" or "video", which to measure; None: videos, if there are any.
         split_list: As for `read_folder`.
         views: (temporal, spatial) views of videos, whose features are averaged.
-        neighbours: k of the nearest neighbours.
+        neighbours: K of the nearest neighbours.
         batch_size: Files per batch.
 
     Returns:

@@ -51,7 +51,7 @@ def render(run: Run, clips: int) -> str:
     """Returns the page of a run as HTML.
 
     Args:
-        run: Of a work directory with a checkpoint.
+        run: A work directory with a checkpoint.
         clips: Examples shown of every evaluation, with their predictions.
 
     Raises:

@@ -35,8 +35,8 @@ class Chip:
         link_bandwidth: Bytes a second of one link to a neighbour, each way.
         slice_bandwidth: Bytes a second to other slices, over the data center's network.
         matrix_unit: Rows and columns of one matrix unit.
-        flops_per_cycle: Of all matrix units.
-        dimensions: Of the torus.
+        flops_per_cycle: FLOPs of all matrix units per cycle.
+        dimensions: The number of dimensions of the torus.
         wraps: Rows of this many chips, and of multiples, close to rings.
         most_chips: Largest slice.
     """

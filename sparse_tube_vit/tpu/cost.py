@@ -45,11 +45,11 @@ class Operation:
     """An operation of one chip.
 
     Attributes:
-        name: Of the instruction.
+        name: The instruction's name.
         source: Name of the operation in the source.
         seconds: Time of one run.
         times: Number of runs per step.
-        flops: Of the matrix products of one run, a multiply-add as two.
+        flops: FLOPs of the matrix products of one run, a multiply-add as two.
         roofline: Whether the seconds are a custom kernel's roofline.
     """
 
@@ -89,8 +89,8 @@ class Estimate:
     """Estimated time of a program on one chip.
 
     Attributes:
-        operations: Of all computations that run.
-        collectives: Of all computations that run.
+        operations: The operations of all computations that run.
+        collectives: The collectives of all computations that run.
         unknown_loops: Loops whose trip count depends on data; counted once.
         unknown_kernels: Custom kernels of unknown FLOPs; counted by their bytes.
     """

@@ -24,7 +24,7 @@ class Instruction:
     Attributes:
         name: Unique in the module.
         opcode: "fusion", "all-gather", ...
-        shape: Of the result, as "bf16[8,128]{1,0:T(8,128)}"; a tuple's in parentheses.
+        shape: The result's, as "bf16[8,128]{1,0:T(8,128)}"; a tuple's in parentheses.
         arguments: Text in parentheses after the opcode.
         attributes: Text after the arguments.
         root: Whether its result is that of its computation.

@@ -42,9 +42,9 @@ class Memory:
     """Bytes on every chip.
 
     Attributes:
-        parameters: Of the model.
+        parameters: The model's parameters.
         optimizer: The rest of the train state: moments, averages, counters.
-        batches: Of this step, and of the next, which is transferred meanwhile.
+        batches: The batches of this step, and of the next, which is transferred meanwhile.
         temporaries: Activations and all else that the step computes.
         program: Compiled code.
         available: To a program.
@@ -72,9 +72,9 @@ class Preflight:
         compiling: Seconds that compiling took here.
         memory: Bytes on every chip.
         estimate: Predicted time.
-        model_flops: Of the model's matrix products, forward and backward, on all chips.
+        model_flops: FLOPs of the model's products, forward and backward, on all chips.
         batch: Examples per step by stream.
-        steps: Of the config.
+        steps: The number of steps of the config.
     """
 
     topology: Topology
@@ -104,7 +104,7 @@ def measure(
     """Compiles a config's train step for a topology and reads its cost.
 
     Args:
-        config: Of the run.
+        config: The config of the run.
         topology: With as many slices as `config.mesh.slices`.
         classes: Number of outputs by head.
 
@@ -279,7 +279,7 @@ def head_classes(config: ConfigDict, given: Mapping[str, int]) -> dict[str, int]
     """Returns the number of classes of every head.
 
     Args:
-        config: Of the run.
+        config: The config of the run.
         given: Number of classes by head, in place of the data set's. Data sets of
             official classes need not be prepared.
 
