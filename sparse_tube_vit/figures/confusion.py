@@ -15,9 +15,9 @@ def draw_confusions(directory) -> list[epath.Path]:
     """Draws the confusion matrices of evaluations that have none, or an older one.
 
     Args:
-        directory: Results of evaluations, local or gs://: a JSON file each, beside which
-            `STEM_confusion.png` is written. Those without a confusion matrix, as those
-            of several labels, are skipped.
+        directory: Results of evaluations, local or gs://: a JSON file each, next to
+            which `STEM_confusion.png` is written. Those without a confusion matrix, as
+            those of several labels, are skipped.
 
     Returns:
         Paths of what was drawn.

@@ -44,7 +44,7 @@ class Memory:
     Attributes:
         parameters: The model's parameters.
         optimizer: The rest of the train state: moments, averages, counters.
-        batches: The batches of this step, and of the next, which is transferred meanwhile.
+        batches: Batches of this step, and of the next, transferred meanwhile.
         temporaries: Activations and all else that the step computes.
         program: Compiled code.
         available: To a program.
