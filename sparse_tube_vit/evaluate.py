@@ -4,6 +4,7 @@ python -m sparse_tube_vit.evaluate --workdir MODEL [--step N] [--views 4x3] [...
 """
 
 import argparse
+from collections.abc import Sequence
 
 import jax
 
@@ -17,7 +18,7 @@ from sparse_tube_vit.figures import draw_confusions
 from sparse_tube_vit.log import log, to_stderr
 
 
-def main():
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m sparse_tube_vit.evaluate",
         description="Evaluates a checkpoint; config and classes are read from it.",
@@ -45,7 +46,7 @@ def main():
     parser.add_argument(
         "--out", help="directory for results; default: the run's WORKDIR/evaluations"
     )
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     to_stderr()
     with reported(), hosts.connected():
         model = stored.locate(args.workdir, args.step)

@@ -11,6 +11,7 @@ cannot be read is named and left out; the exit code is then 1.
 
 import argparse
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -23,7 +24,7 @@ from sparse_tube_vit.log import log, to_stderr
 from sparse_tube_vit.storage import whole_file
 
 
-def main():
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m sparse_tube_vit.features",
         description="Writes the features of clips and images.",
@@ -41,7 +42,7 @@ def main():
         help="temporal x spatial views of videos; default: 1x1",
     )
     parser.add_argument("--batch_size", type=positive, help="files at a time")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     to_stderr()
     with reported(), whole_file(args.out) as write:
         paths = files.expand(args.files)

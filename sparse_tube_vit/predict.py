@@ -13,6 +13,7 @@ import csv
 import io
 import json
 import sys
+from collections.abc import Sequence
 
 from sparse_tube_vit.config.flags import add_model_arguments, parse_views, positive
 from sparse_tube_vit.errors import reported
@@ -70,7 +71,7 @@ def as_csv(predictions: list[Prediction]) -> str:
 FORMATS = {"table": as_table, "json": as_json, "csv": as_csv}
 
 
-def main():
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m sparse_tube_vit.predict",
         description="Predicts the classes of clips and images.",
@@ -90,7 +91,7 @@ def main():
     )
     parser.add_argument("--batch_size", type=positive, help="files at a time")
     parser.add_argument("--format", choices=FORMATS, default="table")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     to_stderr()
     with reported():
         tubevit = load(args.model, args.step, args.ema)

@@ -25,6 +25,7 @@ workers of an Apache Beam pipeline do, such as "--runner=DataflowRunner --projec
 import argparse
 import re
 import sys
+from collections.abc import Sequence
 
 from sparse_tube_vit.datasets.catalog import BUILDERS, OPTIONS, builder_class
 from sparse_tube_vit.datasets.preparing.prepare import prepare
@@ -35,7 +36,7 @@ class BadArguments(DatasetError):
     """An option is missing, superfluous or out of range for this data set."""
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     argv = list(sys.argv[1:] if argv is None else argv)
     if "--beam" in argv[:-1]:  # argparse takes its value for options
         i = argv.index("--beam")

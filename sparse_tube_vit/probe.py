@@ -16,6 +16,7 @@ give. Two measurements of the pooled features:
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 
 from sparse_tube_vit.config.flags import add_model_arguments, parse_views, positive
 from sparse_tube_vit.errors import reported
@@ -50,7 +51,7 @@ def as_text(result: dict) -> str:
 FORMATS = {"text": as_text, "json": lambda result: json.dumps(result, indent=1)}
 
 
-def main():
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m sparse_tube_vit.probe",
         description="Nearest neighbours and a linear probe on a folder of classes.",
@@ -70,7 +71,7 @@ def main():
     parser.add_argument("--neighbours", type=positive, default=5, help="k")
     parser.add_argument("--batch_size", type=positive, help="files at a time")
     parser.add_argument("--format", choices=FORMATS, default="text")
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     to_stderr()
     with reported():
         result = probe(

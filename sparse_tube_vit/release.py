@@ -8,13 +8,14 @@ Its model card states the run's data, steps, and accuracies with their protocol.
 """
 
 import argparse
+from collections.abc import Sequence
 
 from sparse_tube_vit.checkpoints.release import release
 from sparse_tube_vit.errors import reported
 from sparse_tube_vit.log import log, to_stderr
 
 
-def main():
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m sparse_tube_vit.release",
         description="Writes a run's checkpoint as a folder that `load` takes.",
@@ -43,7 +44,7 @@ def main():
     parser.add_argument(
         "--private", action="store_true", help="make a new repository a private one"
     )
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if args.private and not args.push:
         parser.error("--private goes with --push")
     to_stderr()

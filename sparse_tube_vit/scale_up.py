@@ -6,6 +6,7 @@ The result is trained with configs/scale_up.py.
 """
 
 import argparse
+from collections.abc import Sequence
 
 from sparse_tube_vit.checkpoints.scaling import scale_up
 from sparse_tube_vit.config import is_weights_file
@@ -14,7 +15,7 @@ from sparse_tube_vit.log import to_stderr
 from sparse_tube_vit.models.variants import VARIANTS
 
 
-def main():
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m sparse_tube_vit.scale_up",
         description="Makes a large video model of a small one and a large image ViT.",
@@ -33,7 +34,7 @@ def main():
     parser.add_argument(
         "--frozen_layers", type=int, help="of the new model; 26 of 32 if not given"
     )
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
     if is_weights_file(args.big) != bool(args.variant):
         parser.error("--variant goes with a file of weights, and only with one")
     sizes = VARIANTS.get(args.variant)

@@ -12,6 +12,7 @@ goes to an HTML page with a clip of every class as training samples it.
 
 import argparse
 import os
+from collections.abc import Sequence
 
 from etils import epath
 
@@ -60,7 +61,7 @@ def training_example(
     return TrainingExample.of(config.clip, streams[0], timeout_seconds=timeout)
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m sparse_tube_vit.verify",
         description="Decodes a prepared data set and compares it with its manifest.",

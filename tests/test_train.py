@@ -212,26 +212,22 @@ def test_a_finished_run_is_evaluated_again_and_not_trained(finished, data_dir):
     ],
 )
 def test_options_of_evaluate_follow_the_rules_of_the_config(
-    finished, options, message, monkeypatch, capsys
+    finished, options, message, capsys
 ):
-    command = ["evaluate", f"--workdir={finished[0]}", options]
-    monkeypatch.setattr(sys, "argv", command)
     with pytest.raises(SystemExit):
-        evaluate.main()
+        evaluate.main([f"--workdir={finished[0]}", options])
     assert message in capsys.readouterr().err
 
 
 def test_devices_of_any_number_evaluate_what_several_slices_trained(
-    finished, tmp_path, monkeypatch, capsys
+    finished, tmp_path, capsys
 ):
     workdir = shutil.copytree(finished[0], tmp_path / "run")
     file = workdir / "checkpoints" / "6" / "run" / "metadata"
     run = json.loads(file.read_text())
     run["config"]["mesh"].update(data=3, slices=3)
     file.write_text(json.dumps(run))
-    command = ["evaluate", f"--workdir={workdir}", f"--out={tmp_path}", "--only"]
-    monkeypatch.setattr(sys, "argv", [*command, "image"])
-    evaluate.main()
+    evaluate.main([f"--workdir={workdir}", f"--out={tmp_path}", "--only", "image"])
     assert "image: Top-1" in capsys.readouterr().out
 
 

@@ -5,7 +5,6 @@ The clients are those of the pinned environment: tensorflow, tensorstore, array_
 
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -56,12 +55,11 @@ def storage(finished, data_dir, tmp_path_factory):
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
+def run(capsys):
     """Runs a command; returns what it prints."""
 
     def run(command, *arguments):
-        monkeypatch.setattr(sys, "argv", [command.__name__, *map(str, arguments)])
-        command.main()
+        command.main([*map(str, arguments)])
         return capsys.readouterr().out
 
     return run

@@ -1,6 +1,7 @@
 """Command line of the benchmarks."""
 
 import argparse
+from collections.abc import Sequence
 
 from sparse_tube_vit.benchmark import compute, decoding, feeding
 from sparse_tube_vit.config.flags import read
@@ -8,7 +9,7 @@ from sparse_tube_vit.errors import reported
 from sparse_tube_vit.models.variants import TUBE_SETS, VARIANTS
 
 
-def main():
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m sparse_tube_vit.benchmark",
         description="Times the model, its training, the decoding or the input.",
@@ -54,7 +55,7 @@ def main():
         "--clips_per_second", type=_positive(float), help="of all streams together"
     )
     host.set_defaults(run=feeding.time_input)
-    args, rest = parser.parse_known_args()
+    args, rest = parser.parse_known_args(argv)
     if args.run is feeding.time_input:
         args.config = read(rest)
         if args.config is None:

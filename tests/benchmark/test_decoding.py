@@ -65,14 +65,13 @@ def test_the_limit_decodes_from_the_key_frame_to_the_last_frame(path, every, sta
         np.testing.assert_array_equal(frame.to_ndarray(format="rgb24"), every[i])
 
 
-def run(monkeypatch, *arguments):
-    monkeypatch.setattr(sys, "argv", ["benchmark", *arguments])
-    command.main()
+def run(*arguments):
+    command.main(arguments)
 
 
-def test_the_command_prints_a_row_each(path, monkeypatch, capsys):
+def test_the_command_prints_a_row_each(path, capsys):
     run(
-        *(monkeypatch, "decode", path, "--frames", "4", "--size", "32", "--runs", "2"),
+        *("decode", path, "--frames", "4", "--size", "32", "--runs", "2"),
         *("--randaugment", "2", "--beside", "pyav", "opencv"),
     )
     _, *rows = capsys.readouterr().out.splitlines()
@@ -94,16 +93,16 @@ def test_the_command_prints_a_row_each(path, monkeypatch, capsys):
 def test_named_errors(path, monkeypatch, capsys, arguments, message):
     monkeypatch.setitem(sys.modules, "decord", None)  # as if it were not installed
     with pytest.raises(SystemExit) as ended:
-        run(monkeypatch, "decode", path, "--frames", "4", "--stride", "4", *arguments)
+        run("decode", path, "--frames", "4", "--stride", "4", *arguments)
     assert ended.value.code == 1
     error = capsys.readouterr().err
     assert len(error.splitlines()) == 1
     assert re.match(message, error)
 
 
-def test_a_file_that_is_not_there(monkeypatch, capsys):
+def test_a_file_that_is_not_there(capsys):
     with pytest.raises(SystemExit):
-        run(monkeypatch, "decode", "nowhere.mp4")
+        run("decode", "nowhere.mp4")
     assert (
         "UnreadableFile: nowhere.mp4: No such file or directory."
         in capsys.readouterr().err

@@ -1,6 +1,5 @@
 import dataclasses
 import re
-import sys
 import time
 
 import numpy as np
@@ -138,15 +137,14 @@ def test_examples_that_do_not_decode_are_told(config, split):
 
 
 @pytest.mark.slow
-def test_the_command_line(config, tmp_path, monkeypatch, capsys):
+def test_the_command_line(config, tmp_path, capsys):
     file = tmp_path / "config.py"
     file.write_text(
         "from tests.tiny import tiny_config\n"
         f"def get_config(): return tiny_config({config.data_dir!r})\n"
     )
     arguments = f"input --config {file} --examples 24 --clips_per_second 32"
-    monkeypatch.setattr(sys, "argv", ["benchmark", *arguments.split()])
-    command.main()
+    command.main(arguments.split())
     out = capsys.readouterr().out
     rows = re.findall(r"^  (\D+?) +([\d.]+) ms", out, re.MULTILINE)
     stages = [*STAGES, "handing over"]

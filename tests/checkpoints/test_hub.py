@@ -40,19 +40,18 @@ def workdir(tmp_path_factory):
     return workdir
 
 
-def push(monkeypatch, workdir, out, *options):
+def push(workdir, out, *options):
     given = [f"--workdir={workdir}", f"--out={out}", "--push=hf://me/dances", *options]
-    monkeypatch.setattr(sys, "argv", ["release", *given])
-    command.main()
+    command.main(given)
 
 
 def assert_equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
 
-def test_what_is_uploaded_is_loaded_bit_for_bit(server, workdir, tmp_path, monkeypatch):
+def test_what_is_uploaded_is_loaded_bit_for_bit(server, workdir, tmp_path):
     out, params = tmp_path / "out", stored.read(workdir).params
-    push(monkeypatch, workdir, out, "--private")
+    push(workdir, out, "--private")
     assert server.commits == [("me/dances", f"Upload step 0 of {workdir}")]
     assert server.private == {"me/dances"}
     files = server.repositories["me/dances"]
@@ -65,7 +64,7 @@ def test_what_is_uploaded_is_loaded_bit_for_bit(server, workdir, tmp_path, monke
     assert_equal(trained.params, params)
     assert trained.predict(np.zeros((16, 16, 3), np.uint8), top=1)
     # Once more, as another commit.
-    push(monkeypatch, workdir, out, "--overwrite", "--dtype=bfloat16")
+    push(workdir, out, "--overwrite", "--dtype=bfloat16")
     assert len(server.commits) == 2
     rounded = jax.tree.map(lambda x: x.astype("bfloat16").astype(np.float32), params)
     assert_equal(stored.read("hf://me/dances").params, rounded)
@@ -132,7 +131,7 @@ def test_what_cannot_be_reached_is_named(
     with pytest.raises(UnreachableStorage, match="hf://me/dances cannot be reached"):
         stored.read("hf://me/dances")
     with pytest.raises(SystemExit):
-        push(monkeypatch, workdir, tmp_path / "out")
+        push(workdir, tmp_path / "out")
     assert "UnreachableStorage: hf://me/dances" in capsys.readouterr().err
     assert (tmp_path / "out" / "model.safetensors").exists()
 

@@ -241,14 +241,11 @@ def test_what_cannot_be_scaled(created, tmp_path):
         scale_up(tmp_path / "videos", root / "big", tmp_path / "d")
 
 
-def test_the_command_prints_the_config_to_train_with(
-    created, tmp_path, monkeypatch, capsys
-):
+def test_the_command_prints_the_config_to_train_with(created, tmp_path, capsys):
     root = created[2].parent
-    command = ["scale_up", "--small", f"{root}/small", "--big", f"{root}/big"]
+    command = ["--small", f"{root}/small", "--big", f"{root}/big"]
     command += ["--workdir", str(tmp_path), "--frozen_layers", "1"]
-    monkeypatch.setattr("sys.argv", command)
-    scale_up_command.main()
+    scale_up_command.main(command)
     printed = capsys.readouterr().out
     assert re.search(r"loaded +stem/tube_0 .*of \S*small\n", printed)
     assert re.search(r"new +encoder/gate", printed)
@@ -259,9 +256,8 @@ def test_the_command_prints_the_config_to_train_with(
         section, key = key.split(".")
         config[section][key] = ast.literal_eval(value)
     assert config.to_json() == read(tmp_path)[0].to_json()
-    monkeypatch.setattr("sys.argv", command)
     with pytest.raises(SystemExit):
-        scale_up_command.main()
+        scale_up_command.main(command)
     assert "OtherRun: " in capsys.readouterr().err
 
 

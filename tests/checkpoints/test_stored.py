@@ -4,7 +4,6 @@ import dataclasses
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 
 import jax
@@ -424,13 +423,12 @@ def test_a_model_card_tells_data_steps_and_accuracy_with_its_protocol(copy):
     assert "Not measured: these are the parameters of the last step" in card
 
 
-def test_the_command_writes_a_release(run, tmp_path, monkeypatch, capsys):
+def test_the_command_writes_a_release(run, tmp_path, capsys):
     options = [f"--workdir={run[0]}", f"--out={tmp_path / 'out'}", "--step=3"]
-    monkeypatch.setattr(sys, "argv", ["release", *options])
-    command.main()
+    command.main(options)
     assert loaded.load(tmp_path / "out").step == 3
     with pytest.raises(SystemExit):
-        command.main()
+        command.main(options)
     assert "ReleaseExists: " in capsys.readouterr().err
 
 

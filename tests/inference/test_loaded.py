@@ -205,11 +205,8 @@ def test_the_command_tells_of_files_in_every_format(run, files, tmp_path, capsys
     image = str(files["images"][0])
 
     def run_command(*options):
-        with pytest.MonkeyPatch.context() as patch:
-            given = ["predict", f"--model={run}", str(folder), image, *options]
-            patch.setattr(sys, "argv", given)
-            with pytest.raises(SystemExit) as end:
-                predict.main()
+        with pytest.raises(SystemExit) as end:
+            predict.main([f"--model={run}", str(folder), image, *options])
         assert end.value.code == 1  # of b.mp4
         return capsys.readouterr()
 
@@ -230,10 +227,9 @@ def test_the_command_tells_of_files_in_every_format(run, files, tmp_path, capsys
     assert len(table) == 4 and table[1].endswith(first["classes"][0]["name"])
 
 
-def test_a_folder_without_clips_is_an_error(run, tmp_path, monkeypatch, capsys):
+def test_a_folder_without_clips_is_an_error(run, tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("not a clip")
-    monkeypatch.setattr(sys, "argv", ["predict", f"--model={run}", str(tmp_path)])
     with pytest.raises(SystemExit):
-        predict.main()
+        predict.main([f"--model={run}", str(tmp_path)])
     assert "NoFiles" in capsys.readouterr().err
     assert isinstance(stv.load(run, ema=False), loaded.TrainedTubeViT)

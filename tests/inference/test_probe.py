@@ -1,7 +1,6 @@
 """Probes of features: against other libraries, and on a folder of images."""
 
 import json
-import sys
 
 import jax
 import numpy as np
@@ -90,16 +89,14 @@ def write_images(folder, split, count):
             Image.fromarray(picture).save(folder / split / name / f"{i}.png")
 
 
-def test_the_command_probes_a_folder(workdir, tmp_path, monkeypatch, capsys):
+def test_the_command_probes_a_folder(workdir, tmp_path, capsys):
     write_images(tmp_path, "train", 3)
     (tmp_path / "train" / "red" / "bad.png").write_text("no picture")
 
     def run_command(folder, *options, code):
-        given = ["probe", f"--model={workdir}", f"--clips={folder}"]
-        monkeypatch.setattr(sys, "argv", [*given, *options])
         ended = 0
         try:
-            probe_command.main()
+            probe_command.main([f"--model={workdir}", f"--clips={folder}", *options])
         except SystemExit as end:
             ended = end.code
         assert ended == code
@@ -129,14 +126,13 @@ def test_the_command_probes_a_folder(workdir, tmp_path, monkeypatch, capsys):
     assert "two classes at least" in run_command(tmp_path / "train", code=1).err
 
 
-def test_features_are_written_without_what_is_bad(workdir, tmp_path, monkeypatch):
+def test_features_are_written_without_what_is_bad(workdir, tmp_path):
     write_images(tmp_path, "all", 2)
     (tmp_path / "all" / "sea" / "bad.png").write_text("no picture")
     out = tmp_path / "features.npz"
     options = [f"--model={workdir}", str(tmp_path / "all"), f"--out={out}", "--tokens"]
-    monkeypatch.setattr(sys, "argv", ["features", *options])
     with pytest.raises(SystemExit):
-        features_command.main()
+        features_command.main(options)
     with np.load(out, allow_pickle=False) as found:
         assert [f.split("/")[-2] for f in found["path"]] == ["red", "red", "sea", "sea"]
         assert found["kind"].tolist() == ["image"] * 4
@@ -157,9 +153,8 @@ def test_features_that_cannot_be_written_are_not_computed(
         (out, "SeveralKinds: "),
     ):
         given = [f"--model={workdir}", f"--out={where}", "--tokens"]
-        monkeypatch.setattr(sys, "argv", ["features", *given, str(tmp_path / "all")])
         with pytest.raises(SystemExit):
-            features_command.main()
+            features_command.main([*given, str(tmp_path / "all")])
         assert message in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["all"]
 

@@ -190,7 +190,7 @@ def test_heads_that_are_not_there_cannot_be_kept(finished, tmp_path):
         finetuning.kept_heads(config, tmp_path)
 
 
-def test_fine_tuned_with_another_head_kept(clips, finished, tmp_path, monkeypatch):
+def test_fine_tuned_with_another_head_kept(clips, finished, tmp_path):
     trained, theirs = finished
     (model := tmp_path / "model").symlink_to(trained)
     arguments = (
