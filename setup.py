@@ -11,10 +11,10 @@ CORE = [
     "etils[epath]>=1.13",
     "ml-dtypes>=0.5",
     "absl-py>=2.3",
+    "optax>=0.2.6",
     "av>=17",
 ]
 TRAIN = [
-    "optax>=0.2.6",
     "google-cloud-storage>=3",  # orbax's checkpoints at gs://
     "clu>=0.0.12",
     "grain>=0.2.15",

@@ -61,7 +61,8 @@ def train(config: ConfigDict, workdir) -> TrainState:
 
     # ---- data sets and their classes
     with hosts.first_host_first("embedded data"):
-        prepare_embedded(config)
+        sources = (*config.streams.values(), *config.evaluations.values())
+        prepare_embedded((source.dataset for source in sources), config.data_dir)
     splits = {
         name: reading.open_split(s.dataset, s.split, config.data_dir, s.kind)
         for name, s in config.streams.items()
@@ -165,14 +166,14 @@ def train(config: ConfigDict, workdir) -> TrainState:
             if evaluating:
                 evaluate(step)
 
-    # ---- pictures and release
+    # ---- release and pictures
     if first_host:
+        if config.checkpoint.release:
+            release.release_last(workdir)
         # Here: training hosts import no matplotlib before their last evaluation.
         from sparse_tube_vit import figures
 
         figures.draw_confusions(workdir / "evaluations")
-        if config.checkpoint.release:
-            release.release_last(workdir)
     return state
 
 

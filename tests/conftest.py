@@ -15,7 +15,7 @@ import jax
 import pytest
 
 from sparse_tube_vit.datasets.preparing.embedded import prepare_embedded
-from tests.tiny import shrink_moving_shapes, tiny_config, tiny_multi_label_config
+from tests.tiny import COUNTS, shrink_moving_shapes, tiny_config
 
 # The tiny run is trained many times over: each of its programs is compiled once.
 _COMPILED = tempfile.TemporaryDirectory()
@@ -51,8 +51,7 @@ def data_dir(tmp_path_factory):
         shrink_moving_shapes(monkeypatch)
         directory = tmp_path_factory.mktemp("data")
         # The first run prepares the data: the counts must still be small then.
-        for config in (tiny_config, tiny_multi_label_config):
-            prepare_embedded(config(directory))
+        prepare_embedded((f"moving_shapes/{kind}" for kind in COUNTS), directory)
     return directory
 
 

@@ -1,7 +1,12 @@
 """Files that commands write, and those that they do not get to write."""
 
-import pytest
+import os
+from pathlib import Path
 
+import pytest
+from etils import epath
+
+from sparse_tube_vit import storage
 from sparse_tube_vit.errors import UnwritableOutput
 from sparse_tube_vit.storage import whole_file
 
@@ -68,3 +73,14 @@ def test_errors_of_the_work_are_its_own(tmp_path):
     with lost, whole_file(tmp_path / "out.txt"):
         raise FileNotFoundError("input")
     assert not [*tmp_path.iterdir()]
+
+
+def test_urls_stay_as_they_are_and_paths_begin_at_the_root():
+    for kind in (str, epath.Path):
+        assert storage.is_remote(kind("gs://bucket/run"))
+        assert storage.absolute(kind("gs://bucket/run")) == "gs://bucket/run"
+        assert not storage.is_remote(kind("runs/x"))
+        assert storage.absolute(kind("runs/x")) == os.path.join(
+            os.getcwd(), "runs", "x"
+        )
+    assert storage.absolute(Path("/a/../b")) == "/b"

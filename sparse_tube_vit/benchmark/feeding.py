@@ -244,7 +244,7 @@ def time_input(args) -> None:
     if args.data_dir is not None:
         config.data_dir = args.data_dir
     validate(config)
-    prepare_embedded(config)
+    prepare_embedded((s.dataset for s in config.streams.values()), config.data_dir)
     step = 0.0  # core seconds
     for name, stream in config.streams.items():
         split = reading.open_split(

@@ -1,0 +1,1 @@
+"""Checkpoints and releases: saved, found and read; and what models start from."""

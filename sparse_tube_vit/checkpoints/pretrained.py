@@ -202,7 +202,7 @@ def _from_vit(path, config, model, shapes):
             match.drop(names[name], x, "init.head is not set")
 
     for key in ("gelu", "norm_epsilon"):
-        theirs, ours = getattr(kind, key), getattr(model, key)
+        theirs, ours = getattr(kind, key), getattr(model.options, key)
         if theirs != ours:
             match.report.notes.append(
                 f"model.{key} is {ours!r}; a file does not tell, but most models of "

@@ -146,7 +146,7 @@ class Checkpoints:
         for name, checksum in _checksums({k: restored[k] for k in items}).items():
             # Older checkpoints have none for the optimizer's arrays, or none at all.
             if saved.get(name, checksum) != checksum:
-                raise _damaged(root, f"{name} is not what was saved")
+                raise damaged(root, f"{name} is not what was saved")
         log.info("Resumed from step %d in %s", step, self.directory)
         return state.replace(
             step=jax.device_put(np.int32(step), state.step.sharding),
@@ -325,7 +325,7 @@ def restore_params(root, ema: bool = True) -> dict:
             for path, x in arrays.items():
                 name = "/".join((item, *path))
                 if checksums and checksums.get(name) != int(_checksum(x, np)):
-                    raise _damaged(root, f"{name} is not what was saved")
+                    raise damaged(root, f"{name} is not what was saved")
             params |= arrays
     return unflatten_dict(params)
 
@@ -335,15 +335,16 @@ def _restore_checksums(root) -> dict[str, int]:
     path = root / "checksums"
     if not path.exists():
         if "checksums" in read_metadata(root)[0]:
-            raise _damaged(root, "its checksums are gone")
+            raise damaged(root, "its checksums are gone")
         return {}
     with reading(path):
         return dict(ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(path))
 
 
-def _damaged(root, why):
+def damaged(name, why: str) -> DamagedCheckpoint:
+    """Returns the error of a damaged checkpoint or release."""
     return DamagedCheckpoint(
-        f"{root} is damaged: {why}. Copy it again, or take another step."
+        f"{name} is damaged: {why}. Copy it again, or take another step."
     )
 
 
@@ -375,7 +376,7 @@ def _restore_arrays(path, exclude):
     finally:
         absl_logging.set_verbosity(verbosity)
     if metadata is None:
-        raise _damaged(path, "its _METADATA is gone")
+        raise damaged(path, "its _METADATA is gone")
     target = {
         name: np.empty(x.shape, x.dtype)
         for name, x in flatten_dict(metadata.tree).items()

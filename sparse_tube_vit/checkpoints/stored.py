@@ -23,11 +23,11 @@ from sparse_tube_vit import storage
 from sparse_tube_vit.checkpoints.hub import HubPath, is_hub
 from sparse_tube_vit.checkpoints.run import (
     METADATA,
-    DamagedCheckpoint,
     ForeignCheckpoint,
     NoCheckpoint,
     UnfinishedCheckpoint,
     check_description,
+    damaged,
     read_metadata,
     reading,
     restore_description,
@@ -121,10 +121,10 @@ class Location:
             run, release = _read_config(folder, self.name)
         with self._on_disk(ARRAYS) as folder:
             if not (folder / ARRAYS).exists():
-                raise _damaged(self.name, f"{ARRAYS} is gone")
+                raise damaged(self.name, f"{ARRAYS} is gone")
             data = (folder / ARRAYS).read_bytes()
         if hashlib.sha256(data).hexdigest() != release.get("sha256"):
-            raise _damaged(self.name, f"{ARRAYS} is not what {CONFIG} says")
+            raise damaged(self.name, f"{ARRAYS} is not what {CONFIG} says")
         with reading(self.name):
             params = {
                 name: np.frombuffer(x["data"], DTYPES[x["dtype"]])
@@ -276,13 +276,13 @@ def _check_finished(folder, name):
         )
     lost = {"run", "params", *({"ema", "checksums"} & set(items))} - names
     if lost:
-        raise _damaged(name, f"{', '.join(sorted(lost))} is gone")
+        raise damaged(name, f"{', '.join(sorted(lost))} is gone")
 
 
 def _read_config(folder: Path, name):
     """Reads a release's config.json: (run, what is said of the release)."""
     if not (folder / CONFIG).exists():
-        raise _damaged(name, f"{CONFIG} is gone")
+        raise damaged(name, f"{CONFIG} is gone")
     with reading(name):
         run = json.loads((folder / CONFIG).read_text())
     check_description(run, name)
@@ -290,12 +290,6 @@ def _read_config(folder: Path, name):
     if not isinstance(release, dict):
         raise ForeignCheckpoint(f"{name} is no release: {CONFIG} says nothing of one.")
     return run, release
-
-
-def _damaged(name, why):
-    return DamagedCheckpoint(
-        f"{name} is damaged: {why}. Copy it again, or take another step."
-    )
 
 
 def read_evaluations(workdir) -> dict[str, dict]:

@@ -20,7 +20,8 @@ def validate(config: ConfigDict) -> None:
     """Checks a config before anything is compiled.
 
     Raises:
-        InvalidConfig: It cannot work; the message lists all that is wrong.
+        InvalidConfig: It cannot work; the message lists what is wrong. Layers and
+            steps are checked once all single values are allowed.
     """
     if keys := open_keys(config):
         raise InvalidConfig(

@@ -1,0 +1,1 @@
+"""Devices and hosts: the mesh, shardings, and agreement between hosts."""

@@ -189,7 +189,8 @@ def evaluate(config: ConfigDict, source: Location, names=None) -> list[Result]:
         lambda x: jax.make_array_from_process_local_data(whole, x, x.shape),
         stored.params,
     )
-    prepare_embedded(config)
+    datasets = (source.dataset for source in config.evaluations.values())
+    prepare_embedded(datasets, config.data_dir)
     evaluations = [
         evaluation
         for evaluation in prepare(config, class_names)

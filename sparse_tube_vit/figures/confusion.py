@@ -9,6 +9,7 @@ from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
 from sparse_tube_vit.figures.canvas import new_figure, save
+from sparse_tube_vit.log import log
 
 
 def draw_confusions(directory) -> list[epath.Path]:
@@ -31,7 +32,11 @@ def draw_confusions(directory) -> list[epath.Path]:
         # Times are in whole seconds: of the same one, the result may be the later.
         if png.exists() and png.stat().mtime > path.stat().mtime:
             continue
-        result = json.loads(path.read_text())
+        try:
+            result = json.loads(path.read_text())
+        except ValueError as error:
+            log.warning("%s is skipped, it holds no evaluation: %s", path, error)
+            continue
         if "confusion" in result:
             save(confusion_of(result), png)
             drawn.append(png)
@@ -41,7 +46,7 @@ def draw_confusions(directory) -> list[epath.Path]:
 def confusion_of(result: dict) -> Figure:
     """Draws the confusion matrix of an evaluation, given as its JSON file holds it."""
     classes = list(result["per_class"])
-    return confusion(np.array(result["confusion"]), classes, result["summary"])
+    return confusion(np.array(result["confusion"]), classes, result.get("summary", ""))
 
 
 def confusion(counts: np.ndarray, class_names: Sequence[str], title: str) -> Figure:

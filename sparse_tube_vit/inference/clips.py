@@ -5,8 +5,8 @@ import os
 
 import numpy as np
 
-from sparse_tube_vit.config import ConfigDict, evaluation
-from sparse_tube_vit.input.examples import EvaluationExample
+from sparse_tube_vit.config import ConfigDict
+from sparse_tube_vit.input.examples import EvaluationExample, unlabelled
 from sparse_tube_vit.storage import UnreadableFile, read_file
 from sparse_tube_vit.video.decode import UndecodableClip, opened
 
@@ -64,17 +64,3 @@ def kind_of(encoded: bytes) -> str:
     """
     with opened(encoded) as video:
         return "video" if len(video.packets) > 1 else "image"
-
-
-def unlabelled(
-    kind: str, temporal_views: int = 1, spatial_views: int = 1
-) -> ConfigDict:
-    """Returns an evaluation of files that belong to no data set, for its views."""
-    return evaluation(
-        kind=kind,
-        dataset="",
-        head="",
-        batch_size=1,
-        temporal_views=temporal_views,
-        spatial_views=spatial_views,
-    )

@@ -1,0 +1,1 @@
+"""TubeViT: tubes, positions, encoder, heads, losses and FLOPs."""

@@ -57,7 +57,7 @@ class TrainingBatches:
             name: Undecodable(split, config.loader.max_undecodable)
             for name, split in splits.items()
         }
-        self._unsent = {}  # stream -> id -> problem, found since the last exchange
+        self._unsent = {}  # stream -> id -> problem, new since the last exchange
         self._prefetched = None
         self._signals, self._messages = StopSignals(), hosts.HostMessages()
 
@@ -72,7 +72,7 @@ class TrainingBatches:
                 stack.callback(stream.close)
 
     def take(self) -> dict:
-        """Returns the next step's batches, and tells the hosts what this one knows.
+        """Returns the next step's batches, and sends this host's messages to all.
 
         Returns:
             For each stream global arrays: "video" uint8 (B, T, H, W, 3), "label" (B,)
@@ -86,7 +86,7 @@ class TrainingBatches:
         return batches
 
     def prefetch(self) -> None:
-        """Loads the batches of the step after the next and starts their transfer."""
+        """Loads the next step's batches and starts their transfer."""
         self._prefetched = self._load()
 
     def receive(self) -> bool:

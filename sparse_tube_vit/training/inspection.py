@@ -46,7 +46,7 @@ def examples_of_step(
     validate(config)
     loader = config.loader.copy_and_resolve_references()
     loader.workers = 0  # one batch is not worth starting processes
-    prepare_embedded(config)
+    prepare_embedded((s.dataset for s in config.streams.values()), config.data_dir)
     splits = {
         name: reading.open_split(s.dataset, s.split, config.data_dir, s.kind)
         for name, s in config.streams.items()

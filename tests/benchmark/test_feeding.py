@@ -20,7 +20,8 @@ def config(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         tiny.shrink_moving_shapes(patch)
         config = tiny.tiny_config(tmp_path_factory.mktemp("data"))
-        prepare_embedded(config)
+        names = [stream.dataset for stream in config.streams.values()]
+        prepare_embedded(names, config.data_dir)
     config.streams.video.flip = True
     return config
 

@@ -50,3 +50,14 @@ def test_it_cannot_be_written(tmp_path):
     os.utime(tmp_path / "images_step2_confusion.png", (500, 500))
     with pytest.raises(UnwritableOutput, match=r"images_step2_confusion\.png cannot"):
         figures.draw_confusions(tmp_path)
+
+
+def test_files_of_others_and_results_without_a_summary(tmp_path, caplog):
+    (tmp_path / "notes.json").write_text("no JSON")
+    path = write(tmp_path, "images_step2", **confused((3, 1), (2, 2)))
+    result = json.loads(path.read_text())
+    del result["summary"]  # as the first evaluations were written
+    path.write_text(json.dumps(result))
+    assert figures.draw_confusions(tmp_path) == [
+        tmp_path / "images_step2_confusion.png"
+    ]

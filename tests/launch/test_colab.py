@@ -1,7 +1,9 @@
 """The notebook, executed from top to bottom as in Colab, installation included."""
 
+import ast
 import json
 import os
+import pydoc
 import re
 import shutil
 import site
@@ -32,6 +34,26 @@ def test_it_is_clean_and_installs_this_version(notebook):
     source = cells[0].source
     assert f'REVISION = "v{sparse_tube_vit.__version__}"' in source
     assert "--constraint=code/requirements.txt" in source
+
+
+def test_every_name_that_it_takes_from_the_package_exists(notebook):
+    """What running it finds out too, in minutes."""
+    cells = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    tree = ast.parse("\n".join(re.sub(r"(?m)^[%!].*", "", cell) for cell in cells))
+    modules = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("sparse_tube"):
+            for name in node.names:
+                found = pydoc.locate(f"{node.module}.{name.name}")
+                assert found is not None, f"{node.module}.{name.name}"
+                modules[name.asname or name.name] = found
+    used = [
+        (node.value.id, node.attr)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+    ]
+    used = [(name, attribute) for name, attribute in used if name in modules]
+    assert used and all(hasattr(modules[name], attribute) for name, attribute in used)
 
 
 def repository(directory):

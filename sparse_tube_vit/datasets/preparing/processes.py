@@ -34,6 +34,7 @@ def run(
         WorkerDied: A process was killed.
         Exception: The first error of any task; the other tasks are given up.
     """
+    workers = min(workers, len(tasks))
     if not workers:
         for task in tasks:
             yield function(task, lambda: progress(1))
@@ -45,7 +46,7 @@ def run(
         if not future.cancelled() and future.exception():
             failed.append(future)
 
-    with pool(min(workers, len(tasks)), _set_counter, counter) as executor:
+    with pool(workers, _set_counter, counter) as executor:
         futures = [executor.submit(_call, function, task) for task in tasks]
         for future in futures:
             future.add_done_callback(note_failure)

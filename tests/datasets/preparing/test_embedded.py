@@ -7,19 +7,11 @@ import os
 import pytest
 from absl import logging
 
-from sparse_tube_vit.config import default_config, stream
 from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.datasets.builders import moving_shapes
 from sparse_tube_vit.datasets.preparing.embedded import prepare_embedded
 from sparse_tube_vit.log import log
 from tests.datasets.test_reading import SMALL
-
-
-def reading_from(dataset, data_dir):
-    config = default_config()
-    config.data_dir = str(data_dir)
-    config.streams.only = stream(kind="video", dataset=dataset, head="", batch_size=1)
-    return config
 
 
 def test_moving_shapes_is_made_on_first_use(tmp_path, monkeypatch):
@@ -28,7 +20,7 @@ def test_moving_shapes_is_made_on_first_use(tmp_path, monkeypatch):
     monkeypatch.setattr(log, "info", lambda text, *args: said.append(text % args))
     monkeypatch.setattr(logging, "warning", lambda *args: pytest.fail(str(args)))
     for kind, feature in (("images", "image"), ("videos", "video")):
-        prepare_embedded(reading_from(f"moving_shapes/{kind}", tmp_path))
+        prepare_embedded([f"moving_shapes/{kind}"], tmp_path)
         train = reading.open_split(f"moving_shapes/{kind}", "train", tmp_path)
         test = reading.open_split(f"moving_shapes/{kind}", "test", tmp_path)
         assert (len(train), len(test)) == (48, 24)
@@ -49,13 +41,13 @@ def test_moving_shapes_is_made_on_first_use(tmp_path, monkeypatch):
 
 def test_an_embedded_data_set_that_does_not_exist(tmp_path):
     with pytest.raises(reading.DatasetNotPrepared, match="moving_shapes/images, mov"):
-        prepare_embedded(reading_from("moving_shapes/sounds", tmp_path))
+        prepare_embedded(["moving_shapes/sounds"], tmp_path)
 
 
 def open_at_once(barrier, data_dir, lengths):
     moving_shapes.COUNTS = SMALL
     barrier.wait()
-    prepare_embedded(reading_from("moving_shapes/images", data_dir))
+    prepare_embedded(["moving_shapes/images"], data_dir)
     lengths.put(len(reading.open_split("moving_shapes/images", "train", data_dir)))
 
 

@@ -132,3 +132,8 @@ def test_interrupts_are_the_parents_to_heed_from_a_workers_first_moment_on():
     # What is blocked when a process starts is so while it imports what it runs.
     assert [signal.SIGINT in mask for mask in masks] == [False, True]
     assert later == signal.SIG_IGN  # those too that start when nothing is blocked
+
+
+def test_without_tasks_no_process_is_started():
+    """As where nothing of a data set decodes, and there is nothing to show."""
+    assert list(processes.run(len, [], workers=2, progress=None)) == []
