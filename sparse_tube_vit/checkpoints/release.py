@@ -151,5 +151,5 @@ def release_last(workdir) -> None:
             workdir,
         )
         return
-    found = release(workdir, workdir / "release", overwrite=True)
-    log.info("Wrote %s as a release to %s/release", found.name, workdir)
+    model = release(workdir, workdir / "release", overwrite=True)
+    log.info("Wrote %s as a release to %s/release", model.name, workdir)

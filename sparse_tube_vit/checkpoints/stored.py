@@ -54,7 +54,7 @@ class StoredModel:
         step: Number of optimizer steps that it was trained for.
         averaged: Whether these are averaged parameters.
         params: A nested dict of numpy arrays, float32.
-        workdir: The work directory of a checkpoint; None of a release, and of a step
+        workdir: The work directory of a checkpoint; None for a release, and for a step
             that was copied away from its run.
     """
 
@@ -73,7 +73,7 @@ class Location:
     Attributes:
         name: In words: "step 700 of runs/x", "release runs/x/release".
         folder: The step's or the release's folder.
-        step: The step of a checkpoint; None of a release, whose config has it.
+        step: The step of a checkpoint; None for a release, whose config has it.
         workdir: As of `StoredModel`.
     """
 
@@ -280,7 +280,7 @@ def _check_finished(folder, name):
 
 
 def _read_config(folder: Path, name):
-    """Reads a release's config.json: (run, what is said of the release)."""
+    """Reads a release's config.json: (run, section "release")."""
     if not (folder / CONFIG).exists():
         raise damaged(name, f"{CONFIG} is gone")
     with reading(name):

@@ -57,10 +57,10 @@ def count_slices(devices: Sequence[jax.Device]) -> int:
 
 
 def _by_slice(devices):
-    found = collections.defaultdict(list)
+    groups = collections.defaultdict(list)
     for device in devices:
-        found[getattr(device, "slice_index", 0)].append(device)
-    return found
+        groups[getattr(device, "slice_index", 0)].append(device)
+    return groups
 
 
 def _axis_sizes(config, devices):
@@ -80,10 +80,10 @@ def _axis_sizes(config, devices):
 
 def _slices(config, devices):
     """Returns the devices by slice; if they have none, equal parts in their order."""
-    count, found = config.mesh.slices, _by_slice(devices)
-    if len(found) > 1 and len(found) != count:
+    count, groups = config.mesh.slices, _by_slice(devices)
+    if len(groups) > 1 and len(groups) != count:
         raise MeshDoesNotFit(
-            f"config.mesh.slices is {count}, but the devices are in {len(found)} "
+            f"config.mesh.slices is {count}, but the devices are in {len(groups)} "
             "slices. Set it to that."
         )
     if len(devices) % count:
@@ -91,8 +91,8 @@ def _slices(config, devices):
             f"config.mesh.slices is {count}, which does not divide the {len(devices)} "
             "devices."
         )
-    if len(found) > 1:
-        return [found[index] for index in sorted(found)]
+    if len(groups) > 1:
+        return [groups[index] for index in sorted(groups)]
     return np.array(devices).reshape(count, -1).tolist()
 
 

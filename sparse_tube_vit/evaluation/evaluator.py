@@ -204,7 +204,7 @@ def evaluate(config: ConfigDict, source: Location, names=None) -> list[Result]:
     results = [e.run(model, params, mesh, stored.step) for e in evaluations]
     if source.workdir is not None:
         return results
-    # Results away from a run say of what they are.
+    # Without a work directory around them, results name their model.
     return [
         dataclasses.replace(r, protocol=r.protocol | {"model": stored.name})
         for r in results

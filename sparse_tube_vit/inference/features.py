@@ -34,7 +34,7 @@ def pooled(
         (pooled, kinds, problems): (N, D) float32 and N kinds, with zeros and "" for
         files that cannot be read; and why, by their indices.
     """
-    found = np.zeros((len(paths), tubevit.model.options.width), np.float32)
+    features = np.zeros((len(paths), tubevit.model.options.width), np.float32)
     kinds = [""] * len(paths)
 
     def read(path):
@@ -44,9 +44,9 @@ def pooled(
         return tubevit.pooled(videos)
 
     computed, problems = files.compute(paths, read, of_batch, batch_size)
-    for number, (kind, features) in computed.items():
-        found[number], kinds[number] = features, kind
-    return found, kinds, problems
+    for number, (kind, of_file) in computed.items():
+        features[number], kinds[number] = of_file, kind
+    return features, kinds, problems
 
 
 def check_one_kind(paths: Sequence[str]) -> None:

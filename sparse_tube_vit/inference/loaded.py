@@ -140,11 +140,11 @@ class TrainedTubeViT:
             ClipTooSmall, NoImageTube, PositionsMismatch: The model cannot read it.
         """
         if isinstance(clip, str | os.PathLike):
-            _, seen = self.read(clip, head)
+            _, views = self.read(clip, head)
         else:
-            seen = _views(clip)
-        head = self.choose_head(_kind(seen), head)
-        (scores,) = self.scores(seen[None], head)
+            views = _views(clip)
+        head = self.choose_head(_kind(views), head)
+        (scores,) = self.scores(views[None], head)
         return self.best(scores, head, top)
 
     def read(
@@ -211,11 +211,11 @@ class TrainedTubeViT:
         """
         if isinstance(clip, str | os.PathLike):
             _, clip = self.read(clip, given=(1, 1))
-        seen = _views(clip)
-        if len(seen) > 1:
-            raise NotAClip(f"Features are of one view, but there are {len(seen)}.")
-        out = jax.device_get(self._features(self.params, seen))
-        size = seen.shape[1:4]
+        views = _views(clip)
+        if len(views) > 1:
+            raise NotAClip(f"Features are of one view, but there are {len(views)}.")
+        out = jax.device_get(self._features(self.params, views))
+        size = views.shape[1:4]
         chosen = tubes_for(self.model.tubes, size[0])
         centres = [self.model.tubes[i].centres(size) for i in chosen]
         middle = np.concatenate(centres)  # (N, 3)

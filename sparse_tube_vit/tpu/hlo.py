@@ -52,14 +52,14 @@ class Instruction:
     @functools.cached_property
     def cycles(self) -> int | None:
         """Clock cycles by the compiler's cost model, None where it gives none."""
-        found = re.search(r'"estimated_cycles":"(\d+)"', self.attributes)
-        return int(found[1]) if found else None
+        match = re.search(r'"estimated_cycles":"(\d+)"', self.attributes)
+        return int(match[1]) if match else None
 
     @property
     def op_name(self) -> str:
         """Name of the operation in the source; "" if there is none."""
-        found = re.search(r'\bop_name="([^"]*)"', self.attributes)
-        return found[1] if found else ""
+        match = re.search(r'\bop_name="([^"]*)"', self.attributes)
+        return match[1] if match else ""
 
     @property
     def bytes(self) -> int:
@@ -70,8 +70,8 @@ class Instruction:
 
     def attribute(self, key: str) -> str:
         """Returns the word after key=, without percent sign; "" if there is none."""
-        found = re.search(rf"\b{key}=%?([^\s,]+)", self.attributes)
-        return found[1] if found else ""
+        match = re.search(rf"\b{key}=%?([^\s,]+)", self.attributes)
+        return match[1] if match else ""
 
 
 Computation = tuple[Instruction, ...]
@@ -156,20 +156,20 @@ def _instruction(line):
 def _take(text):
     """Splits a text into the parentheses that it begins with, and the rest."""
     depth = 0
-    for found in re.finditer(r"[()]", text):
-        depth += 1 if found[0] == "(" else -1
+    for match in re.finditer(r"[()]", text):
+        depth += 1 if match[0] == "(" else -1
         if not depth:
-            return text[: found.end()], text[found.end() :]
+            return text[: match.end()], text[match.end() :]
     raise ValueError("parentheses that do not close")
 
 
 def arrays(shape: str) -> list[tuple[float, tuple[int, ...]]]:
     """Returns (bytes of an element, dimensions) of every array in a shape."""
-    found = []
+    parsed = []
     for dtype, dims in re.findall(r"\b(pred|[a-z]+\d+\w*)\[([\d,]*)\]", shape):
         bits = 8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0])
-        found.append((bits / 8, tuple(int(d) for d in dims.split(",") if d)))
-    return found
+        parsed.append((bits / 8, tuple(int(d) for d in dims.split(",") if d)))
+    return parsed
 
 
 def trip_count(module: Module, loop: Instruction) -> int | None:
@@ -273,8 +273,8 @@ def _convolution(module, instruction):
         dict(zip(names, dims, strict=True))
         for names, dims in zip(labels.groups(), (base, kernel, result), strict=True)
     )
-    found = re.search(r"\bwindow=\{(.*?)\}", instruction.attributes)
-    window = dict(re.findall(r"(\w+)=(\S+)", found[1] if found else ""))
+    match = re.search(r"\bwindow=\{(.*?)\}", instruction.attributes)
+    window = dict(re.findall(r"(\w+)=(\S+)", match[1] if match else ""))
 
     def along(key, axis, default):
         return window[key].split("x")[axis] if key in window else default

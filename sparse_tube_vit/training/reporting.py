@@ -32,7 +32,7 @@ def read_metrics(workdir) -> list[dict]:
         DamagedMetrics: Another line is broken.
     """
     path = epath.Path(workdir) / "metrics.jsonl"
-    lines, found = path.read_bytes().splitlines(keepends=True), []
+    lines, parsed = path.read_bytes().splitlines(keepends=True), []
     for number, line in enumerate(lines, start=1):
         try:
             metrics = json.loads(line)
@@ -46,8 +46,8 @@ def read_metrics(workdir) -> list[dict]:
             raise DamagedMetrics(
                 f"{where} is no line of metrics: {error}. Remove that line."
             ) from error
-        found.append(metrics)
-    return found
+        parsed.append(metrics)
+    return parsed
 
 
 class Stopwatch:
