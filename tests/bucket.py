@@ -87,8 +87,6 @@ def use(monkeypatch) -> Storage:
         "CURL_CA_BUNDLE": storage.certificate,
         "NO_GCE_CHECK": "true",
         "GOOGLE_AUTH_TOKEN_FOR_TESTING": "token",
-        "GCS_READ_CACHE_MAX_SIZE_MB": "0",
-        "GCS_STAT_CACHE_MAX_AGE": "0",
         "GCS_RETRY_CONFIG_MAX_RETRIES": "1",
     }.items():
         monkeypatch.setenv(name, str(value))

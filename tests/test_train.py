@@ -370,7 +370,7 @@ def test_several_labels_are_measured_by_map(multi_label):
     assert {"train/image/accuracy", "evaluation/image/top1"} < told.keys()
     assert not list((multi_label / "evaluations").glob("video*.png"))
     pictures = run_pictures.curves(run_pictures.Run(multi_label))
-    assert [name for name, _ in pictures] == ["training_curves", "throughput"]
+    assert [p.name for p in pictures] == ["training_curves", "throughput"]
     picture = next(run_pictures.confusion(run_pictures.Run(multi_label)))
     assert picture.name == "image_step3_confusion"
     assert str(result).startswith(
