@@ -25,7 +25,6 @@ from sparse_tube_vit.config import (
 )
 from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.datasets.preparing import verification
-from sparse_tube_vit.datasets.preparing.embedded import prepare_embedded
 from sparse_tube_vit.errors import DatasetError, reported
 from sparse_tube_vit.input.examples import TrainingExample
 from sparse_tube_vit.log import to_stderr
@@ -86,7 +85,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"unrecognized arguments: {' '.join(overrides)}")
     to_stderr()
     with reported():
-        prepare_embedded([args.dataset], args.data_dir)
         name, *_ = reading.split_names(args.dataset, args.data_dir)
         split = reading.open_split(args.dataset, name, args.data_dir)
         example = training_example(args.dataset, split.kind, config)

@@ -16,10 +16,12 @@ from sparse_tube_vit import (
     features,
     predict,
     prepare,
+    probe,
     release,
     report,
     scale_up,
     train,
+    verify,
 )
 from sparse_tube_vit.checkpoints import stored
 from sparse_tube_vit.checkpoints.release import release as make_release
@@ -84,6 +86,11 @@ def write_features(run, storage, tmp_path):
     assert storage.names("stand-in", "out/features") == ["out/features.npz"]
 
 
+def probe_a_folder(run, storage, tmp_path):
+    out = run(probe, f"--model={URL}/run", f"--clips={URL}/clips", "--neighbours=1")
+    assert f"of 2 files of 2 classes in {URL}/clips" in out
+
+
 def evaluate_a_run_into_it(run, storage, tmp_path):
     options = f"--workdir={URL}/run", f"--data_dir={URL}/data", "--only", "image"
     out = run(evaluate, *options)
@@ -126,7 +133,7 @@ def start_from_runs_and_releases(run, storage, tmp_path):
         train.train(config, tmp_path / source)
 
 
-def start_from_image_vits(run, storage, tmp_path):
+def read_image_vits(run, storage, tmp_path):
     for name in ("augreg.npz", "timm.safetensors"):
         arrays, local = read_arrays(f"{URL}/{name}"), read_arrays(GOLDEN / name)
         assert arrays.keys() == local.keys()
@@ -151,9 +158,18 @@ def read_examples(run, storage, tmp_path):
     assert len(split[0]["video"]) > 100
 
 
+def verify_a_data_set(run, storage, tmp_path):
+    options = f"--data_dir={URL}/data", "--workers=0", f"--out={URL}/out/sheet.html"
+    assert "24 classes" in run(verify, "moving_shapes/videos", *options)
+    assert storage.names("stand-in", "out/sheet.html")
+
+
 def draw_figures(run, storage, tmp_path):
-    figures.main(["curves", f"--workdir={URL}/run", f"--out={URL}/pictures"])
+    to = f"--workdir={URL}/run", f"--out={URL}/pictures"
+    figures.main(["curves", *to])
     assert storage.names("stand-in", "pictures/training_curves")
+    figures.main(["tubes", *to, f"--clip={URL}/clips/train/a/1.mp4"])
+    assert storage.names("stand-in", "pictures/tubes")
 
 
 def write_a_report(run, storage, tmp_path):
@@ -165,20 +181,31 @@ PLACES = [
     load_runs_steps_and_releases,
     predict_files,
     write_features,
-    evaluate_a_run_into_it,
     evaluate_a_release_elsewhere,
-    train_and_resume,
     release_a_run,
-    start_from_image_vits,
+    read_image_vits,
+    read_examples,
+]
+#: These take 10 to 60 seconds each.
+SLOW = [
+    probe_a_folder,
+    evaluate_a_run_into_it,
+    train_and_resume,
     scale_up_two_models,
     prepare_clips,
-    read_examples,
+    verify_a_data_set,
     draw_figures,
-    pytest.param(start_from_runs_and_releases, marks=pytest.mark.slow),
-    pytest.param(write_a_report, marks=pytest.mark.slow),
+    start_from_runs_and_releases,
+    write_a_report,
 ]
 
 
 @pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
 def test_a_url_is_taken(place, run, storage, tmp_path):
+    place(run, storage, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", SLOW, ids=lambda place: place.__name__)
+def test_a_url_is_taken_by_what_takes_longer(place, run, storage, tmp_path):
     place(run, storage, tmp_path)

@@ -16,7 +16,6 @@ from sparse_tube_vit import figures, storage
 from sparse_tube_vit.checkpoints.stored import read_evaluations
 from sparse_tube_vit.config import ConfigDict
 from sparse_tube_vit.datasets import reading
-from sparse_tube_vit.datasets.preparing.embedded import prepare_embedded
 from sparse_tube_vit.errors import TubeViTError, UnwritableOutput
 from sparse_tube_vit.figures.batches import batch_grids
 from sparse_tube_vit.figures.confusion import confusion_of
@@ -104,7 +103,6 @@ def view_of(config: ConfigDict, file: str | None = None) -> np.ndarray:
         return clips.read_image(file, config)[None]
     sources = [*config.evaluations.values(), *config.streams.values()]
     source = min(sources, key=lambda source: source.kind != "video")
-    prepare_embedded([source.dataset], config.data_dir)
     split = reading.open_split(source.dataset, source.split, config.data_dir)
     example = examples.EvaluationExample.of(config.clip, source)
     return example.read(split[0][source.kind], None)["video"][0]

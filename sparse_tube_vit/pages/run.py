@@ -24,7 +24,6 @@ from sparse_tube_vit.config import (
 )
 from sparse_tube_vit.datasets import manifest, reading
 from sparse_tube_vit.datasets.classes import ClassNamesDiffer, check_classes
-from sparse_tube_vit.datasets.preparing.embedded import prepare_embedded
 from sparse_tube_vit.errors import DatasetError, TubeViTError
 from sparse_tube_vit.figures.run import ABSENT, KINDS, Picture, Run
 from sparse_tube_vit.input import examples
@@ -281,7 +280,6 @@ def _samples(run, clips):
         shown.add((source.kind, source.head))
         yield f"<h3>{html.escape(f'{source.dataset} {source.split}')}</h3>"
         try:
-            prepare_embedded([source.dataset], run.config.data_dir)
             split = reading.open_split(
                 source.dataset, source.split, run.config.data_dir, source.kind
             )
