@@ -583,7 +583,8 @@ watch() {
         return
     fi
     local state before=""
-    looks_blind=0 looks_partly=0 looks_failed=0 starts_failed=0 seen=false
+    looks_blind=0 looks_partly=0 looks_failed=0 starts_failed=0 attempts_failed=0
+    seen=false
     state="$(queue_state)" # the first look has to succeed
     [ -n "$state" ] || preflight
     while :; do
@@ -598,7 +599,7 @@ watch() {
         [ "$state" = "$before" ] || tell "queued resource: ${state:-none}"
         before="$state"
         case "$state" in
-            "") request ;;
+            "") attempt request ;;
             ACTIVE) attend ;;
             SUSPENDED) preempted ;;
             FAILED) queue_failed "$state" ;;
@@ -609,7 +610,21 @@ watch() {
 
 preempted() {
     tell "preempted; asking for it again"
-    remove
+    attempt remove
+}
+
+# Calls FUNCTION; the next look decides what is to be done if it fails, up to 10 times in
+# a row.
+attempt() {
+    if ("$@"); then
+        attempts_failed=0
+        return
+    fi
+    attempts_failed=$((attempts_failed + 1))
+    [ "$attempts_failed" -lt 10 ] ||
+        fail WatchFailed "that failed 10 times in a row, as said above. Mend what it" \
+            "names, and watch again."
+    tell "that failed; the next look decides"
 }
 
 tell() {
@@ -634,12 +649,16 @@ attend() { # the run, while the queued resource is ACTIVE
         partly)
             looks_partly=$((looks_partly + 1))
             tell "trains on some workers only"
-            [ "$looks_partly" -lt 3 ] || ask_workers stop 0 lost
+            [ "$looks_partly" -lt 3 ] || attempt ask_workers stop 0 lost
             ;;
         finished)
             tell "the run is done"
-            if $then_delete; then remove; else tell "it still costs: delete $name"; fi
-            exit 0
+            $then_delete || {
+                tell "it still costs: delete $name"
+                exit 0
+            }
+            attempt remove
+            [ "$attempts_failed" != 0 ] || exit 0
             ;;
         failed | stopped)
             # From before this watch, it is resumed. A preemption may show itself as a

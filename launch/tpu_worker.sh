@@ -96,6 +96,18 @@ train() { # ARGUMENTS
     cd ..
     # Asked by none but the machine, which goes down: the run is lost, not failed.
     [ -n "$shutdown" ] && [ ! -f stopping ] || echo "$exit_code" >exit_code
+    trap "" TERM
+    clear_group $$
+}
+
+# Kills what is left of a run's process group. Its data workers end by themselves, which
+# also frees the memory that they share: they get time for it.
+clear_group() { # GROUP
+    local deadline=$((SECONDS + 10))
+    while pgrep -g "$1" -r D,R,S python >/dev/null && [ "$SECONDS" -lt "$deadline" ]; do
+        sleep 0.2
+    done
+    pkill -KILL -g "$1" python || true
 }
 
 status() { # [ARGUMENTS]
@@ -138,7 +150,11 @@ stop() { # SECONDS save|kill|lost
         kill -TERM "$(cat pid)"
     else
         [ "$2" = lost ] || echo 137 >exit_code
-        kill -KILL -- "-$(cat pid)" # its process group: the data workers as well
+        local trains
+        trains="$(pgrep -P "$(cat pid)" python || true)"
+        kill -KILL "$(cat pid)"
+        [ -z "$trains" ] || kill -KILL "$trains" || true # it may have ended by now
+        clear_group "$(cat pid)"
     fi
     local deadline=$((SECONDS + $1))
     while [ "$(state)" = running ]; do

@@ -34,7 +34,7 @@ from sparse_tube_vit.training.initialization import initial_params
 from sparse_tube_vit.training.profiling import traced_steps
 from sparse_tube_vit.training.program import Program
 from sparse_tube_vit.training.reporting import Reporter
-from sparse_tube_vit.training.signals import Interrupted
+from sparse_tube_vit.training.signals import StopSignals, end_at_once
 from sparse_tube_vit.training.state import TrainState
 from sparse_tube_vit.training.step import check_finite
 
@@ -95,7 +95,10 @@ def train(config: ConfigDict, workdir) -> TrainState:
 
     # ---- the loop, and what ends it in whatever way
     reporter = Reporter(workdir, first_step, config.total_steps, first_host)
-    batches = TrainingBatches(config, splits, mesh, first_step, reporter)
+    signals = StopSignals()
+    batches = TrainingBatches(
+        config, splits, mesh, workdir, first_step, signals, reporter
+    )
     steps = traced_steps(config, workdir, first_step + 1, reporter)
 
     def is_due(step, every):
@@ -111,9 +114,8 @@ def train(config: ConfigDict, workdir) -> TrainState:
 
     def stop_if_requested():
         if batches.stop_requested():
-            raise Interrupted(
-                "Stopped by a signal in an evaluation; the step before it is saved in "
-                f"{workdir}."
+            raise batches.stopped(
+                f"The step before the evaluation is saved in {workdir}."
             )
 
     def evaluate(step):
@@ -128,6 +130,7 @@ def train(config: ConfigDict, workdir) -> TrainState:
                     result.save(workdir / "evaluations")
 
     with contextlib.ExitStack() as stack:
+        stack.callback(signals.restore)
         stack.callback(reporter.close)
         stack.callback(finish_checkpoints)
         stack.enter_context(batches)
@@ -146,6 +149,7 @@ def train(config: ConfigDict, workdir) -> TrainState:
             if step == first_step + 1:
                 jax.block_until_ready(metrics)
                 reporter.compiled()
+                signals.catch()  # before, there is nothing to save
             # The metrics of the step before are ready by now: no wait for them.
             check_finite(previous, step - 1)
 
@@ -160,9 +164,7 @@ def train(config: ConfigDict, workdir) -> TrainState:
                 check_finite(metrics, step)
                 save()
             if stopping and step < config.total_steps:
-                raise Interrupted(
-                    f"Stopped by a signal; step {step} is saved in {workdir}."
-                )
+                raise batches.stopped(f"Step {step} is saved in {workdir}.")
             if evaluating:
                 evaluate(step)
 
@@ -191,6 +193,7 @@ def write_overview(params, workdir: epath.Path, first_host: bool) -> None:
 def main(argv):
     del argv
     to_stderr()
+    end_at_once()
     with reported(), hosts.connected():
         train(_CONFIG.value, _WORKDIR.value)
 

@@ -13,6 +13,7 @@ import time
 from collections import Counter
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
@@ -22,12 +23,14 @@ from sparse_tube_vit import evaluate, storage, train
 from sparse_tube_vit.checkpoints.run import NoCheckpoint, OtherRun
 from sparse_tube_vit.checkpoints.stored import locate
 from sparse_tube_vit.config import from_json
+from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.datasets.classes import ClassNamesDiffer
 from sparse_tube_vit.datasets.reading import UnsupportedDataset
 from sparse_tube_vit.distributed import hosts
 from sparse_tube_vit.errors import IndivisibleBatch
 from sparse_tube_vit.evaluation import evaluator, results
 from sparse_tube_vit.figures import run as run_pictures
+from sparse_tube_vit.models import losses
 from sparse_tube_vit.models.losses import LossDoesNotFit
 from sparse_tube_vit.training import signals
 from sparse_tube_vit.training import step as steps
@@ -320,16 +323,40 @@ def test_undecodable_videos_count_as_wrong_and_are_named(
     assert result.to_json()["confusion"] == result.confusion().tolist()
     assert result.confusion().sum() == COUNTS["images"]["test"] - bad
     # Were every decodable one right, the others would still be wrong.
-    scores = np.eye(6)[result.labels] * (result.scores.sum(1, keepdims=True) > 0)
+    assert result.decoded.sum() == COUNTS["images"]["test"] - bad
+    scores = np.eye(6)[result.labels] * result.decoded[:, None]
     perfect = dataclasses.replace(result, scores=scores)
     assert perfect.top(1) == 1 - bad / COUNTS["images"]["test"]
     assert perfect.top(6) == perfect.top(1)
 
 
+def test_scores_that_are_no_numbers_end_an_evaluation(finished, monkeypatch):
+    """They are no wrong answers: the step and the example are named."""
+    workdir, _ = finished
+    config = from_json(locate(workdir, 6).read_description()["config"])
+
+    def make_scores(model, head, loss):
+        scores = losses.make_scores(model, head, loss)
+        bad = jnp.arange(8)[:, None] == 5
+        return lambda *args: jnp.where(bad, np.nan, scores(*args))
+
+    monkeypatch.setattr(evaluator, "make_scores", make_scores)
+    split = reading.open_split("moving_shapes/images", "test", config.data_dir, "image")
+    named = f"image: the scores of {split[5]['id']} at step 6 are not finite"
+    with pytest.raises(losses.NonFiniteScores, match=named):
+        evaluator.evaluate(config, locate(workdir, 6), ["image"])
+
+
 def test_top_k_per_class_and_confusion():
     scores = np.array([[0.5, 0.3, 0.2], [0.1, 0.3, 0.6], [0.2, 0.5, 0.3], [0, 0, 0]])
     result = results.Accuracy(
-        {}, ("a", "b", "c"), np.array([0, 1, 2, 1]), scores, ("x",), np.ones(4)
+        {},
+        ("a", "b", "c"),
+        np.array([0, 1, 2, 1]),
+        scores,
+        ("x",),
+        np.ones(4),
+        np.array([True, True, True, False]),
     )
     assert result.top(1) == 1 / 4 and result.top(2) == 3 / 4
     assert result.confusion().tolist() == [[1, 0, 0], [0, 0, 1], [0, 1, 0]]
@@ -384,7 +411,7 @@ def test_map_of_each_class_and_of_what_does_not_decode():
     scores = np.array([[0.9, 0.2, 0.5], [0.8, 0.6, 0.5], [0.7, 0.4, 0.5], [0, 0, 0]])
     protocol = {"evaluation": "e", "dataset": "d", "split": "s"}
     result = results.MeanAveragePrecision(
-        protocol, ("a", "b", "c"), labels, scores, ("x",), np.ones(4)
+        protocol, ("a", "b", "c"), labels, scores, ("x",), np.ones(4), np.ones(4) > 0
     )
     # b is found at ranks 1 and 3, and in the undecodable one, at the end.
     b = (1 / 1 + 2 / 3 + 3 / 4) / 3
@@ -469,7 +496,7 @@ def test_a_signal_saves_the_step_and_the_run_goes_on_from_there(
     sent = []
     with monkeypatch.context() as patch:
         patch.setattr(train.Reporter, "given", send_signal)
-        with pytest.raises(signals.Interrupted, match="step 3 is saved"):
+        with pytest.raises(signals.Interrupted, match="signal. Step 3 is saved"):
             train.train(tiny_config(data_dir), tmp_path)
     assert locate(tmp_path).step == 3
     assert_bit_identical(train.train(tiny_config(data_dir), tmp_path), finished[1])
@@ -480,15 +507,17 @@ def test_a_signal_ends_an_evaluation_which_is_done_again(
 ):
     workdir = shutil.copytree(finished[0], tmp_path / "run")
     shutil.rmtree(workdir / "evaluations")
+    shutil.rmtree(workdir / "checkpoints" / "6")
     send = hosts.HostMessages.send
 
-    def send_signal(self, **news):
-        signal.raise_signal(signal.SIGTERM)
-        monkeypatch.undo()
-        send(self, **news)
+    def send_signal(self, **message):
+        if [*message] == ["stop"]:  # not with the batches of a step
+            signal.raise_signal(signal.SIGTERM)
+            monkeypatch.undo()
+        send(self, **message)
 
     monkeypatch.setattr(hosts.HostMessages, "send", send_signal)
-    with pytest.raises(signals.Interrupted, match="in an evaluation"):
+    with pytest.raises(signals.Interrupted, match="before the evaluation is saved"):
         train.train(tiny_config(data_dir), workdir)
     assert not list(workdir.glob("evaluations/video*"))
     train.train(tiny_config(data_dir), workdir)

@@ -211,7 +211,8 @@ def measure(config: ConfigDict, name: str, split: Split, examples: int) -> Cost:
     loader = ConfigDict(dict(config.loader, workers=1))
     ready = Clocked(Ready((stream.batch_size, frames, size, size, 3)))
     here = Here(config, name, stream, split)
-    handing_over = Delivery(pipeline.iterate(grain.MapDataset.source(ready), loader))
+    batches = pipeline.iterate(grain.MapDataset.source(ready), loader, "handing over")
+    handing_over = Delivery(batches)
     whole = Delivery(
         pipeline.training_batches(
             Clocked(split), name, stream, config.clip, loader, config.seed

@@ -160,7 +160,8 @@ def _join():
     finally:
         late.cancel()
     # jax handles SIGTERM; until training does there is nothing to save.
-    signal.signal(signal.SIGTERM, _stop)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stop)
 
 
 def _stop(number, frame):

@@ -19,7 +19,12 @@ from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.evaluation.results import Accuracy, MeanAveragePrecision, Result
 from sparse_tube_vit.input import pipeline
 from sparse_tube_vit.log import log
-from sparse_tube_vit.models.losses import check_loss, make_scores
+from sparse_tube_vit.models.losses import (
+    DIVERGED,
+    NonFiniteScores,
+    check_loss,
+    make_scores,
+)
 from sparse_tube_vit.models.tubes import count_tokens
 from sparse_tube_vit.models.tubevit import TubeViT, make_model
 
@@ -75,6 +80,7 @@ class Evaluator:
 
         Raises:
             IndivisibleBatch: The mesh does not divide the evaluation's batch.
+            NonFiniteScores: The model's scores of an example are not finite.
         """
         source = self.source
         sharding.check_batch(source.batch_size, mesh, f"evaluations.{self.name}")
@@ -84,10 +90,15 @@ class Evaluator:
         labels = np.zeros((n, *self.split.label_shape), np.int64)
         scores = np.zeros((n, len(self.class_names)), np.float32)
         distinct_views = np.zeros(n, np.int64)
-        scored = np.zeros(n, bool)
+        scored, decoded = np.zeros(n, bool), np.zeros(n, bool)
         undecodable = []
         batches = pipeline.evaluation_batches(
-            self.split, source, self.clip, self.loader, *sharding.batch_share(mesh)
+            self.split,
+            self.name,
+            source,
+            self.clip,
+            self.loader,
+            *sharding.batch_share(mesh),
         )
         for batch in batches:
             before_batch()
@@ -103,7 +114,14 @@ class Evaluator:
             index, weight = arrays["index"][real], arrays["weight"][real]
             labels[index], scored[index] = arrays["label"][real], True
             distinct_views[index] = arrays["distinct_views"][real]
-            scores[index] = np.asarray(probabilities)[real] * weight[:, None]
+            scores[index] = np.asarray(probabilities)[real]
+            decoded[index] = weight > 0
+            if len(bad := index[(weight > 0) & ~np.isfinite(scores[index]).all(1)]):
+                raise NonFiniteScores(
+                    f"{self.name}: the scores of {self.split[bad[0]]['id']} at step "
+                    f"{step} are not finite. {DIVERGED}"
+                )
+            scores[index[weight == 0]] = 0
             undecodable += [self.split[i]["id"] for i in index[weight == 0]]
         assert scored.all(), "the pipeline left examples out"
         result = MeanAveragePrecision if self.split.multi_label else Accuracy
@@ -114,6 +132,7 @@ class Evaluator:
             scores,
             tuple(undecodable),
             distinct_views,
+            decoded,
         )
 
     def _programs(self, model, mesh):

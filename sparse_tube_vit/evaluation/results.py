@@ -29,6 +29,7 @@ class Result(abc.ABC):
         undecodable: The ids of undecodable examples, which count as wrong.
         distinct_views: (N,), how many of an example's views show other frames or
             another part of them; 0 where undecodable.
+        decoded: (N,) bool, whether an example decodes.
     """
 
     protocol: dict
@@ -37,6 +38,7 @@ class Result(abc.ABC):
     scores: np.ndarray
     undecodable: tuple[str, ...]
     distinct_views: np.ndarray
+    decoded: np.ndarray
 
     @property
     def views(self) -> dict[str, float | None]:
@@ -120,11 +122,7 @@ class Accuracy(Result):
 
     def top(self, k: int) -> float:
         """Returns the share of examples whose label is among the k highest scores."""
-        return float((top_k(self.labels, self.scores, k) & self._decoded).mean())
-
-    @property
-    def _decoded(self):
-        return self.scores.sum(axis=1) > 0
+        return float((top_k(self.labels, self.scores, k) & self.decoded).mean())
 
     def metrics(self):
         ks = (1, 5) if len(self.class_names) > 5 else (1,)
@@ -140,8 +138,8 @@ class Accuracy(Result):
         """Returns counts (C, C) of decodable examples: labels by predictions."""
         c = len(self.class_names)
         counts = np.zeros((c, c), np.int64)
-        decoded = self._decoded
-        np.add.at(counts, (self.labels[decoded], self.scores[decoded].argmax(1)), 1)
+        labels, scores = self.labels[self.decoded], self.scores[self.decoded]
+        np.add.at(counts, (labels, scores.argmax(1)), 1)
         return counts
 
     def per_class(self):

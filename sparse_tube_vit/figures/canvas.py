@@ -3,9 +3,11 @@
 import pathlib
 import tempfile
 
+import matplotlib
 from matplotlib.animation import Animation, PillowWriter
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 from sparse_tube_vit.storage import whole_file, write_whole
 
@@ -15,11 +17,22 @@ DPI = 120
 COLORS = ("#d62728", "#1f77b4", "#2ca02c", "#ff7f0e", "#9467bd", "#8c564b", "#e377c2")
 
 
+class _Unparsed(Figure):
+    """A figure whose texts are no markup: names of classes and files may have any."""
+
+    def draw(self, renderer):
+        # The default is for texts that drawing makes, as of ticks.
+        with matplotlib.rc_context({"text.parse_math": False}):
+            for text in self.findobj(Text):
+                text.set_parse_math(False)
+            super().draw(renderer)
+
+
 def new_figure(
     width: float, height: float, layout: str | None = "constrained"
 ) -> Figure:
     """Returns an empty figure, its size in inches, that is unknown to pyplot."""
-    figure = Figure(figsize=(width, height), layout=layout, dpi=DPI)
+    figure = _Unparsed(figsize=(width, height), layout=layout, dpi=DPI)
     FigureCanvasAgg(figure)
     return figure
 

@@ -19,7 +19,7 @@ from sparse_tube_vit.config import ConfigDict, from_json, head_loss
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.inference.clips import kind_of, naming
 from sparse_tube_vit.input import examples
-from sparse_tube_vit.models.losses import make_scores
+from sparse_tube_vit.models.losses import DIVERGED, NonFiniteScores, make_scores
 from sparse_tube_vit.models.tubes import tubes_for
 from sparse_tube_vit.models.tubevit import TubeViT, UnknownHead, init_params, make_model
 
@@ -138,6 +138,7 @@ class TrainedTubeViT:
             UnknownHead, AmbiguousHead: `head` is wrong, or needed.
             UnreadableFile, UndecodableClip, NotAClip: There is no clip.
             ClipTooSmall, NoImageTube, PositionsMismatch: The model cannot read it.
+            NonFiniteScores: The model's scores are not finite.
         """
         if isinstance(clip, str | os.PathLike):
             _, views = self.read(clip, head)
@@ -197,7 +198,7 @@ class TrainedTubeViT:
         """
         head = self.choose_head(_kind(videos), head)
         scale = self.protocol(_kind(videos), head).stride_scale
-        return np.asarray(self._scores(head, scale)(self.params, videos))
+        return self._finite(self._scores(head, scale)(self.params, videos))
 
     def features(self, clip) -> Features:
         """Computes the features of a clip or an image, for retrieval and probes.
@@ -214,7 +215,7 @@ class TrainedTubeViT:
         views = _views(clip)
         if len(views) > 1:
             raise NotAClip(f"Features are of one view, but there are {len(views)}.")
-        out = jax.device_get(self._features(self.params, views))
+        out = jax.tree.map(self._finite, self._features(self.params, views))
         size = views.shape[1:4]
         chosen = tubes_for(self.model.tubes, size[0])
         centres = [self.model.tubes[i].centres(size) for i in chosen]
@@ -229,7 +230,18 @@ class TrainedTubeViT:
 
     def pooled(self, videos) -> np.ndarray:
         """Computes pooled features (B, D) of (B, V, T, H, W, 3), averaged over V."""
-        return np.asarray(self._pooled(self.params, videos))
+        return self._finite(self._pooled(self.params, videos))
+
+    def _finite(self, x) -> np.ndarray:
+        """Returns what the model computed, (B, ...), if all of it is finite."""
+        x = np.asarray(x)
+        finite = np.isfinite(x).reshape(len(x), -1).all(axis=1)
+        if not finite.all():
+            raise NonFiniteScores(
+                f"{self.name}: its output is not finite for {(~finite).sum()} of "
+                f"{len(x)} inputs. {DIVERGED}"
+            )
+        return x
 
     def choose_head(self, kind: str, head: str | None = None) -> str:
         """Returns the head for inputs of a kind, "image" or "video", or the one named.

@@ -5,16 +5,23 @@ random numbers, is a pure function of (seed, stream, i); step k takes examples
 kB .. kB + B - 1, and host h of n takes the h-th of n equal, contiguous parts of them.
 """
 
+import contextlib
+import errno
+import gc
+import re
+import signal
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import grain
 import numpy as np
 from absl import flags
 
 from sparse_tube_vit.config import ConfigDict
+from sparse_tube_vit.datasets import processes
 from sparse_tube_vit.datasets.reading import Split
-from sparse_tube_vit.errors import IndivisibleBatch
+from sparse_tube_vit.errors import IndivisibleBatch, TubeViTError
 from sparse_tube_vit.input.examples import EvaluationExample, TrainingExample
 
 
@@ -49,11 +56,13 @@ def training_batches(
     # An endless data set has no remainder; to look for one, grain counts in floats,
     # which overflow in batches of one.
     batches = examples.batch(size, drop_remainder=True)
-    yield from iterate(batches[start_step * hosts + host :: hosts], loader)
+    batches = batches[start_step * hosts + host :: hosts]
+    yield from iterate(batches, loader, f"streams.{name}")
 
 
 def evaluation_batches(
     split: Split,
+    name: str,
     evaluation: ConfigDict,
     clip: ConfigDict,
     loader: ConfigDict,
@@ -68,7 +77,7 @@ def evaluation_batches(
     Raises:
         IndivisibleBatch: The hosts do not divide the batch.
     """
-    size = _host_batch_size(evaluation.batch_size, hosts, "the evaluation")
+    size = _host_batch_size(evaluation.batch_size, hosts, f"evaluations.{name}")
     example = EvaluationExample.of(
         clip, evaluation, timeout_seconds=loader.decode_timeout_seconds
     )
@@ -81,7 +90,7 @@ def evaluation_batches(
         return example(split[record_index], None) | {"index": np.int32(record_index)}
 
     examples = grain.MapDataset.range(padded).map_with_index(indexed)
-    yield from iterate(examples.batch(size)[host::hosts], loader)
+    yield from iterate(examples.batch(size)[host::hosts], loader, f"evaluations.{name}")
 
 
 def _host_batch_size(batch_size, hosts, where):
@@ -92,8 +101,23 @@ def _host_batch_size(batch_size, hosts, where):
     return batch_size // hosts
 
 
-def iterate(batches: grain.MapDataset, loader: ConfigDict) -> Iterator[dict]:
-    """Yields batches made by worker processes, or by threads if there are 0 workers."""
+class LoaderDied(TubeViTError, RuntimeError):
+    """A worker process that decodes was killed, or shared memory is full."""
+
+
+def iterate(
+    batches: grain.MapDataset, loader: ConfigDict, where: str
+) -> Iterator[dict]:
+    """Yields batches made by worker processes, or by threads if there are 0 workers.
+
+    Args:
+        batches: The batches.
+        loader: `loader` of a config.
+        where: The stream or evaluation, for errors.
+
+    Raises:
+        LoaderDied: A worker process was killed, or shared memory is full.
+    """
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # grain's workers need it, outside absl.app too
     options = grain.ReadOptions(
@@ -101,14 +125,71 @@ def iterate(batches: grain.MapDataset, loader: ConfigDict) -> Iterator[dict]:
         prefetch_buffer_size=loader.prefetch,
     )
     batches = batches.to_iter_dataset(options)
-    if loader.workers:
-        batches = batches.mp_prefetch(
+    if not loader.workers:
+        with contextlib.closing(iter(batches)) as iterator:
+            yield from iterator
+        return
+    iterator = iter(
+        batches.mp_prefetch(
             grain.MultiprocessingOptions(
                 num_workers=loader.workers, per_worker_buffer_size=loader.prefetch
-            )
+            ),
+            worker_init_fn=_start_worker,
         )
-    iterator = iter(batches)
+    )
     try:
-        yield from iterator
+        with _naming_deaths(where, loader):
+            # The first batch starts grain's threads, and these the processes.
+            with ThreadPoolExecutor(1) as starter:
+                batch = starter.submit(_next_unsignalled, iterator).result()
+            while batch is not None:
+                yield batch
+                batch = next(iterator, None)
     finally:
         iterator.close()
+        # The end of the batches is an exception in grain, whose frames hold each
+        # worker's last batch: without this it stays in shared memory.
+        del iterator
+        gc.collect()
+
+
+def _start_worker(index, count):
+    del index, count
+    processes.end_with_parent()
+
+
+def _next_unsignalled(iterator):
+    with processes.signals_blocked():
+        return next(iterator, None)
+
+
+@contextlib.contextmanager
+def _naming_deaths(where, loader):
+    """Turns what grain raises for a lost worker into LoaderDied."""
+    try:
+        yield
+    except RuntimeError as error:
+        died = re.search(r"terminated unexpectedly with exit code (-?\d+)", str(error))
+        if not died:
+            raise
+        code = int(died[1])
+        name = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        cause = _CAUSES.get(-code, "Its own words, if any, are above.")
+        raise LoaderDied(
+            f"{where}: a worker process that decodes ended by {name} ({code}). {cause}"
+        ) from None
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        raise LoaderDied(f"{where}: {error}. {_CAUSES[signal.SIGBUS]}") from error
+
+
+_CAUSES = {
+    signal.SIGKILL: "If nobody killed it, memory ran out: set loader.workers or "
+    "loader.prefetch lower, or the batch smaller.",
+    signal.SIGBUS: "Batches travel through /dev/shm, which is full: enlarge it (docker "
+    "run --shm-size), or set loader.workers or loader.prefetch lower; with "
+    "loader.workers 0 nothing goes through it.",
+    signal.SIGSEGV: "A file made the decoder crash: `python -m sparse_tube_vit.verify` "
+    "finds it.",
+}

@@ -15,6 +15,17 @@ class LossDoesNotFit(TubeViTError, ValueError):
     """A head with one label an example meets examples with several labels."""
 
 
+class NonFiniteScores(TubeViTError, FloatingPointError):
+    """Scores or features that are infinite or not a number."""
+
+
+#: What NonFiniteScores says of the cause.
+DIVERGED = (
+    "Training diverged, or the parameters overflow in the dtype that they are computed "
+    "in: take an earlier checkpoint, or model.dtype float32."
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class Loss:
     """The meaning of a head's logits.

@@ -6,8 +6,8 @@ import string
 
 import numpy as np
 
+from sparse_tube_vit.datasets import processes
 from sparse_tube_vit.datasets.manifest import Row
-from sparse_tube_vit.datasets.preparing import processes
 from sparse_tube_vit.datasets.preparing.verification import (
     Problem,
     Verification,

@@ -3,30 +3,36 @@
 import contextlib
 from collections.abc import Mapping
 
+import jax
+from etils import epath
 from jax.sharding import Mesh
 
 from sparse_tube_vit.config import ConfigDict
 from sparse_tube_vit.datasets.reading import Split
 from sparse_tube_vit.distributed import hosts, sharding
+from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.input import pipeline
 from sparse_tube_vit.log import log
+from sparse_tube_vit.training import undecodable
 from sparse_tube_vit.training.reporting import Reporter
-from sparse_tube_vit.training.signals import StopSignals
-from sparse_tube_vit.training.undecodable import Undecodable
+from sparse_tube_vit.training.signals import Interrupted, StopSignals
 
 
 class TrainingBatches:
     """Batches of every stream, step after step, for `with`.
 
     With each step the hosts exchange which examples they could not decode, and whether
-    one of them was asked to stop: all of them act on it after the same step. Within the
-    `with` block, SIGTERM and Ctrl-C are such requests.
+    one of them has to stop: all of them act on it after the same step. Reasons are a
+    signal, and the death of a worker process; the batch that it owed is then loaded by
+    new workers, so that the step before the stop is complete.
 
     Args:
         config: The config of the run.
         splits: The split that each stream reads, by the stream's name.
         mesh: The mesh over all devices.
+        workdir: The run's work directory, where what does not decode is noted.
         first_step: The number of steps already taken; batches begin with the next one.
+        signals: Requests to stop this host.
         reporter: Counts the time that is spent here as input.
     """
 
@@ -35,39 +41,34 @@ class TrainingBatches:
         config: ConfigDict,
         splits: Mapping[str, Split],
         mesh: Mesh,
+        workdir: epath.Path,
         first_step: int,
+        signals: StopSignals,
         reporter: Reporter,
     ):
         self.examples_per_step = sum(s.batch_size for s in config.streams.values())
-        self._mesh, self._reporter = mesh, reporter
-        self._streams = {
-            name: pipeline.training_batches(
-                splits[name],
-                name,
-                stream,
-                config.clip,
-                config.loader,
-                config.seed,
-                first_step,
-                *sharding.batch_share(mesh),
-            )
-            for name, stream in config.streams.items()
-        }
+        self._mesh, self._workdir, self._reporter = mesh, workdir, reporter
+        self._config, self._splits = config, splits
+        self._loaded = first_step  # the step whose batches were loaded last
+        self._streams = {name: self._open(name) for name in config.streams}
         self._undecodable = {
-            name: Undecodable(split, config.loader.max_undecodable)
+            name: undecodable.Undecodable(split, config.loader.max_undecodable)
             for name, split in splits.items()
         }
+        known = undecodable.load(workdir) if first_step else {}
+        for name, each in self._undecodable.items():
+            each.note(known.get(name, {}))
         self._unsent = {}  # stream -> id -> problem, new since the last exchange
         self._prefetched = None
-        self._signals, self._messages = StopSignals(), hosts.HostMessages()
+        self._signals, self._messages = signals, hosts.HostMessages()
+        self._died = ""  # why this host has to stop, beside signals
+        self._reasons = []  # why hosts have to stop
 
     def __enter__(self):
-        self._signals.__enter__()
         return self
 
     def __exit__(self, *exception):
         with contextlib.ExitStack() as stack:
-            stack.push(self._signals)
             for stream in self._streams.values():
                 stack.callback(stream.close)
 
@@ -80,7 +81,9 @@ class TrainingBatches:
         """
         batches, self._prefetched = self._prefetched or self._load(), None
         self._messages.send(
-            stop=self._signals.requested, undecodable=dict(self._unsent)
+            stop=self._signals.requested,
+            died=self._died,
+            undecodable=dict(self._unsent),
         )
         self._unsent.clear()
         return batches
@@ -90,20 +93,36 @@ class TrainingBatches:
         self._prefetched = self._load()
 
     def receive(self) -> bool:
-        """Receives what the hosts sent by `take`; returns whether the run is to stop.
+        """Receives what the hosts sent by `take`; returns whether the run has to stop.
 
         Undecodable examples of all hosts are logged, each once.
 
         Raises:
             TooManyUndecodable: More of a data set than the config allows.
         """
-        stop = False
+        stop, met = False, False
         for message in self._messages.receive():
-            stop |= message["stop"]
+            stop |= message["stop"] or bool(message["died"])
+            if message["died"]:
+                self._reasons.append(message["died"])
             for name, problems in message["undecodable"].items():
                 for line in self._undecodable[name].note(problems):
                     log.warning(line)
+                    met = True
+        if met and jax.process_index() == 0:
+            problems = {name: x.problems for name, x in self._undecodable.items()}
+            undecodable.save(problems, self._workdir)
         return stop
+
+    def stopped(self, where: str) -> TubeViTError:
+        """Returns the error that ends the run: Interrupted, or LoaderDied.
+
+        Args:
+            where: Which step is saved in which directory, as a sentence.
+        """
+        if self._reasons:
+            return pipeline.LoaderDied("\n".join([*self._reasons, where]))
+        return Interrupted(f"Stopped by a signal. {where}")
 
     def stop_requested(self) -> bool:
         """Returns whether any host was asked to stop; every host has to call it."""
@@ -119,7 +138,8 @@ class TrainingBatches:
 
     def _load(self):
         with self._reporter.time("input"):
-            batches = {name: next(stream) for name, stream in self._streams.items()}
+            batches = {name: self._next(name) for name in self._streams}
+            self._loaded += 1
             for name, batch in batches.items():
                 if new := self._undecodable[name].find(batch):
                     self._unsent[name] = self._unsent.get(name, {}) | new
@@ -130,3 +150,27 @@ class TrainingBatches:
                 },
                 self._mesh,
             )
+
+    def _next(self, name):
+        """Returns the next batch of a stream; new workers load it if one died."""
+        try:
+            return next(self._streams[name])
+        except pipeline.LoaderDied as error:
+            if self._died:
+                raise
+            self._died = str(error)
+            log.warning("%s The run stops after the next step.", error)
+        self._streams[name] = self._open(name)
+        return next(self._streams[name])
+
+    def _open(self, name):
+        return pipeline.training_batches(
+            self._splits[name],
+            name,
+            self._config.streams[name],
+            self._config.clip,
+            self._config.loader,
+            self._config.seed,
+            self._loaded,
+            *sharding.batch_share(self._mesh),
+        )

@@ -4,6 +4,8 @@ import concurrent.futures
 import contextlib
 import json
 import os
+import pathlib
+import tempfile
 import time
 
 import jax
@@ -48,6 +50,56 @@ def read_metrics(workdir) -> list[dict]:
             ) from error
         parsed.append(metrics)
     return parsed
+
+
+def drop_from(workdir: epath.Path, start: int) -> None:
+    """Removes the metrics that a run resumed after step `start` writes again.
+
+    These are all of later steps, and evaluations at `start`: from metrics.jsonl, and
+    from the files of TensorBoard, which would show both.
+    """
+
+    def is_kept(step, names):
+        return step < start or (step == start and any(map(_is_training, names)))
+
+    if (path := workdir / "metrics.jsonl").exists():
+        lines = [x for x in read_metrics(workdir) if is_kept(x["step"], x)]
+        write_whole(path, "".join(json.dumps(x) + "\n" for x in lines).encode())
+    for path in workdir.glob("events.out.tfevents.*"):
+        events = list(_read_events(path))
+        kept = [
+            record
+            for step, names, record in events
+            if not names or is_kept(step, names)  # the first has the file's version
+        ]
+        if len(kept) < len(events):
+            _write_events(path, kept)
+
+
+def _is_training(name):
+    return name.startswith("train/")
+
+
+def _read_events(path):
+    """Yields (step, names of scalars, serialized) of the events of TensorBoard."""
+    import tensorflow as tf
+
+    records = tf.data.TFRecordDataset(str(path)).as_numpy_iterator()
+    with contextlib.suppress(tf.errors.DataLossError):  # the run was killed in the last
+        for record in records:
+            event = tf.compat.v1.Event.FromString(record)
+            yield event.step, [value.tag for value in event.summary.value], record
+
+
+def _write_events(path, records):
+    import tensorflow as tf
+
+    with tempfile.TemporaryDirectory() as directory:
+        file = os.path.join(directory, "events")
+        with tf.io.TFRecordWriter(file) as writer:
+            for record in records:
+                writer.write(record)
+        write_whole(path, pathlib.Path(file).read_bytes())
 
 
 class Stopwatch:
@@ -131,24 +183,12 @@ class Reporter:
             os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
             from clu import metric_writers
 
+            drop_from(workdir, start)
             self.writer = metric_writers.create_default_writer(
                 str(workdir), asynchronous=False
             )
-            self._drop_from(start)
         self._watch, self._steps = Stopwatch(), 0
         self._total = dict.fromkeys(PARTS, 0.0)
-
-    def _drop_from(self, start):
-        """Removes the lines of steps after the last checkpoint, which are repeated."""
-        if self.lines.exists():
-            kept = [
-                line
-                for line in read_metrics(self.lines.parent)
-                if line["step"] < start
-                or (line["step"] == start and "train/loss" in line)  # not evaluations
-            ]
-            text = "".join(json.dumps(x) + "\n" for x in kept)
-            write_whole(self.lines, text.encode())
 
     def time(self, part: str):
         """Counts the body's time as this part, one of `PARTS`."""

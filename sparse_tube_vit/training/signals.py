@@ -2,6 +2,7 @@
 
 import signal
 
+from sparse_tube_vit.datasets.processes import STOP_SIGNALS
 from sparse_tube_vit.errors import TubeViTError
 
 
@@ -9,8 +10,17 @@ class Interrupted(TubeViTError, RuntimeError):
     """A signal asked the run to stop; its state is saved."""
 
 
+def end_at_once() -> None:
+    """Lets Ctrl-C end this process as SIGTERM does, while there is nothing to save.
+
+    Python's own KeyboardInterrupt waits for the compiler, ends in a trace, and is lost
+    where it is raised in a callback of a library.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class StopSignals:
-    """Turns SIGTERM and Ctrl-C into a request to stop, within a `with` block.
+    """Turns SIGTERM and Ctrl-C into a request to stop, from `catch` to `restore`.
 
     Clouds send SIGTERM before they take a machine away. A second Ctrl-C interrupts at
     once.
@@ -18,14 +28,18 @@ class StopSignals:
 
     requested = False
 
-    def __enter__(self):
-        signals = (signal.SIGTERM, signal.SIGINT)
-        self._handlers = {s: signal.signal(s, self._request) for s in signals}
-        return self
+    def __init__(self):
+        self._handlers = {}
 
-    def __exit__(self, *_):
+    def catch(self) -> None:
+        """Begins to catch the signals."""
+        self._handlers = {s: signal.signal(s, self._request) for s in STOP_SIGNALS}
+
+    def restore(self) -> None:
+        """Restores the handlers from before `catch`, if it was called."""
         for number, handler in self._handlers.items():
             signal.signal(number, handler)
+        self._handlers = {}
 
     def _request(self, number, frame):
         if self.requested and number == signal.SIGINT:

@@ -28,13 +28,15 @@ from sparse_tube_vit.training.state import TrainState
 def mix_pairs(key, alpha, examples):
     """Mixes each example with its neighbour (mixup), by lambda from Beta(alpha, alpha).
 
-    A pair counts if both of its examples could be decoded. The clips themselves are
+    Its label, for the accuracy, is that of the example with the larger weight. A pair
+    counts if both of its examples could be decoded. The clips themselves are
     mixed by `model_clips`, as late as possible: until then they stay uint8.
     """
     neighbours = jax.tree.map(lambda x: jnp.roll(x, 1, axis=0), examples)
     lam = jax.random.beta(key, alpha, alpha)
     target = lam * examples["target"] + (1 - lam) * neighbours["target"]
     return examples | {
+        "label": jnp.where(lam >= 0.5, examples["label"], neighbours["label"]),
         "target": target,
         "weight": examples["weight"] * neighbours["weight"],
         "neighbour": neighbours["video"],

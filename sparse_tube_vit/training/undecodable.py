@@ -1,9 +1,17 @@
 """Examples that cannot be decoded: counted, named, and too many of them an error."""
 
+import json
 from collections.abc import Mapping
+
+from etils import epath
 
 from sparse_tube_vit.datasets.reading import Split
 from sparse_tube_vit.errors import TubeViTError
+from sparse_tube_vit.log import log
+from sparse_tube_vit.storage import write_whole
+
+#: The file in a work directory with what was undecodable so far.
+FILE = "undecodable.json"
 
 
 class TooManyUndecodable(TubeViTError, RuntimeError):
@@ -43,6 +51,24 @@ class Undecodable:
                 f"{len(self.problems)} of the {len(self.split)} examples of "
                 f"{self.split.name} {self.split.split} do not decode, more than the "
                 f"{self.max_share:.1%} that loader.max_undecodable allows:\n{listed}\n"
-                "Mend or remove them and prepare the data set again, or allow more."
+                "Mend or remove them and prepare the data set again, or allow more. "
+                f"Those that a run has met are in its {FILE}: remove it to count anew."
             )
         return [f"{self.split.name}: {i} does not decode: {p}" for i, p in new.items()]
+
+
+def save(problems: Mapping[str, Mapping[str, str]], workdir: epath.Path) -> None:
+    """Writes the problems, by stream and id, so that a resumed run counts on."""
+    text = json.dumps(problems, indent=1, ensure_ascii=False)
+    write_whole(workdir / FILE, f"{text}\n".encode())
+
+
+def load(workdir: epath.Path) -> dict[str, dict[str, str]]:
+    """Reads what `save` wrote; without it, or with a warning if damaged, {}."""
+    try:
+        return json.loads((workdir / FILE).read_text())
+    except FileNotFoundError:
+        return {}
+    except ValueError as error:
+        log.warning("%s is left out, it is damaged: %s", workdir / FILE, error)
+        return {}

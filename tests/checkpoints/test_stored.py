@@ -389,6 +389,7 @@ def test_a_model_card_tells_data_steps_and_accuracy_with_its_protocol(copy):
         np.eye(3)[[0, 1, 1, 0]] * [[1], [1], [1], [0]],
         ("gone",),
         np.array([6, 6, 6, 0]),
+        np.array([True, True, True, False]),
     )
     result.save(workdir / "evaluations")
     other = dict(result.protocol, step=3)  # of another checkpoint

@@ -5,6 +5,7 @@ import os
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 from PIL import Image
 
 from sparse_tube_vit import figures
@@ -42,6 +43,18 @@ def test_what_lacks_a_picture_is_drawn(tmp_path):
     os.utime(result, (2000, 2000))  # both within a second
     assert figures.draw_confusions(tmp_path) == [png]
     assert (np.asarray(Image.open(png)) != first).any()
+
+
+@pytest.mark.parametrize("name", ["Ba$$in", "$5_vs_$10", r"$\frac$", "a_b^{", "_x"])
+def test_names_are_no_markup(tmp_path, name):
+    write(tmp_path, "e", confusion=[[1, 0], [0, 1]], per_class={name: {}, "cat": {}})
+    (png,) = figures.draw_confusions(tmp_path)
+    assert png.exists()
+    figure = figures.confusion(np.eye(2, dtype=int), [name, "cat"], name)
+    figure.draw_without_rendering()
+    assert {text.get_text() for text in figure.findobj(Text)} > {name, "cat"}
+    assert not any(text.get_parse_math() for text in figure.findobj(Text))
+    assert Text(0, 0, "$x$").get_parse_math()  # others' figures stay as they are
 
 
 def test_it_cannot_be_written(tmp_path):

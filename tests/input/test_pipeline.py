@@ -272,7 +272,9 @@ def test_what_does_not_decode_is_counted_once_and_named_and_stops_past_a_share(c
 
 def evaluate(clips, hosts=1, host=0, **views):
     source = evaluation(kind="video", dataset="clips", head="h", batch_size=6, **views)
-    return list(pipeline.evaluation_batches(clips, source, CLIP, LOADER, host, hosts))
+    return list(
+        pipeline.evaluation_batches(clips, "video", source, CLIP, LOADER, host, hosts)
+    )
 
 
 def test_evaluation_shows_every_example_once_in_order_and_pads(clips):
@@ -333,6 +335,7 @@ def test_a_clip_that_takes_too_long_does_not_decode(clips, monkeypatch):
         pipeline.training_batches(clips, "video", source, CLIP, loader, seed=3),
         pipeline.evaluation_batches(
             clips,
+            "video",
             evaluation(kind="video", dataset="clips", head="h", batch_size=6),
             CLIP,
             loader,

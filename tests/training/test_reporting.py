@@ -159,3 +159,50 @@ def test_a_broken_line_is_named(tmp_path, broken):
     path.write_bytes(lines.encode(errors="surrogateescape"))
     with pytest.raises(DamagedMetrics, match=r"metrics.jsonl:2 is no line"):
         read_metrics(tmp_path)
+
+
+def events(workdir):
+    """(step, name, value) of all files of TensorBoard, read by TensorBoard itself."""
+    from tensorboard.backend.event_processing import event_accumulator
+    from tensorboard.util import tensor_util
+
+    points = []
+    for file in sorted(workdir.glob("events.out.tfevents.*")):
+        accumulator = event_accumulator.EventAccumulator(
+            str(file), size_guidance={"tensors": 0}
+        ).Reload()
+        for tag in accumulator.Tags()["tensors"]:
+            for event in accumulator.Tensors(tag):
+                value = tensor_util.make_ndarray(event.tensor_proto)
+                points.append((event.step, tag, float(value)))
+    return sorted(points)
+
+
+def test_a_resumed_run_repeats_no_point(tmp_path):
+    """Killed after step 3 and its evaluation, resumed from the checkpoint of step 2."""
+
+    def report(reporter, steps, value):
+        for step in steps:
+            reporter.write(step, {"train/loss": value})
+            reporter.write(step, {"evaluation/video/top1": value})
+
+    first = reporting.Reporter(tmp_path, 0, 4, True)
+    report(first, [1, 2, 3], 1.0)
+    first.writer.flush()
+    # Killed: the file ends within a record.
+    (file,) = tmp_path.glob("events.out.tfevents.*")
+    file.write_bytes(file.read_bytes() + b"cut short")
+
+    second = reporting.Reporter(tmp_path, 2, 4, True)
+    report(second, [3, 4], 2.0)
+    second.close()
+    expected = [(1, 1.0), (3, 2.0), (4, 2.0)]
+    expected = [(s, "evaluation/video/top1", x) for s, x in expected]
+    expected += [(s, "train/loss", x) for s, x in [(1, 1), (2, 1), (3, 2), (4, 2)]]
+    assert events(tmp_path) == sorted(expected)
+    lines = [
+        (x["step"], name, x[name])
+        for x in read_metrics(tmp_path)
+        for name in x.keys() - {"step"}
+    ]
+    assert sorted(lines) == sorted(expected)

@@ -102,6 +102,22 @@ def test_one_step_is_adam_on_the_weighted_sum_of_both_losses(model, batches):
     jax.tree.map(np.testing.assert_array_equal, state.eval_params, state.ema)
 
 
+def test_decay_spares_tubes_that_no_stream_trains(model, batches):
+    """Images go through tubes of one frame; nothing would hold the others."""
+    before = init_params(model, jax.random.key(1), CLIP)["stem"]
+    frames = {f"tube_{i}": tube.kernel[0] for i, tube in enumerate(model.tubes)}
+    assert {1} < {*frames.values()}
+    for name in ("image", "video"):
+        config = make_config(**{name: {}})
+        config.optimizer.update(weight_decay=0.5, warmup_steps=0)
+        state, _ = run(model, config, {name: batches[name]}, n=2)
+        for tube, t in frames.items():
+            same = np.array_equal(
+                state.params["stem"][tube]["kernel"], before[tube]["kernel"]
+            )
+            assert same == (name == "image" and t > 1)
+
+
 def test_both_streams_teach_the_trunk_and_only_their_own_head(model, batches):
     before = init_params(model, jax.random.key(1), CLIP)
     for name, other in (("video", "image"), ("image", "video")):
@@ -138,7 +154,8 @@ def test_no_example_at_all_is_no_loss(model, batches):
 
 
 def mix(videos, targets, weights):
-    examples = {"video": videos, "target": targets, "weight": weights}
+    examples = {"video": videos, "label": targets}
+    examples |= {"target": targets, "weight": weights}
     return steps.mix_pairs(jax.random.key(0), 0.8, examples)
 
 
@@ -155,6 +172,20 @@ def test_mixup_mixes_pictures_and_labels_alike():
         np.testing.assert_allclose(labels[i, partner], 1 - share, rtol=1e-6)
     # Both of a pair must be there.
     assert mixed["weight"].tolist() == [1, 1, 0, 0]
+
+
+def test_accuracy_of_mixed_pairs_is_that_of_the_larger_part():
+    labels = np.eye(4, dtype=np.float32)
+    examples = {"video": np.zeros((4, 1, 2, 2, 3), np.uint8), "weight": np.ones(4)}
+    examples |= {"label": labels, "target": labels}
+    larger = set()
+    for seed in range(8):
+        mixed = steps.mix_pairs(jax.random.key(seed), 0.8, examples)
+        np.testing.assert_array_equal(
+            np.argmax(mixed["label"], axis=1), np.argmax(mixed["target"], axis=1)
+        )
+        larger.add(bool(mixed["lambda"][0] > 0.5))
+    assert larger == {False, True}
 
 
 def test_mixup_mixes_several_labels_too():

@@ -6,8 +6,8 @@ import os
 import sys
 import time
 
-from sparse_tube_vit.datasets import manifest
-from sparse_tube_vit.datasets.preparing import beam, processes
+from sparse_tube_vit.datasets import manifest, processes
+from sparse_tube_vit.datasets.preparing import beam
 from sparse_tube_vit.datasets.preparing.plan import shards
 from sparse_tube_vit.datasets.preparing.progress import Progress
 from sparse_tube_vit.datasets.preparing.write import write_dataset, write_shard

@@ -16,9 +16,8 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 
-from sparse_tube_vit.datasets import manifest, reading
+from sparse_tube_vit.datasets import manifest, processes, reading
 from sparse_tube_vit.datasets.manifest import OK, Row
-from sparse_tube_vit.datasets.preparing import processes
 from sparse_tube_vit.datasets.preparing.progress import Progress
 from sparse_tube_vit.datasets.reading import Split
 

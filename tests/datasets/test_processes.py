@@ -13,8 +13,9 @@ import time
 
 import pytest
 
+from sparse_tube_vit.datasets import processes
 from sparse_tube_vit.datasets.preparing import plan as planning
-from sparse_tube_vit.datasets.preparing import processes, write
+from sparse_tube_vit.datasets.preparing import write
 from sparse_tube_vit.storage import UnreadableFile
 from tests.datasets.preparing.conftest import CLIPS, builder
 from tests.datasets.preparing.test_write import contents

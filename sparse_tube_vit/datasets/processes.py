@@ -8,8 +8,12 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from multiprocessing import resource_tracker
+from multiprocessing.connection import Connection, wait
 
 from sparse_tube_vit.errors import DatasetError
+
+#: Signals that ask a run to stop.
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class WorkerDied(DatasetError):
@@ -95,7 +99,7 @@ def pool(
         initargs=(needed, initializer, arguments),
     )
     try:
-        with _interrupts_blocked():
+        with signals_blocked():
             for _ in range(workers):
                 executor.submit(int)  # starts one, unless one is idle by now
         yield executor
@@ -114,31 +118,41 @@ def pool(
 
 
 @contextlib.contextmanager
-def _interrupts_blocked():
-    """Blocks SIGINT in processes started here, and in this one until the end.
+def signals_blocked() -> Iterator[None]:
+    """Blocks SIGINT and SIGTERM in this thread, and for good in what it starts.
 
-    Only the parent reacts to Ctrl-C. Workers that are still importing, and have not
-    reached `_start`, would each print a stack trace.
+    A terminal, systemd and Slurm send them to all processes of a run, of which only the
+    first is to react. Workers that are still importing have not reached
+    `end_with_parent`: each would print a stack trace.
     """
-    resource_tracker.ensure_running()  # its start would unblock the signal
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    resource_tracker.ensure_running()  # its start would unblock them
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+def end_with_parent(*needed: Connection) -> None:
+    """Lets this worker process end when its parent does, and by no signal to stop.
+
+    Otherwise a worker whose parent was killed would wait for it for ever.
+
+    Args:
+        needed: Connections; the process also ends when one of them is closed.
+    """
+    for number in STOP_SIGNALS:  # not blocked in a worker that starts later
+        signal.signal(number, signal.SIG_IGN)
+    ends = [multiprocessing.parent_process().sentinel, *needed]
+    threading.Thread(target=_end_after, args=(ends,), daemon=True).start()
+
+
+def _end_after(ends) -> None:
+    wait(ends)
+    os._exit(1)
+
+
 def _start(needed, initializer, arguments) -> None:
-    # SIGINT is not blocked in a worker that starts later.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_when_unneeded, args=(needed,), daemon=True).start()
+    end_with_parent(needed)
     if initializer:
         initializer(*arguments)
-
-
-def _end_when_unneeded(needed) -> None:
-    # Else it would wait forever for tasks from a process that was killed.
-    try:
-        needed.recv()
-    except EOFError:
-        os._exit(1)
