@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import json
+import multiprocessing
+import os
 import re
 import resource
 import shutil
@@ -30,6 +32,7 @@ from sparse_tube_vit.distributed import hosts
 from sparse_tube_vit.errors import IndivisibleBatch
 from sparse_tube_vit.evaluation import evaluator, results
 from sparse_tube_vit.figures import run as run_pictures
+from sparse_tube_vit.input.pipeline import LoaderDied
 from sparse_tube_vit.models import losses
 from sparse_tube_vit.models.losses import LossDoesNotFit
 from sparse_tube_vit.training import signals
@@ -524,6 +527,28 @@ def test_a_signal_ends_an_evaluation_which_is_done_again(
     assert list(workdir.glob("evaluations/video*.json"))
     ours, theirs = (without_times(read_metrics(d)) for d in (workdir, finished[0]))
     assert ours == theirs
+
+
+def test_a_worker_that_dies_is_named_once_the_state_is_saved(
+    finished, data_dir, tmp_path, monkeypatch
+):
+    given, killed = train.Reporter.given, []
+
+    def kill_worker(self, metrics):
+        given(self, metrics)
+        if not killed:
+            killed.extend(multiprocessing.active_children())
+            os.kill(killed[0].pid, signal.SIGKILL)
+
+    config = tiny_config(data_dir)
+    config.loader.update(workers=1, prefetch=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(train.Reporter, "given", kill_worker)
+        with pytest.raises(LoaderDied, match=r"SIGKILL.*\nStep \d is saved") as error:
+            train.train(config, tmp_path)
+    step = int(re.search(r"Step (\d)", str(error.value))[1])
+    assert locate(tmp_path).step == step < 6
+    assert_bit_identical(train.train(tiny_config(data_dir), tmp_path), finished[1])
 
 
 def test_what_is_found_before_anything_is_compiled(data_dir, tmp_path):

@@ -1,13 +1,23 @@
+import contextlib
 import dataclasses
+import errno
 import io
 import itertools
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
 
+import grain
 import numpy as np
 import pytest
 from PIL import Image
 
 from sparse_tube_vit import errors
 from sparse_tube_vit.config import default_config, evaluation, stream
+from sparse_tube_vit.datasets import processes
 from sparse_tube_vit.datasets.builders import moving_shapes
 from sparse_tube_vit.input import examples, pipeline
 from sparse_tube_vit.input.randaugment import rand_augment
@@ -344,3 +354,82 @@ def test_a_clip_that_takes_too_long_does_not_decode(clips, monkeypatch):
     for batch in map(next, batches):
         assert not batch["weight"].any() and not batch["video"].any()
         assert {*batch["problem"]} == {"It takes more than 3 s to decode."}
+
+
+def test_worker_processes_heed_no_signal_and_their_death_is_named(clips, reference):
+    loader = LOADER.copy_and_resolve_references()
+    loader.update(workers=1, prefetch=1)
+    others = multiprocessing.active_children()
+    batches = pipeline.training_batches(
+        clips, "video", video_stream(), CLIP, loader, seed=3
+    )
+    with contextlib.closing(batches):
+        assert_same(next(batches), reference[0])
+        (worker,) = {*multiprocessing.active_children()} - {*others}
+        for number in processes.STOP_SIGNALS:
+            os.kill(worker.pid, number)
+        for expected in reference[1:4]:
+            assert_same(next(batches), expected)
+        os.kill(worker.pid, signal.SIGKILL)
+        named = (
+            r"^streams\.video: a worker .* SIGKILL \(-9\)\. .* memory .*loader\.workers"
+        )
+        with pytest.raises(pipeline.LoaderDied, match=named):
+            for _ in range(9):  # what it had decoded ahead comes first
+                next(batches)
+
+
+class Full:
+    """Batches of a worker that finds no room in shared memory."""
+
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, i):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_full_shared_memory_is_named():
+    loader = LOADER.copy_and_resolve_references()
+    loader.workers = 1
+    batches = pipeline.iterate(grain.MapDataset.source(Full()), loader, "streams.x")
+    with pytest.raises(pipeline.LoaderDied, match=r"streams\.x: .*/dev/shm.*shm-size"):
+        next(batches)
+
+
+ENDLESS = """
+import multiprocessing, time
+import grain
+import numpy as np
+from sparse_tube_vit.config import default_config
+from sparse_tube_vit.input import pipeline
+
+if __name__ == "__main__":
+    loader = default_config().loader.copy_and_resolve_references()
+    loader.workers = 2
+    source = grain.MapDataset.source(np.arange(10)).repeat()
+    batches = pipeline.iterate(source.map(lambda i: np.full(10_000, i)), loader, "x")
+    next(batches)
+    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    time.sleep(60)
+"""
+
+
+def test_worker_processes_end_with_a_run_that_is_killed(tmp_path):
+    """And what they shared is cleared."""
+    (tmp_path / "endless.py").write_text(ENDLESS)
+    before = {*os.listdir("/dev/shm")}
+    run = subprocess.Popen(
+        [sys.executable, tmp_path / "endless.py"], stdout=subprocess.PIPE, text=True
+    )
+    workers = run.stdout.readline().split()
+    assert len(workers) == 2
+    assert {*os.listdir("/dev/shm")} - before
+    run.kill()
+    run.communicate()
+    deadline = time.monotonic() + 30
+    while any(os.path.exists(f"/proc/{pid}") for pid in workers) or (
+        {*os.listdir("/dev/shm")} - before
+    ):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
