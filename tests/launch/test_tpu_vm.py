@@ -373,6 +373,29 @@ def test_watch_carries_a_run_through_preemption(cloud):
     assert len(cloud.preflights) == 1
 
 
+def test_watch_asks_again_where_a_request_or_a_removal_fails(cloud):
+    cloud.workers = 1
+    cloud.failures = [
+        ("queued-resources create", 1, 1, "ERROR: 503"),
+        ("queued-resources delete", 2, 1, "ERROR: 503"),
+    ]
+    cloud.events = [*[None] * 3, preempted(cloud), *[None] * 4, ended(cloud, 0), None]
+    calls = cloud.does("watch", *POD, *RUN, "--then_delete")
+    request, delete = "queued-resources create", "queued-resources delete"
+    expected = [request, request, delete, delete, delete, request, delete]
+    assert verbs(calls) == (expected, 2)
+
+
+@pytest.mark.slow
+def test_watch_gives_up_where_no_request_succeeds(cloud):
+    cloud.failures = [("queued-resources create", 99, 1, "ERROR: Quota exceeded")]
+    cloud.events = [None] * 12
+    done = cloud.launch("watch", *POD, *RUN)
+    assert done.returncode == 1 and "QuotaExceeded" in done.stderr
+    assert "WatchFailed: that failed 10 times in a row" in done.stderr
+    assert verbs(cloud.calls) == (["queued-resources create"] * 10, 0)
+
+
 def test_watch_starts_again_where_a_machine_was_lost(cloud):
     cloud.workers = 1
     lost = lambda: [switch_off(home) for home in cloud.homes]  # noqa: E731
