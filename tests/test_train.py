@@ -32,6 +32,7 @@ from sparse_tube_vit.distributed import hosts
 from sparse_tube_vit.errors import IndivisibleBatch
 from sparse_tube_vit.evaluation import evaluator, results
 from sparse_tube_vit.figures import run as run_pictures
+from sparse_tube_vit.input import pipeline
 from sparse_tube_vit.input.pipeline import LoaderDied
 from sparse_tube_vit.models import losses
 from sparse_tube_vit.models.losses import LossDoesNotFit
@@ -331,6 +332,36 @@ def test_undecodable_videos_count_as_wrong_and_are_named(
     perfect = dataclasses.replace(result, scores=scores)
     assert perfect.top(1) == 1 - bad / COUNTS["images"]["test"]
     assert perfect.top(6) == perfect.top(1)
+
+
+def test_what_does_not_decode_stays_counted_after_a_resume(
+    data_dir, tmp_path, monkeypatch
+):
+    """An epoch of the videos is the six steps of a run: each is met once."""
+    config = tiny_config(data_dir)
+    del config.evaluations.video, config.evaluations.image
+    config.loader.max_undecodable = 0.1
+    split = reading.open_split("moving_shapes/videos", "train", data_dir, "video")
+    read, met = pipeline.TrainingExample.read, []
+
+    def damaged(self, encoded, rng):
+        if self.kind == "video":
+            met.append(encoded)
+            if encoded == met[0]:
+                raise UndecodableClip("cut short")
+        return read(self, encoded, rng)
+
+    monkeypatch.setattr(pipeline.TrainingExample, "read", damaged)
+    with monkeypatch.context() as patch:
+        cut_power_in(5, patch)
+        with pytest.raises(PowerCut):
+            train.train(config, tmp_path)
+    first = next(r["id"] for r in split if r["video"] == met[0])
+    assert [*json.loads((tmp_path / "undecodable.json").read_text())["video"]] == [
+        first
+    ]
+    train.train(config, tmp_path)
+    assert read_metrics(tmp_path)[-1]["train/video/undecodable"] == 1
 
 
 def test_scores_that_are_no_numbers_end_an_evaluation(finished, monkeypatch):

@@ -49,15 +49,13 @@ class TrainingBatches:
         self.examples_per_step = sum(s.batch_size for s in config.streams.values())
         self._mesh, self._workdir, self._reporter = mesh, workdir, reporter
         self._config, self._splits = config, splits
-        self._loaded = first_step  # the step whose batches were loaded last
+        self._loaded = self._taken = first_step  # the steps whose batches were, last
         self._streams = {name: self._open(name) for name in config.streams}
         self._undecodable = {
             name: undecodable.Undecodable(split, config.loader.max_undecodable)
             for name, split in splits.items()
         }
-        known = undecodable.load(workdir) if first_step else {}
-        for name, each in self._undecodable.items():
-            each.note(known.get(name, {}))
+        undecodable.restore(workdir, self._undecodable, first_step)
         self._unsent = {}  # stream -> id -> problem, new since the last exchange
         self._prefetched = None
         self._signals, self._messages = signals, hosts.HostMessages()
@@ -86,6 +84,7 @@ class TrainingBatches:
             undecodable=dict(self._unsent),
         )
         self._unsent.clear()
+        self._taken += 1
         return batches
 
     def prefetch(self) -> None:
@@ -106,12 +105,11 @@ class TrainingBatches:
             if message["died"]:
                 self._reasons.append(message["died"])
             for name, problems in message["undecodable"].items():
-                for line in self._undecodable[name].note(problems):
+                for line in self._undecodable[name].note(problems, self._taken):
                     log.warning(line)
                     met = True
         if met and jax.process_index() == 0:
-            problems = {name: x.problems for name, x in self._undecodable.items()}
-            undecodable.save(problems, self._workdir)
+            undecodable.save(self._workdir, self._undecodable)
         return stop
 
     def stopped(self, where: str) -> TubeViTError:
@@ -132,8 +130,8 @@ class TrainingBatches:
     def undecodable_counts(self) -> dict[str, int]:
         """Returns the number of undecodable examples of every stream, for metrics."""
         return {
-            f"{name}/undecodable": len(undecodable.problems)
-            for name, undecodable in self._undecodable.items()
+            f"{name}/undecodable": len(each.problems)
+            for name, each in self._undecodable.items()
         }
 
     def _load(self):

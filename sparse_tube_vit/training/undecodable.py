@@ -7,7 +7,6 @@ from etils import epath
 
 from sparse_tube_vit.datasets.reading import Split
 from sparse_tube_vit.errors import TubeViTError
-from sparse_tube_vit.log import log
 from sparse_tube_vit.storage import write_whole
 
 #: The file in a work directory with what was undecodable so far.
@@ -18,16 +17,22 @@ class TooManyUndecodable(TubeViTError, RuntimeError):
     """More of a data set cannot be decoded than the config allows."""
 
 
+class DamagedList(TubeViTError, ValueError):
+    """A list of undecodable examples that no run has written."""
+
+
 class Undecodable:
     """The undecodable examples of one data set.
 
     Attributes:
         problems: What is wrong with each, by its id.
+        steps: The step that met each first, by its id.
     """
 
     def __init__(self, split: Split, max_share: float):
         self.split, self.max_share = split, max_share
         self.problems: dict[str, str] = {}
+        self.steps: dict[str, int] = {}
 
     def find(self, batch: Mapping) -> dict[str, str]:
         """Returns the problems, by id, of a batch's examples that are not noted yet."""
@@ -37,14 +42,15 @@ class Undecodable:
             if problem and str(i) not in self.problems
         }
 
-    def note(self, found: Mapping[str, str]) -> list[str]:
-        """Adds the problems that any host found; returns a log line for each new one.
+    def note(self, found: Mapping[str, str], step: int) -> list[str]:
+        """Adds the problems that any host met; returns a log line for each new one.
 
         Raises:
             TooManyUndecodable: They exceed `max_share` of the data set; lists them.
         """
         new = {i: p for i, p in found.items() if i not in self.problems}
         self.problems |= new
+        self.steps |= dict.fromkeys(new, step)
         if len(self.problems) > self.max_share * len(self.split):
             listed = "\n".join(f"  {i}: {p}" for i, p in self.problems.items())
             raise TooManyUndecodable(
@@ -57,18 +63,38 @@ class Undecodable:
         return [f"{self.split.name}: {i} does not decode: {p}" for i, p in new.items()]
 
 
-def save(problems: Mapping[str, Mapping[str, str]], workdir: epath.Path) -> None:
-    """Writes the problems, by stream and id, so that a resumed run counts on."""
-    text = json.dumps(problems, indent=1, ensure_ascii=False)
+def save(workdir: epath.Path, streams: Mapping[str, Undecodable]) -> None:
+    """Writes what is undecodable to the work directory, by stream and id."""
+    listed = {
+        name: {i: {"step": x.steps[i], "problem": p} for i, p in x.problems.items()}
+        for name, x in streams.items()
+    }
+    text = json.dumps(listed, indent=1, ensure_ascii=False)
     write_whole(workdir / FILE, f"{text}\n".encode())
 
 
-def load(workdir: epath.Path) -> dict[str, dict[str, str]]:
-    """Reads what `save` wrote; without it, or with a warning if damaged, {}."""
+def restore(
+    workdir: epath.Path, streams: Mapping[str, Undecodable], first_step: int
+) -> None:
+    """Notes what a run had met by `first_step`, from which it is resumed.
+
+    Raises:
+        TooManyUndecodable: More than the config allows by now.
+    """
+    path = workdir / FILE
+    if not path.exists():
+        return
     try:
-        return json.loads((workdir / FILE).read_text())
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        log.warning("%s is left out, it is damaged: %s", workdir / FILE, error)
-        return {}
+        listed = json.loads(path.read_text())
+        met = [
+            (name, i, int(x["step"]), str(x["problem"]))
+            for name in streams.keys() & listed.keys()
+            for i, x in listed[name].items()
+        ]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DamagedList(
+            f"{path} is damaged: {error}. Remove it to count anew."
+        ) from error
+    for name, i, step, problem in met:
+        if step <= first_step:
+            streams[name].note({i: problem}, step)

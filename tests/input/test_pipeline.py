@@ -268,7 +268,7 @@ def test_what_does_not_decode_is_counted_once_and_named_and_stops_past_a_share(c
     damaged = dataclasses.replace(clips, damaged=(4, 7))
     batches = take(4, damaged)
     enough = undecodable.Undecodable(damaged, max_share=2 / SIZE)
-    lines = [line for batch in batches for line in enough.note(enough.find(batch))]
+    lines = [line for batch in batches for line in enough.note(enough.find(batch), 1)]
     assert sorted(enough.problems) == ["clip 4", "clip 7"]
     assert len(lines) == 2 and all("does not decode" in line for line in lines)
 
