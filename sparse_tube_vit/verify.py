@@ -30,6 +30,7 @@ from sparse_tube_vit.input.examples import TrainingExample
 from sparse_tube_vit.log import to_stderr
 from sparse_tube_vit.pages.contact_sheet import contact_sheet
 from sparse_tube_vit.storage import whole_file
+from sparse_tube_vit.video.limits import Limits
 
 PAGE = "contact_sheet.html"
 
@@ -57,8 +58,8 @@ def training_example(
             f"No stream of --config reads {dataset}, but {others}. Give the config that"
             " trains on it, or none."
         )
-    timeout = config.loader.decode_timeout_seconds
-    return TrainingExample.of(config.clip, streams[0], timeout_seconds=timeout)
+    limits = Limits.of(config.loader)
+    return TrainingExample.of(config.clip, streams[0], limits=limits)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -23,6 +23,7 @@ from sparse_tube_vit.datasets.preparing.embedded import prepare_embedded
 from sparse_tube_vit.datasets.reading import Split
 from sparse_tube_vit.input import pipeline
 from sparse_tube_vit.input.examples import TrainingExample
+from sparse_tube_vit.video.limits import Limits
 
 BATCH_BYTES = 2**26  # at most; a clip takes as long in larger batches
 
@@ -116,7 +117,7 @@ class Here:
         example = TimedExample.of(
             config.clip,
             stream,
-            timeout_seconds=config.loader.decode_timeout_seconds,
+            limits=Limits.of(config.loader),
             seconds=self._seconds,
         )
         source = TimedSource(split, self._seconds)

@@ -142,6 +142,19 @@ SCHEMA = {
         "decode_timeout_seconds": Key(
             60.0, "CPU seconds after which a clip counts as undecodable.", POSITIVE
         ),
+        # A clip beyond one of these limits counts as undecodable too.
+        "open_timeout_seconds": Key(
+            600.0, "Seconds by the clock that opening a clip may take.", POSITIVE
+        ),
+        "max_frame_pixels": Key(
+            2**27, "Pixels that a frame may have; 8K has 33 million.", COUNT
+        ),
+        "max_packets": Key(
+            2**20,
+            "Encoded frames that a clip may have; an hour at 60 fps has 216,000.",
+            COUNT,
+        ),
+        "max_file_bytes": Key(2**34, "Bytes that a clip's file may have.", COUNT),
     },
     "log_every_steps": Key(50, "Steps between two logged metrics.", COUNT),
     "evaluate_every_steps": Key(

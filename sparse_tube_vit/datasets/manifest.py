@@ -105,11 +105,12 @@ def inspect(encoded: bytes, kind: str) -> dict:
     with decode.opened(encoded) as video:
         if kind == "image":
             # Else FFmpeg would fill a truncated picture with grey.
-            video.stream.codec_context.options = {"err_detect": "explode"}
-        sizes, frames = set(), 0
+            video.stream.codec_context.options |= {"err_detect": "explode"}
+        sizes, frames, layout = set(), 0, None
         for frame in video.frames():
-            swapped = decode.Orientation.of(frame).swapped
-            sizes.add((frame.width, frame.height)[:: -1 if swapped else 1])
+            if layout != (layout := (frame.width, frame.height, frame.format.name)):
+                swapped = decode.Orientation.of(frame).swapped
+                sizes.add((frame.width, frame.height)[:: -1 if swapped else 1])
             if frame.is_corrupt:
                 raise decode.UndecodableClip(f"It is damaged from frame {frames} on.")
             frames += 1

@@ -9,6 +9,7 @@ from sparse_tube_vit.config import ConfigDict
 from sparse_tube_vit.input.examples import EvaluationExample, unlabelled
 from sparse_tube_vit.storage import UnreadableFile, read_file
 from sparse_tube_vit.video.decode import UndecodableClip, opened
+from sparse_tube_vit.video.limits import LIMITS, Limits
 
 
 def read_clip(
@@ -18,7 +19,8 @@ def read_clip(
 
     Args:
         path: A file in any container, local or gs://.
-        config: The model's config; its section `clip` gives frames, rate and size.
+        config: The model's config; its section `clip` gives frames, rate and size,
+            `loader` the limits.
         views: (temporal, spatial): clips spread over the video's time, crops along its
             longer side. None: the middle of both.
 
@@ -43,7 +45,8 @@ def read_image(path, config: ConfigDict) -> np.ndarray:
 
 def _read(path, config, source):
     with naming(path):
-        example = EvaluationExample.of(config.clip, source)
+        limits = Limits.of(config.loader)
+        example = EvaluationExample.of(config.clip, source, limits=limits)
         return example.read(read_file(path), None)["video"]
 
 
@@ -56,11 +59,11 @@ def naming(path):
         raise type(error)(f"{os.fspath(path)}: {error}") from error
 
 
-def kind_of(encoded: bytes) -> str:
+def kind_of(encoded: bytes, limits: Limits = LIMITS) -> str:
     """Returns "image" for a file of one frame, else "video".
 
     Raises:
-        UndecodableClip: The file has no picture.
+        UndecodableClip: The file has no picture, or exceeds the limits.
     """
-    with opened(encoded) as video:
+    with opened(encoded, limits) as video:
         return "video" if len(video.packets) > 1 else "image"

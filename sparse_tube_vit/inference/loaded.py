@@ -22,6 +22,7 @@ from sparse_tube_vit.input import examples
 from sparse_tube_vit.models.losses import DIVERGED, NonFiniteScores, make_scores
 from sparse_tube_vit.models.tubes import tubes_for
 from sparse_tube_vit.models.tubevit import TubeViT, UnknownHead, init_params, make_model
+from sparse_tube_vit.video.limits import Limits
 
 
 class AmbiguousHead(TubeViTError, ValueError):
@@ -170,7 +171,8 @@ class TrainedTubeViT:
         """
         with naming(path):
             encoded = storage.read_file(path)
-            kind = kind_of(encoded)
+            limits = Limits.of(self.config.loader)
+            kind = kind_of(encoded, limits)
             if given:
                 source = examples.unlabelled(kind, *given)
             else:
@@ -178,7 +180,7 @@ class TrainedTubeViT:
             example = examples.EvaluationExample.of(
                 self.config.clip,
                 source,
-                timeout_seconds=self.config.loader.decode_timeout_seconds,
+                limits=limits,
             )
             return kind, example.read(encoded, None)["video"]
 

@@ -5,13 +5,13 @@ training needs.
 """
 
 import dataclasses
-import math
 
 import numpy as np
 
 from sparse_tube_vit.config import ConfigDict, evaluation
 from sparse_tube_vit.video import sampling
 from sparse_tube_vit.video.decode import UndecodableClip, decode
+from sparse_tube_vit.video.limits import LIMITS, Limits
 
 #: Config keys of an evaluation's numbers of views, in time and in space.
 AXES = ("temporal_views", "spatial_views")
@@ -32,14 +32,14 @@ class ExampleMap:
         frames: T.
         fps: Frames a second of a clip.
         size: H and W in pixels.
-        timeout_seconds: CPU time after which a file counts as undecodable.
+        limits: Limits beyond which a file counts as undecodable.
     """
 
     kind: str
     frames: int
     fps: float
     size: int
-    timeout_seconds: float = math.inf
+    limits: Limits = LIMITS
 
     @classmethod
     def of(cls, clip: ConfigDict, source: ConfigDict, **options):
@@ -105,7 +105,7 @@ class EvaluationExample(ExampleMap):
         def crop(height, width):
             return sampling.whole_picture(height, width, self.size)
 
-        clip, shown = decode(encoded, times, crop, self.timeout_seconds)
+        clip, shown = decode(encoded, times, crop, self.limits)
         crops = sampling.spread_crops(clip, self.spatial_views, self.size)
         # Views of a short or square video may show the same frames and pixels.
         in_time = np.unique(shown.reshape(self.temporal_views, -1), axis=0)
@@ -187,7 +187,7 @@ class TrainingExample(ExampleMap):
         def crop(height, width):
             return sampling.random_crop(rng, height, width, self.size, self.crop_area)
 
-        return decode(encoded, times, crop, self.timeout_seconds)
+        return decode(encoded, times, crop, self.limits)
 
     def augment(self, clip: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Flips, jitters and distorts a clip (T, H, W, 3) uint8, all frames alike."""

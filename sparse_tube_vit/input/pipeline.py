@@ -23,6 +23,7 @@ from sparse_tube_vit.datasets import processes
 from sparse_tube_vit.datasets.reading import Split
 from sparse_tube_vit.errors import IndivisibleBatch, TubeViTError
 from sparse_tube_vit.input.examples import EvaluationExample, TrainingExample
+from sparse_tube_vit.video.limits import Limits
 
 
 def training_records(split: Split, name: str, seed: int) -> grain.MapDataset:
@@ -49,9 +50,7 @@ def training_batches(
         IndivisibleBatch: The hosts do not divide the batch.
     """
     size = _host_batch_size(stream.batch_size, hosts, f"streams.{name}")
-    example = TrainingExample.of(
-        clip, stream, timeout_seconds=loader.decode_timeout_seconds
-    )
+    example = TrainingExample.of(clip, stream, limits=Limits.of(loader))
     examples = training_records(split, name, seed).random_map(example)
     # An endless data set has no remainder; to look for one, grain counts in floats,
     # which overflow in batches of one.
@@ -78,9 +77,7 @@ def evaluation_batches(
         IndivisibleBatch: The hosts do not divide the batch.
     """
     size = _host_batch_size(evaluation.batch_size, hosts, f"evaluations.{name}")
-    example = EvaluationExample.of(
-        clip, evaluation, timeout_seconds=loader.decode_timeout_seconds
-    )
+    example = EvaluationExample.of(clip, evaluation, limits=Limits.of(loader))
     padded = -(-len(split) // evaluation.batch_size) * evaluation.batch_size
 
     def indexed(i, record_index):

@@ -3,8 +3,6 @@
 import contextlib
 import dataclasses
 import io
-import math
-import time
 from collections.abc import Callable
 
 import av
@@ -13,11 +11,13 @@ from av.filter import Graph
 from av.sidedata import sidedata
 from av.stream import Discard
 
-from sparse_tube_vit.errors import TubeViTError
+from sparse_tube_vit.video.limits import LIMITS, Limits, Stopwatch, UndecodableClip
 
 # Codecs that mark frames to which no other refers, so that FFmpeg can skip them. Not
 # MPEG-4, where two frames may share a packet: skipping one, FFmpeg loses the other.
 SKIPPABLE = ("h264", "mpeg1video", "mpeg2video")
+
+FFMPEG_ERRORS = (av.error.FFmpegError, EOFError)
 
 # Pixel formats of 8 bits of luma and chroma in planes; "j": full range, as in JPEG.
 PLANAR = {f"yuv{j}{layout}p" for j in ("", "j") for layout in (420, 422, 444)}
@@ -27,17 +27,16 @@ PLANAR = {f"yuv{j}{layout}p" for j in ("", "j") for layout in (420, 422, 444)}
 MAX_ASPECT = 20
 
 
-class UndecodableClip(TubeViTError, ValueError):
-    """The file holds no picture that can be decoded."""
-
-
-class DecodeTimeout(UndecodableClip):
-    """Decoding took longer than allowed.
-
-    CPU time of the thread counts, so that no clip is lost on a machine that is busy or
-    was suspended. It is checked between packets: one call of FFmpeg, such as opening
-    the file or decoding a packet, is never interrupted.
-    """
+#: Demuxers of FFmpeg that may read a file. Playlists, session descriptions and the like
+#: are not among them: they open other files and the network.
+DEMUXERS = (
+    *("apng", "asf", "av1", "avi", "dv", "flv", "gif", "h263", "h264", "hevc", "ivf"),
+    *("m4v", "matroska", "mjpeg", "mov", "mpeg", "mpegts", "mpegvideo", "obu", "ogg"),
+    *("vc1", "yuv4mpegpipe"),
+    *("bmp_pipe", "gif_pipe", "j2k_pipe", "jpeg_pipe", "jpegxl_anim", "jpegxl_pipe"),
+    *("pam_pipe", "pbm_pipe", "pgm_pipe", "png_pipe", "ppm_pipe", "qoi_pipe"),
+    *("tiff_pipe", "webp_pipe"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +99,7 @@ def decode(
     data: bytes,
     times: Callable[[float], np.ndarray],
     crop: Callable[[int, int], Crop],
-    timeout_seconds: float = math.inf,
+    limits: Limits = LIMITS,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Decodes the frames displayed at given times, cropped and scaled.
 
@@ -110,7 +109,7 @@ def decode(
             times in seconds after the first frame, in any order. A time past the end
             gives the last frame.
         crop: Function of the upright picture's height and width that returns the crop.
-        timeout_seconds: Limit of CPU time, see `DecodeTimeout`.
+        limits: Limits of what it may take.
 
     Returns:
         Frames (T, out_height, out_width, 3), uint8 RGB and upright; and their
@@ -118,9 +117,9 @@ def decode(
 
     Raises:
         UndecodableClip: There is no video or picture, no frame, or damaged data.
-        DecodeTimeout: Decoding took too long.
+        DecodeTimeout, ClipTooLarge: It exceeds the limits.
     """
-    with opened(data, timeout_seconds) as video:
+    with opened(data, limits) as video:
         to_rgb = _ToRgb(video.stream.time_base, crop)
         return video.attempt(
             lambda ticks, clock: _decode_at(video, ticks, times, to_rgb, clock)
@@ -128,30 +127,68 @@ def decode(
 
 
 @contextlib.contextmanager
-def opened(data: bytes, timeout_seconds: float = math.inf):
+def naming_failures(kinds=Exception):
+    """Names errors of PyAV in the block as an undecodable clip.
+
+    Around calls of PyAV alone any kind: where a file contradicts itself, PyAV raises
+    IndexError, ValueError and others beside the errors of FFmpeg.
+    """
+    try:
+        yield
+    except UndecodableClip:
+        raise
+    except kinds as error:
+        why = getattr(error, "strerror", None) or error
+        if not isinstance(error, FFMPEG_ERRORS):
+            why = f"{type(error).__name__}: {error}"
+        raise UndecodableClip(f"FFmpeg cannot decode it: {why}.") from error
+
+
+@contextlib.contextmanager
+def opened(data: bytes, limits: Limits = LIMITS):
     """Yields an encoded file as a `Video`.
 
     Raises:
         UndecodableClip: There is no video or picture, or FFmpeg fails in the block.
-        DecodeTimeout: Decoding in the block took too long.
+        DecodeTimeout, ClipTooLarge: It exceeds the limits.
     """
-    try:
-        with av.open(io.BytesIO(data), metadata_errors="replace") as container:
-            if not container.streams.video:
-                raise UndecodableClip("It has no video stream.")
-            stream = container.streams.video[0]
-            if stream.codec_context is None:
-                raise UndecodableClip("FFmpeg has no decoder for it.")
-            for other in container.streams:
-                if other is not stream:
-                    other.discard = Discard.all
-            # Clips are decoded side by side in worker processes. libdav1d obeys the
-            # count alone.
-            stream.thread_type, stream.codec_context.thread_count = "NONE", 1
-            yield Video(container, stream, timeout_seconds)
-    except (av.error.FFmpegError, EOFError) as error:
-        why = getattr(error, "strerror", None) or error
-        raise UndecodableClip(f"FFmpeg cannot decode it: {why}.") from error
+    limits.check_file(data)
+    stopwatch = Stopwatch(limits)
+    max_pixels = {"max_pixels": str(limits.frame_pixels)}
+    options = max_pixels | {
+        # Other files and the network are out of reach for what is in the file.
+        "protocol_whitelist": "pipe",
+        "format_whitelist": ",".join(DEMUXERS),
+    }
+    with naming_failures():
+        try:
+            container = av.open(
+                io.BytesIO(data),
+                options=options,
+                metadata_errors="replace",
+                timeout=limits.open_seconds,
+            )
+        except av.error.ArgumentError as error:
+            raise UndecodableClip(
+                "It is damaged, or of a format that is not read; docs/data.md lists"
+                " those that are."
+            ) from error
+    with naming_failures(FFMPEG_ERRORS), container:
+        if not container.streams.video:
+            raise UndecodableClip("It has no video stream.")
+        stream = container.streams.video[0]
+        codec = stream.codec_context
+        if codec is None:
+            raise UndecodableClip("FFmpeg has no decoder for it.")
+        limits.check_frame(codec.width, codec.height)
+        for other in container.streams:
+            if other is not stream:
+                other.discard = Discard.all
+        # Clips are decoded side by side in worker processes. libdav1d obeys the
+        # count alone.
+        stream.thread_type, codec.thread_count = "NONE", 1
+        codec.options = max_pixels
+        yield Video(container, stream, data, limits, stopwatch)
 
 
 class Video:
@@ -160,13 +197,20 @@ class Video:
     Times are in ticks of `tick` seconds.
     """
 
-    def __init__(self, container, stream, timeout_seconds):
+    def __init__(self, container, stream, data, limits, stopwatch):
         self.stream, self.format = stream, container.format.name
         self.tick = float(stream.time_base)
-        self.timeout_seconds, self.started = timeout_seconds, time.thread_time()
+        self.limits, self.stopwatch = limits, stopwatch
         # Reading all packets first costs little and gives exact presentation times;
         # frame counts and durations of containers are often wrong.
-        self.packets = [p for p in container.demux(stream) if p.size]
+        self.packets, size = [], 0
+        with naming_failures():
+            for packet in container.demux(stream):
+                stopwatch.check()
+                if packet.size:
+                    self.packets.append(packet)
+                    size += packet.size
+                    limits.check_packets(len(self.packets), size, data)
         self.clock = self._clock()
         # MPEG program streams lack some of the times, and FFmpeg guesses them.
         self.guessed = self.format == "mpeg"
@@ -202,13 +246,20 @@ class Video:
         codec.flush_buffers()
         codec.skip_frame = "DEFAULT"
         for packet in [*packets, None]:  # None drains the decoder
-            if time.thread_time() - self.started > self.timeout_seconds:
-                raise DecodeTimeout(
-                    f"It takes more than {self.timeout_seconds:g} s to decode."
-                )
+            self.stopwatch.check()
             if needed is not None and packet is not None:
                 codec.skip_frame = "DEFAULT" if packet.pts in needed else "NONREF"
-            yield from codec.decode(packet)
+            yield from self._decoded(packet)
+
+    def _decoded(self, packet):
+        codec = self.stream.codec_context
+        try:
+            with naming_failures():
+                return codec.decode(packet)
+        except UndecodableClip as error:
+            if codec.width:
+                raise
+            raise UndecodableClip(f"{error} {self.limits.of_unknown_size}") from error
 
     def packet_times(self) -> np.ndarray | None:
         """Returns sorted presentation times of the packets; None if they lack some."""
@@ -407,8 +458,10 @@ def filter_graph(frame: av.VideoFrame, time_base, filters) -> Graph:
 
 def _display_matrix(frame):
     """Returns the bytes of a frame's display matrix, or None if it has none."""
+    # Not `frame.side_data`: it would be in a reference cycle with the frame, which then
+    # stays in memory, gigabytes of them, until Python looks for garbage.
     try:
-        return frame.side_data.get("DISPLAYMATRIX")
+        return sidedata.SideDataContainer(frame).get("DISPLAYMATRIX")
     except ValueError:
         # PyAV fails on any kind of side data that it does not know, such as EXIF:
         # remove the kinds after its own.
@@ -416,7 +469,7 @@ def _display_matrix(frame):
         deleted = [("sidedata", f"mode=delete:type={first + i}") for i in range(8)]
         graph = filter_graph(frame, "1/25", deleted)
         graph.vpush(frame)
-        return graph.vpull().side_data.get("DISPLAYMATRIX")
+        return sidedata.SideDataContainer(graph.vpull()).get("DISPLAYMATRIX")
 
 
 #: File name suffixes by kind; a GIF may be either.

@@ -22,7 +22,7 @@ from sparse_tube_vit.datasets.builders import moving_shapes
 from sparse_tube_vit.input import examples, pipeline
 from sparse_tube_vit.input.randaugment import rand_augment
 from sparse_tube_vit.training import undecodable
-from sparse_tube_vit.video import decode
+from sparse_tube_vit.video import limits
 
 CLIP = default_config().clip.copy_and_resolve_references()
 CLIP.update(frames=4, fps=8.0, size=16)
@@ -337,7 +337,7 @@ def test_an_undecodable_video_has_no_distinct_views(clips):
 
 def test_a_clip_that_takes_too_long_does_not_decode(clips, monkeypatch):
     ticking = itertools.count().__next__  # a second whenever it is looked at
-    monkeypatch.setattr(decode.time, "thread_time", ticking)
+    monkeypatch.setattr(limits.time, "thread_time", ticking)
     loader = LOADER.copy_and_resolve_references()
     loader.decode_timeout_seconds = 3.0
     source = video_stream()

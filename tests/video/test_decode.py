@@ -13,14 +13,15 @@ import pytest
 from PIL import Image, ImageOps
 
 from sparse_tube_vit.video import decode as module
+from sparse_tube_vit.video import limits
 from sparse_tube_vit.video.decode import (
     Crop,
-    DecodeTimeout,
     Orientation,
     UndecodableClip,
     decode,
     opened,
 )
+from sparse_tube_vit.video.limits import LIMITS, DecodeTimeout, Limits
 
 SIZE = (48, 64)
 VPX = {"crf": "4", "b": "2M", "auto-alt-ref": "1", "lag-in-frames": "16"}
@@ -674,11 +675,12 @@ def test_a_decode_that_takes_too_long_is_a_named_error(kind, monkeypatch):
     """By a clock that goes on by a second whenever it is looked at."""
     container, codec, options = KINDS[kind]
     video = write_video(moving(24), 25, container, codec, **options)
-    monkeypatch.setattr(module.time, "thread_time", itertools.count().__next__)
+    monkeypatch.setattr(limits.time, "thread_time", itertools.count().__next__)
     for start in (0.0, 0.9):
         with pytest.raises(DecodeTimeout, match="takes more than 1 s to decode"):
-            decode(video, at(start), whole, 1)
-        assert frames(video, at(start), whole, 100).shape == (1, *SIZE, 3)
+            decode(video, at(start), whole, Limits(cpu_seconds=1))
+        enough = Limits(cpu_seconds=1000)
+        assert frames(video, at(start), whole, enough).shape == (1, *SIZE, 3)
 
 
 def real_clips(folder, pixels=math.inf):
@@ -762,13 +764,13 @@ def test_no_memory_is_lost():
     start = mp4.index(b"mdat") + 40
     damaged[start : start + 3000] = bytes(3000)
     ways = [
-        (mp4, at(0.0, 0.2), math.inf),
-        (mp4, at(0.2), 0.0),
-        (mpg, at(0.2), math.inf),
-        (bytes(damaged), at(0.0, 0.3), math.inf),
-        (mp4[:900], at(0.0), math.inf),
-        (b"nothing", at(0.0), math.inf),
-        (photograph.getvalue(), at(0.0), math.inf),
+        (mp4, at(0.0, 0.2), LIMITS),
+        (mp4, at(0.2), Limits(cpu_seconds=0)),
+        (mpg, at(0.2), LIMITS),
+        (bytes(damaged), at(0.0, 0.3), LIMITS),
+        (mp4[:900], at(0.0), LIMITS),
+        (b"nothing", at(0.0), LIMITS),
+        (photograph.getvalue(), at(0.0), LIMITS),
     ]
 
     def resident():
@@ -778,9 +780,9 @@ def test_no_memory_is_lost():
     for i in range(12_000):
         if i == 2_000:
             before = resident()
-        data, times, timeout = ways[i % len(ways)]
+        data, times, given = ways[i % len(ways)]
         with contextlib.suppress(UndecodableClip):
-            decode(data, times, whole, timeout)
+            decode(data, times, whole, given)
     # Less than half a kilobyte each: what opens a file has 32 of them.
     assert resident() - before < 5e6
 
