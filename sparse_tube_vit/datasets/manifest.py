@@ -91,6 +91,9 @@ DECODED = (
 def inspect(encoded: bytes, kind: str) -> dict:
     """Decodes every frame of a video, or the first of an image, on one thread.
 
+    A frame of every size is also converted as training does it, so that no file is
+    accepted of which training would not take the picture.
+
     Args:
         encoded: Encoded file, of any kind that `video.decode` reads.
         kind: "video" or "image".
@@ -99,28 +102,22 @@ def inspect(encoded: bytes, kind: str) -> dict:
         The columns `DECODED`.
 
     Raises:
-        UndecodableClip: FFmpeg fails or conceals damaged data, or the frames differ in
-            size.
+        UndecodableClip: FFmpeg fails or conceals damaged data, the frames differ in
+            size, or training could not convert them.
     """
-    with decode.opened(encoded) as video:
-        if kind == "image":
-            # Else FFmpeg would fill a truncated picture with grey.
-            video.stream.codec_context.options |= {"err_detect": "explode"}
-        sizes, frames, layout = set(), 0, None
+    with decode.opened(encoded, kind=kind) as video:
+        to_rgb, sizes, frames = decode.ToRgb(video, _small), set(), 0
         for frame in video.frames():
-            if layout != (layout := (frame.width, frame.height, frame.format.name)):
-                swapped = decode.Orientation.of(frame).swapped
-                sizes.add((frame.width, frame.height)[:: -1 if swapped else 1])
             if frame.is_corrupt:
                 raise decode.UndecodableClip(f"It is damaged from frame {frames} on.")
+            size = (frame.width, frame.height)
+            if size not in sizes:
+                to_rgb(frame)
+                sizes.add(size)
             frames += 1
-            if kind == "image":
-                break
         if not frames:
             raise decode.UndecodableClip("None of its frames decodes.")
-        if len(sizes) > 1:
-            raise decode.UndecodableClip(f"Its size changes: {sorted(sizes)}.")
-        ((width, height),) = sizes
+        width, height = size[:: -1 if to_rgb.orientation.swapped else 1]
         columns = {
             "container": video.format,
             "codec": video.stream.codec_context.name,
@@ -137,6 +134,10 @@ def inspect(encoded: bytes, kind: str) -> dict:
             columns["frame_rate"] = video.stream.average_rate
             columns["seconds"] = round(video.seconds(ticks), 6)
         return columns
+
+
+def _small(height, width):
+    return decode.Crop(0, 0, height, width, 8, 8)
 
 
 def write(path, rows: Iterable[Row], multi_label: bool = False) -> None:

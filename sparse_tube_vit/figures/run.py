@@ -26,6 +26,7 @@ from sparse_tube_vit.input import examples
 from sparse_tube_vit.models.variants import make_tubes
 from sparse_tube_vit.training.inspection import examples_of_step
 from sparse_tube_vit.training.reporting import read_metrics
+from sparse_tube_vit.video import decode
 
 
 class NothingToDraw(TubeViTError, ValueError):
@@ -97,7 +98,7 @@ def view_of(config: ConfigDict, file: str | None = None) -> np.ndarray:
     """
     if file is not None:
         with clips.naming(file):
-            kind = clips.kind_of(storage.read_file(file))
+            kind = decode.kind_of(storage.read_file(file))
         if kind == "video":
             return clips.read_clip(file, config)
         return clips.read_image(file, config)[None]

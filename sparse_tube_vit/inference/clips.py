@@ -8,8 +8,8 @@ import numpy as np
 from sparse_tube_vit.config import ConfigDict
 from sparse_tube_vit.input.examples import EvaluationExample, unlabelled
 from sparse_tube_vit.storage import UnreadableFile, read_file
-from sparse_tube_vit.video.decode import UndecodableClip, opened
-from sparse_tube_vit.video.limits import LIMITS, Limits
+from sparse_tube_vit.video.decode import UndecodableClip
+from sparse_tube_vit.video.limits import Limits
 
 
 def read_clip(
@@ -57,13 +57,3 @@ def naming(path):
         yield
     except (UnreadableFile, UndecodableClip) as error:
         raise type(error)(f"{os.fspath(path)}: {error}") from error
-
-
-def kind_of(encoded: bytes, limits: Limits = LIMITS) -> str:
-    """Returns "image" for a file of one frame, else "video".
-
-    Raises:
-        UndecodableClip: The file has no picture, or exceeds the limits.
-    """
-    with opened(encoded, limits) as video:
-        return "video" if len(video.packets) > 1 else "image"

@@ -17,11 +17,12 @@ from sparse_tube_vit.checkpoints import stored
 from sparse_tube_vit.checkpoints.run import DamagedCheckpoint
 from sparse_tube_vit.config import ConfigDict, from_json, head_loss
 from sparse_tube_vit.errors import TubeViTError
-from sparse_tube_vit.inference.clips import kind_of, naming
+from sparse_tube_vit.inference.clips import naming
 from sparse_tube_vit.input import examples
 from sparse_tube_vit.models.losses import DIVERGED, NonFiniteScores, make_scores
 from sparse_tube_vit.models.tubes import tubes_for
 from sparse_tube_vit.models.tubevit import TubeViT, UnknownHead, init_params, make_model
+from sparse_tube_vit.video.decode import kind_of
 from sparse_tube_vit.video.limits import Limits
 
 
@@ -163,8 +164,8 @@ class TrainedTubeViT:
             given: (temporal, spatial) views of videos in place of the evaluation's.
 
         Returns:
-            (kind, views): "image" or "video", by the number of frames, and uint8 (V, T,
-            H, W, 3).
+            (kind, views): "image" or "video", as `decode.kind_of`, and uint8 (V, T, H,
+            W, 3).
 
         Raises:
             TubeViTError: As `predict`.

@@ -28,7 +28,8 @@ class ExampleMap:
     and the reason in `problem`.
 
     Attributes:
-        kind: "video" or "image", the key of the encoded file in a record.
+        kind: "video" or "image", the key of the encoded file in a record. Of an image,
+            the first picture is read.
         frames: T.
         fps: Frames a second of a clip.
         size: H and W in pixels.
@@ -105,7 +106,7 @@ class EvaluationExample(ExampleMap):
         def crop(height, width):
             return sampling.whole_picture(height, width, self.size)
 
-        clip, shown = decode(encoded, times, crop, self.limits)
+        clip, shown = decode(encoded, times, crop, self.limits, self.kind)
         crops = sampling.spread_crops(clip, self.spatial_views, self.size)
         # Views of a short or square video may show the same frames and pixels.
         in_time = np.unique(shown.reshape(self.temporal_views, -1), axis=0)
@@ -187,7 +188,7 @@ class TrainingExample(ExampleMap):
         def crop(height, width):
             return sampling.random_crop(rng, height, width, self.size, self.crop_area)
 
-        return decode(encoded, times, crop, self.limits)
+        return decode(encoded, times, crop, self.limits, self.kind)
 
     def augment(self, clip: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """Flips, jitters and distorts a clip (T, H, W, 3) uint8, all frames alike."""

@@ -1,7 +1,13 @@
-"""Decoding of videos and images to uint8 frames. An image is a clip of one frame."""
+"""Decoding of videos and images to uint8 frames. An image is a clip of one frame.
+
+`opened` alone decides how a file is read: which stream is the video, whether it is an
+image or a video, when its frames are shown. Preparation, verification, training and
+inference all read through it, so that what one of them accepts, the others do.
+"""
 
 import contextlib
 import dataclasses
+import fractions
 import io
 from collections.abc import Callable
 
@@ -9,8 +15,9 @@ import av
 import numpy as np
 from av.filter import Graph
 from av.sidedata import sidedata
-from av.stream import Discard
+from av.stream import Discard, Disposition
 
+from sparse_tube_vit.video import pictures
 from sparse_tube_vit.video.limits import LIMITS, Limits, Stopwatch, UndecodableClip
 
 # Codecs that mark frames to which no other refers, so that FFmpeg can skip them. Not
@@ -21,6 +28,23 @@ FFMPEG_ERRORS = (av.error.FFmpegError, EOFError)
 
 # Pixel formats of 8 bits of luma and chroma in planes; "j": full range, as in JPEG.
 PLANAR = {f"yuv{j}{layout}p" for j in ("", "j") for layout in (420, 422, 444)}
+
+# Streams that FFmpeg shows as video, but that are cover art or previews of chapters.
+COVERS = Disposition.attached_pic | Disposition.timed_thumbnails
+
+# The next frame comes after a gap if it is later by so many seconds, as for ffmpeg's
+# -dts_delta_threshold, and by so many times the usual step.
+GAP_SECONDS, GAP_STEPS = 10, 100
+
+# Matrices from RGB to YCbCr that FFmpeg does not convert, by their numbers in ITU-T
+# H.273: those of other colour models, and those that have the coefficients of another.
+OTHER_MODELS = {8: "YCgCo", 11: "YDzDx", 14: "ICtCp", 15: "IPT-PQ-C2"}
+OTHER_MODELS |= {16: "YCgCo-Re", 17: "YCgCo-Ro"}
+CONSTANT_LUMINANCE, BT2020, BT709, FROM_PRIMARIES = 10, 9, 1, (12, 13)
+MATRIX_OF_PRIMARIES = {6: 7, 7: 7, 9: BT2020}  # 6 and 7 are of SMPTE 170M and 240M
+
+# By default FFmpeg fills a truncated picture with grey or black.
+STRICT = {"err_detect": "explode"}
 
 # Limit between a picture's sides: beyond it, scaling the short side to 224 pixels makes
 # the long one thousands of pixels.
@@ -49,6 +73,17 @@ class Crop:
     width: int
     out_height: int
     out_width: int
+
+    def rescaled(self, size: tuple[int, int], other: tuple[int, int]) -> "Crop":
+        """Returns this crop of a picture (height, width) for one of another size."""
+        (height, width), (other_height, other_width) = size, other
+        top, left = self.top * other_height // height, self.left * other_width // width
+        # Rounded up, so that no crop is empty.
+        bottom = -(-(self.top + self.height) * other_height // height)
+        right = -(-(self.left + self.width) * other_width // width)
+        return dataclasses.replace(
+            self, top=top, left=left, height=bottom - top, width=right - left
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,6 +135,7 @@ def decode(
     times: Callable[[float], np.ndarray],
     crop: Callable[[int, int], Crop],
     limits: Limits = LIMITS,
+    kind: str | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Decodes the frames displayed at given times, cropped and scaled.
 
@@ -108,8 +144,10 @@ def decode(
         times: Function of the video's duration in seconds that returns T presentation
             times in seconds after the first frame, in any order. A time past the end
             gives the last frame.
-        crop: Function of the upright picture's height and width that returns the crop.
+        crop: Function of the upright picture's height and width, in square pixels, that
+            returns the crop.
         limits: Limits of what it may take.
+        kind: As for `opened`.
 
     Returns:
         Frames (T, out_height, out_width, 3), uint8 RGB and upright; and their
@@ -119,8 +157,8 @@ def decode(
         UndecodableClip: There is no video or picture, no frame, or damaged data.
         DecodeTimeout, ClipTooLarge: It exceeds the limits.
     """
-    with opened(data, limits) as video:
-        to_rgb = _ToRgb(video.stream.time_base, crop)
+    with opened(data, limits, kind) as video:
+        to_rgb = ToRgb(video, crop)
         return video.attempt(
             lambda ticks, clock: _decode_at(video, ticks, times, to_rgb, clock)
         )
@@ -145,14 +183,26 @@ def naming_failures(kinds=Exception):
 
 
 @contextlib.contextmanager
-def opened(data: bytes, limits: Limits = LIMITS):
+def opened(data: bytes, limits: Limits = LIMITS, kind: str | None = None):
     """Yields an encoded file as a `Video`.
+
+    Args:
+        data: Encoded file.
+        limits: Limits of what it may take.
+        kind: "image" to read the first picture alone, and not to conceal that it is
+            damaged; "video" to read all frames. None: an image if the file is a still
+            picture or has one frame. Of a still picture, what follows its end is
+            ignored: other pictures, a video, text.
 
     Raises:
         UndecodableClip: There is no video or picture, or FFmpeg fails in the block.
         DecodeTimeout, ClipTooLarge: It exceeds the limits.
     """
     limits.check_file(data)
+    if picture := pictures.unsupported(data):
+        raise UndecodableClip(
+            f"It is {picture}, which FFmpeg cannot decode: convert it to PNG or GIF."
+        )
     stopwatch = Stopwatch(limits)
     max_pixels = {"max_pixels": str(limits.frame_pixels)}
     options = max_pixels | {
@@ -164,6 +214,7 @@ def opened(data: bytes, limits: Limits = LIMITS):
         try:
             container = av.open(
                 io.BytesIO(data),
+                format=pictures.demuxer(data),
                 options=options,
                 metadata_errors="replace",
                 timeout=limits.open_seconds,
@@ -174,12 +225,8 @@ def opened(data: bytes, limits: Limits = LIMITS):
                 " those that are."
             ) from error
     with naming_failures(FFMPEG_ERRORS), container:
-        if not container.streams.video:
-            raise UndecodableClip("It has no video stream.")
-        stream = container.streams.video[0]
+        stream = _best_stream(container.streams)
         codec = stream.codec_context
-        if codec is None:
-            raise UndecodableClip("FFmpeg has no decoder for it.")
         limits.check_frame(codec.width, codec.height)
         for other in container.streams:
             if other is not stream:
@@ -188,16 +235,64 @@ def opened(data: bytes, limits: Limits = LIMITS):
         # count alone.
         stream.thread_type, codec.thread_count = "NONE", 1
         codec.options = max_pixels
-        yield Video(container, stream, data, limits, stopwatch)
+        yield Video(container, stream, data, limits, stopwatch, kind)
+
+
+def kind_of(data: bytes, limits: Limits = LIMITS) -> str:
+    """Returns "image" for a still picture or a file of one frame, else "video".
+
+    Raises:
+        UndecodableClip: The file has no picture, or exceeds the limits.
+    """
+    with opened(data, limits) as video:
+        return video.kind
+
+
+def _best_stream(streams):
+    """Returns the stream that is the video or the picture: no cover, no part of one.
+
+    Of several, it is the first of more than one frame, those marked as default first.
+    """
+    videos = [s for s in streams.video if not s.disposition & COVERS]
+    if any(s.disposition & Disposition.dependent for s in videos):
+        # The whole picture is no stream if it is in tiles; others are thumbnails.
+        videos = [s for s in videos if s.disposition & Disposition.default]
+        if not videos:
+            raise UndecodableClip(
+                "It is a picture in tiles, as phones store HEIC, which PyAV cannot "
+                "join: convert it to JPEG or PNG."
+            )
+    if not videos:
+        raise UndecodableClip(
+            "It has no video stream" + (" but cover art." if streams.video else ".")
+        )
+    decodable = [s for s in videos if s.codec_context is not None]
+    if not decodable:
+        raise UndecodableClip("FFmpeg has no decoder for it.")
+    # Where the container tells no number of frames, FFmpeg has counted some.
+    most = streams.best("video")
+    return max(
+        decodable,
+        key=lambda s: (
+            s.frames > 1 or (s.frames == 0 and s is most),
+            bool(s.disposition & Disposition.default),
+        ),
+    )
 
 
 class Video:
     """The packets of an open file and the presentation times of its frames.
 
     Times are in ticks of `tick` seconds.
+
+    Attributes:
+        kind: "image", of which only the first picture is read, or "video".
+        pixel_aspect: Ratio of a stored pixel's width to its height when displayed. 1 if
+            the picture's longer side would change by a pixel at most, as where its size
+            was rounded; and for images, whose shape no program takes from it.
     """
 
-    def __init__(self, container, stream, data, limits, stopwatch):
+    def __init__(self, container, stream, data, limits, stopwatch, kind):
         self.stream, self.format = stream, container.format.name
         self.tick = float(stream.time_base)
         self.limits, self.stopwatch = limits, stopwatch
@@ -211,6 +306,16 @@ class Video:
                     self.packets.append(packet)
                     size += packet.size
                     limits.check_packets(len(self.packets), size, data)
+        if not self.packets:
+            raise UndecodableClip("It has no frames.")
+        if self.format.endswith("_pipe"):  # a still picture, and what follows its end
+            self.packets = self.packets[:1]
+        self.kind = kind or ("video" if len(self.packets) > 1 else "image")
+        self.pixel_aspect = fractions.Fraction(1)
+        if self.kind == "video":
+            aspect = stream.sample_aspect_ratio or self.pixel_aspect
+            if abs(aspect - 1) * max(stream.width, stream.height) > 1:
+                self.pixel_aspect = aspect
         self.clock = self._clock()
         # MPEG program streams lack some of the times, and FFmpeg guesses them.
         self.guessed = self.format == "mpeg"
@@ -231,12 +336,17 @@ class Video:
     def frames(self, start: int = 0, needed: set[int] | None = None):
         """Yields PyAV's frames in order of presentation.
 
+        Of an image, only the first frame comes.
+
         Args:
             start: Index of the packet to decode from.
             needed: Presentation times in ticks; only these frames are sure to come.
                 Packets after the last of them are not decoded, nor other frames to
                 which no frame refers, in `SKIPPABLE` codecs.
         """
+        if self.kind == "image":
+            yield self._picture()
+            return
         packets, codec = self.packets[start:], self.stream.codec_context
         if needed is not None:
             last = max(i for i, packet in enumerate(packets) if packet.pts in needed)
@@ -249,10 +359,9 @@ class Video:
             self.stopwatch.check()
             if needed is not None and packet is not None:
                 codec.skip_frame = "DEFAULT" if packet.pts in needed else "NONREF"
-            yield from self._decoded(packet)
+            yield from map(_convertible, self._decoded(packet, codec))
 
-    def _decoded(self, packet):
-        codec = self.stream.codec_context
+    def _decoded(self, packet, codec):
         try:
             with naming_failures():
                 return codec.decode(packet)
@@ -260,6 +369,33 @@ class Video:
             if codec.width:
                 raise
             raise UndecodableClip(f"{error} {self.limits.of_unknown_size}") from error
+
+    def _picture(self):
+        """Returns the first frame, with nothing concealed that does not decode."""
+        codec = self.stream.codec_context
+        options = dict(codec.options)
+        codec.options = options | STRICT
+        try:
+            return self._first_frame(codec, self.packets)
+        except UndecodableClip:
+            # It may have refused metadata, which it does not know or is damaged.
+            whole = bytes(self.packets[0])
+            pixels = pictures.without_metadata(whole)
+            if pixels == whole:
+                raise
+        strict, lenient = (av.CodecContext.create(codec.name, "r") for _ in range(2))
+        strict.options, lenient.options = options | STRICT, options
+        picture = self._first_frame(strict, [av.Packet(pixels)])
+        with contextlib.suppress(UndecodableClip):
+            return self._first_frame(lenient, self.packets)  # with its orientation
+        return picture
+
+    def _first_frame(self, codec, packets):
+        for packet in [*packets, None]:  # None drains the decoder
+            self.stopwatch.check()
+            for frame in self._decoded(packet, codec):
+                return _convertible(frame)
+        raise UndecodableClip("It has no frames.")
 
     def packet_times(self) -> np.ndarray | None:
         """Returns sorted presentation times of the packets; None if they lack some."""
@@ -297,12 +433,16 @@ class Video:
     def attempt(self, function: Callable[[np.ndarray, str], object]):
         """Returns `function(presentation times, clock)`, by packets or a full decode.
 
+        An image has the time 0.
+
         Args:
             function: Returns None where the frames do not come at these times.
 
         Raises:
             UndecodableClip: It returns None for those of a full decode too.
         """
+        if self.kind == "image":
+            return function(np.zeros(1), "count")
         ticks, result = self.packet_times(), None
         if ticks is not None:
             result = function(ticks, self.clock)
@@ -312,8 +452,30 @@ class Video:
             raise UndecodableClip("Decoded again, it has fewer frames.")
         return result
 
+    def timeline(self, ticks: np.ndarray) -> np.ndarray:
+        """Returns presentation times with gaps closed.
+
+        Recordings that were joined, and clips cut out of one, may have frames seconds
+        to hours apart, between which a single frame would be shown. A step of more than
+        `GAP_SECONDS` and of more than `GAP_STEPS` median steps becomes a median step.
+        Other long steps are as the container tells: the frame is shown that long.
+        """
+        steps = np.diff(ticks)
+        if len(steps) < 2:
+            return ticks
+        usual = np.sort(steps)[(len(steps) - 1) // 2]
+        gaps = steps > max(GAP_SECONDS / self.tick, GAP_STEPS * usual)
+        if not gaps.any():
+            return ticks
+        return ticks[0] + np.cumsum([0, *np.where(gaps, usual, steps)])
+
     def seconds(self, ticks: np.ndarray) -> float:
-        """Returns the duration in seconds of frames with these presentation times."""
+        """Returns the duration in seconds of frames with these presentation times.
+
+        Args:
+            ticks: Presentation times, of which gaps are closed first.
+        """
+        ticks = self.timeline(ticks)
         # The last frame lasts as long as the one before it; a single picture 1/25 s.
         last = ticks[-1] - ticks[-2] if len(ticks) > 1 else 1 / self.tick / 25
         return float(ticks[-1] - ticks[0] + last) * self.tick
@@ -321,9 +483,10 @@ class Video:
 
 def _decode_at(video, ticks, times, to_rgb, clock):
     """Returns what `decode` does; None where one of the frames does not come."""
+    timeline = video.timeline(ticks)
     wanted = times(video.seconds(ticks)) / video.tick + ticks[0]
     # The last frame presented by then; a thousandth of a tick absorbs rounding.
-    wanted = np.searchsorted(ticks, wanted + 1e-3, side="right").clip(1) - 1
+    wanted = np.searchsorted(timeline, wanted + 1e-3, side="right").clip(1) - 1
     missing, last, clip = {*wanted.tolist()}, wanted.max(), None
     for i, frame in frames_by_index(video, ticks, wanted, clock):
         if i in missing:
@@ -335,7 +498,7 @@ def _decode_at(video, ticks, times, to_rgb, clock):
             missing.remove(i)
         if i >= last:
             break
-    return None if missing else (clip, (ticks[wanted] - ticks[0]) * video.tick)
+    return None if missing else (clip, (timeline[wanted] - ticks[0]) * video.tick)
 
 
 def frames_by_index(video: Video, ticks: np.ndarray, wanted: np.ndarray, clock: str):
@@ -381,14 +544,24 @@ def _key_packet(packets, first):
     return start
 
 
-class _ToRgb:
-    """Crops, scales and converts frames to upright RGB, uint8 (H, W, 3)."""
+class ToRgb:
+    """Crops, scales and converts frames to upright RGB, uint8 (H, W, 3).
 
-    def __init__(self, time_base, choose_crop):
-        self.time_base, self.choose_crop = time_base, choose_crop
-        self.layout = None
+    Args:
+        video: The open file.
+        choose_crop: As `crop` of `decode`.
+    """
 
-    def __call__(self, frame):
+    def __init__(self, video: Video, choose_crop: Callable[[int, int], Crop]):
+        self.time_base, self.pixel_aspect = video.stream.time_base, video.pixel_aspect
+        self.choose_crop, self.layout = choose_crop, None
+
+    def __call__(self, frame: av.VideoFrame) -> np.ndarray:
+        """Returns the crop of a frame, in memory that the next call may reuse.
+
+        Raises:
+            UndecodableClip: The picture is too long, or changes its size.
+        """
         layout = (frame.width, frame.height, frame.format.name)
         if layout != self.layout:  # the first frame, or a change within the stream
             self._configure(frame)
@@ -401,8 +574,8 @@ class _ToRgb:
 
     def _configure(self, frame):
         self.orientation = Orientation.of(frame)
-        swapped = self.orientation.swapped
-        upright = (frame.height, frame.width)[:: -1 if swapped else 1]
+        displayed = _in_square_pixels(frame, self.pixel_aspect)
+        upright = displayed[:: -1 if self.orientation.swapped else 1]
         if max(upright) > MAX_ASPECT * min(upright):
             raise UndecodableClip(
                 f"It has {upright[0]} x {upright[1]} pixels, one side more than "
@@ -416,6 +589,7 @@ class _ToRgb:
                 f"Its size changes from {self.chosen_on} to {upright}."
             )
         c = self.orientation.stored(self.crop, *upright)
+        c = c.rescaled(displayed, (frame.height, frame.width))
         # Pixels that share their chroma must stay together.
         left = c.left - c.left % (4 // frame.format.chroma_width(4))
         top = c.top - c.top % (4 // frame.format.chroma_height(4))
@@ -429,6 +603,29 @@ class _ToRgb:
             ("format", "pix_fmts=rgb24"),
         )
         self.graph = filter_graph(frame, self.time_base, filters)
+
+
+def _in_square_pixels(frame, pixel_aspect):
+    """Returns height and width of a stored picture as displayed, never smaller."""
+    if pixel_aspect > 1:
+        return frame.height, round(frame.width * pixel_aspect)
+    return round(frame.height / pixel_aspect), frame.width
+
+
+def _convertible(frame):
+    """Returns a frame with a matrix from RGB to YCbCr that FFmpeg converts."""
+    matrix = int(frame.colorspace)
+    if matrix in OTHER_MODELS:
+        raise UndecodableClip(
+            f"Its colours are stored as {OTHER_MODELS[matrix]}, which FFmpeg cannot "
+            "convert to RGB."
+        )
+    if matrix == CONSTANT_LUMINANCE:
+        frame.colorspace = BT2020
+    if matrix in FROM_PRIMARIES:
+        primaries = int(frame.color_primaries)
+        frame.colorspace = MATRIX_OF_PRIMARIES.get(primaries, BT709)
+    return frame
 
 
 def filter_graph(frame: av.VideoFrame, time_base, filters) -> Graph:

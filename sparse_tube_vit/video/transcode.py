@@ -27,7 +27,8 @@ class Transcode:
     """Transcoding of a clip to an H.264 mp4 file of its upright frames alone.
 
     Every frame keeps its presentation time relative to the first, whatever the frame
-    rate. Pictures become yuv420p of even height and width. The same clip gives the same
+    rate; gaps are closed as by `Video.timeline`. Pictures become yuv420p of even height
+    and width; pixels that are not square keep their shape. The same clip gives the same
     bytes in any process.
 
     Attributes:
@@ -75,7 +76,7 @@ class Transcode:
         Raises:
             UndecodableClip: Not all of the file decodes.
         """
-        with opened(encoded) as video:
+        with opened(encoded, kind="video") as video:
             return video.attempt(functools.partial(self._encode, video))
 
     def _encode(self, video, ticks, clock) -> bytes | None:
@@ -98,7 +99,7 @@ class Transcode:
                 "x264-params": "mbtree=0",
             }
             upright, count = _Upright(tick, self.short_side), 0
-            every = np.arange(len(ticks))
+            every, timeline = np.arange(len(ticks)), video.timeline(ticks)
             for index, frame in frames_by_index(video, ticks, every, clock):
                 if frame.is_corrupt:
                     raise UndecodableClip(f"It is damaged from frame {count} on.")
@@ -111,7 +112,13 @@ class Transcode:
                     encoder.colorspace = picture.colorspace
                     encoder.color_primaries = picture.color_primaries
                     encoder.color_trc = picture.color_trc
-                picture.pts = round(ticks[index] - ticks[0]) * tick.numerator
+                    if video.pixel_aspect != 1:  # 1 is what its absence means
+                        encoder.sample_aspect_ratio = (
+                            1 / video.pixel_aspect
+                            if upright.orientation.swapped
+                            else video.pixel_aspect
+                        )
+                picture.pts = round(timeline[index] - timeline[0]) * tick.numerator
                 picture.time_base = encoder.time_base
                 target.mux(stream.encode(picture))
                 count += 1
@@ -145,11 +152,11 @@ class _Upright:
         short_side = min(short, self.short_side)
         width, height = (max(2, n * short_side // short // 2 * 2) for n in size)
         flags = "bicubic+accurate_rnd+bitexact"  # the same on any processor
-        orientation = Orientation.of(frame)
+        self.orientation = Orientation.of(frame)
         turns = {
-            "transpose": orientation.swapped,
-            "vflip": orientation.flipped,
-            "hflip": orientation.mirrored,
+            "transpose": self.orientation.swapped,
+            "vflip": self.orientation.flipped,
+            "hflip": self.orientation.mirrored,
         }
         filters = (
             ("scale", f"{width}:{height}:flags={flags}:out_range=limited"),

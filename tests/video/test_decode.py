@@ -1,4 +1,5 @@
 import contextlib
+import dataclasses
 import fractions
 import io
 import itertools
@@ -8,8 +9,10 @@ import resource
 import struct
 
 import av
+import cv2
 import numpy as np
 import pytest
+from av.stream import Disposition
 from PIL import Image, ImageOps
 
 from sparse_tube_vit.video import decode as module
@@ -19,6 +22,7 @@ from sparse_tube_vit.video.decode import (
     Orientation,
     UndecodableClip,
     decode,
+    kind_of,
     opened,
 )
 from sparse_tube_vit.video.limits import LIMITS, DecodeTimeout, Limits
@@ -701,9 +705,15 @@ def check_real_clip(entry, data, starts):
     """Compares all frames with a full decode's, and those after so many starts."""
     with av.open(io.BytesIO(data)) as container:
         reference, times = [], []
+        video = container.streams.video[0]
+        aspect = video.sample_aspect_ratio or 1
+        stretch = aspect if abs(aspect - 1) * max(video.width, video.height) > 1 else 1
         for frame in container.decode(video=0):
             picture = frame.to_ndarray(format="rgb24")
             picture = np.rot90(picture, round(frame.rotation / 90) % 4)
+            if stretch != 1:
+                height, width = picture.shape[:2]
+                picture = cv2.resize(picture, (round(width * stretch), height))
             c = middle(*picture.shape[:2])
             part = picture[c.top : c.top + c.height, c.left : c.left + c.width]
             reference.append(part.copy())
@@ -718,7 +728,7 @@ def check_real_clip(entry, data, starts):
     every, shown = decode(data, at(*times), middle)
     assert len({*shown}) == n
     # Chroma of 10 bits is spread over pixels in another way.
-    limit = 4 if entry["pixel_format"] == "yuv420p10le" else 0.5
+    limit = 4 if entry["pixel_format"] == "yuv420p10le" or stretch != 1 else 0.5
     for i, (ours, full) in enumerate(zip(every, reference, strict=True)):
         error = np.abs(ours.astype(int) - full).mean()
         assert error < limit, (entry["file"], i, error)
@@ -804,3 +814,240 @@ def test_a_picture_that_is_hardly_more_than_a_line(size, decodes):
     else:
         with pytest.raises(UndecodableClip, match="63 x 3 pixels, one side"):
             read()
+
+
+def with_cover(video, first, sound=False):
+    """An mp4 of a video, or of sound alone if it is None, tagged with cover art."""
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4") as out:
+        if sound:
+            audio = out.add_stream("aac", rate=44100)
+        if video:
+            source = av.open(io.BytesIO(video))
+            copied = out.add_stream_from_template(source.streams.video[0])
+        cover = out.add_stream("mjpeg", rate=25)
+        cover.height, cover.width, cover.pix_fmt = 80, 80, "yuvj420p"
+        cover.disposition = Disposition.attached_pic
+        if sound:
+            silence = np.zeros((1, 4096), np.float32)
+            frame = av.AudioFrame.from_ndarray(silence, "fltp", "mono")
+            frame.sample_rate = 44100
+            out.mux([*audio.encode(frame), *audio.encode(None)])
+        white = np.full((80, 80, 3), 255, np.uint8)
+        out.mux(cover.encode(av.VideoFrame.from_ndarray(white, format="rgb24")))
+        out.mux(cover.encode(None))
+        if video:
+            for packet in source.demux(video=0):
+                if packet.size:
+                    packet.stream = copied
+                    out.mux(packet)
+    data = file.getvalue()
+    if first:  # tags before the tracks: FFmpeg then numbers the cover's stream 0
+        trak, udta = data.index(b"trak") - 4, data.index(b"udta") - 4
+        (size,) = struct.unpack_from(">I", data, udta)
+        tags, rest = data[udta : udta + size], data[udta + size :]
+        data = data[:trak] + tags + data[trak:udta] + rest
+    return data
+
+
+@pytest.mark.parametrize("sound", [False, True])
+@pytest.mark.parametrize("first", [False, True])
+def test_cover_art_is_not_the_video(video, first, sound):
+    tagged = with_cover(video, first, sound)
+    with av.open(io.BytesIO(tagged)) as container:
+        (cover,) = [s for s in container.streams if s.disposition & 1024]
+        assert (cover.index == 0) == first
+    assert kind_of(tagged) == "video"
+    expected = frames(video, at(*middles(40)), whole)
+    np.testing.assert_array_equal(frames(tagged, at(*middles(40)), whole), expected)
+
+
+@pytest.mark.parametrize("first", [False, True])
+def test_sound_with_cover_art_is_no_clip(first):
+    tagged = with_cover(None, first, sound=True)
+    for read in (kind_of, lambda data: decode(data, at(0.0), whole)):
+        with pytest.raises(UndecodableClip, match="no video stream but cover art"):
+            read(tagged)
+
+
+@pytest.mark.parametrize("container", ["mp4", "matroska"])
+def test_of_several_videos_the_first_of_more_than_one_frame_is_read(container):
+    file = io.BytesIO()
+    with av.open(file, "w", format=container) as out:
+        streams = [out.add_stream("libx264", rate=25) for _ in range(3)]
+        for stream, height in zip(streams, (96, 48, 32), strict=True):
+            stream.height, stream.width, stream.pix_fmt = height, 64, "yuv420p"
+        packets = []  # encoded before the first is written, as the header needs
+        for stream, n in zip(streams, (1, 20, 20), strict=True):
+            for i in range(n):
+                grey = np.full((stream.height, 64, 3), 5 * i, np.uint8)
+                frame = av.VideoFrame.from_ndarray(grey, format="rgb24")
+                frame.pts = i
+                packets += stream.encode(frame)
+            packets += stream.encode(None)
+        out.mux(packets)
+    clip = frames(file.getvalue(), at(*middles(20)), whole)
+    assert clip.shape == (20, 48, 64, 3) and numbers(clip) == list(range(20))
+
+
+def test_tiles_of_a_picture_are_not_the_picture():
+    """Nor is its thumbnail; whereas a picture may have one, and an alpha channel."""
+
+    @dataclasses.dataclass
+    class Stream:
+        disposition: Disposition
+        codec_context: object = True
+        frames: int = 1
+
+    class Streams:
+        def __init__(self, *dispositions):
+            self.video = [Stream(Disposition(d)) for d in dispositions]
+
+        def best(self, kind):
+            return self.video[-1]
+
+    tile, thumbnail, main = Disposition.dependent, 0, Disposition.default
+    for tiled in ((tile, tile), (tile, tile, thumbnail), (thumbnail, tile)):
+        with pytest.raises(UndecodableClip, match="in tiles.*convert it"):
+            module._best_stream(Streams(*tiled))
+    for whole_picture in ((main, thumbnail), (thumbnail, main), (tile, tile, main)):
+        best = module._best_stream(Streams(*whole_picture))
+        assert best.disposition == Disposition.default
+
+
+def shifted(first, milliseconds):
+    """A change of packets for `remux`: from frame `first` on, all come later."""
+
+    def change(i, packet):
+        packet.pts = packet.dts = 40 * i + milliseconds * (i >= first)
+        packet.time_base = fractions.Fraction(1, 1000)
+
+    return change
+
+
+@pytest.mark.parametrize("first", [1, 12, 23])
+@pytest.mark.parametrize("seconds", [20, 3600, 80_000])
+@pytest.mark.parametrize("container", ["mpegts", "matroska", "mp4"])
+def test_a_gap_in_time_is_closed(container, seconds, first):
+    video = write_video(moving(24), 25, container, b_frames=0)
+    regular = remux(video, container, shifted(0, 0))
+    gap = remux(video, container, shifted(first, 1000 * seconds))
+    with av.open(io.BytesIO(gap)) as file:
+        times = [p.pts * p.time_base for p in file.demux(video=0) if p.size]
+    assert max(np.diff(times)) > seconds
+    durations = []
+
+    def times(duration):
+        durations.append(duration)
+        return np.linspace(0, duration, 60)
+
+    (ours, shown), (reference, expected) = (
+        decode(data, times, whole) for data in (gap, regular)
+    )
+    assert durations == [pytest.approx(24 / 25), pytest.approx(24 / 25)]
+    np.testing.assert_array_equal(ours, reference)
+    np.testing.assert_allclose(shown, expected, atol=1e-9)
+    with opened(gap) as video:  # as the manifest has it
+        assert video.seconds(video.packet_times()) == pytest.approx(24 / 25)
+
+
+@pytest.mark.parametrize("steps", [[40, 40, 9_900, 40], [400, 400, 30_000, 400]])
+def test_a_frame_that_is_shown_long_is_no_gap(steps):
+    """Of less than ten seconds, or as slides are."""
+    times = np.cumsum([0, *steps])
+    video = write_video(numbered(5), container="matroska", times=times.tolist())
+    clip, shown = decode(video, at((times[3] - 20) / 1000), whole)
+    assert numbers(clip) == [2] and shown == pytest.approx([times[2] / 1000])
+
+
+def test_odd_times_of_people(real_data):
+    """Joined and damaged files give the frames of an ordinary one."""
+    folder = real_data / "odd_inputs" / "times"
+    if not folder.exists():
+        pytest.skip(f"{folder} is absent")
+    for name in ("concat_gap_20s.ts", "concat_gap_93600s.ts", "concat_back_20s.ts"):
+        data = (folder / name).read_bytes()
+        clip, shown = decode(data, lambda d: np.linspace(0, d, 180), whole)
+        assert shown[-1] == pytest.approx(89 / 30) and len({*shown}) == 90
+        starts = np.flatnonzero(np.diff(shown, prepend=-1))
+        assert_are(clip[starts], full_decode(data))
+    for name in ("first_frame_early.mp4", "last_frame_late.mp4"):
+        data = (folder / name).read_bytes()
+        _, shown = decode(data, lambda d: np.linspace(0, d, 180), whole)
+        np.testing.assert_allclose(np.unique(shown), np.arange(90) / 30, atol=1e-3)
+
+
+def with_aspect(aspect, pictures, container="mp4"):
+    """A video whose pixels are `aspect` times as wide as high."""
+    tags = {"sample_aspect_ratio": fractions.Fraction(aspect)}
+    return write_video(pictures, 25, container, "libx264", "yuv444p", tags=tags)
+
+
+@pytest.mark.parametrize("container", ["matroska", "mp4", "mpegts"])
+@pytest.mark.parametrize("aspect, size", [("4/3", (48, 85)), ("1/2", (96, 64))])
+def test_pixels_that_are_not_square_are_displayed_as_such(aspect, size, container):
+    """By OpenCV's scaling of the stored picture."""
+    scene = moving(2)
+    video = with_aspect(aspect, scene, container)
+    seen = []
+
+    def crop(height, width):
+        seen.append((height, width))
+        return whole(height, width)
+
+    (ours,) = frames(video, at(0.0), crop)
+    assert seen == [size] and ours.shape == (*size, 3)
+    expected = cv2.resize(scene[0], size[::-1], interpolation=cv2.INTER_LINEAR)
+    assert np.abs(ours.astype(int) - expected).mean() < 3
+    # A crop of the displayed picture is that of as much of the stored one.
+    top, left, height, width = (s // 4 for s in (*size, *(2 * s for s in size)))
+    part = Crop(top, left, height, width, height, width)
+    (cropped,) = frames(video, at(0.0), lambda h, w: part)
+    inside = expected[top : top + height, left : left + width]
+    assert np.abs(cropped.astype(int) - inside).mean() < 6
+
+
+def test_a_shape_that_is_rounded_to_whole_pixels_is_square():
+    scene = moving(2)
+    expected = frames(with_aspect(1, scene), at(0.0), whole)
+    for aspect in ("65/64", "64/65"):
+        video = with_aspect(aspect, scene)
+        np.testing.assert_array_equal(frames(video, at(0.0), whole), expected)
+    assert frames(with_aspect("60/64", scene), at(0.0), whole).shape[1:3] == (51, 64)
+
+
+@pytest.mark.parametrize(
+    "crop", [Crop(0, 0, 1, 1, 1, 1), Crop(47, 84, 1, 1, 2, 2), Crop(3, 80, 45, 5, 9, 9)]
+)
+def test_no_crop_of_wide_pixels_is_empty_or_beyond_the_picture(crop):
+    video = with_aspect("4/3", moving(1))
+    assert frames(video, at(0.0), lambda h, w: crop).shape[1:3] == (
+        crop.out_height,
+        crop.out_width,
+    )
+
+
+# Numbers of ITU-T H.273: of a matrix and primaries, and of a matrix equal to it.
+EQUAL = {(10, 9): 9, (12, 1): 1, (12, 9): 9, (12, 6): 7, (13, 2): 1}
+
+
+@pytest.mark.parametrize("matrix, primaries", EQUAL)
+def test_matrices_that_ffmpeg_does_not_convert_but_knows_by_another_name(
+    matrix, primaries
+):
+    def tagged(matrix):
+        tags = {"colorspace": matrix, "color_primaries": primaries}
+        return write_video(moving(2), 25, "matroska", "ffv1", tags=tags)
+
+    ours = frames(tagged(matrix), at(0.0, 0.04), whole)
+    equal = frames(tagged(EQUAL[matrix, primaries]), at(0.0, 0.04), whole)
+    np.testing.assert_array_equal(ours, equal)
+
+
+@pytest.mark.parametrize(
+    "matrix, name", [(8, "YCgCo"), (11, "YDzDx"), (14, "ICtCp"), (15, "IPT-PQ-C2")]
+)
+def test_colours_of_other_models_are_named(matrix, name):
+    video = write_video(moving(2), 25, "matroska", "ffv1", tags={"colorspace": matrix})
+    with pytest.raises(UndecodableClip, match=f"stored as {name}, which FFmpeg cannot"):
+        decode(video, at(0.0), whole)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sparse_tube_vit.datasets.builders import moving_shapes
-from sparse_tube_vit.video.decode import UndecodableClip, decode
+from sparse_tube_vit.video.decode import Crop, UndecodableClip, decode
 from sparse_tube_vit.video.transcode import BadTranscode, Transcode
 from tests.video.test_decode import moving, numbered, whole, write_video
 
@@ -71,13 +71,17 @@ def textured(n, height, width):
     return (np.stack(pattern)[..., None] + 90 + colour).astype(np.uint8)
 
 
-def write(pictures, pts, time_base, turn=None, sound=False, pix_fmt="yuv420p"):
+def write(
+    pictures, pts, time_base, turn=None, sound=False, pix_fmt="yuv420p", aspect=None
+):
     """An mp4 file of pictures shown at `pts`."""
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as out:
         stream = out.add_stream("libx264", rate=25, options={"crf": "4"})
         stream.height, stream.width = pictures.shape[1:3]
         stream.pix_fmt, stream.codec_context.time_base = pix_fmt, time_base
+        if aspect:
+            stream.codec_context.sample_aspect_ratio = aspect
         audio = out.add_stream("aac", rate=44100) if sound else None
         if turn:
             stream.set_display_rotation(*turn)
@@ -261,3 +265,52 @@ def test_options():
 def test_bad_options_are_named(options, message):
     with pytest.raises(BadTranscode, match=message):
         Transcode.parse(options)
+
+
+@pytest.mark.parametrize("turn", [None, (90, False)])
+@pytest.mark.parametrize("aspect", ["64/45", "1/2"])
+def test_pixels_that_are_not_square_keep_their_shape(aspect, turn):
+    aspect = fractions.Fraction(aspect)
+    pictures = textured(3, 96, 120)
+    base = fractions.Fraction(1, 25)
+    video = write(pictures, range(3), base, turn, aspect=aspect)
+
+    def square(height, width):
+        return Crop(0, 0, height, width, 64, 64)
+
+    for short_side in (256, 48):
+        transcoded = Transcode(short_side, crf=5)(video)
+        with av.open(io.BytesIO(transcoded)) as container:
+            (stream,) = container.streams
+            assert stream.sample_aspect_ratio == (1 / aspect if turn else aspect)
+        (before,), (after,) = (
+            decode(data, lambda _: np.zeros(1), square)[0]
+            for data in (video, transcoded)
+        )
+        assert np.abs(before.astype(int) - after).mean() < 4
+
+
+def test_square_pixels_are_not_said_to_be():
+    """Which would change every file that was transcoded before."""
+    pictures = textured(2, 96, 120)
+    base = fractions.Fraction(1, 25)
+    plain = Transcode()(write(pictures, range(2), base))
+    for aspect in ("1", "121/120"):
+        video = write(pictures, range(2), base, aspect=fractions.Fraction(aspect))
+        assert Transcode()(video) == plain
+
+
+def test_a_gap_in_time_is_closed():
+    pts = [0, 1, 2, 2000, 2001]
+    video = write(textured(5, 64, 64), pts, fractions.Fraction(1, 25))
+    times = [t for t, _ in frames(Transcode()(video))]
+    assert times == [fractions.Fraction(i, 25) for i in range(5)]
+
+
+def test_the_video_is_transcoded_and_not_its_cover(real_data):
+    for name in ("cover_before_video", "tagged_plain", "tagged_sound"):
+        path = real_data / "odd_inputs" / "videos" / f"{name}.mp4"
+        if not path.exists():
+            pytest.skip(f"{path} is absent")
+        transcoded = frames(Transcode()(path.read_bytes()))
+        assert len(transcoded) == 45 and transcoded[0][1].shape == (96, 128, 3)
