@@ -289,7 +289,7 @@ class Video:
         kind: "image", of which only the first picture is read, or "video".
         pixel_aspect: Ratio of a stored pixel's width to its height when displayed. 1 if
             the picture's longer side would change by a pixel at most, as where its size
-            was rounded; and for images, whose shape no program takes from it.
+            was rounded; and in formats of pictures, where no program heeds it.
     """
 
     def __init__(self, container, stream, data, limits, stopwatch, kind):
@@ -308,11 +308,12 @@ class Video:
                     limits.check_packets(len(self.packets), size, data)
         if not self.packets:
             raise UndecodableClip("It has no frames.")
-        if self.format.endswith("_pipe"):  # a still picture, and what follows its end
+        still = self.format.endswith("_pipe")
+        if still:  # the others are of what follows its end
             self.packets = self.packets[:1]
         self.kind = kind or ("video" if len(self.packets) > 1 else "image")
         self.pixel_aspect = fractions.Fraction(1)
-        if self.kind == "video":
+        if not still and self.format not in ("gif", "apng"):
             aspect = stream.sample_aspect_ratio or self.pixel_aspect
             if abs(aspect - 1) * max(stream.width, stream.height) > 1:
                 self.pixel_aspect = aspect

@@ -61,6 +61,11 @@ def test_an_image_example_is_the_first_picture_whatever_the_draw(file_format):
                 for data in (encoded, alone)
             )
             assert np.abs(ours - first).mean() < 2
+        evaluated, first = (
+            EvaluationExample("image", 1, rate, 32).read(data, None)["video"]
+            for data in (encoded, alone)
+        )
+        assert np.abs(evaluated.astype(int) - first).mean() < 2
 
 
 @pytest.mark.parametrize(

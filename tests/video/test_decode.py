@@ -1007,6 +1007,16 @@ def test_pixels_that_are_not_square_are_displayed_as_such(aspect, size, containe
     assert np.abs(cropped.astype(int) - inside).mean() < 6
 
 
+def test_the_density_of_a_photo_is_not_its_shape():
+    """As in Pillow and in browsers."""
+    for file_format in ("JPEG", "PNG", "TIFF"):
+        file = io.BytesIO()
+        Image.fromarray(moving(1)[0]).save(file, file_format, dpi=(300, 100))
+        for kind in ("image", "video"):
+            clip, _ = decode(file.getvalue(), at(0.0), whole, kind=kind)
+            assert clip.shape == (1, *SIZE, 3), (file_format, kind)
+
+
 def test_a_shape_that_is_rounded_to_whole_pixels_is_square():
     scene = moving(2)
     expected = frames(with_aspect(1, scene), at(0.0), whole)
@@ -1016,15 +1026,17 @@ def test_a_shape_that_is_rounded_to_whole_pixels_is_square():
     assert frames(with_aspect("60/64", scene), at(0.0), whole).shape[1:3] == (51, 64)
 
 
-@pytest.mark.parametrize(
-    "crop", [Crop(0, 0, 1, 1, 1, 1), Crop(47, 84, 1, 1, 2, 2), Crop(3, 80, 45, 5, 9, 9)]
-)
-def test_no_crop_of_wide_pixels_is_empty_or_beyond_the_picture(crop):
-    video = with_aspect("4/3", moving(1))
-    assert frames(video, at(0.0), lambda h, w: crop).shape[1:3] == (
-        crop.out_height,
-        crop.out_width,
-    )
+@pytest.mark.parametrize("aspect, height, width", [("4/3", 48, 85), ("1/2", 96, 64)])
+def test_the_smallest_crops_of_pixels_that_are_not_square(aspect, height, width):
+    """Neither empty, which FFmpeg takes for the whole, nor beyond the picture."""
+    scene = np.zeros((1, 48, 64, 3), np.uint8)
+    scene[:, 24:, 32:] = 200
+    video = with_aspect(aspect, scene)
+    bottom, right = height - 1, width - 1
+    for top, left, value in ((0, 0, 0), (bottom, right, 200), (0, right, 0)):
+        crop = Crop(top, left, 1, 1, 8, 8)
+        part = frames(video, at(0.0), lambda h, w, crop=crop: crop)
+        np.testing.assert_allclose(part, value, atol=3)
 
 
 # Numbers of ITU-T H.273: of a matrix and primaries, and of a matrix equal to it.
