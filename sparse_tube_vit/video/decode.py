@@ -18,7 +18,13 @@ from av.sidedata import sidedata
 from av.stream import Discard, Disposition
 
 from sparse_tube_vit.video import pictures
-from sparse_tube_vit.video.limits import LIMITS, Limits, Stopwatch, UndecodableClip
+from sparse_tube_vit.video.limits import (
+    LIMITS,
+    DecodeTimeout,
+    Limits,
+    Stopwatch,
+    UndecodableClip,
+)
 
 # Codecs that mark frames to which no other refers, so that FFmpeg can skip them. Not
 # MPEG-4, where two frames may share a packet: skipping one, FFmpeg loses the other.
@@ -51,8 +57,9 @@ STRICT = {"err_detect": "explode"}
 MAX_ASPECT = 20
 
 
-#: Demuxers of FFmpeg that may read a file. Playlists, session descriptions and the like
-#: are not among them: they open other files and the network.
+# FFmpeg's demuxers that may read a file, and protocols that these may use. Playlists,
+# session descriptions and the like would open other files and the network.
+PROTOCOLS = ("pipe",)
 DEMUXERS = (
     *("apng", "asf", "av1", "avi", "dv", "flv", "gif", "h263", "h264", "hevc", "ivf"),
     *("m4v", "matroska", "mjpeg", "mov", "mpeg", "mpegts", "mpegvideo", "obu", "ogg"),
@@ -206,8 +213,7 @@ def opened(data: bytes, limits: Limits = LIMITS, kind: str | None = None):
     stopwatch = Stopwatch(limits)
     max_pixels = {"max_pixels": str(limits.frame_pixels)}
     options = max_pixels | {
-        # Other files and the network are out of reach for what is in the file.
-        "protocol_whitelist": "pipe",
+        "protocol_whitelist": ",".join(PROTOCOLS),
         "format_whitelist": ",".join(DEMUXERS),
     }
     with naming_failures():
@@ -219,6 +225,10 @@ def opened(data: bytes, limits: Limits = LIMITS, kind: str | None = None):
                 metadata_errors="replace",
                 timeout=limits.open_seconds,
             )
+        except av.error.ExitError as error:
+            raise DecodeTimeout(
+                f"It takes more than {limits.open_seconds:g} s to open."
+            ) from error
         except av.error.ArgumentError as error:
             raise UndecodableClip(
                 "It is damaged, or of a format that is not read; docs/data.md lists"

@@ -4,6 +4,7 @@ Where all samples of a track or fragment are alike, a few bytes claim any number
 them, and FFmpeg allocates some 70 bytes for each as it opens the file.
 """
 
+import dataclasses
 import struct
 import zlib
 from collections.abc import Iterator
@@ -21,8 +22,9 @@ MAX_HEADER_BYTES = 2**24  # of a compressed header, uncompressed
 def claimed_samples(data: bytes) -> int:
     """Returns the number of samples that a file claims without listing each.
 
-    Sound that is in the file does not count: uncompressed, its samples are many, and
-    FFmpeg reads them in chunks.
+    Edits, for each of which FFmpeg copies the list of samples that it shows, count with
+    an eighth of their track. Sound that is in the file does not count: uncompressed,
+    its samples are many, and FFmpeg reads them in chunks.
 
     Args:
         data: Encoded file; one of another container claims none.
@@ -30,25 +32,48 @@ def claimed_samples(data: bytes) -> int:
     return _claimed(data, len(data))
 
 
+@dataclasses.dataclass
+class _Track:
+    """Samples in a track, those of them that no table lists, and edits."""
+
+    samples: int = 0
+    unlisted: int = 0
+    edits: int = 0
+    sound: bool = False
+
+    @property
+    def claimed(self):
+        return self.unlisted + max(self.edits - 1, 0) * self.samples // 8
+
+
 def _claimed(header, file_bytes):
-    samples, sound = 0, False
+    others, tracks = 0, [_Track()]
     for kind, start, end in _boxes(header, 0, len(header), 0):
         payload = header[start : min(end, start + 12)]
         first, second, third = struct.unpack(">3I", payload.ljust(12, b"\0"))
-        if kind == b"trak":
-            sound = False
-        elif kind == b"hdlr":
-            sound = sound or payload[8:] == b"soun"
-        elif kind == b"stsz" and second:  # bytes of every sample, and their number
-            if not sound or second * third > file_bytes:
-                samples += third
-        elif kind == b"trun" and not first & 0xF00:  # flags: no field of any sample
-            samples += second
-        elif kind == b"cmvd" and first > MAX_HEADER_BYTES:
-            samples += first // 4  # that a table of so many bytes lists
-        elif kind == b"cmvd":
-            samples += _claimed(_unpacked(header[start + 4 : end]), file_bytes)
-    return samples
+        match kind:
+            case b"trak":
+                tracks.append(_Track())
+            case b"hdlr" if payload[8:] == b"soun":
+                tracks[-1].sound = True
+            case b"elst":
+                tracks[-1].edits += min(second, (end - start) // 12)
+            case b"stsz" if second:  # bytes of every sample, and their number
+                if tracks[-1].sound and second * third <= file_bytes:
+                    tracks[-1].samples += third // 1024
+                else:
+                    tracks[-1].samples += third
+                    tracks[-1].unlisted += third
+            case b"stsz" | b"stz2":
+                tracks[-1].samples += min(third, 2 * (end - start))
+            case b"trun" if not first & 0xF00:  # flags: no field of any sample
+                others += second
+            case b"cmvd" if first > MAX_HEADER_BYTES:
+                others += first // 4  # that a table of so many bytes lists
+            case b"cmvd":
+                unpacked = _unpacked(header[start + 4 : end])
+                others += _claimed(unpacked, file_bytes)
+    return others + sum(track.claimed for track in tracks)
 
 
 def _boxes(data, start, end, depth) -> Iterator[tuple[bytes, int, int]]:
