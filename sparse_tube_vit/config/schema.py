@@ -143,8 +143,10 @@ SCHEMA = {
             60.0, "CPU seconds after which a clip counts as undecodable.", POSITIVE
         ),
         # A clip beyond one of these limits counts as undecodable too.
-        "open_timeout_seconds": Key(
-            600.0, "Seconds by the clock that opening a clip may take.", POSITIVE
+        "read_timeout_seconds": Key(
+            600.0,
+            "Seconds by the clock that opening a clip, or reading a packet, may take.",
+            POSITIVE,
         ),
         "max_frame_pixels": Key(
             2**27, "Pixels that a frame may have; 8K has 33 million.", COUNT

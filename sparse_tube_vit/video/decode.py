@@ -31,6 +31,7 @@ from sparse_tube_vit.video.limits import (
 SKIPPABLE = ("h264", "mpeg1video", "mpeg2video")
 
 FFMPEG_ERRORS = (av.error.FFmpegError, EOFError)
+REFUSALS = (av.error.ArgumentError, av.error.MemoryError)  # of frames too large, too
 
 # Pixel formats of 8 bits of luma and chroma in planes; "j": full range, as in JPEG.
 PLANAR = {f"yuv{j}{layout}p" for j in ("", "j") for layout in (420, 422, 444)}
@@ -182,6 +183,10 @@ def naming_failures(kinds=Exception):
         yield
     except UndecodableClip:
         raise
+    except av.error.ExitError as error:
+        raise DecodeTimeout(
+            "It waits for longer than config.loader.read_timeout_seconds."
+        ) from error
     except kinds as error:
         why = getattr(error, "strerror", None) or error
         if not isinstance(error, FFMPEG_ERRORS):
@@ -223,12 +228,8 @@ def opened(data: bytes, limits: Limits = LIMITS, kind: str | None = None):
                 format=pictures.demuxer(data),
                 options=options,
                 metadata_errors="replace",
-                timeout=limits.open_seconds,
+                timeout=limits.read_seconds,
             )
-        except av.error.ExitError as error:
-            raise DecodeTimeout(
-                f"It takes more than {limits.open_seconds:g} s to open."
-            ) from error
         except av.error.ArgumentError as error:
             raise UndecodableClip(
                 "It is damaged, or of a format that is not read; docs/data.md lists"
@@ -375,11 +376,14 @@ class Video:
     def _decoded(self, packet, codec):
         try:
             with naming_failures():
-                return codec.decode(packet)
+                frames = codec.decode(packet)
         except UndecodableClip as error:
-            if codec.width:
+            if codec.width and not isinstance(error.__cause__, REFUSALS):
                 raise
             raise UndecodableClip(f"{error} {self.limits.of_unknown_size}") from error
+        if packet is None and not codec.width:  # no frame had a size
+            raise UndecodableClip(self.limits.of_unknown_size)
+        return frames
 
     def _picture(self):
         """Returns the first frame, with nothing concealed that does not decode."""

@@ -29,19 +29,19 @@ class Limits:
 
     CPU time of the thread counts, so that no clip is lost on a machine that is busy or
     was suspended. It is checked between packets: one call of FFmpeg, such as decoding a
-    packet, is never interrupted. Only opening a file can wait without using CPU time,
-    so that it alone is limited by the clock as well.
+    packet, is never interrupted. Reading alone can wait without using CPU time, so only
+    reading is limited by the clock as well.
 
     Attributes:
         cpu_seconds: CPU time.
-        open_seconds: Seconds by the clock to open the file.
+        read_seconds: Seconds by the clock to open the file, or to read a packet.
         frame_pixels: Pixels of a frame. 8K has 33 million.
         packets: Encoded frames. An hour at 60 frames a second has 216,000.
         file_bytes: Size of the encoded file.
     """
 
     cpu_seconds: float = 4 * 3600.0
-    open_seconds: float = 600.0
+    read_seconds: float = 600.0
     frame_pixels: int = 2**27
     packets: int = 2**20
     file_bytes: int = 2**34
@@ -51,7 +51,7 @@ class Limits:
         """Returns the limits of a config's section `loader`."""
         return cls(
             cpu_seconds=loader.decode_timeout_seconds,
-            open_seconds=loader.open_timeout_seconds,
+            read_seconds=loader.read_timeout_seconds,
             frame_pixels=loader.max_frame_pixels,
             packets=loader.max_packets,
             file_bytes=loader.max_file_bytes,
@@ -92,7 +92,7 @@ class Limits:
 
     @property
     def of_unknown_size(self) -> str:
-        """Says of a file whose frames have no size yet that FFmpeg may refuse it."""
+        """What may be wrong where FFmpeg refuses frames and does not say why."""
         return (
             f"It is damaged, or has more than {self.frame_pixels:,} pixels a frame"
             " (config.loader.max_frame_pixels)."
