@@ -376,14 +376,11 @@ class Video:
     def _decoded(self, packet, codec):
         try:
             with naming_failures():
-                frames = codec.decode(packet)
+                return codec.decode(packet)
         except UndecodableClip as error:
             if codec.width and not isinstance(error.__cause__, REFUSALS):
                 raise
             raise UndecodableClip(f"{error} {self.limits.of_unknown_size}") from error
-        if packet is None and not codec.width:  # no frame had a size
-            raise UndecodableClip(self.limits.of_unknown_size)
-        return frames
 
     def _picture(self):
         """Returns the first frame, with nothing concealed that does not decode."""

@@ -10,8 +10,7 @@ from PIL import Image
 
 from sparse_tube_vit.datasets import manifest
 from sparse_tube_vit.errors import TubeViTError
-from sparse_tube_vit.inference.clips import kind_of
-from sparse_tube_vit.video.decode import Crop, decode
+from sparse_tube_vit.video.decode import Crop, decode, kind_of
 from sparse_tube_vit.video.limits import LIMITS
 from sparse_tube_vit.video.transcode import Transcode
 from tests.video import memory

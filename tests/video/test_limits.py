@@ -143,7 +143,7 @@ def test_pixels_of_a_frame_are_limited(kind):
             decode(video, at(second), whole, limits)
 
 
-@pytest.mark.parametrize("name", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM"])
+@pytest.mark.parametrize("name", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
 def test_pixels_of_a_picture_are_limited(name):
     data, limit = picture(name), "3,071 pixels a frame .config.loader.max_frame_pixels"
     assert decode(data, at(0.0), whole, Limits(frame_pixels=H * W))[0].any()
