@@ -216,8 +216,7 @@ def opened(data: bytes, limits: Limits = LIMITS, kind: str | None = None):
             f"It is {picture}, which FFmpeg cannot decode: convert it to PNG or GIF."
         )
     stopwatch = Stopwatch(limits)
-    max_pixels = {"max_pixels": str(limits.frame_pixels)}
-    options = max_pixels | {
+    options = limits.codec_options | {
         "protocol_whitelist": ",".join(PROTOCOLS),
         "format_whitelist": ",".join(DEMUXERS),
     }
@@ -245,7 +244,7 @@ def opened(data: bytes, limits: Limits = LIMITS, kind: str | None = None):
         # Clips are decoded side by side in worker processes. libdav1d obeys the
         # count alone.
         stream.thread_type, codec.thread_count = "NONE", 1
-        codec.options = max_pixels
+        codec.options = limits.codec_options
         yield Video(container, stream, data, limits, stopwatch, kind)
 
 
@@ -384,8 +383,7 @@ class Video:
 
     def _picture(self):
         """Returns the first frame, with nothing concealed that does not decode."""
-        codec = self.stream.codec_context
-        options = dict(codec.options)
+        codec, options = self.stream.codec_context, self.limits.codec_options
         codec.options = options | STRICT
         try:
             return self._first_frame(codec, self.packets)

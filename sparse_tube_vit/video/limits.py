@@ -91,6 +91,11 @@ class Limits:
             )
 
     @property
+    def codec_options(self) -> dict[str, str]:
+        """Options of FFmpeg's decoders that refuse larger frames."""
+        return {"max_pixels": str(self.frame_pixels)}
+
+    @property
     def of_unknown_size(self) -> str:
         """What may be wrong where FFmpeg refuses frames and does not say why."""
         return (
