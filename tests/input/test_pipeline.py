@@ -275,7 +275,7 @@ def test_what_does_not_decode_is_counted_once_and_named_and_stops_past_a_share(c
     strict = undecodable.Undecodable(damaged, max_share=1 / SIZE)
     with pytest.raises(undecodable.TooManyUndecodable) as error:
         for batch in batches:
-            strict.note(strict.find(batch))
+            strict.note(strict.find(batch), 1)
     assert "2 of the 11 examples of clips train" in str(error.value)
     assert "clip 4: " in str(error.value) and "clip 7: " in str(error.value)
 
