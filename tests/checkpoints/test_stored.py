@@ -30,8 +30,9 @@ from sparse_tube_vit.checkpoints.run import (
     describe_run,
 )
 from sparse_tube_vit.config import from_json
+from sparse_tube_vit.datasets.reading import DatasetNotPrepared
 from sparse_tube_vit.errors import TubeViTError, UnwritableOutput
-from sparse_tube_vit.evaluation import results
+from sparse_tube_vit.evaluation import evaluator, results
 from sparse_tube_vit.inference import loaded
 from sparse_tube_vit.models.tubevit import init_params, make_model
 from sparse_tube_vit.storage import UnusableWorkdir
@@ -608,6 +609,20 @@ def test_a_release_without_a_description_is_refused_by_name(released, tmp_path, 
     (tmp_path / "release" / "config.json").write_text(text)
     with pytest.raises(TubeViTError, match="release"):
         loaded.load(tmp_path / "release")
+
+
+def test_evaluating_makes_no_data_where_the_model_says(released, tmp_path):
+    shutil.copytree(released, tmp_path / "release")
+    file, elsewhere = tmp_path / "release" / "config.json", tmp_path / "elsewhere"
+    described = json.loads(file.read_text())
+    del described["checksum"]
+    described["config"]["data_dir"] = str(elsewhere)
+    file.write_text(json.dumps(described))
+    model = stored.locate(tmp_path / "release")
+    config = from_json(model.read_description()["config"])
+    with pytest.raises(DatasetNotPrepared, match="prepare moving_shapes"):
+        evaluator.evaluate(config, model)
+    assert not elsewhere.exists()
 
 
 def test_checksums_are_compiled_for_the_first_checkpoint_alone(monkeypatch):
