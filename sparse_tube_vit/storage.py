@@ -167,6 +167,16 @@ def absolute(path) -> str:
     return os.fspath(path) if is_remote(path) else os.path.abspath(path)
 
 
+def json_files(directory) -> list[epath.Path]:
+    """Returns the JSON files in a directory that may not exist, sorted.
+
+    `epath.Path.glob` would take the directory's name for a part of the pattern.
+    """
+    directory = epath.Path(directory)
+    paths = directory.iterdir() if directory.is_dir() else ()
+    return sorted(p for p in paths if p.suffix == ".json" and p.name[0] != ".")
+
+
 def files_below(directory) -> list[epath.Path]:
     """Returns all files in a directory and its subdirectories, sorted."""
     root, files = epath.Path(directory), []

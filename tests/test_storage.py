@@ -174,3 +174,12 @@ def test_a_file_in_a_bucket_is_written_without_others(monkeypatch):
         assert not objects.names("written")
         write(lambda file: file.write(b"whole"))
     assert objects.names("written") == ["out.txt"]
+
+
+def test_json_files_are_found_below_any_path(tmp_path):
+    directory = tmp_path / "lr[0.1]"
+    assert storage.json_files(directory) == []
+    directory.mkdir()
+    for name in ("b.json", "a.json", ".hidden.json", "a.png"):
+        (directory / name).write_text("")
+    assert [path.name for path in storage.json_files(directory)] == ["a.json", "b.json"]

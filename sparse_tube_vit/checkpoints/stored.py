@@ -286,7 +286,7 @@ def read_evaluations(workdir) -> dict[str, dict]:
         workdir: The run's work directory, local or gs://.
     """
     results = {}
-    for path in sorted((epath.Path(workdir) / "evaluations").glob("*.json")):
+    for path in storage.json_files(epath.Path(workdir) / "evaluations"):
         results[path.stem] = result = json.loads(path.read_text())
         if "distinct" in result:  # the name of the key in version 0.1.0
             result["examples"] = result.pop("distinct")
