@@ -11,6 +11,7 @@ import jax
 from sparse_tube_vit.checkpoints import stored
 from sparse_tube_vit.config import from_json
 from sparse_tube_vit.config.flags import parse_views
+from sparse_tube_vit.datasets.preparing.embedded import prepare_embedded
 from sparse_tube_vit.distributed import hosts, sharding
 from sparse_tube_vit.errors import reported
 from sparse_tube_vit.evaluation.evaluator import evaluate
@@ -55,8 +56,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         slices = sharding.count_slices(jax.devices())
         config.mesh.update(data=-1, fsdp=1, tensor=1, slices=slices)
         config.model.attention = "auto"
-        if args.data_dir:
+        if args.data_dir:  # nothing is made where only the model says so
             config.data_dir = args.data_dir
+            datasets = (source.dataset for source in config.evaluations.values())
+            prepare_embedded(datasets, args.data_dir)
         for source in config.evaluations.values():
             if args.batch_size is not None:
                 source.batch_size = args.batch_size

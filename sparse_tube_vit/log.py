@@ -24,14 +24,34 @@ def to_stderr() -> None:
     """Shows the package's log with the time of day, and other libraries' errors.
 
     Other libraries' warnings are hidden: orbax logs four for every checkpoint it reads.
+    So are traces of errors that orbax raises as well.
     """
     absl_logging.set_verbosity(absl_logging.ERROR)
+    _hide_repeated_errors()
     if not log.handlers:
         handler = _Stderr()
         handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
         log.addHandler(handler)
         log.setLevel(logging.INFO)
         log.propagate = False
+
+
+def _hide_repeated_errors():
+    """Hides traces of errors that orbax raises as well, one for each of its tasks."""
+    absl_logging.get_absl_logger().addFilter(_is_not_of_orbax)
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    if sys.unraisablehook is sys.__unraisablehook__:
+        sys.unraisablehook = _print_unraisable
+
+
+def _is_not_of_orbax(record):
+    return "orbax" not in record.pathname
+
+
+def _print_unraisable(unraisable):
+    """Prints what cannot be raised, but of tasks of orbax that outlived their loop."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(unraisable)
 
 
 def name_host(index: int) -> None:

@@ -7,7 +7,11 @@ and weights are read from hf:// too, see `checkpoints.hub`.
 
 import contextlib
 import io
+import json
 import os
+import re
+import shutil
+import socket
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +22,12 @@ from typing import IO
 from etils import epath
 
 from sparse_tube_vit.errors import TubeViTError, UnwritableOutput
+from sparse_tube_vit.log import log
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None
 
 Write = Callable[[Callable[[IO[bytes]], object]], None]
 
@@ -40,27 +50,88 @@ def whole_file(path) -> Iterator[Write]:
         UnwritableOutput: On entering, or when the content is written.
     """
     target = epath.Path(path if is_remote(path) else os.path.realpath(path))
-    new = target.parent / f".{target.name}.{uuid.uuid4().hex}"
+    new = temporary(target)
 
     def write(content):
-        with _naming(path):
-            if is_remote(path):  # where writers such as np.savez cannot seek
+        with writing(path):
+            if is_remote(path):  # which puts a file whole; and np.savez cannot seek
                 content(buffer := io.BytesIO())
-                new.write_bytes(buffer.getvalue())
+                target.write_bytes(buffer.getvalue())
             else:
                 with new.open("wb") as file:
                     content(file)
-            new.replace(target)
+                new.replace(target)
 
-    try:
-        with _naming(path):
+    with contextlib.ExitStack() as stack:
+        with writing(path):
             if os.path.exists(target) and not os.path.isfile(target):
                 raise OSError("there is something else, no file")
+            stack.callback(_remove, new)
             new.write_bytes(b"")
+            if is_remote(path):
+                _remove(new)
+            else:
+                stack.enter_context(in_use(new))
         yield write
+
+
+def _remove(file):
+    with contextlib.suppress(OSError):  # the directory may be what is wrong
+        file.unlink(missing_ok=True)
+
+
+_TEMPORARY = re.compile(r"\..*\.[0-9a-f]{32}")
+
+
+def temporary(path):
+    """Returns a hidden path in the same directory, for `remove_leftovers`."""
+    return path.parent / f".{path.name}.{uuid.uuid4().hex}"
+
+
+@contextlib.contextmanager
+def in_use(path) -> Iterator[None]:
+    """Keeps `remove_leftovers` from a local file or folder until the context ends."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        _lock(descriptor)
+        yield
     finally:
-        with contextlib.suppress(OSError):  # the directory may be what is wrong
-            new.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _lock(descriptor) -> bool:
+    """Locks an open file until it is closed; returns False if another has it locked.
+
+    The system closes the files of a process however it ends.
+    """
+    try:
+        if fcntl:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        log.warning("Files cannot be locked there: %s", error)
+    return True
+
+
+def remove_leftovers(directory) -> None:
+    """Removes temporary files and folders of local writers that were killed.
+
+    Args:
+        directory: Where `temporary` paths were written; it need not exist.
+    """
+    if is_remote(directory) or not os.path.isdir(directory):
+        return
+    for path in Path(directory).iterdir():
+        if not _TEMPORARY.fullmatch(path.name):
+            continue
+        with contextlib.suppress(OSError):  # it is gone, or not ours
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                if _lock(descriptor):
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
+            finally:
+                os.close(descriptor)
 
 
 def write_whole(path, content: bytes) -> None:
@@ -70,11 +141,16 @@ def write_whole(path, content: bytes) -> None:
 
 
 @contextlib.contextmanager
-def _naming(path):
+def writing(path) -> Iterator[None]:
+    """Turns errors of whatever writes a file or folder into UnwritableOutput."""
     try:
         yield
-    except OSError as error:
-        why = error.strerror or error
+    except TubeViTError:
+        raise
+    except Exception as error:  # clients of buckets have their own
+        if not (isinstance(error, OSError) or is_remote(path)):
+            raise
+        why = getattr(error, "strerror", None) or error
         raise UnwritableOutput(f"{path} cannot be written: {why}") from error
 
 
@@ -89,6 +165,16 @@ def absolute(path) -> str:
     `epath.Path.resolve` would take a URL for a path below the current directory.
     """
     return os.fspath(path) if is_remote(path) else os.path.abspath(path)
+
+
+def json_files(directory) -> list[epath.Path]:
+    """Returns the JSON files in a directory that may not exist, sorted.
+
+    `epath.Path.glob` would take the directory's name for a part of the pattern.
+    """
+    directory = epath.Path(directory)
+    paths = directory.iterdir() if directory.is_dir() else ()
+    return sorted(p for p in paths if p.suffix == ".json" and p.name[0] != ".")
 
 
 def files_below(directory) -> list[epath.Path]:
@@ -166,14 +252,34 @@ def read_file(path) -> bytes:
         raise UnreadableFile(f"{why}.") from error
 
 
+def check_workdir(workdir) -> None:
+    """Raises UnusableWorkdir if libraries that write checkpoints misread the path."""
+    path = absolute(workdir)
+    if found := [character for character in "*?[\\" if character in path]:
+        raise UnusableWorkdir(
+            f"--workdir {path} has {' and '.join(found)} in its path, which make it a "
+            "pattern, so that its checkpoints could not be read. Rename the folder, or "
+            "choose another."
+        )
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise UnusableWorkdir(
+            f"--workdir {path!a} is no path in UTF-8. Rename the folder, or choose "
+            "another."
+        ) from error
+
+
 def make_workdir(workdir: epath.Path) -> None:
     """Makes a run's work directory and checks that files can be written to it.
 
     Raises:
-        UnusableWorkdir: Its disk is full or read-only, or it cannot be made.
+        UnusableWorkdir: Its disk is full or read-only, it cannot be made, or its path
+            is none for `check_workdir`.
     """
+    check_workdir(workdir)
     for directory in (workdir, workdir / "checkpoints"):
-        probe = directory / f".written_{uuid.uuid4().hex}"
+        probe = temporary(directory / "written")
         try:
             directory.mkdir(parents=True, exist_ok=True)
             try:
@@ -187,4 +293,78 @@ def make_workdir(workdir: epath.Path) -> None:
 
 
 class UnusableWorkdir(TubeViTError, OSError):
-    """A work directory that cannot be made or written to."""
+    """A work directory that cannot be made, written to, or read back from."""
+
+
+class WorkdirInUse(TubeViTError, OSError):
+    """A work directory that another training uses."""
+
+
+class WorkdirLock:
+    """Keeps other trainings out of a work directory until it is closed.
+
+    On a disk by a lock, which ends with this process, however it ends. Buckets have
+    none: there, the last training that begins takes the work directory over, and
+    `check` ends the one before, which may be on a machine that was taken away.
+
+    Args:
+        workdir: The work directory, local or gs://, which exists.
+
+    Raises:
+        WorkdirInUse: Another training has locked it.
+        UnwritableOutput: The lock cannot be written.
+    """
+
+    def __init__(self, workdir):
+        self._workdir, self._file = workdir, epath.Path(workdir) / ".training"
+        self._holder = {
+            "host": socket.gethostname(),
+            "process": os.getpid(),
+            "token": uuid.uuid4().hex,
+        }
+        text = json.dumps(self._holder)
+        with writing(self._file):
+            if is_remote(workdir):
+                self._file.write_text(text)
+                return
+            while not self._locked():
+                pass  # whoever had locked the file has removed it
+            os.ftruncate(self._open, 0)
+            os.write(self._open, text.encode())
+
+    def _locked(self):
+        """Opens and locks the file; returns whether it is still there."""
+        self._open = os.open(self._file, os.O_RDWR | os.O_CREAT, 0o666)
+        if not _lock(self._open):
+            os.close(self._open)
+            raise self._in_use("Wait until it ends, stop it")
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(self._open), os.stat(self._file)):
+                return True
+        os.close(self._open)
+        return False
+
+    def check(self) -> None:
+        """Raises WorkdirInUse if another training has begun in the same bucket."""
+        if is_remote(self._workdir) and self._read() != self._holder:
+            raise self._in_use("Let that one go on")
+
+    def close(self) -> None:
+        """Lets other trainings in."""
+        if not is_remote(self._workdir):
+            _remove(self._file)
+            os.close(self._open)
+
+    def _read(self):
+        with contextlib.suppress(OSError, ValueError):
+            holder = json.loads(self._file.read_text())
+            return holder if isinstance(holder, dict) else {}
+        return {}
+
+    def _in_use(self, advice):
+        holder = self._read()
+        return WorkdirInUse(
+            f"--workdir {self._workdir} is in use by another training, process "
+            f"{holder.get('process', 'unknown')} on host "
+            f"{holder.get('host', 'unknown')}. {advice}, or choose another --workdir."
+        )

@@ -15,8 +15,12 @@ from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import config_flags
 
 from sparse_tube_vit.checkpoints import release
-from sparse_tube_vit.checkpoints.run import Checkpoints, describe_run
-from sparse_tube_vit.config import ConfigDict, validate
+from sparse_tube_vit.checkpoints.run import (
+    Checkpoints,
+    describe_run,
+    set_damaged_aside,
+)
+from sparse_tube_vit.config import ConfigDict, check_values, validate
 from sparse_tube_vit.config.flags import parse_flags
 from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.datasets.classes import classes_by_head
@@ -27,7 +31,12 @@ from sparse_tube_vit.evaluation import evaluator
 from sparse_tube_vit.log import log, to_stderr
 from sparse_tube_vit.models.losses import check_loss
 from sparse_tube_vit.models.tubevit import check_tubes
-from sparse_tube_vit.storage import make_workdir
+from sparse_tube_vit.storage import (
+    WorkdirLock,
+    make_workdir,
+    remove_leftovers,
+    writing,
+)
 from sparse_tube_vit.training import finetuning
 from sparse_tube_vit.training.batches import TrainingBatches
 from sparse_tube_vit.training.initialization import initial_params
@@ -46,7 +55,23 @@ def train(config: ConfigDict, workdir) -> TrainState:
         TubeViTError: The named errors of config, datasets, input, training and
             checkpoints.
     """
-    # ---- config and work directory
+    check_values(config)
+    workdir = epath.Path(workdir)
+    make_workdir(workdir)
+    with contextlib.ExitStack() as stack:
+        lock = None
+        with hosts.first_host_first("work directory"):
+            if jax.process_index() == 0:
+                lock = stack.enter_context(contextlib.closing(WorkdirLock(workdir)))
+                remove_leftovers(workdir)
+                remove_leftovers(workdir / "evaluations")
+                set_damaged_aside(workdir)
+        return _train(config, workdir, lock)
+
+
+def _train(config, workdir, lock):
+    """Trains in a work directory that the first host has locked."""
+    # ---- config
     with hosts.first_host_first("folder"):
         config = finetuning.complete(config, workdir)
     validate(config)
@@ -54,8 +79,6 @@ def train(config: ConfigDict, workdir) -> TrainState:
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
         compilation_cache.reset_cache()  # else jax stays with the one it has opened
-    workdir = epath.Path(workdir)
-    make_workdir(workdir)
     hosts.check_shared(workdir)
     first_host = jax.process_index() == 0
 
@@ -106,6 +129,8 @@ def train(config: ConfigDict, workdir) -> TrainState:
 
     def save():
         with reporter.time("checkpoint"):
+            if first_host:
+                lock.check()
             checkpoints.save(state)
 
     def finish_checkpoints():
@@ -185,7 +210,9 @@ def write_overview(params, workdir: epath.Path, first_host: bool) -> None:
         overview = parameter_overview.get_parameter_overview(
             params, include_stats="sharding"
         )
-        (workdir / "parameters.txt").write_text(overview + "\n")
+        path = workdir / "parameters.txt"
+        with writing(path):
+            path.write_text(overview + "\n")
     count = sum(x.size for x in jax.tree.leaves(params))
     log.info("%s parameters, listed in %s/parameters.txt", f"{count:,}", workdir)
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 import shutil
-import uuid
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,7 @@ from flax.traverse_util import flatten_dict
 
 from sparse_tube_vit.checkpoints import hub, stored
 from sparse_tube_vit.checkpoints.model_card import model_card
+from sparse_tube_vit.checkpoints.run import sealed
 from sparse_tube_vit.checkpoints.stored import (
     ARRAYS,
     CARD,
@@ -23,7 +23,7 @@ from sparse_tube_vit.checkpoints.stored import (
 from sparse_tube_vit.config import from_json
 from sparse_tube_vit.errors import TubeViTError, UnwritableOutput
 from sparse_tube_vit.log import log
-from sparse_tube_vit.storage import is_remote
+from sparse_tube_vit.storage import in_use, is_remote, temporary
 
 
 def release(
@@ -122,14 +122,15 @@ def write_folder(
         "sha256": hashlib.sha256(data).hexdigest(),
     }
     # Written beside its place, then renamed.
-    new = directory.with_name(f".{directory.name}.{uuid.uuid4().hex}")
+    new = temporary(directory)
     old = new.with_name(f"{new.name}.old")
     try:
         new.mkdir(parents=True)
-        (new / ARRAYS).write_bytes(data)
-        text = json.dumps(model.run | {"release": release}, indent=1)
-        (new / CONFIG).write_text(f"{text}\n")
-        (new / CARD).write_text(card)
+        with in_use(new):
+            (new / ARRAYS).write_bytes(data)
+            text = json.dumps(sealed(model.run | {"release": release}), indent=1)
+            (new / CONFIG).write_text(f"{text}\n")
+            (new / CARD).write_text(card)
         if directory.exists():
             directory.rename(old)
         new.rename(directory)

@@ -2,15 +2,18 @@
 
 `WORKDIR/checkpoints/<step>` holds the items `params`, `ema` (where an average is kept)
 and `optimizer`, unstacked trees of arrays, the latter two of trained parameters only;
-`run`, JSON with the whole config, the class names of every head, package versions and
-the `FORMAT`; and `checksums`, JSON with one checksum per array.
+`run`, JSON with the whole config, the class names of every head, package versions, the
+`FORMAT` and a checksum of these; and `checksums`, JSON with one checksum per array.
 
 `stored` finds a step and reads it for everything but resuming.
 """
 
 import contextlib
+import hashlib
 import importlib.metadata
 import json
+import re
+from collections.abc import Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -18,12 +21,18 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging as absl_logging
 from etils import epath
-from flax.traverse_util import flatten_dict, unflatten_dict
+from flax.traverse_util import unflatten_dict
 
-from sparse_tube_vit.config import ConfigDict, differences, from_json
-from sparse_tube_vit.errors import TubeViTError
+from sparse_tube_vit.config import ConfigDict, InvalidConfig, differences, from_json
+from sparse_tube_vit.errors import TubeViTError, UnwritableOutput
 from sparse_tube_vit.log import log
-from sparse_tube_vit.storage import absolute
+from sparse_tube_vit.storage import (
+    UnusableWorkdir,
+    absolute,
+    check_workdir,
+    files_below,
+    is_remote,
+)
 
 _PACKAGES = ("sparse_tube_vit", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -33,6 +42,12 @@ FORMAT = 1
 
 #: Orbax's file of a step with its items and the time at which it was finished.
 METADATA = "_CHECKPOINT_METADATA"
+
+#: The end of errors of reading, which a run that resumes does not show.
+_ADVICE = " Copy it again, or take another one."
+
+#: Items of a step that are trees of arrays.
+ARRAYS = ("params", "ema", "optimizer")
 
 #: Keys that may change on resume: they do not affect the result.
 RESUMABLE_KEYS = (
@@ -100,9 +115,13 @@ class Checkpoints:
         workdir: The run's work directory, local or gs://.
         keep: Number of latest checkpoints to keep.
         run: Description of the run by `describe_run`.
+
+    Raises:
+        UnusableWorkdir: As `storage.check_workdir`.
     """
 
     def __init__(self, workdir, keep: int, run: dict):
+        check_workdir(workdir)
         self.directory = epath.Path(absolute(workdir)) / "checkpoints"
         self.run = run
         self.manager = ocp.CheckpointManager(
@@ -113,10 +132,12 @@ class Checkpoints:
     @property
     def resumable(self) -> bool:
         """Whether the work directory has a checkpoint to resume from."""
-        return self.manager.latest_step() is not None
+        return latest_step(self.directory) is not None
 
     def resume(self, state):
         """Restores the latest checkpoint's state.
+
+        `set_damaged_aside` comes first, so that the latest one is whole.
 
         Args:
             state: A `TrainState` of arrays, or of their shapes, dtypes and shardings.
@@ -127,7 +148,7 @@ class Checkpoints:
                 optimizer state.
             DamagedCheckpoint: A part is missing, or differs from what was saved.
         """
-        step = self.manager.latest_step()
+        step = latest_step(self.directory)
         root = self.directory / str(step)
         self._check_run(restore_description(root))
         if not (root / "optimizer").exists():
@@ -143,10 +164,7 @@ class Checkpoints:
         with reading(root):
             restored = self.manager.restore(step, args=ocp.args.Composite(**args))
             saved = _restore_checksums(root)
-        for name, checksum in _checksums({k: restored[k] for k in items}).items():
-            # Older checkpoints have none for the optimizer's arrays, or none at all.
-            if saved.get(name, checksum) != checksum:
-                raise damaged(root, f"{name} is not what was saved")
+        _compare(root, _checksums({k: restored[k] for k in items}), saved)
         log.info("Resumed from step %d in %s", step, self.directory)
         return state.replace(
             step=jax.device_put(np.int32(step), state.step.sharding),
@@ -156,23 +174,64 @@ class Checkpoints:
         )
 
     def save(self, state) -> None:
-        """Saves a `TrainState` in the background. Its arrays may be donated at once."""
-        step = int(state.step)
-        if step in self.manager.all_steps():
+        """Saves a `TrainState` in the background. Its arrays may be donated at once.
+
+        The first checkpoint of a run is waited for and read back.
+
+        Raises:
+            UnwritableOutput: It, or the one before, cannot be written.
+            UnusableWorkdir: The first one cannot be read back.
+        """
+        step, before = int(state.step), self.manager.all_steps()
+        if step in before:
             return
-        self.manager.save(
-            step,
-            args=ocp.args.Composite(
-                run=ocp.args.JsonSave(self.run),
-                checksums=ocp.args.JsonSave(_checksums(_items(state))),
-                **{k: ocp.args.StandardSave(v) for k, v in _items(state).items()},
-            ),
-        )
+        with self._writing():
+            self.manager.save(
+                step,
+                args=ocp.args.Composite(
+                    run=ocp.args.JsonSave(sealed(self.run)),
+                    checksums=ocp.args.JsonSave(_checksums(_items(state))),
+                    **{k: ocp.args.StandardSave(v) for k, v in _items(state).items()},
+                ),
+            )
+        if not before:
+            self._read_back(step)
 
     def close(self) -> None:
-        """Waits until everything is written."""
-        self.manager.wait_until_finished()
-        self.manager.close()
+        """Waits until everything is written.
+
+        Raises:
+            UnwritableOutput: The last checkpoint cannot be written.
+        """
+        with self._writing(), contextlib.closing(self.manager):
+            self.manager.wait_until_finished()
+
+    def _read_back(self, step):
+        """Checks that the work directory gives back what is written to it."""
+        with self._writing():
+            self.manager.wait_until_finished()
+        if jax.process_index() == 0:
+            try:
+                check_whole(self.directory / str(step))
+            except TubeViTError as error:
+                raise UnusableWorkdir(
+                    f"--workdir {self.directory.parent} does not give back what is "
+                    f"written to it: {error}"
+                ) from error
+
+    @contextlib.contextmanager
+    def _writing(self):
+        """Turns errors of libraries that write a checkpoint into UnwritableOutput."""
+        try:
+            yield
+        except (TubeViTError, jax.errors.JaxRuntimeError):
+            raise
+        except Exception as error:  # orbax, tensorstore, tensorflow have their own
+            raise UnwritableOutput(
+                f"{self.directory} cannot be written: {_first_line(error)} Checkpoints "
+                "that were finished before are whole: once files can be written there, "
+                "the same command goes on from the latest."
+            ) from error
 
     def _check_run(self, saved):
         # Keys added since the checkpoint was saved take their defaults.
@@ -224,6 +283,160 @@ def _items(state):
     return items | ({"ema": state.ema} if state.ema is not None else {})
 
 
+def step_numbers(names: Iterable[str]) -> list[int]:
+    """Returns the steps among the names in a directory of checkpoints, in order."""
+    return sorted(int(x) for x in names if re.fullmatch(r"0|[1-9][0-9]{0,17}", x))
+
+
+def latest_step(directory) -> int | None:
+    """Returns the latest finished step of a directory of checkpoints, or None.
+
+    Raises:
+        DamagedCheckpoint: The metadata of a later one cannot be read.
+    """
+    if not directory.is_dir():
+        return None
+    for step in reversed(step_numbers(path.name for path in directory.iterdir())):
+        if read_metadata(directory / str(step))[1]:
+            return step
+    return None
+
+
+def set_damaged_aside(workdir) -> None:
+    """Moves checkpoints newer than the latest whole one to `WORKDIR/damaged`.
+
+    A run resumes from the latest one that is left. Called on one host.
+
+    Args:
+        workdir: The run's work directory, local or gs://.
+
+    Raises:
+        DamagedCheckpoint, UnfinishedCheckpoint, ForeignCheckpoint: None is whole; all
+            stay where they are.
+        NewerCheckpoint, InvalidConfig: A newer version wrote the latest one.
+        UnusableWorkdir: They cannot be moved.
+    """
+    directory = epath.Path(absolute(workdir)) / "checkpoints"
+    if not directory.is_dir():
+        return
+    problems = {}
+    for step in reversed(step_numbers(path.name for path in directory.iterdir())):
+        root = directory / str(step)
+        try:
+            check_whole(root)
+            break
+        except (UnfinishedCheckpoint, ForeignCheckpoint, DamagedCheckpoint) as error:
+            # In a bucket, orbax writes an unfinished one again in its place.
+            if not (is_remote(root) and isinstance(error, UnfinishedCheckpoint)):
+                problems[root] = type(error)(str(error).removesuffix(_ADVICE))
+    else:
+        for error in problems.values():  # the newest
+            raise type(error)(
+                f"{error} No other checkpoint in {directory} is whole: restore one "
+                "from a copy, or move that directory away to train from the start."
+            )
+        return
+    for root, error in problems.items():
+        aside = _unused(directory.parent / "damaged" / root.name)
+        try:
+            _move(root, aside)
+        except Exception as problem:  # tensorflow and fsspec have their own
+            raise UnusableWorkdir(
+                f"{error} It cannot be moved to {aside}, to go on from step {step}: "
+                f"{_first_line(problem)}"
+            ) from problem
+        log.error("%s It is moved to %s; the run goes on from %d.", error, aside, step)
+
+
+def _move(root, aside):
+    aside.parent.mkdir(exist_ok=True)
+    if not is_remote(root):
+        root.rename(aside)
+        return
+    for file in files_below(root):  # a bucket has files only, no folders to rename
+        target = aside / file.relative_to(root)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        file.copy(target)
+    root.rmtree()
+
+
+def _unused(path):
+    """Returns a path that nothing has, this one or with a number appended."""
+    number, free = 1, path
+    while free.exists():
+        number += 1
+        free = path.with_name(f"{path.name}_{number}")
+    return free
+
+
+def check_whole(root) -> None:
+    """Reads all of a step, and compares it with its checksums.
+
+    Reads one item after the other into memory.
+
+    Args:
+        root: The step's directory, on a disk or at gs://.
+
+    Raises:
+        UnfinishedCheckpoint, ForeignCheckpoint, DamagedCheckpoint, NewerCheckpoint,
+        InvalidConfig: It is not whole, or not of this version.
+    """
+    check_finished(root, root, ("optimizer",))
+    restore_description(root)
+    checksums = _restore_checksums(root)
+    for item in ARRAYS:
+        if (root / item).exists():
+            found = _checksums_of(item, _restore_arrays(root, item))
+            _compare(root, found, checksums)
+            wanted = {x for x in checksums if x.startswith(f"{item}/")}
+            if lost := sorted(wanted - set(found)):
+                raise damaged(root, f"{', '.join(lost[:5])} is gone")
+            _check_array_metadata(root / item)
+
+
+def _check_array_metadata(path):
+    """Reads files of an item that orbax reads for arrays on devices, not in numpy."""
+    directory = path / "array_metadatas"
+    with reading(path):
+        for file in directory.iterdir() if directory.is_dir() else ():
+            for entry in json.loads(file.read_bytes())["array_metadatas"]:
+                for key in ("param_name", "write_shape", "chunk_shape"):
+                    tuple(entry["array_metadata"][key])
+
+
+def check_finished(root, name, others: Iterable[str] = ()) -> None:
+    """Raises unless a step is finished, of this package, and has all its items.
+
+    Args:
+        root: The step's directory.
+        name: What errors call it.
+        others: Items that it must have as well if it was saved with them.
+
+    Raises:
+        UnfinishedCheckpoint, ForeignCheckpoint, DamagedCheckpoint.
+    """
+    if not root.is_dir():
+        raise damaged(name, "it is a file")
+    names, (items, finished) = _names(root), read_metadata(root, name)
+    if not names:
+        raise damaged(name, "it is empty")
+    if not finished:
+        raise UnfinishedCheckpoint(f"{name} is not written to its end.{_ADVICE}")
+    if not {"run", "params"} <= names | set(items):
+        raise ForeignCheckpoint(
+            f"{name} is not of sparse_tube_vit: it holds {', '.join(sorted(names))}, "
+            "where run and params are needed."
+        )
+    optional = {"ema", "checksums", *others}
+    lost = {"run", "params", *(optional & set(items))} - names
+    if lost:
+        raise damaged(name, f"{', '.join(sorted(lost))} is gone")
+
+
+def _names(directory):
+    return {path.name for path in directory.iterdir()}
+
+
 def read_metadata(root, name=None) -> tuple[dict, bool]:
     """Returns a step's items by name, and whether the step is finished.
 
@@ -260,16 +473,31 @@ def restore_description(root) -> dict:
         raise NoCheckpoint(f"{root} is not a finished checkpoint of this package.")
     with reading(root / "run"):
         run = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(root / "run")
-    check_description(run, root)
-    return run
+    return unsealed(run, root)
 
 
-def check_description(run, where) -> None:
-    """Raises ForeignCheckpoint or NewerCheckpoint unless this version can read `run`.
+def sealed(description: Mapping) -> dict:
+    """Returns JSON with a checksum of its other keys, for `unsealed`."""
+    return {**description, "checksum": _digest(description)}
+
+
+def _digest(description):
+    text = json.dumps(description, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def unsealed(run, where) -> dict:
+    """Returns a stored description without its checksum, once all of it is checked.
 
     Args:
-        run: JSON where `describe_run` would have written a description.
+        run: JSON where `sealed` would have written a description.
         where: The path of the checkpoint or release, for errors.
+
+    Raises:
+        ForeignCheckpoint: It is no description of a run.
+        NewerCheckpoint: It is of a newer format.
+        DamagedCheckpoint: It is not what was saved, or its parts do not go together.
+        InvalidConfig: This version does not know its config.
     """
     needed = ("config", "class_names", "versions")
     if not isinstance(run, dict) or any(
@@ -279,12 +507,31 @@ def check_description(run, where) -> None:
             f"{where} is not of sparse_tube_vit: it does not say its "
             f"{', '.join(needed)}."
         )
-    if (number := run.get("format", 0)) > FORMAT:
+    if type(number := run.get("format", 0)) is not int:
+        raise damaged(where, f"its format is {number!r}, no number")
+    if number > FORMAT:
         version = run["versions"].get("sparse_tube_vit", "a newer one")
         raise NewerCheckpoint(
             f"{where} has format {number}, of sparse_tube_vit {version}; this version "
             f"reads formats up to {FORMAT}. Upgrade sparse_tube_vit."
         )
+    checksum = run.get("checksum")  # older ones have none
+    run = {key: value for key, value in run.items() if key != "checksum"}
+    if checksum not in (None, _digest(run)):
+        raise damaged(where, "its config or class names are not what was saved")
+    try:
+        config = from_json(run["config"])
+    except InvalidConfig as error:
+        raise InvalidConfig(f"{where}: {error}") from error
+    for head, names in run["class_names"].items():
+        is_list = isinstance(names, list) and names
+        if not is_list or not all(isinstance(name, str) for name in names):
+            raise damaged(where, f"the classes of head {head!r} are no list of names")
+    sources = (*config.streams.values(), *config.evaluations.values())
+    used = {source.head for source in sources} | set(config.init.keep_heads)
+    if lost := sorted(used - set(run["class_names"])):
+        raise damaged(where, f"the class names of head {', '.join(lost)} are gone")
+    return run
 
 
 @contextlib.contextmanager
@@ -298,10 +545,16 @@ def reading(path):
     except (TubeViTError, jax.errors.JaxRuntimeError):
         raise
     except Exception as error:  # each reader has its own for damaged files
-        why = str(error).strip().splitlines() or [type(error).__name__]
-        raise DamagedCheckpoint(
-            f"{path} is damaged: {why[0][:300]} Copy it again, or take another step."
-        ) from error
+        raise damaged(path, _first_line(error)) from error
+
+
+def _first_line(error):
+    if isinstance(error, KeyError):
+        return f"It lacks {error}."
+    line, *_ = str(error).strip().splitlines() or [type(error).__name__]
+    line = re.sub(r" \[(os_error_code|tensorstore_spec)=.*", "", line).rstrip(".")
+    # What tensorstore was doing is said first, and its cause last.
+    return f"{line[:100]} ... {line[-200:]}." if len(line) > 300 else f"{line}."
 
 
 def restore_params(root, ema: bool = True) -> dict:
@@ -320,14 +573,10 @@ def restore_params(root, ema: bool = True) -> dict:
     params, checksums = {}, _restore_checksums(root)
     for item in ("ema", "params") if ema else ("params",):
         if (root / item).exists():  # frozen parameters have no average
-            with reading(root / item):
-                arrays = _restore_arrays(root / item, exclude=params)
-            for path, x in arrays.items():
-                name = "/".join((item, *path))
-                if checksums and checksums.get(name) != int(_checksum(x, np)):
-                    raise damaged(root, f"{name} is not what was saved")
+            arrays = _restore_arrays(root, item, exclude=params)
+            _compare(root, _checksums_of(item, arrays), checksums)
             params |= arrays
-    return unflatten_dict(params)
+    return unflatten_dict(params, sep="/")
 
 
 def _restore_checksums(root) -> dict[str, int]:
@@ -343,17 +592,26 @@ def _restore_checksums(root) -> dict[str, int]:
 
 def damaged(name, why: str) -> DamagedCheckpoint:
     """Returns the error of a damaged checkpoint or release."""
-    return DamagedCheckpoint(
-        f"{name} is damaged: {why}. Copy it again, or take another step."
-    )
+    return DamagedCheckpoint(f"{name} is damaged: {why.rstrip('.')}.{_ADVICE}")
+
+
+def _compare(root, found, saved):
+    """Raises DamagedCheckpoint if checksums of arrays are not those that were saved."""
+    # Older checkpoints have none for the optimizer's arrays, or none at all.
+    items = {name.partition("/")[0] for name in saved}
+    for name, checksum in found.items():
+        if name.partition("/")[0] in items and saved.get(name) != checksum:
+            raise damaged(root, f"{name} is not what was saved")
+
+
+def _checksums_of(item, arrays):
+    """Returns the checksums of arrays in numpy, by the paths that were saved."""
+    return {f"{item}/{name}": int(_checksum(x, np)) for name, x in arrays.items()}
 
 
 def _checksums(items):
     """Returns the checksum of every array of the items by path."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): int(x)
-        for path, x in jax.tree.leaves_with_path(jax.device_get(_sums(items)))
-    }
+    return {k: int(x) for k, x in _by_path(jax.device_get(_sums(items))).items()}
 
 
 @jax.jit  # compiled for the first checkpoint of a run, not for each
@@ -366,28 +624,42 @@ def _checksum(x, xp):
     return x.view(f"uint{8 * x.dtype.itemsize}").sum(dtype=xp.uint32)
 
 
-def _restore_arrays(path, exclude):
-    """Returns the arrays of a tree by path, in numpy, except those of `exclude`."""
-    checkpointer = ocp.PyTreeCheckpointer()
+def _restore_arrays(root, item, exclude=()):
+    """Returns an item's arrays by path, in numpy, except those of `exclude`."""
+    checkpointer, path = ocp.PyTreeCheckpointer(), root / item
+    with reading(path):
+        with _quiet():  # it warns of files that no item has
+            metadata = checkpointer.metadata(path).item_metadata
+        if metadata is None:
+            raise damaged(path, "its _METADATA is gone")
+        target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), metadata.tree)
+        if exclude:  # of parameters, which are nested dicts
+            arrays = _by_path(target)
+            kept = {name: x for name, x in arrays.items() if name not in exclude}
+            target = unflatten_dict(kept, sep="/")
+        if not jax.tree.leaves(target):
+            return {}
+        restore = ocp.args.PyTreeRestore(
+            target,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+            partial_restore=True,
+        )
+        return _by_path(checkpointer.restore(path, restore))
+
+
+@contextlib.contextmanager
+def _quiet():
     verbosity = absl_logging.get_verbosity()
-    absl_logging.set_verbosity(absl_logging.ERROR)  # warns of files that no item has
+    absl_logging.set_verbosity(absl_logging.ERROR)
     try:
-        metadata = checkpointer.metadata(path).item_metadata
+        yield
     finally:
         absl_logging.set_verbosity(verbosity)
-    if metadata is None:
-        raise damaged(path, "its _METADATA is gone")
-    target = {
-        name: np.empty(x.shape, x.dtype)
-        for name, x in flatten_dict(metadata.tree).items()
-        if name not in exclude
+
+
+def _by_path(tree):
+    """Returns the leaves of a tree by their paths, joined by slashes."""
+    return {
+        jax.tree_util.keystr(path, simple=True, separator="/"): x
+        for path, x in jax.tree.leaves_with_path(tree)
     }
-    if not target:
-        return {}
-    target = unflatten_dict(target)
-    restore = ocp.args.PyTreeRestore(
-        target,
-        restore_args=ocp.checkpoint_utils.construct_restore_args(target),
-        partial_restore=True,
-    )
-    return flatten_dict(checkpointer.restore(path, restore))

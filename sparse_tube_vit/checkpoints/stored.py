@@ -26,12 +26,14 @@ from sparse_tube_vit.checkpoints.run import (
     ForeignCheckpoint,
     NoCheckpoint,
     UnfinishedCheckpoint,
-    check_description,
+    check_finished,
     damaged,
-    read_metadata,
+    latest_step,
     reading,
     restore_description,
     restore_params,
+    step_numbers,
+    unsealed,
 )
 from sparse_tube_vit.storage import UnreachableStorage
 
@@ -126,18 +128,22 @@ class Location:
         if hashlib.sha256(data).hexdigest() != release.get("sha256"):
             raise damaged(self.name, f"{ARRAYS} is not what {CONFIG} says")
         with reading(self.name):
+            arrays = safetensors.deserialize(data)
+            if other := sorted({x["dtype"] for _, x in arrays} - set(DTYPES)):
+                raise damaged(self.name, f"it has parameters of {', '.join(other)}")
             params = {
                 name: np.frombuffer(x["data"], DTYPES[x["dtype"]])
                 .reshape(x["shape"])
                 .astype(np.float32)
-                for name, x in safetensors.deserialize(data)
+                for name, x in arrays
             }
+            params = unflatten_dict(params, sep="/")
         return StoredModel(
             name=self.name,
             run=run,
             step=release["step"],
             averaged=release["averaged"],
-            params=unflatten_dict(params, sep="/"),
+            params=params,
         )
 
     def _on_disk(self, *items):
@@ -211,25 +217,21 @@ def _locate(root, step, name):
         if step is not None:
             raise NoCheckpoint(f"{name} is a release, which has no other steps.")
         return Location(f"release {name}", root)
-    if root.name.isdigit() and {"run", METADATA} & names:
+    if step_numbers([root.name]) and {"run", METADATA} & names:
         directory, step, shown = root.parent, int(root.name), name
     else:
-        is_directory = root.name == "checkpoints" or _steps(names)
+        is_directory = root.name == "checkpoints" or step_numbers(names)
         directory = root if is_directory else root / "checkpoints"
         step = _choose_step(directory, step, name, names)
         shown = f"step {step} of {name.removesuffix('/checkpoints')}"
     folder = directory / str(step)
-    _check_finished(folder, shown)
+    check_finished(folder, shown)
     local = not isinstance(root, HubPath) and directory.name == "checkpoints"
     return Location(shown, folder, step, directory.parent if local else None)
 
 
 def _names(directory):
     return {path.name for path in directory.iterdir()}
-
-
-def _steps(names):
-    return sorted(int(name) for name in names if name.isdigit())
 
 
 def _choose_step(directory, step, name, names_above):
@@ -243,17 +245,16 @@ def _choose_step(directory, step, name, names_above):
             "one step of them, nor a release."
         )
     names = _names(directory)
-    steps = _steps(names)
     if step is not None:
+        steps = step_numbers(names)
         if step not in steps:
             raise NoCheckpoint(
                 f"{name} has no checkpoint of step {step}; it has "
                 f"{', '.join(map(str, steps)) or 'none'}."
             )
         return step
-    for step in reversed(steps):
-        if read_metadata(directory / str(step))[1]:
-            return step
+    if (step := latest_step(directory)) is not None:
+        return step
     if names:
         raise UnfinishedCheckpoint(
             f"{name} has no checkpoint that is written to its end, but "
@@ -262,33 +263,19 @@ def _choose_step(directory, step, name, names_above):
     raise NoCheckpoint(f"{name} has no checkpoint yet. {_TRAIN}")
 
 
-def _check_finished(folder, name):
-    """Raises unless a step is finished, of this package, and has all its items."""
-    names, (items, finished) = _names(folder), read_metadata(folder, name)
-    if not finished:
-        raise UnfinishedCheckpoint(
-            f"{name} is not written to its end. Take another step."
-        )
-    if not {"run", "params"} <= names | set(items):
-        raise ForeignCheckpoint(
-            f"{name} is not of sparse_tube_vit: it holds {', '.join(sorted(names))}, "
-            "where run and params are needed."
-        )
-    lost = {"run", "params", *({"ema", "checksums"} & set(items))} - names
-    if lost:
-        raise damaged(name, f"{', '.join(sorted(lost))} is gone")
-
-
 def _read_config(folder: Path, name):
     """Reads a release's config.json: (run, section "release")."""
     if not (folder / CONFIG).exists():
         raise damaged(name, f"{CONFIG} is gone")
     with reading(name):
         run = json.loads((folder / CONFIG).read_text())
-    check_description(run, name)
+    run = unsealed(run, name)
     release = run.pop("release", None)
     if not isinstance(release, dict):
         raise ForeignCheckpoint(f"{name} is no release: {CONFIG} says nothing of one.")
+    for key, kind in (("step", int), ("averaged", bool), ("sha256", str)):
+        if type(release.get(key)) is not kind:
+            raise damaged(name, f"{CONFIG} has no {key} of the release")
     return run, release
 
 
@@ -299,7 +286,7 @@ def read_evaluations(workdir) -> dict[str, dict]:
         workdir: The run's work directory, local or gs://.
     """
     results = {}
-    for path in sorted((epath.Path(workdir) / "evaluations").glob("*.json")):
+    for path in storage.json_files(epath.Path(workdir) / "evaluations"):
         results[path.stem] = result = json.loads(path.read_text())
         if "distinct" in result:  # the name of the key in version 0.1.0
             result["examples"] = result.pop("distinct")

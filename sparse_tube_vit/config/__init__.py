@@ -6,6 +6,7 @@ from sparse_tube_vit.config.keys import InvalidConfig
 from sparse_tube_vit.config.model import MODEL, EncoderOptions
 from sparse_tube_vit.config.rules import (
     check_values,
+    from_json,
     head_loss,
     is_weights_file,
     profiled_steps,
@@ -15,7 +16,6 @@ from sparse_tube_vit.config.schema import (
     default_config,
     differences,
     evaluation,
-    from_json,
     leave_open,
     open_keys,
     stream,

@@ -1,6 +1,8 @@
 """Keys of a configuration, each with its default, rule and meaning."""
 
 import dataclasses
+import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -66,11 +68,12 @@ def either(one: str, other: str) -> Rule:
     return Rule((one, other).__contains__, f"{one!r} or {other!r}", (one, other))
 
 
-def whole(least: int) -> Rule:
-    """Returns the rule of whole numbers from `least` on."""
+def whole(least: int, most: int | None = None) -> Rule:
+    """Returns the rule of whole numbers from `least` on, up to `most` if given."""
+    words = f"of at least {least}" if most is None else f"from {least} to {most}"
     return Rule(
-        lambda x: isinstance(x, int) and x >= least,
-        f"a whole number of at least {least}",
+        lambda x: type(x) is int and x >= least and (most is None or x <= most),
+        f"a whole number {words}",
     )
 
 
@@ -79,9 +82,16 @@ def between(least: float, greatest: float) -> Rule:
     return Rule(lambda x: least <= x <= greatest, f"between {least} and {greatest}")
 
 
+#: Names become parts of file names, parameters and metrics.
+NAME = Rule(
+    lambda x: re.fullmatch(r"[\w-][\w.-]{0,99}", x) is not None,
+    "1 to 100 letters, digits, _, - and ., of which . is not the first, as in "
+    "ucf101_split1",
+)
+TEXT = Rule(lambda x: isinstance(x, str), "text")
 COUNT = whole(1)
 NOT_NEGATIVE = Rule(lambda x: x >= 0, "at least 0")
-POSITIVE = Rule(lambda x: x > 0, "above 0")
+POSITIVE = Rule(lambda x: 0 < x < math.inf, "above 0 and finite")
 SHARE = between(0, 1)
 RATE = Rule(lambda x: 0 <= x < 1, "at least 0 and below 1")
 DTYPE = one_of("float32", "bfloat16")

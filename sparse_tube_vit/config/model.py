@@ -8,11 +8,11 @@ from ml_collections import ConfigDict
 from sparse_tube_vit.config.keys import (
     COUNT,
     DTYPE,
-    NOT_NEGATIVE,
     POSITIVE,
     RATE,
     Key,
     one_of,
+    whole,
 )
 
 
@@ -34,9 +34,9 @@ class EncoderOptions:
             differentiating a loop differentiates all of it.
     """
 
-    depth: int = _option(12, "Number of blocks, `block_<i>`.", COUNT)
-    width: int = _option(768, "Channels of a token.", COUNT)
-    mlp_dim: int = _option(3072, "Hidden units of the MLPs.", COUNT)
+    depth: int = _option(12, "Number of blocks, `block_<i>`.", whole(1, 1000))
+    width: int = _option(768, "Channels of a token.", whole(1, 2**16))
+    mlp_dim: int = _option(3072, "Hidden units of the MLPs.", whole(1, 2**20))
     heads: int = _option(12, "Attention heads; they divide the width.", COUNT)
     dropout: float = _option(0.0, "Dropout rate in training.", RATE)
     stochastic_depth: float = _option(
@@ -49,7 +49,7 @@ class EncoderOptions:
         0,
         "Number of fresh blocks on top of a pretrained trunk, `new_block_<i>` "
         "(paper table 8).",
-        NOT_NEGATIVE,
+        whole(0, 1000),
     )
     gate_after: int | None = _option(
         None,

@@ -1,17 +1,21 @@
 """Rules of a configuration: values of single keys, and keys that must go together."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from ml_collections import ConfigDict
 
-from sparse_tube_vit.config.keys import InvalidConfig
+from sparse_tube_vit.config.keys import NAME, InvalidConfig
 from sparse_tube_vit.config.model import EncoderOptions
 from sparse_tube_vit.config.schema import (
     SCHEMA,
     SOURCES,
+    default_config,
+    evaluation,
     leaves,
+    message_of,
     open_keys,
+    stream,
     wrong_keys,
 )
 
@@ -28,9 +32,11 @@ def validate(config: ConfigDict) -> None:
             f"These keys are open: {', '.join(keys)}. Training takes them from the run "
             "of config.init.weights; here, set them."
         )
-    heads = {s.head for s in config.streams.values() if "head" in s}
-    wrong = [
-        *_wrong_values(config),
+    wrong = [*_wrong_values(config)]
+    if not config.streams:
+        wrong.append("streams is empty: there is nothing to train on.")
+    heads = {str(s.head) for s in config.streams.values() if "head" in s}
+    wrong += [
         *_wrong_losses(config, heads),
         *_wrong_evaluations(config, heads),
         *_wrong_init(config, heads),
@@ -49,6 +55,34 @@ def check_values(config: ConfigDict) -> None:
     _raise([*_wrong_values(config, still_open=(None, ""))])
 
 
+def from_json(values: Mapping) -> ConfigDict:
+    """Returns the config that a checkpoint stores; keys it lacks take their defaults.
+
+    Raises:
+        InvalidConfig: It has keys, types or values that this version does not know.
+    """
+
+    def tuples(value):
+        if isinstance(value, Mapping):
+            return {key: tuples(v) for key, v in value.items()}
+        return tuple(map(tuples, value)) if isinstance(value, list) else value
+
+    config = default_config()
+    try:
+        values = tuples(values)
+        for section, make in (("streams", stream), ("evaluations", evaluation)):
+            for name, source in values.pop(section).items():
+                config[section][name] = make(**source)
+        config.update(values)
+        check_values(config)
+    except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise InvalidConfig(
+            "The saved config is none that this version of sparse_tube_vit knows: "
+            f"{message_of(error)} A newer version may have written it: upgrade."
+        ) from error
+    return config
+
+
 def _raise(wrong):
     if wrong:
         raise InvalidConfig("\n".join(["The configuration cannot work:", *wrong]))
@@ -57,11 +91,11 @@ def _raise(wrong):
 def _wrong_values(config, still_open=()) -> Iterator[str]:
     """Yields values that break their key's rule; `still_open` ones are allowed."""
     yield from _wrong_in(config, SCHEMA, "", still_open)
-    if not config.streams:
-        yield "streams is empty: there is nothing to train on."
     for section, schema in SOURCES.items():
         for name, source in config[section].items():
             where = f"{section}.{name}"
+            if problem := NAME.problem(f"The name of {where}", name):
+                yield problem
             wrong = [*wrong_keys(where, schema, source, complete=True)]
             known = {name: key for name, key in schema.items() if name in source}
             wrong += _wrong_in(source, known, f"{where}.", still_open)
@@ -98,7 +132,7 @@ def _wrong_evaluations(config, heads):
     """Yields evaluations of heads that are not trained, and strides that do not fit."""
     positions = config.model.positions
     for name, e in config.evaluations.items():
-        if "head" in e and e.head not in heads:
+        if "head" in e and str(e.head) not in heads:
             yield (
                 f"evaluations.{name}.head is {e.head!r}, but the streams train "
                 f"{_listed(heads)}."

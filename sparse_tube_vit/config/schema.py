@@ -12,11 +12,13 @@ from ml_collections import ConfigDict, config_dict
 from sparse_tube_vit.config.keys import (
     COUNT,
     DTYPE,
+    NAME,
     NOT_NEGATIVE,
     POSITIVE,
     RATE,
     REQUIRED,
     SHARE,
+    TEXT,
     InvalidConfig,
     Key,
     Rule,
@@ -51,9 +53,9 @@ SCHEMA = {
     },
     # Input of the model. An image is one frame.
     "clip": {
-        "frames": Key(32, "Frames of a clip.", COUNT),
+        "frames": Key(32, "Frames of a clip.", whole(1, 10_000)),
         "fps": Key(15.0, "Frames per second of a clip.", POSITIVE),
-        "size": Key(224, "Height and width in pixels.", COUNT),
+        "size": Key(224, "Height and width in pixels.", whole(1, 10_000)),
     },
     "model": MODEL,
     # Initial parameters of a run that does not resume, see checkpoints.pretrained.
@@ -130,9 +132,13 @@ SCHEMA = {
         "JAX_COMPILATION_CACHE_DIR.",
     ),
     "loader": {
-        "workers": Key(0, "Processes a stream that decode; 0: threads.", NOT_NEGATIVE),
-        "threads": Key(2, "Threads a stream that decode, without processes.", COUNT),
-        "prefetch": Key(4, "Batches that are read ahead.", COUNT),
+        "workers": Key(
+            0, "Processes a stream that decode; 0: threads.", whole(0, 1000)
+        ),
+        "threads": Key(
+            2, "Threads a stream that decode, without processes.", whole(1, 1000)
+        ),
+        "prefetch": Key(4, "Batches that are read ahead.", whole(1, 1000)),
         "max_undecodable": Key(
             0.01,
             "Fraction of a stream's examples that may fail to decode before the run "
@@ -178,19 +184,23 @@ _SOURCE = {
     "kind": Key(
         REQUIRED, "Kind of the examples, image or video.", either("image", "video")
     ),
-    "dataset": Key(REQUIRED, 'Data set below data_dir, such as "ucf101/split1".'),
-    "head": Key(REQUIRED, "Classifier of the examples."),
+    "dataset": Key(REQUIRED, 'Data set below data_dir, such as "ucf101/split1".', TEXT),
+    "head": Key(
+        REQUIRED,
+        'Name of the classifier of the examples, such as "ucf101".',
+        NAME,
+    ),
     "batch_size": Key(
         REQUIRED,
         "Examples a step, over all hosts.",
-        COUNT,
+        whole(1, 2**20),
     ),
 }
 
 #: Keys of each of `streams`, the sources of training examples.
 STREAM = {
     **_SOURCE,
-    "split": Key("train", "Split of the data set."),
+    "split": Key("train", "Split of the data set.", TEXT),
     "loss": Key(
         "softmax",
         "Cross entropy of a softmax, where one class is correct, or of a sigmoid for "
@@ -205,6 +215,7 @@ STREAM = {
         "Fraction of a target that is uniform over classes (softmax), or over present "
         "and absent of every class (sigmoid).",
         SHARE,
+        TEXT,
     ),
     "mixup": Key(0.0, "Alpha of mixup's Beta distribution; 0: no mixup.", NOT_NEGATIVE),
     "crop_area": Key(
@@ -216,7 +227,9 @@ STREAM = {
         ),
     ),
     "flip": Key(
-        True, "Random horizontal flips; False where classes tell left from right."
+        True,
+        "Random horizontal flips; False where classes tell left from right.",
+        Rule(lambda x: isinstance(x, bool), "True or False"),
     ),
     "color_jitter": Key(0.0, "Strength of the colour jitter.", SHARE),
     "randaugment_layers": Key(
@@ -230,12 +243,14 @@ STREAM = {
 #: Keys of each of `evaluations`: Top-1 and Top-5, or mAP of multi-label data sets.
 EVALUATION = {
     **_SOURCE,
-    "split": Key("test", "Split of the data set."),
+    "split": Key("test", "Split of the data set.", TEXT),
     "temporal_views": Key(
-        1, "Clips of a video, spread evenly from its beginning to its end.", COUNT
+        1,
+        "Clips of a video, spread evenly from its beginning to its end.",
+        whole(1, 1000),
     ),
     "spatial_views": Key(
-        1, "Square crops, spread evenly along the longer side.", COUNT
+        1, "Square crops, spread evenly along the longer side.", whole(1, 1000)
     ),
     "stride_scale": Key(
         1.0,
@@ -354,32 +369,6 @@ def open_keys(config: ConfigDict) -> list[str]:
         for name, value in config[section].items()
         if value is None and SCHEMA[section][name].default is not None
     ]
-
-
-def from_json(values: Mapping) -> ConfigDict:
-    """Returns the config that a checkpoint stores; keys it lacks take their defaults.
-
-    Raises:
-        InvalidConfig: It has keys or types that this version does not know.
-    """
-
-    def tuples(value):
-        if isinstance(value, Mapping):
-            return {key: tuples(v) for key, v in value.items()}
-        return tuple(map(tuples, value)) if isinstance(value, list) else value
-
-    config, values = default_config(), tuples(values)
-    try:
-        for section, make in (("streams", stream), ("evaluations", evaluation)):
-            for name, source in values.pop(section).items():
-                config[section][name] = make(**source)
-        config.update(values)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise InvalidConfig(
-            "The saved config is none that this version of sparse_tube_vit knows: "
-            f"{message_of(error)} A newer version may have written it: upgrade."
-        ) from error
-    return config
 
 
 def differences(before: Mapping, now: Mapping, prefix: str = ""):

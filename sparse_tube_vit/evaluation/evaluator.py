@@ -13,7 +13,6 @@ from sparse_tube_vit.checkpoints.stored import Location
 from sparse_tube_vit.config import ConfigDict, head_loss, validate
 from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.datasets.classes import check_classes
-from sparse_tube_vit.datasets.preparing.embedded import prepare_embedded
 from sparse_tube_vit.distributed import hosts, sharding
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.evaluation.results import Accuracy, MeanAveragePrecision, Result
@@ -208,8 +207,6 @@ def evaluate(config: ConfigDict, source: Location, names=None) -> list[Result]:
         lambda x: jax.make_array_from_process_local_data(whole, x, x.shape),
         stored.params,
     )
-    datasets = (source.dataset for source in config.evaluations.values())
-    prepare_embedded(datasets, config.data_dir)
     evaluations = [
         evaluation
         for evaluation in prepare(config, class_names)

@@ -10,7 +10,7 @@ from etils import epath
 
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.evaluation.metrics import average_precision, top_k
-from sparse_tube_vit.storage import write_whole
+from sparse_tube_vit.storage import write_whole, writing
 
 
 class NoLabels(TubeViTError, ValueError):
@@ -84,7 +84,8 @@ class Result(abc.ABC):
     def save(self, directory) -> epath.Path:
         """Writes NAME_stepN[_TxS][_Ntokens].json and returns its path."""
         directory = epath.Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
+        with writing(directory):
+            directory.mkdir(parents=True, exist_ok=True)
         p = self.protocol
         name = f"{p['evaluation']}_step{p['step']}"
         if p["kind"] == "video":

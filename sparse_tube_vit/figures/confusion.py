@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from sparse_tube_vit.figures.canvas import new_figure, save
 from sparse_tube_vit.log import log
+from sparse_tube_vit.storage import json_files
 
 
 def draw_confusions(directory) -> list[epath.Path]:
@@ -27,7 +28,7 @@ def draw_confusions(directory) -> list[epath.Path]:
         UnwritableOutput: A picture cannot be written.
     """
     drawn = []
-    for path in sorted(epath.Path(directory).glob("*.json")):
+    for path in json_files(directory):
         png = path.with_name(f"{path.stem}_confusion.png")
         # Times are in whole seconds: of the same one, the result may be the later.
         if png.exists() and png.stat().mtime > path.stat().mtime:

@@ -6,6 +6,7 @@ It needs no config file, no data set and no mesh, and runs on one device of any 
 import dataclasses
 import functools
 import os
+import re
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +15,7 @@ from flax.traverse_util import flatten_dict
 
 from sparse_tube_vit import storage
 from sparse_tube_vit.checkpoints import stored
-from sparse_tube_vit.checkpoints.run import DamagedCheckpoint
+from sparse_tube_vit.checkpoints.run import DamagedCheckpoint, damaged
 from sparse_tube_vit.config import ConfigDict, from_json, head_loss
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.inference.clips import naming
@@ -52,8 +53,13 @@ def load(path, step: int | None = None, ema: bool = True) -> "TrainedTubeViT":
     config = from_json(source.run["config"])
     config.model.attention = "auto"  # the devices here may be others
     class_names = {h: tuple(names) for h, names in source.run["class_names"].items()}
-    model = make_model(config, {h: len(names) for h, names in class_names.items()})
-    check_params(source.params, model, source.name)
+    try:
+        model = make_model(config, {h: len(names) for h, names in class_names.items()})
+        check_params(source.params, model, source.name)
+    except DamagedCheckpoint:
+        raise
+    except TubeViTError as error:  # of options that no run could be trained with
+        raise damaged(source.name, f"its config makes no model: {error}") from error
     params = jax.device_put(source.params, jax.local_devices()[0])
     return TrainedTubeViT(
         source.name, source.step, config, class_names, model, params, source.averaged
@@ -62,9 +68,13 @@ def load(path, step: int | None = None, ema: bool = True) -> "TrainedTubeViT":
 
 def check_params(params, model: TubeViT, name: str) -> None:
     """Raises DamagedCheckpoint unless these are the parameters of the model."""
+    given = {k: x.shape for k, x in flatten_dict(params, sep="/").items()}
+    blocks = {k.split("/")[1] for k in given if re.match(r"encoder/\w*block_", k)}
+    layers = model.options.layers
+    if len(blocks) != layers:  # before tracing as many
+        raise damaged(name, f"it has {len(blocks)} layers, but its config {layers}")
     shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0), model.clip))
     wanted = {k: x.shape for k, x in flatten_dict(shapes, sep="/").items()}
-    given = {k: x.shape for k, x in flatten_dict(params, sep="/").items()}
     wrong = [
         f"{k} is {given.get(k, 'not there')}, of the model {wanted.get(k, 'no part')}"
         for k in sorted(wanted.keys() | given.keys())

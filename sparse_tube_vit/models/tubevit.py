@@ -21,6 +21,10 @@ from sparse_tube_vit.models.tubes import (
 )
 from sparse_tube_vit.models.variants import make_tubes
 
+#: Tokens times width that a model may have, some 4 times those of ViT-H on dense tubes
+#: of 64x448x448 pixels. Position embeddings of more would fill a host's memory.
+MOST_VALUES = 2**27
+
 
 class InvalidModel(TubeViTError, ValueError):
     """Options of a model that are not allowed, or do not go together."""
@@ -192,13 +196,20 @@ def check_tubes(config: ConfigDict) -> None:
             width.
         ClipTooSmall, NoImageTube: They cannot read the clips or images of a stream or
             an evaluation.
+        InvalidModel: They make more tokens than fit into memory.
     """
     tubes = make_tubes(config.model.tubes)
     size = (config.clip.size, config.clip.size)
     sources = (*config.streams.values(), *config.evaluations.values())
     for kind in {source.kind for source in sources} or {"video"}:
         frames = config.clip.frames if kind == "video" else 1
-        count_tokens(tubes, (frames, *size))
+        tokens, width = count_tokens(tubes, (frames, *size)), config.model.width
+        if tokens * width > MOST_VALUES:
+            raise InvalidModel(
+                f"The tubes make {tokens:,} tokens of width {width} of a {kind} of "
+                f"{frames} x {size[0]} x {size[1]}: at most {MOST_VALUES:,} values "
+                "fit. Choose larger strides, or a smaller clip or width."
+            )
     kernel_channels(tubes, config.model.width, config.model.kernels)
 
 

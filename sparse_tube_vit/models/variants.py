@@ -116,7 +116,7 @@ def make_tubes(tubes: str | Iterable[Mapping]) -> tuple[Tube, ...]:
         )
     try:
         return tuple(Tube(**tube) for tube in tubes)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise UnknownTubes(
             f"config.model.tubes is {tubes}, which is neither the name of a set nor a "
             f"tuple of dicts with the attributes of a tube: {error}"

@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.log import log
-from sparse_tube_vit.storage import write_whole
+from sparse_tube_vit.storage import write_whole, writing
 
 #: The parts that the time of a run is split into, see `Stopwatch`.
 PARTS = ("input", "step", "logging", "checkpoint", "evaluation")
@@ -261,7 +261,7 @@ class Reporter:
         scalars = {name: float(value) for name, value in scalars.items()}
         if self.first_host:
             self.writer.write_scalars(step, scalars)
-            with self.lines.open("a") as file:
+            with writing(self.lines), self.lines.open("a") as file:
                 file.write(json.dumps({"step": step} | scalars) + "\n")
 
     def _read(self):

@@ -3,7 +3,9 @@
 import dataclasses
 import json
 import os
+import resource
 import shutil
+import time
 from pathlib import Path
 
 import jax
@@ -28,10 +30,12 @@ from sparse_tube_vit.checkpoints.run import (
     describe_run,
 )
 from sparse_tube_vit.config import from_json
-from sparse_tube_vit.errors import UnwritableOutput
-from sparse_tube_vit.evaluation import results
+from sparse_tube_vit.datasets.reading import DatasetNotPrepared
+from sparse_tube_vit.errors import TubeViTError, UnwritableOutput
+from sparse_tube_vit.evaluation import evaluator, results
 from sparse_tube_vit.inference import loaded
 from sparse_tube_vit.models.tubevit import init_params, make_model
+from sparse_tube_vit.storage import UnusableWorkdir
 from sparse_tube_vit.training.state import TrainState
 from tests import bucket
 from tests.tiny import tiny_config
@@ -42,11 +46,11 @@ MODEL = make_model(
 )
 
 
-def write_run(workdir, steps=(3, 5), **said):
+def write_run(workdir, steps=(3, 5)):
     """Checkpoints of random parameters, and of twice these as their average."""
     config = tiny_config("nowhere")
     params = jax.device_get(init_params(MODEL, jax.random.key(0), MODEL.clip))
-    run = describe_run(config, CLASSES) | said
+    run = describe_run(config, CLASSES)
     writer = checkpoints.Checkpoints(workdir, 2, run)
     ema = jax.tree.map(lambda x: 2 * x, params)
     for step in steps:
@@ -75,6 +79,19 @@ def released(run, tmp_path_factory):
     directory = tmp_path_factory.mktemp("saved") / "release"
     release.release(run[0], directory)
     return directory
+
+
+def rewrite(step, change):
+    """Changes a step's description, as of before it had a checksum."""
+    file = step / "run" / "metadata"
+    described = json.loads(file.read_text())
+    del described["checksum"]
+    change(described)
+    file.write_text(json.dumps(described))
+
+
+def make_older(described):
+    del described["format"], described["config"]["optimizer"]["first_moment_dtype"]
 
 
 def describe(path, step=None):
@@ -161,23 +178,19 @@ def test_the_latest_step_is_the_same_to_all(copy):
 
 
 def test_formats_before_the_first_are_read_and_newer_ones_are_not(tmp_path):
-    write_run(tmp_path / "newer", format=FORMAT + 1)
+    write_run(tmp_path / "newer", steps=(1,))
+    newer = tmp_path / "newer" / "checkpoints" / "1"
+    rewrite(newer, lambda described: described.update(format=FORMAT + 1))
     with pytest.raises(NewerCheckpoint, match="Upgrade sparse_tube_vit"):
         stored.read(tmp_path / "newer")
     write_run(tmp_path / "older", steps=(1,))
-    said = tmp_path / "older" / "checkpoints" / "1" / "run" / "metadata"
-    told = json.loads(said.read_text())
-    del told["format"], told["config"]["optimizer"]["first_moment_dtype"]
-    said.write_text(json.dumps(told))
+    rewrite(tmp_path / "older" / "checkpoints" / "1", make_older)
     assert loaded.load(tmp_path / "older").step == 1
 
 
 def test_a_run_resumes_that_was_saved_before_a_key_was_added(copy):
     workdir, step = copy
-    said = step / "run" / "metadata"
-    told = json.loads(said.read_text())
-    del told["format"], told["config"]["optimizer"]["first_moment_dtype"]
-    said.write_text(json.dumps(told))
+    rewrite(step, make_older)
     empty = jax.tree.map(jnp.zeros_like, stored.read(workdir).params)
     state = TrainState(jnp.int32(0), empty, {"count": jnp.int32(0)}, empty)
     config = tiny_config("nowhere")
@@ -326,6 +339,292 @@ def test_a_damaged_checkpoint_is_not_resumed_from(tmp_path):
         resume(tmp_path / "whole")
 
 
+def empty(path):
+    shutil.rmtree(path)
+    path.mkdir()
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def cut_arrays(item):
+    """Cuts the file that holds the arrays of an item."""
+    files = item.glob("ocdbt*/d/*")
+    cut(Path(max(files, key=os.path.getsize)))
+
+
+def replace_by_file(path):
+    shutil.rmtree(path)
+    path.write_text("")
+
+
+DAMAGE = {
+    "empty": empty,
+    "a file": replace_by_file,
+    "metadata": lambda step: cut(step / "_CHECKPOINT_METADATA"),
+    "no params": lambda step: shutil.rmtree(step / "params"),
+    "no optimizer": lambda step: shutil.rmtree(step / "optimizer"),
+    "no checksums": lambda step: shutil.rmtree(step / "checksums"),
+    "nothing but params": lambda step: [
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for path in step.iterdir()
+        if path.name != "params"
+    ],
+    "run": lambda step: cut(step / "run" / "metadata"),
+    "params": lambda step: cut_arrays(step / "params"),
+    "optimizer": lambda step: cut_arrays(step / "optimizer"),
+    "ema": lambda step: cut(step / "ema" / "manifest.ocdbt"),
+    "array metadata": lambda step: cut(
+        step / "optimizer" / "array_metadatas" / "process_0"
+    ),
+}
+
+
+def small_state(step):
+    x = jnp.asarray(np.random.default_rng(step).normal(size=(64, 64)), jnp.float32)
+    moments = (optax.ScaleByAdamState(jnp.int32(step), {"x": 2 * x}, {"x": 3 * x}),)
+    return TrainState(jnp.int32(step), {"x": x}, moments, {"x": 4 * x})
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """Work directory of three checkpoints, and the description of its run."""
+    workdir = tmp_path_factory.mktemp("small") / "run"
+    run = describe_run(tiny_config("nowhere"), CLASSES)
+    writer = checkpoints.Checkpoints(workdir, 3, run)
+    for step in (3, 5, 7):
+        writer.save(small_state(step))
+    writer.close()
+    return workdir, run
+
+
+def resume(workdir, run):
+    """Resumes as training does, and saves step 9."""
+    checkpoints.set_damaged_aside(workdir)
+    writer = checkpoints.Checkpoints(workdir, 3, run)
+    assert writer.resumable
+    state = writer.resume(jax.tree.map(jnp.zeros_like, small_state(0)))
+    writer.save(small_state(9))
+    writer.close()
+    return state
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_run_resumes_from_the_latest_whole_checkpoint(
+    small, tmp_path, damage, caplog
+):
+    workdir, run = tmp_path / "run", small[1]
+    shutil.copytree(small[0], workdir)
+    steps, aside = workdir / "checkpoints", workdir / "damaged"
+    DAMAGE[damage](steps / "7")
+    assert_equal(resume(workdir, run), small_state(5))
+    (message,) = [record.message for record in caplog.records]
+    assert message.startswith(f"{steps / '7'}") and "It is moved to" in message
+    assert "goes on from 5" in message and "take another" not in message
+    assert [path.name for path in aside.iterdir()] == ["7"]  # not deleted
+    assert stored.locate(workdir).step == 9
+    assert_equal(stored.read(workdir).params, small_state(9).ema)
+    # The same once more: nothing that was moved is overwritten.
+    shutil.rmtree(steps / "9")
+    (steps / "7").mkdir()
+    assert_equal(resume(workdir, run), small_state(5))
+    assert sorted(path.name for path in aside.iterdir()) == ["7", "7_2"]
+
+
+def test_strangers_beside_checkpoints_do_not_stop_a_run(small, tmp_path):
+    shutil.copytree(small[0], tmp_path / "run")
+    steps = tmp_path / "run" / "checkpoints"
+    for name in ("15", "007", "notes", "15.orbax-checkpoint-tmp", "²"):
+        (steps / name).mkdir()
+    assert_equal(resume(tmp_path / "run", small[1]), small_state(7))
+    assert {"007", "notes", "²"} <= {path.name for path in steps.iterdir()}
+
+
+def test_without_a_whole_checkpoint_all_stay_where_they_are(small, tmp_path):
+    shutil.copytree(small[0], tmp_path / "run")
+    steps = tmp_path / "run" / "checkpoints"
+    for step in ("3", "5", "7"):
+        empty(steps / step)
+    with pytest.raises(DamagedCheckpoint, match="checkpoints/7 .* empty.* No other"):
+        checkpoints.set_damaged_aside(tmp_path / "run")
+    assert sorted(path.name for path in steps.iterdir()) == ["3", "5", "7"]
+    checkpoints.set_damaged_aside(tmp_path / "nowhere")
+
+
+@pytest.mark.slow
+def test_a_damaged_checkpoint_in_a_bucket_is_moved_aside(small, monkeypatch):
+    storage = bucket.use(monkeypatch)
+    storage.upload(small[0], "moved", "run")
+    last = "run/checkpoints/7/"
+    for name in storage.names("moved", f"{last}params/"):
+        del storage.objects["moved", name]
+    checkpoints.set_damaged_aside("gs://moved/run")
+    assert not storage.names("moved", last)
+    assert storage.names("moved", "run/damaged/7/optimizer/")
+    assert stored.locate("gs://moved/run").step == 5
+
+
+def test_the_first_checkpoint_of_a_run_is_read_back(small, tmp_path, monkeypatch):
+    """As of a storage that loses a part of what is written to it."""
+    wait = ocp.CheckpointManager.wait_until_finished
+    monkeypatch.setattr(
+        ocp.CheckpointManager,
+        "wait_until_finished",
+        lambda self: (wait(self), [*map(cut_arrays, self.directory.glob("*/ema"))]),
+    )
+    writer = checkpoints.Checkpoints(tmp_path / "run", 3, small[1])
+    with pytest.raises(UnusableWorkdir, match="not give back .*/2/ema is damaged"):
+        writer.save(small_state(2))
+    monkeypatch.undo()
+    writer.close()
+
+
+@pytest.mark.parametrize("name", ["a b", "ü{x}", "$HOME", "100%", "]", "a:b&c"])
+def test_a_work_directory_of_any_name_gives_its_checkpoints_back(small, tmp_path, name):
+    workdir = shutil.copytree(small[0], tmp_path / name / "run")
+    assert_equal(resume(workdir, small[1]), small_state(7))
+    assert_equal(stored.read(workdir).params, small_state(9).ema)
+
+
+@pytest.mark.parametrize("name", ["lr[0.1]", "a\\b", "a*b", "a?b"])
+def test_a_work_directory_named_by_a_pattern_is_refused(small, tmp_path, name):
+    with pytest.raises(UnusableWorkdir, match="choose another"):
+        checkpoints.Checkpoints(tmp_path / name / "run", 3, small[1])
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_checkpoint_that_cannot_be_written_is_named(small, tmp_path):
+    writer = checkpoints.Checkpoints(tmp_path / "run", 3, small[1])
+    writer.save(small_state(2))
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    (tmp_path / "run" / "checkpoints").write_text("")
+    with pytest.raises(UnwritableOutput, match="run/checkpoints cannot be written"):
+        writer.save(small_state(3))
+        writer.close()
+
+
+def change_class(described):
+    described["class_names"]["shapes"][0] = "king"
+
+
+def change_config(described):
+    described["config"]["streams"]["video"]["dataset"] = "moving_shapes/video"
+
+
+@pytest.mark.parametrize("change", [change_class, change_config])
+def test_one_changed_letter_of_a_description_is_seen(copy, released, tmp_path, change):
+    shutil.copytree(released, tmp_path / "release")
+    files = (copy[1] / "run" / "metadata", tmp_path / "release" / "config.json")
+    for path, file in zip((copy[0], tmp_path / "release"), files, strict=True):
+        described = json.loads(file.read_text())
+        change(described)
+        file.write_text(json.dumps(described))
+        for read in (describe, stored.read, loaded.load):
+            with pytest.raises(DamagedCheckpoint, match="class names are not what was"):
+                read(path)
+        del described["checksum"]  # as of before there was one
+        file.write_text(json.dumps(described))
+        assert loaded.load(path).step == 5
+
+
+def put(*keys):
+    """Returns a change of a description: a value set, or removed for `...`."""
+    *sections, key, value = keys
+
+    def change(described):
+        for section in sections:
+            described = described[section]
+        if value is ...:
+            del described[key]
+        else:
+            described[key] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        put("format", "one"),
+        put("format", 1.0),
+        put("config", ...),
+        put("config", []),
+        put("config", "streams", ...),
+        put("config", "model", "heads", 0),
+        put("config", "model", "heads", -1),
+        put("config", "model", "heads", 5),
+        put("config", "model", "dtype", "float8"),
+        put("config", "model", "depth", 10**6),
+        put("config", "model", "depth", 1000),
+        put("config", "model", "width", 10**8),
+        put("config", "model", "width", 2**16),
+        put("config", "model", "tubes", [{"kernel": [1, 1, 1], "stride": [0, 1, 1]}]),
+        put("config", "model", "tubes", [{"kernel": [1, 1, 1], "stride": [1e999] * 3}]),
+        put("config", "model", "tubes", 7),
+        put("config", "clip", "size", 10**5),
+        put("config", "evaluations", "../../up", {}),
+        put("config", "init", "keep_heads", ["gone"]),
+        put("class_names", 3),
+        put("class_names", {}),
+        put("class_names", "shapes", ...),
+        put("class_names", "shapes", 3),
+        put("class_names", "shapes", {}),
+        put("class_names", "shapes", []),
+        put("class_names", "shapes", ["ring", 2]),
+        put("class_names", "a/b", ["ring"]),
+        put("class_names", "more", ["ring"]),
+        put("versions", None),
+        put("release", 3),
+        put("release", {}),
+        put("release", "step", "5"),
+        put("release", "step", ...),
+        put("release", "averaged", None),
+        put("release", "sha256", 7),
+    ],
+)
+def test_a_mangled_release_is_refused_by_name(released, tmp_path, change):
+    """Within a second and little memory, and not in a trace."""
+    shutil.copytree(released, tmp_path / "release")
+    file = tmp_path / "release" / "config.json"
+    described = json.loads(file.read_text())
+    del described["checksum"]
+    change(described)
+    file.write_text(json.dumps(described))
+    begin, (_, limit) = time.monotonic(), resource.getrlimit(resource.RLIMIT_DATA)
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    resource.setrlimit(resource.RLIMIT_DATA, (used + 2**32, limit))
+    try:
+        with pytest.raises(TubeViTError) as error:
+            loaded.load(tmp_path / "release")
+    finally:
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    assert time.monotonic() - begin < 10, error
+    assert str(tmp_path) in str(error.value)
+
+
+@pytest.mark.parametrize("text", ["", "[", "[]", "3", "null", "{}", "[" * 100_000])
+def test_a_release_without_a_description_is_refused_by_name(released, tmp_path, text):
+    shutil.copytree(released, tmp_path / "release")
+    (tmp_path / "release" / "config.json").write_text(text)
+    with pytest.raises(TubeViTError, match="release"):
+        loaded.load(tmp_path / "release")
+
+
+def test_evaluating_makes_no_data_where_the_model_says(released, tmp_path):
+    shutil.copytree(released, tmp_path / "release")
+    file, elsewhere = tmp_path / "release" / "config.json", tmp_path / "elsewhere"
+    described = json.loads(file.read_text())
+    del described["checksum"]
+    described["config"]["data_dir"] = str(elsewhere)
+    file.write_text(json.dumps(described))
+    model = stored.locate(tmp_path / "release")
+    config = from_json(model.read_description()["config"])
+    with pytest.raises(DatasetNotPrepared, match="prepare moving_shapes"):
+        evaluator.evaluate(config, model)
+    assert not elsewhere.exists()
+
+
 def test_checksums_are_compiled_for_the_first_checkpoint_alone(monkeypatch):
     traced, checksum = [], checkpoints._checksum
     monkeypatch.setattr(
@@ -341,10 +640,7 @@ def test_checksums_are_compiled_for_the_first_checkpoint_alone(monkeypatch):
 
 def test_parameters_of_another_model_are_damage(copy):
     workdir, step = copy
-    said = step / "run" / "metadata"
-    told = json.loads(said.read_text())
-    told["config"]["model"]["width"] = 48
-    said.write_text(json.dumps(told))
+    rewrite(step, lambda described: described["config"]["model"].update(width=48))
     with pytest.raises(DamagedCheckpoint, match=r"block_0/.* is \(.*24.*48"):
         loaded.load(workdir)
 

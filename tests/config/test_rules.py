@@ -4,6 +4,7 @@ from sparse_tube_vit.config import (
     InvalidConfig,
     default_config,
     evaluation,
+    from_json,
     stream,
     validate,
 )
@@ -111,3 +112,68 @@ def test_what_cannot_work_is_named(config, change, message):
         change(config)
     with pytest.raises(InvalidConfig, match=message):
         validate(config)
+
+
+@pytest.mark.parametrize(
+    "name", ["ucf101/split1", "../up", "/tmp/x", "a b", ".hidden", "..", "a" * 101]
+)
+def test_names_are_parts_of_file_names_and_parameters(config, name):
+    config.streams.video.head = config.evaluations.video.head = name
+    with pytest.raises(InvalidConfig, match="streams.video.head is .*ucf101_split1"):
+        validate(config)
+    config.streams.video.head = config.evaluations.video.head = "h"
+    if "." not in name:  # ml_collections refuses dots itself
+        for section, make in (("streams", stream), ("evaluations", evaluation)):
+            with config.unlocked():
+                config[section][name] = make(**VIDEO)
+            with pytest.raises(InvalidConfig, match=f"name of {section}.{name} is"):
+                validate(config)
+            with config.unlocked():
+                del config[section][name]
+    for section in ("streams", "evaluations"):
+        saved = config.to_dict()
+        saved[section][name] = saved[section].pop("video")
+        with pytest.raises(InvalidConfig, match="The saved config is none"):
+            from_json(saved)
+
+
+@pytest.mark.parametrize("name", ["ucf101.split1", "Größe_2-x", "0"])
+def test_other_names_are_allowed(config, name):
+    config.streams.video.head = config.evaluations.video.head = name
+    validate(config)
+    assert from_json(config.to_dict()) == config
+
+
+@pytest.mark.parametrize(
+    "section, key, value",
+    [
+        ("model", "heads", 0),
+        ("model", "heads", -1),
+        ("model", "dtype", "float8"),
+        ("model", "depth", 10**6),
+        ("model", "width", 10**8),
+        ("model", "width", True),
+        ("model", "mlp_dim", "3072"),
+        ("clip", "size", 10**6),
+        ("clip", "fps", float("inf")),
+        ("loader", "threads", 10**6),
+        ("streams", "video", {**VIDEO, "head": ["h"]}),
+        ("streams", "video", {**VIDEO, "flip": "no"}),
+        ("streams", "video", {**VIDEO, "split": 3}),
+        ("streams", "video", [1]),
+        ("evaluations", "video", {**VIDEO, "temporal_views": 10**9}),
+        ("evaluations", "video", {**VIDEO, "batch_size": 10**12}),
+    ],
+)
+def test_values_of_a_saved_config_follow_the_rules(config, section, key, value):
+    saved = config.to_dict()
+    saved[section][key] = value
+    with pytest.raises(InvalidConfig, match="The saved config is none"):
+        from_json(saved)
+
+
+@pytest.mark.parametrize("section", ["streams", "model", "optimizer"])
+@pytest.mark.parametrize("value", [None, 3, "x", [], [1]])
+def test_sections_of_a_saved_config_are_sections(config, section, value):
+    with pytest.raises(InvalidConfig, match="The saved config is none"):
+        from_json(config.to_dict() | {section: value})
