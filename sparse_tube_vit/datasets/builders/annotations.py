@@ -7,7 +7,6 @@ import collections
 import csv
 import dataclasses
 import io
-import os
 import pathlib
 import re
 from collections.abc import Iterable, Iterator
@@ -73,9 +72,14 @@ def list_clips(
         BadAnnotations: A clip is listed twice.
         MissingVideos: No clip is there, or several files match one.
     """
-    files = collections.defaultdict(list)
-    for path in storage.files_below(videos):
-        if path.suffix.lower() in decode.SUFFIXES["video"]:
+    below, unusable = storage.files_below(videos)
+    files, absent = collections.defaultdict(list), {}
+    for path in (*below, *unusable):
+        if path.suffix.lower() not in decode.SUFFIXES["video"]:
+            continue
+        if path in unusable:
+            absent[path.stem] = f"{path} is {unusable[path]}"
+        else:
             files[path.stem].append(path)
     splits, left_out, notes, places = {}, list(left_out), list(notes), {}
     for entry in entries:
@@ -93,15 +97,14 @@ def list_clips(
             )
         examples = splits.setdefault(entry.split, [])
         if not matches:
-            reason = f"listed in {entry.where}, but no such video"
+            reason = next(
+                (absent[stem] for stem in entry.stems if stem in absent),
+                f"listed in {entry.where}, but no such video",
+            )
             left_out.append(entry.left_out(reason))
             continue
         (path,) = matches
-        if os.path.islink(path) and not os.path.exists(path):
-            reason = f"{path} is a link to {os.readlink(path)}, which is absent"
-            left_out.append(entry.left_out(reason))
-        else:
-            examples.append(builder.ListedExample(entry.name, entry.label, path))
+        examples.append(builder.ListedExample(entry.name, entry.label, path))
     if not any(splits.values()):
         raise MissingVideos(
             f"none of the {len(places)} listed clips is in {videos}, such as"

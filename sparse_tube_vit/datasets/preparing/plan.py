@@ -120,6 +120,13 @@ def write_plan(builder: Builder, transcode: Transcode | None) -> epath.Path:
     """
     directory = epath.Path(absolute(builder.directory))
     try:
+        os.fspath(directory).encode()
+    except UnicodeEncodeError:
+        raise CannotWrite(
+            f"{directory}: its name is not in UTF-8, as ArrayRecord needs it. Choose"
+            " another --data_dir"
+        ) from None
+    try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise CannotWrite(f"{directory}: {error}. Choose another --data_dir") from None

@@ -177,3 +177,14 @@ def test_a_column_or_a_list_that_is_not_there(release):
     (release / "validate.csv").unlink()
     with pytest.raises(annotations.BadAnnotations, match="no validation list in"):
         read(release)
+
+
+def test_links_to_class_folders(release):
+    clip = "videos/zumba/-AbC_def123.mp4"
+    official.write_clips(release, clip, "disk/val_0000001_000027_000037.mp4")
+    (release / "videos/abseiling").symlink_to(release / "disk")
+    splits = read(release).splits
+    assert [path.relative_to(release).as_posix() for _, _, path in splits["train"]] == [
+        clip
+    ]
+    assert [label for _, label, _ in splits["validation"]] == ["abseiling"]
