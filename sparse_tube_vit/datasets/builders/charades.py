@@ -43,7 +43,7 @@ class Charades(builder.Builder):
 
         Raises:
             BadAnnotations: A file is missing or malformed, an action's class is not in
-                the classes file, or a video is listed twice.
+                the classes file.
             MissingVideos: No video is there, or several files match one.
         """
         annotations = pathlib.Path(annotations)
