@@ -21,7 +21,7 @@ from sparse_tube_vit.datasets.preparing.plan import (
     whole_files,
     write_plan,
 )
-from sparse_tube_vit.datasets.reading import INFO, UNFINISHED
+from sparse_tube_vit.datasets.reading import INFO, UNFINISHED, check_features
 from sparse_tube_vit.errors import DatasetError
 from sparse_tube_vit.storage import is_remote
 from sparse_tube_vit.video.decode import UndecodableClip
@@ -101,6 +101,7 @@ def write_shard(shard: Shard, count: Callable[[], None] = lambda: None) -> None:
             count()
         return
     builder = builder_class(shard.builder)
+    check_features(shard.directory)
     features = tfds.features.FeaturesDict.from_config(shard.directory)
     serializer = tfds.core.ExampleSerializer(features.get_serialized_info())
     kind = "image" if "image" in features else "video"
