@@ -93,6 +93,13 @@ def absolute(path) -> str:
     return os.fspath(path) if is_remote(path) else os.path.abspath(path)
 
 
+def file_size(path) -> int:
+    """Returns the size of a file in bytes."""
+    if is_remote(path):
+        return epath.Path(path).stat().length
+    return os.path.getsize(path)  # epath's needs a name for the owner
+
+
 @dataclasses.dataclass
 class Folder:
     """The entries of a folder, sorted.

@@ -6,17 +6,21 @@ and TFDS only when a data set is opened.
 
 import dataclasses
 import functools
+import hashlib
 import json
 import operator
 import re
 import shlex
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from etils import epath
 
+from sparse_tube_vit.datasets import manifest
 from sparse_tube_vit.datasets.catalog import BUILDERS, OPTIONS
 from sparse_tube_vit.errors import DatasetError
 from sparse_tube_vit.log import log
+from sparse_tube_vit.storage import file_size
 
 INFO = "dataset_info.json"  # written last: it marks a prepared data set
 UNFINISHED = "preparing."  # prefix of files of a preparation that is not finished
@@ -134,18 +138,40 @@ class Split:
 
     def shard(self, index: int) -> str:
         """Returns in words which record of which shard has an index."""
-        first = 0
-        for part in self._info.file_instructions:
-            count = part.take if part.take >= 0 else part.examples_in_shard - part.skip
+        for first, count, skipped, path in self._shards():
             if index < first + count:
-                number, path = part.skip + index - first, epath.Path(part.filename)
-                return f"number {number} of {path.name}"
-            first += count
+                return f"number {skipped + index - first} of {path.name}"
         return "in no shard"
 
-    @property
-    def _info(self):
-        return open_builder(self.directory).info.splits[self.split]
+    def digests(self) -> dict:
+        """Returns the number of examples and digests by which copies are compared.
+
+        The digest of `records` covers the sizes of all shards and the first record of
+        up to 64 of them: shards of equal size are small and few.
+
+        Raises:
+            UnreadableRecord: One of these records is damaged.
+        """
+        shards, every = [*self._shards()], hashlib.sha256()
+        for _, count, _, path in shards:
+            every.update(f"{path.name} {count} {file_size(path)}\n".encode())
+        with ThreadPoolExecutor(16) as pool:
+            firsts = [first for first, *_ in shards[:: -(-len(shards) // 64)]]
+            for record in pool.map(self.read, firsts):
+                every.update(f"{record['id']} {record['label']}\n".encode())
+                every.update(record[self.kind])
+        path = epath.Path(self.directory) / manifest.NAME
+        listed = path.exists() and hashlib.sha256(path.read_bytes()).hexdigest()
+        return {"examples": len(self), "manifest": listed, "records": every.hexdigest()}
+
+    def _shards(self):
+        """Yields each shard's first index, number of records, records before, path."""
+        first = 0
+        split = open_builder(self.directory).info.splits[self.split]
+        for part in split.file_instructions:
+            count = part.take if part.take >= 0 else part.examples_in_shard - part.skip
+            yield first, count, part.skip, epath.Path(part.filename)
+            first += count
 
     def _unusable(self, index, why, advice):
         return UnreadableRecord(

@@ -216,9 +216,8 @@ def evaluate(config: ConfigDict, source: Location, names=None) -> list[Result]:
         if not names or evaluation.name in names
     ]
     hosts.check_same(
-        describe_run(config, class_names)
-        | {"step": stored.step}
-        | {"evaluations": {e.name: len(e.split) for e in evaluations}}
+        describe_run(config, class_names) | {"step": stored.step},
+        {f"evaluations.{e.name}": e.split for e in evaluations},
     )
     results = [e.run(model, params, mesh, stored.step) for e in evaluations]
     if source.workdir is not None:

@@ -270,6 +270,23 @@ def test_a_damaged_record_ends_training_and_evaluation_by_name(
         )
 
 
+def test_digests_of_a_copy_and_of_what_differs(prepared, tmp_path):
+    for number in range(2):
+        shutil.copytree(prepared[0], tmp_path / str(number))
+    first, second = (
+        reading.open_split("video_folder/tiny", "train", tmp_path / str(number))
+        for number in range(2)
+    )
+    assert first.digests() == second.digests()
+    assert first.digests()["examples"] == 12
+    with open(tmp_path / "1/video_folder/tiny/1.0.0/manifest.csv", "a") as file:
+        file.write("\n")
+    differs = {k for k, v in second.digests().items() if v != first.digests()[k]}
+    assert differs == {"manifest"}
+    val = reading.open_split("video_folder/tiny", "val", tmp_path / "0")
+    assert val.digests()["records"] != first.digests()["records"]
+
+
 def test_a_label_that_is_no_class_is_named(tmp_path):
     """As TFDS stores examples of a test split without labels."""
     builder = Other(data_dir=tmp_path)

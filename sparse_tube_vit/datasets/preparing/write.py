@@ -23,7 +23,7 @@ from sparse_tube_vit.datasets.preparing.plan import (
 )
 from sparse_tube_vit.datasets.reading import INFO, UNFINISHED, check_features
 from sparse_tube_vit.errors import DatasetError
-from sparse_tube_vit.storage import is_remote
+from sparse_tube_vit.storage import file_size
 from sparse_tube_vit.video.decode import UndecodableClip
 from sparse_tube_vit.video.transcode import Transcode
 
@@ -149,7 +149,7 @@ def _finish(builder: Builder, plan: epath.Path) -> None:
         rows += of_shard
         length = sum(row.status == manifest.OK for row in of_shard)
         lengths.setdefault(shard.split, []).append(length)
-        size = _size(builder.directory / shard.name)
+        size = file_size(builder.directory / shard.name)
         sizes[shard.split] = sizes.get(shard.split, 0) + size
     if not any(map(sum, lengths.values())):
         raise NothingDecodes(
@@ -173,12 +173,6 @@ def _finish(builder: Builder, plan: epath.Path) -> None:
     info.set_splits(tfds.core.SplitDict(splits))
     with whole_files(builder.directory) as scratch:
         info.write_dataset_info_json(scratch)
-
-
-def _size(path: epath.Path) -> int:
-    if is_remote(path):
-        return path.stat().length
-    return os.path.getsize(path)  # epath's needs a name for the owner
 
 
 def _clear(directory: epath.Path) -> None:
