@@ -18,6 +18,7 @@ from etils import epath
 
 from sparse_tube_vit.datasets import manifest
 from sparse_tube_vit.datasets.catalog import BUILDERS, OPTIONS
+from sparse_tube_vit.datasets.times import ACTIONS, SPAN
 from sparse_tube_vit.errors import DatasetError
 from sparse_tube_vit.log import log
 from sparse_tube_vit.storage import file_size
@@ -55,6 +56,9 @@ class Split:
     is pickled without open files; every process opens them on its first read. Reading a
     record raises UnreadableRecord if it is damaged or its label is no class.
 
+    A record of a part of a longer video also has `SPAN`, (start, end) in seconds, and
+    one of a data set that is `timed` has `ACTIONS`, float32 (n, 3).
+
     Attributes:
         name: Name of the data set, for example "ucf101/split1".
         split: Name of the split, for example "train".
@@ -63,6 +67,7 @@ class Split:
         class_names: Class names in the order of the labels.
         length: Number of examples.
         multi_label: Whether an example has any number of labels instead of one.
+        timed: Whether the times of labels are stored.
     """
 
     name: str
@@ -72,6 +77,7 @@ class Split:
     class_names: tuple[str, ...]
     length: int
     multi_label: bool = False
+    timed: bool = False
 
     @property
     def label_shape(self) -> tuple[int, ...]:
@@ -120,9 +126,15 @@ class Split:
     def _example(self, index, record):
         # TFDS's own image data sets have a file name, or no name at all.
         name = record.get("id", record.get("file_name", f"{self.split}-{index}"))
+        times = {}
+        if len(span := record.get(SPAN, ())):
+            times[SPAN] = tuple(map(float, span))
+        if self.timed:
+            times[ACTIONS] = np.asarray(record[ACTIONS], np.float32)
         return {
             "id": name.decode() if isinstance(name, bytes) else str(name),
             "label": self._label(record),
+            **times,
             self.kind: record[self.kind],
         }
 
@@ -243,6 +255,7 @@ def open_split(dataset: str, split: str, data_dir, kind: str = "") -> Split:
         class_names=tuple(label.names),
         length=info.splits[split].num_examples,
         multi_label=multi_label,
+        timed=multi_label and ACTIONS in info.features,
     )
 
 

@@ -139,7 +139,8 @@ class Evaluator:
         """Compiled for the first run: views to scores, and shards to whole arrays."""
         if self._compiled is None:
             whole = NamedSharding(mesh, P())
-            scores = make_scores(model, self.source.head, self.loss)
+            combine = self.source.combine_views
+            scores = make_scores(model, self.source.head, self.loss, combine)
             self._compiled = (
                 jax.jit(scores, out_shardings=whole),
                 jax.jit(lambda x: x, out_shardings=whole),
@@ -157,7 +158,8 @@ class Evaluator:
             frames, rate = clip.frames, {"fps": clip.fps}
         else:
             frames, rate = 1, {}
-            del protocol["temporal_views"], protocol["spatial_views"]
+            for key in ("temporal_views", "spatial_views", "combine_views"):
+                del protocol[key]
         return protocol | {
             "tokens": count_tokens(model.tubes, (frames, clip.size, clip.size)),
             "frames": frames,

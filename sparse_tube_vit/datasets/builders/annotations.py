@@ -42,6 +42,9 @@ class Entry:
         name: Unique identifier.
         label: Class name, or class names in a multi-label data set.
         stems: Possible names of its file, without suffix.
+        untrimmed: The one of them that may name the file of a whole video.
+        span: Start and end in seconds of the clip in that video.
+        actions: (class name, start, end) of each action, in seconds.
     """
 
     where: str
@@ -49,6 +52,9 @@ class Entry:
     name: str
     label: builder.Label
     stems: tuple[str, ...]
+    untrimmed: str | None = None
+    span: tuple[float, float] | None = None
+    actions: tuple[builder.Action, ...] = ()
 
     def left_out(self, reason: str) -> Row:
         """Returns the manifest's row of the clip when it is left out."""
@@ -91,6 +97,7 @@ def list_clips(
         else:
             files[path.stem].append(path)
     splits, left_out, notes, first, replaced = {}, list(left_out), list(notes), {}, 0
+    spans, actions = {}, {}
     for entry in entries:
         before = first.setdefault(entry.name, entry)
         if before is not entry:
@@ -124,6 +131,10 @@ def list_clips(
             continue
         (path,) = matches
         examples.append(builder.ListedExample(entry.name, entry.label, path))
+        if path.stem == entry.untrimmed:
+            spans[entry.name] = entry.span
+        if entry.actions:
+            actions[entry.name] = entry.actions
     if not any(splits.values()):
         raise MissingVideos(
             f"none of the {len(first)} listed clips is in {videos}, such as"
@@ -142,6 +153,8 @@ def list_clips(
         splits={split: examples for split, examples in splits.items() if examples},
         left_out=tuple(left_out),
         notes=tuple(notes),
+        spans=spans,
+        actions=actions,
     )
 
 

@@ -5,7 +5,8 @@ perhaps test, such as `train.csv`, `val.txt` or `kinetics700_2020_validate.csv`,
 the columns label, youtube_id, time_start, time_end and split. Beside a list of test,
 one of `holdout_test` is ignored. Clips are called `<id>`,
 `<id>_<start>_<end>` or `<id>_<start>_<end>` with six digits each, in any folders; the
-label is that of the CSV.
+label is that of the CSV. A file that is called `<id>` may be the whole video: only the
+seconds from start to end are used.
 
 Labels number the sorted class names of train and validation. This is the common order
 of Kinetics-400. Kinetics-600 and 700 come without an order, and checkpoints of other
@@ -73,9 +74,12 @@ class Kinetics(builder.Builder):
                 )
             name = f"{youtube_id}_{start:06d}_{end:06d}"
             stems = {name: None, f"{youtube_id}_{start}_{end}": None}
+            whole = {}
             if times[youtube_id] == 1:  # else it may be any segment of that video
                 stems[youtube_id] = None
-            entries.append(Entry(where, split, name, label, (*stems,)))
+                if 0 <= start < end:
+                    whole = {"untrimmed": youtube_id, "span": (start, end)}
+            entries.append(Entry(where, split, name, label, (*stems,), **whole))
         return list_clips(videos, entries, sorted(class_names), notes=notes)
 
 

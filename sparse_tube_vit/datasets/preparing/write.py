@@ -1,9 +1,11 @@
 """Writes the shards of a plan, then the manifest and TFDS's description."""
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Callable
 
+import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 from etils import epath
@@ -22,6 +24,7 @@ from sparse_tube_vit.datasets.preparing.plan import (
     write_plan,
 )
 from sparse_tube_vit.datasets.reading import INFO, UNFINISHED, check_features
+from sparse_tube_vit.datasets.times import ACTIONS, SPAN, part_of
 from sparse_tube_vit.errors import DatasetError
 from sparse_tube_vit.storage import file_size
 from sparse_tube_vit.video.decode import UndecodableClip
@@ -115,6 +118,15 @@ def write_shard(shard: Shard, count: Callable[[], None] = lambda: None) -> None:
             row, stored = _inspect(shard, example, encoded, kind)
             if row.status == manifest.OK:
                 values = {"id": example.id, labels: example.label, kind: stored}
+                if SPAN in features:
+                    cut = shard.transcode is not None
+                    values[SPAN] = np.array(() if cut else row.span or (), np.float32)
+                if ACTIONS in features:
+                    actions = [
+                        (features[labels].feature.str2int(name), start, end)
+                        for name, start, end in shard.actions[example.id]
+                    ]
+                    values[ACTIONS] = np.array(actions, np.float32)
                 record = serializer.get_tf_example(features.encode_example(values))
                 # Else the order of the features would differ from process to process.
                 writer.write(record.SerializeToString(deterministic=True))
@@ -127,13 +139,19 @@ def write_shard(shard: Shard, count: Callable[[], None] = lambda: None) -> None:
 
 def _inspect(shard: Shard, example: ListedExample, encoded: bytes, kind: str):
     """Returns an example's row and the bytes to store."""
+    stored, span = encoded, None
     try:
-        stored = shard.transcode(encoded) if shard.transcode else encoded
+        if example.id in shard.spans:
+            span = part_of(manifest.seconds(encoded), *shard.spans[example.id])
+        if shard.transcode:
+            # Called with a span only where there is one.
+            stored = shard.transcode(encoded, *([span] if span else []))
     except UndecodableClip as error:
         digest = hashlib.sha256(encoded).hexdigest()
         status, label = str(error), example.label
         return Row(shard.split, example.id, digest, label=label, status=status), encoded
-    return Row.of(shard.split, example.id, example.label, stored, kind), stored
+    row = Row.of(shard.split, example.id, example.label, stored, kind)
+    return dataclasses.replace(row, span=span), stored
 
 
 def _finish(builder: Builder, plan: epath.Path) -> None:

@@ -1,10 +1,13 @@
 """Charades' CSV files: several actions a video, or none."""
 
+import numpy as np
 import pytest
 
+from sparse_tube_vit.config import default_config, stream
 from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.datasets.builders import annotations
 from sparse_tube_vit.datasets.builders.charades import Charades
+from sparse_tube_vit.input import pipeline
 from tests.datasets.builders import official
 
 HEADER = "id,subject,scene,quality,relevance,verified,script,objects,descriptions"
@@ -117,3 +120,28 @@ def test_of_a_video_that_is_listed_twice_the_first_counts(release, capsys):
     assert "N11GT: listed again in" in official.prepared(
         capsys, release, "charades", *source
     )
+
+
+def test_times_of_actions_are_stored(release, capsys):
+    official.write_clips(release / "videos", "46GP8.mp4", "N11GT.mp4", "YSKX3.mp4")
+    source = ("--videos", release / "videos", "--annotations", release)
+    official.prepared(capsys, release, "charades", *source)
+    split = reading.open_split("charades", "train", release / "data")
+    assert split.timed
+    actions = {e["id"]: e["action_seconds"] for e in split}
+    expected = [[2, 11.9, 21.2], [0, 0, 12.6], [2, 22, 24]]
+    np.testing.assert_array_equal(actions["46GP8"], np.array(expected, np.float32))
+    assert actions["N11GT"].tolist() == [[1, 0, 15]]
+    # Data sets that were prepared before are read, but cannot label clips.
+    crowds = reading.Split("charades", "train", "there", "video", ("a", "b"), 2, True)
+    config = default_config()
+    options = {"dataset": "charades", "head": "c", "batch_size": 1, "loss": "sigmoid"}
+    with pytest.raises(reading.UnsupportedDataset, match="video.labels is 'clip', but"):
+        pipeline.training_batches(
+            crowds,
+            "video",
+            stream(kind="video", labels="clip", **options),
+            config.clip,
+            config.loader,
+            seed=0,
+        )

@@ -1,12 +1,16 @@
 """Kinetics' CSV files: every way clips are named, what is left out, what is refused."""
 
 import pathlib
+import shutil
 
+import numpy as np
 import pytest
 
-from sparse_tube_vit.datasets import reading
+from sparse_tube_vit.datasets import manifest, reading
 from sparse_tube_vit.datasets.builders import annotations, kinetics
+from sparse_tube_vit.datasets.preparing import verification
 from tests.datasets.builders import official
+from tests.video import test_decode
 
 HEADER = "label,youtube_id,time_start,time_end,split"
 LISTS = {
@@ -251,3 +255,49 @@ def test_replacements_and_class_folders_of_links(release):
     assert "1 clips are those of a folder `replacement`" in listing.notes
     listing = kinetics.Kinetics400.read(videos / "videos", release)
     assert [len(clips) for clips in listing.splits.values()] == [2, 1]
+
+
+def test_files_of_whole_videos_are_their_clips_alone(release, capsys):
+    """Of a video of a minute, its seconds 10 to 20; others are clips already."""
+    whole = test_decode.write_video(test_decode.numbered(50), "5/6")
+    official.write_clips(release / "videos", CLIPS[0], CLIPS[3], CLIPS[4])
+    (release / "videos" / CLIPS[0]).write_bytes(whole)
+    source = ("--videos", release / "videos", "--annotations", release)
+    out = official.prepared(capsys, release, "kinetics400", *source)
+    assert "note: 1 files are longer than their clip" in out
+    directory = release / "data/kinetics400/1.0.0"
+    rows = {row.id: row for row in manifest.read(directory / "manifest.csv")}
+    name = "-AbC_def123_000010_000020"
+    assert (rows[name].span, rows[name].status) == ((10, 20), "ok")
+    assert rows[name].seconds == 60
+    others = [row for row in rows.values() if row.status == "ok" and row.id != name]
+    assert len(others) == 2 and not any(row.span for row in others)
+    (record,) = reading.open_split("kinetics400", "train", release / "data")
+    assert record["clip_seconds"] == (10, 20) and record["video"] == whole
+    (record,) = reading.open_split("kinetics400", "validation", release / "data")
+    assert set(record) == {"id", "label", "video"}
+    assert verification.verify("kinetics400", release / "data").errors == 0
+
+    shutil.rmtree(release / "data")
+    verification.open_once.cache_clear()
+    source += ("--transcode", "crf=10")
+    official.prepared(capsys, release, "kinetics400", *source)
+    rows = {row.id: row for row in manifest.read(directory / "manifest.csv")}
+    assert rows[name].span == (10, 20) and rows[name].seconds < 13
+    (record,) = reading.open_split("kinetics400", "train", release / "data")
+    assert set(record) == {"id", "label", "video"}
+    clip, _ = test_decode.decode(
+        record["video"], lambda _: np.arange(9) * 1.2, test_decode.whole
+    )
+    assert test_decode.numbers(clip) == list(range(8, 17))
+    assert verification.verify("kinetics400", release / "data").errors == 0
+
+
+def test_a_file_that_is_neither_a_clip_nor_its_video(release, capsys):
+    official.write_clips(release / "videos", *CLIPS)
+    video = test_decode.write_video(test_decode.numbered(50), 2)
+    (release / "videos/val/abseiling/val_0000001_000027_000037.mp4").unlink()
+    (release / "videos/val_0000001.mp4").write_bytes(video)
+    source = ("--videos", release / "videos", "--annotations", release)
+    out = official.prepared(capsys, release, "kinetics400", *source)
+    assert "val_0000001_000027_000037: It lasts 25.0 s, so it is neither the" in out
