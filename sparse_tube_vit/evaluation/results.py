@@ -89,7 +89,7 @@ class Result(abc.ABC):
         name = f"{p['evaluation']}_step{p['step']}"
         if p["kind"] == "video":
             name += f"_{p['temporal_views']}x{p['spatial_views']}"
-            name += "_max" if p["combine_views"] == "max" else ""
+            name += "_max" if p.get("combine_views") == "max" else ""
         if p["stride_scale"] != 1:
             name += f"_{p['tokens']}tokens"
         path, text = directory / f"{name}.json", json.dumps(self.to_json(), indent=1)
@@ -100,7 +100,7 @@ class Result(abc.ABC):
         p = self.protocol
         clip = f"{p['size']}x{p['size']}"
         if p["kind"] == "video":
-            maximum = "maximum of " if p["combine_views"] == "max" else ""
+            maximum = "maximum of " if p.get("combine_views") == "max" else ""
             clip = (
                 f"{maximum}{p['temporal_views']}x{p['spatial_views']} views of "
                 f"{p['frames']} frames at {p['fps']:g} fps"
