@@ -14,7 +14,13 @@ class UnwritableOutput(TubeViTError, OSError):
 
 @contextlib.contextmanager
 def reported():
-    """Context manager that ends a command with a named error's message, no trace."""
+    """Context manager that ends a command with a named error's message, no trace.
+
+    Names of files that are not in UTF-8 are printed with escapes, as in JSON.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # not in a notebook
+            stream.reconfigure(errors="backslashreplace")
     try:
         yield
     except TubeViTError as error:

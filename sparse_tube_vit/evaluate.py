@@ -42,6 +42,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         type=float,
         help="of the tubes' strides: below 1 for more tokens than in training",
     )
+    parser.add_argument(
+        "--combine_views",
+        choices=("mean", "max"),
+        help="of the views' probabilities; default: as in the run's config",
+    )
     parser.add_argument("--batch_size", type=int, help="videos or images at a time")
     parser.add_argument("--data_dir", help="of the prepared data sets")
     parser.add_argument(
@@ -65,6 +70,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 source.batch_size = args.batch_size
             if args.stride_scale is not None:
                 source.stride_scale = args.stride_scale
+            if args.combine_views is not None:
+                source.combine_views = args.combine_views
             if args.views and source.kind == "video":
                 source.temporal_views, source.spatial_views = args.views
         out = args.out or model.workdir and model.workdir / "evaluations"

@@ -6,12 +6,14 @@ and weights are read from hf:// too, see `checkpoints.hub`.
 """
 
 import contextlib
+import dataclasses
 import io
 import json
 import os
 import re
 import shutil
 import socket
+import stat
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -177,14 +179,132 @@ def json_files(directory) -> list[epath.Path]:
     return sorted(p for p in paths if p.suffix == ".json" and p.name[0] != ".")
 
 
-def files_below(directory) -> list[epath.Path]:
-    """Returns all files in a directory and its subdirectories, sorted."""
-    root, files = epath.Path(directory), []
-    top = None
-    for folder, _, names in root.walk():
-        top = top or folder  # `root`, which fsspec gives without its scheme
-        files += [root / folder.relative_to(top) / name for name in names]
-    return sorted(files)
+def file_size(path) -> int:
+    """Returns the size of a file in bytes."""
+    if is_remote(path):
+        return epath.Path(path).stat().length
+    return os.path.getsize(path)  # epath's needs a name for the owner
+
+
+@dataclasses.dataclass
+class Folder:
+    """The entries of a folder, sorted.
+
+    Attributes:
+        path: The folder.
+        folders: Its subfolders, links to folders among them.
+        files: Its files, links to files among them.
+        left_out: Reasons by path of the other entries.
+    """
+
+    path: epath.Path
+    folders: list[epath.Path] = dataclasses.field(default_factory=list)
+    files: list[epath.Path] = dataclasses.field(default_factory=list)
+    left_out: dict[epath.Path, str] = dataclasses.field(default_factory=dict)
+
+
+def walk(directory) -> Iterator[Folder]:
+    """Yields a folder and all folders below it, each before its subfolders.
+
+    Links to folders are followed. Left out are links that lead nowhere or back to a
+    folder that holds them, everything that is neither a folder nor a file, hidden
+    folders, and what macOS adds to archives (`__MACOSX`, `._*`). A folder that is
+    absent is empty.
+
+    Raises:
+        UnreadableFile: A folder cannot be listed.
+    """
+    if is_remote(directory):
+        yield from _walk_remote(epath.Path(directory))
+        return
+    stack = [(epath.Path(directory), frozenset())]
+    while stack:
+        path, above = stack.pop()
+        folder = Folder(path)
+        try:
+            above |= {_identity(os.stat(path))}
+            names = sorted(os.listdir(path))
+        except (FileNotFoundError, NotADirectoryError):
+            names = []  # as in a bucket, which has no folders
+        except OSError as error:
+            raise UnreadableFile(f"{path} cannot be listed: {error.strerror}") from None
+        for name in names:
+            entry = path / name
+            try:
+                status = os.stat(entry)
+            except OSError as error:
+                why = dead_link(entry) or f"it cannot be read: {error.strerror}"
+                folder.left_out[entry] = why
+                continue
+            if stat.S_ISDIR(status.st_mode):
+                why = _unwanted(name, folder=True)
+                if _identity(status) in above:
+                    why = f"a link back to {os.path.realpath(entry)}, which holds it"
+                entries = folder.folders
+            else:
+                why = _unwanted(name)
+                if not stat.S_ISREG(status.st_mode):
+                    why = "no regular file"
+                entries = folder.files
+            if why:
+                folder.left_out[entry] = why
+            else:
+                entries.append(entry)
+        yield folder
+        stack += [(entry, above) for entry in reversed(folder.folders)]
+
+
+def _walk_remote(root):
+    top, unwanted = None, set()
+    for path, folders, files in root.walk():
+        top = top or path  # `root`, which fsspec gives without its scheme
+        path = root / path.relative_to(top)
+        if unwanted.intersection([path, *path.parents]):
+            continue
+        folder = Folder(path)
+        kinds = (folder.folders, folders, True), (folder.files, files, False)
+        for entries, names, is_folder in kinds:
+            for name in sorted(names):
+                if why := _unwanted(name, is_folder):
+                    folder.left_out[path / name] = why
+                else:
+                    entries.append(path / name)
+        unwanted |= folder.left_out.keys()
+        yield folder
+
+
+def _identity(status):
+    return status.st_dev, status.st_ino
+
+
+def _unwanted(name, folder=False):
+    """Returns the reason why a name is left out, or ""."""
+    if name.startswith("._") or (folder and name == "__MACOSX"):
+        return "not a file of its own: macOS adds it to archives"
+    return "a hidden folder" if folder and name.startswith(".") else ""
+
+
+def dead_link(path) -> str:
+    """Returns in words where a link that leads nowhere leads, "" for other paths."""
+    if not os.path.islink(path) or os.path.exists(path):
+        return ""
+    return f"a link to {os.readlink(path)}, which is absent"
+
+
+def files_below(directory) -> tuple[list[epath.Path], dict[epath.Path, str]]:
+    """Returns all files in a directory and its subdirectories, as `walk` finds them.
+
+    Returns:
+        (files, left_out): paths, sorted, and reasons by path.
+
+    Raises:
+        UnreadableFile: A folder cannot be listed.
+    """
+    files, left_out = [], {}
+    for folder in walk(directory):
+        files += folder.files
+        left_out |= folder.left_out
+    return sorted(files), left_out
 
 
 class UnreachableStorage(TubeViTError, OSError):
@@ -225,7 +345,7 @@ def on_disk(path, items: Sequence[str] | None = None) -> Iterator[Path]:
         if items is None:
             pairs.append((path, copy))
         for source in (path / item for item in items or ()):
-            for file in files_below(source) if source.is_dir() else [source]:
+            for file in files_below(source)[0] if source.is_dir() else [source]:
                 if file.exists():
                     pairs.append((file, copy / file.relative_to(path)))
         for _, target in pairs:

@@ -99,9 +99,9 @@ def _train(config, workdir, lock):
     evaluations = evaluator.prepare(config, class_names)
     run = describe_run(config, class_names)
     hosts.check_same(
-        run
-        | {"streams": {name: len(split) for name, split in splits.items()}}
-        | {"evaluations": {e.name: len(e.split) for e in evaluations}}
+        run,
+        {f"streams.{name}": split for name, split in splits.items()}
+        | {f"evaluations.{e.name}": e.split for e in evaluations},
     )
 
     # ---- model, optimizer and step as one program, and the state to start from

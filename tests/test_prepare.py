@@ -1,5 +1,6 @@
 """The command line: what it prints, refuses, and leaves alone."""
 
+import os
 import subprocess
 import sys
 
@@ -111,6 +112,18 @@ def test_names_that_are_not_in_utf_8_can_be_printed():
     told = prepare._left_out([row], "there/manifest.csv")[1]
     unknown = "\N{REPLACEMENT CHARACTER}"
     assert told == f"    {unknown}/1.mp4: {unknown}/1.mp4 is a link"
+
+
+def test_a_directory_whose_name_is_not_in_utf_8(images, tmp_path, capsys):
+    directory = tmp_path / os.fsdecode(b"caf\xe9")
+    os.rename(images, directory)
+    arguments = ["image_folder", "--name", "x", "--images", str(directory)]
+    arguments += ["--workers", "0", "--data_dir"]
+    run(*arguments, str(tmp_path / "data"))
+    assert "image_folder/x: written to" in capsys.readouterr().out
+    assert ended(*arguments, str(directory / "data")) == 1
+    error = capsys.readouterr().err
+    assert "CannotWrite: " in error and "caf\\udce9/data" in error
 
 
 def test_lists_of_what_was_left_out_are_cut(tmp_path):

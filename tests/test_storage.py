@@ -183,3 +183,54 @@ def test_json_files_are_found_below_any_path(tmp_path):
     for name in ("b.json", "a.json", ".hidden.json", "a.png"):
         (directory / name).write_text("")
     assert [path.name for path in storage.json_files(directory)] == ["a.json", "b.json"]
+
+
+def test_files_below_links_to_folders(tmp_path):
+    """As `find -L` lists them, which follows links and ends at loops."""
+    root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"
+    for name in ("a/1", "a/deep/2", "b/3", "../elsewhere/4", ".hidden_file"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(b"")
+    for link, target in {
+        "linked": elsewhere,
+        "a/deep/to_elsewhere": elsewhere,
+        "b/5": elsewhere / "4",
+        "a/up": root,
+        "a/deep/here": ".",
+        "b/to_a": "../a",
+        "a/to_b": "../b",
+        "dead": "nowhere",
+        "round": "round",
+    }.items():
+        (root / link).symlink_to(target)
+    os.mkfifo(root / "pipe")
+    command = ["find", "-L", root, "-type", "f"]
+    found = subprocess.run(command, capture_output=True, text=True).stdout.split()
+    files, left_out = storage.files_below(root)
+    assert files == sorted(map(epath.Path, found)) and len(files) == 12
+    left_out = {os.path.relpath(path, root): why for path, why in left_out.items()}
+    assert left_out["dead"] == "a link to nowhere, which is absent"
+    assert left_out["round"] == "a link to round, which is absent"
+    assert left_out["pipe"] == "no regular file"
+    loops = {name for name, why in left_out.items() if "which holds it" in why}
+    assert {"a/up", "a/deep/here", "a/to_b/to_a", "b/to_a/to_b"} <= loops
+    assert storage.files_below(tmp_path / "absent") == ([], {})
+
+
+def test_files_of_macos_and_hidden_folders_are_left_out(tmp_path):
+    for name in ("1", "._1", "__MACOSX/2", ".git/3", "a/._4", "a/5"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    files, left_out = storage.files_below(tmp_path)
+    assert files == [tmp_path / "1", tmp_path / "a/5"]
+    names = {path.relative_to(tmp_path).as_posix() for path in left_out}
+    assert names == {"._1", "__MACOSX", ".git", "a/._4"}
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "listdir", refuse)
+    with pytest.raises(storage.UnreadableFile, match=f"{tmp_path} .* Permission den"):
+        storage.files_below(tmp_path)

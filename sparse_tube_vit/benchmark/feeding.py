@@ -54,9 +54,9 @@ class TimedExample(TrainingExample):
         default_factory=collections.Counter
     )
 
-    def sample(self, encoded, rng):
+    def sample(self, encoded, rng, span=None):
         with _added(self.seconds, "decoding"):
-            return super().sample(encoded, rng)
+            return super().sample(encoded, rng, span)
 
     def augment(self, clip, rng):
         with _added(self.seconds, "augmenting"):

@@ -91,6 +91,7 @@ def _accuracy(config, model, dtype, results):
         views = f"{r['size']}x{r['size']}, {r['tokens']} tokens"
         if r["kind"] == "video":
             views = (
+                f"{'maximum of ' if r.get('combine_views') == 'max' else ''}"
                 f"{r['temporal_views']}x{r['spatial_views']} views of {r['frames']} "
                 f"frames at {r['fps']:g} fps, {views}"
             )

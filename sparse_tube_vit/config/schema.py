@@ -207,6 +207,12 @@ STREAM = {
         "every class, where any number are.",
         either("softmax", "sigmoid"),
     ),
+    "labels": Key(
+        "video",
+        "Labels of an example: all of its video's, or those of the actions that the "
+        "sampled clip shows, where the data set stores their times (charades).",
+        either("video", "clip"),
+    ),
     "loss_weight": Key(
         1.0, "Weight of the mean loss in the sum that is minimized.", NOT_NEGATIVE
     ),
@@ -251,6 +257,11 @@ EVALUATION = {
     ),
     "spatial_views": Key(
         1, "Square crops, spread evenly along the longer side.", whole(1, 1000)
+    ),
+    "combine_views": Key(
+        "mean",
+        "Combination of the views' probabilities, mean or maximum.",
+        either("mean", "max"),
     ),
     "stride_scale": Key(
         1.0,

@@ -2,7 +2,7 @@
 
 `manifest.csv` is beside dataset_info.json and has a row for every example and for every
 file that was left out. Columns are the fields of `Row`; `label` is called `labels` in a
-multi-label data set.
+multi-label data set, and `span` is absent where no file is longer than its clip.
 """
 
 import csv
@@ -45,6 +45,8 @@ class Row:
             an image.
         label: Class name; in a multi-label data set all class names, () if unknown.
         status: "ok", or the reason why the file was left out.
+        span: Start and end in seconds of the part of the file that is the clip, if it
+            is longer. A transcoded file is that part alone, as are its other columns.
     """
 
     split: str
@@ -59,6 +61,7 @@ class Row:
     seconds: float | None = None
     label: str | tuple[str, ...] | None = None
     status: str = OK
+    span: tuple[float, float] | None = None
 
     @classmethod
     def of(cls, split: str, name: str, label, encoded: bytes, kind: str) -> "Row":
@@ -128,11 +131,8 @@ def inspect(encoded: bytes, kind: str) -> dict:
             "seconds": None,
         }
         if kind == "video":
-            ticks = video.packet_times()
-            if ticks is None:
-                ticks = video.frame_times()
             columns["frame_rate"] = video.stream.average_rate
-            columns["seconds"] = round(video.seconds(ticks), 6)
+            columns["seconds"] = round(_seconds(video), 6)
         return columns
 
 
@@ -140,11 +140,30 @@ def _small(height, width):
     return decode.Crop(0, 0, height, width, 8, 8)
 
 
+def seconds(encoded: bytes) -> float:
+    """Returns the duration of a video by presentation times, mostly without decoding.
+
+    Raises:
+        UndecodableClip: FFmpeg fails.
+    """
+    with decode.opened(encoded, kind="video") as video:
+        return _seconds(video)
+
+
+def _seconds(video):
+    ticks = video.packet_times()
+    return video.seconds(video.frame_times() if ticks is None else ticks)
+
+
 def write(path, rows: Iterable[Row], multi_label: bool = False) -> None:
     """Writes a manifest with these rows in this order, in UTF-8."""
-    lines = [_line(_columns(multi_label))]
+    rows = list(rows)
+    spans = any(row.span for row in rows)
+    lines = [_line(_columns(multi_label, spans))]
     for row in rows:
-        cells = {name: getattr(row, name) for name in _columns()}
+        cells = {name: getattr(row, name) for name in _columns(spans=spans)}
+        if row.span:
+            cells["span"] = "{:.10g}-{:.10g}".format(*row.span)
         if multi_label:  # CSV within CSV, as a label may contain the semicolon
             cells["label"] = _line(row.label, ";") if row.label else ""
         lines.append(_line(cells.values()))  # csv writes None as ""
@@ -163,24 +182,32 @@ def read(path) -> Iterator[Row]:
     reader = csv.reader(io.StringIO(text, newline=""))
     try:
         header = next(reader, [])
-        multi_label = header == _columns(True)
-        if not multi_label and header != _columns():
+        multi_label, spans = "labels" in header, "span" in header
+        if header != _columns(multi_label, spans):
             raise BadManifest(
                 f"{path} has the columns {', '.join(header)}; a manifest has"
                 f" {', '.join(_columns())}. {_AGAIN}"
             )
         for cells in reader:
-            yield _row(cells, multi_label)
+            yield _row(cells, multi_label, spans)
     except (ArithmeticError, ValueError, csv.Error) as error:
         raise BadManifest(f"{path}:{reader.line_num}: {error}. {_AGAIN}") from None
 
 
-def _columns(multi_label: bool = False) -> list[str]:
+def _columns(multi_label: bool = False, spans: bool = False) -> list[str]:
     names = [field.name for field in dataclasses.fields(Row)]
+    if not spans:
+        names.remove("span")
     return ["labels" if multi_label and n == "label" else n for n in names]
 
 
+def _parse_span(cell: str) -> tuple[float, float]:
+    start, _, end = cell.partition("-")
+    return float(start), float(end)
+
+
 _PARSE = {
+    "span": _parse_span,
     "width": int,
     "height": int,
     "frame_rate": fractions.Fraction,
@@ -190,8 +217,8 @@ _PARSE = {
 _ALWAYS = ("split", "id", "status")  # may be empty, but never unknown
 
 
-def _row(cells: list[str], multi_label: bool) -> Row:
-    columns = _columns()
+def _row(cells: list[str], multi_label: bool, spans: bool) -> Row:
+    columns = _columns(spans=spans)
     if len(cells) != len(columns):
         raise ValueError(f"{len(cells)} cells in place of {len(columns)}")
     values = {

@@ -6,15 +6,22 @@ and TFDS only when a data set is opened.
 
 import dataclasses
 import functools
+import hashlib
+import json
 import operator
 import re
 import shlex
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from etils import epath
 
+from sparse_tube_vit.datasets import manifest
 from sparse_tube_vit.datasets.catalog import BUILDERS, OPTIONS
+from sparse_tube_vit.datasets.times import ACTIONS, SPAN
 from sparse_tube_vit.errors import DatasetError
+from sparse_tube_vit.log import log
+from sparse_tube_vit.storage import file_size
 
 INFO = "dataset_info.json"  # written last: it marks a prepared data set
 UNFINISHED = "preparing."  # prefix of files of a preparation that is not finished
@@ -32,13 +39,25 @@ class UnsupportedDataset(DatasetError):
     """The TFDS data set is not one of labelled images or videos in ArrayRecord."""
 
 
+class WrongClassNames(DatasetError):
+    """The names of a data set's classes are absent, too few or too many."""
+
+
+class UnreadableRecord(DatasetError, RuntimeError):
+    """A record or its shard is damaged, or its label is no class."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Split:
     """A split of a prepared data set, a random-access source for grain.
 
     `split[i]` is the record `{"id": str, "label": int, kind: bytes}`, the encoded file
     by its kind. In a multi-label data set the label is multi-hot, uint8 (C,). A split
-    is pickled without open files; every process opens them on its first read.
+    is pickled without open files; every process opens them on its first read. Reading a
+    record raises UnreadableRecord if it is damaged or its label is no class.
+
+    A record of a part of a longer video also has `SPAN`, (start, end) in seconds, and
+    one of a data set that is `timed` has `ACTIONS`, float32 (n, 3).
 
     Attributes:
         name: Name of the data set, for example "ucf101/split1".
@@ -48,6 +67,7 @@ class Split:
         class_names: Class names in the order of the labels.
         length: Number of examples.
         multi_label: Whether an example has any number of labels instead of one.
+        timed: Whether the times of labels are stored.
     """
 
     name: str
@@ -57,6 +77,7 @@ class Split:
     class_names: tuple[str, ...]
     length: int
     multi_label: bool = False
+    timed: bool = False
 
     @property
     def label_shape(self) -> tuple[int, ...]:
@@ -67,32 +88,125 @@ class Split:
         return self.length
 
     def __getitem__(self, index) -> dict:
+        record = self.read(index)
+        if not self.multi_label and not 0 <= record["label"] < len(self.class_names):
+            raise self._unusable(
+                index,
+                f"has the label {record['label']}, but the {len(self.class_names)}"
+                " classes are numbered from 0",
+                "Neither training nor evaluation can use it.",
+            )
+        return record
+
+    def read(self, index) -> dict:
+        """Returns a record as `split[index]`, also where its label is no class.
+
+        TFDS gives examples without a label the label -1.
+
+        Raises:
+            UnreadableRecord: It is damaged.
+        """
         index = operator.index(index)
         if not 0 <= index < self.length:
             raise IndexError(
                 f"example {index} of {self.name} {self.split}, which has {self.length}"
             )
-        record = self._source[index]
+        try:
+            return self._example(index, self._source[index])
+        except UnsupportedDataset:
+            raise
+        except Exception as error:  # whatever array_record, protobuf or TFDS raise
+            why = str(error).strip().partition("\n")[0] or type(error).__name__
+            raise self._unusable(
+                index,
+                f"cannot be read: {why}",
+                "Copy that shard again from where it was prepared.",
+            ) from error
+
+    def _example(self, index, record):
         # TFDS's own image data sets have a file name, or no name at all.
         name = record.get("id", record.get("file_name", f"{self.split}-{index}"))
+        times = {}
+        if len(span := record.get(SPAN, ())):
+            times[SPAN] = tuple(map(float, span))
+        if self.timed:
+            times[ACTIONS] = np.asarray(record[ACTIONS], np.float32)
         return {
             "id": name.decode() if isinstance(name, bytes) else str(name),
             "label": self._label(record),
+            **times,
             self.kind: record[self.kind],
         }
 
     def _label(self, record):
         if not self.multi_label:
             return int(record["label"])
-        multi_hot = np.zeros(self.label_shape, np.uint8)
-        multi_hot[np.asarray(record["labels"], int)] = 1
+        multi_hot, labels = np.zeros(self.label_shape, np.uint8), record["labels"]
+        for label in np.asarray(labels, int):
+            if not 0 <= label < len(self.class_names):
+                raise ValueError(f"its label {label} is no class")
+            multi_hot[label] = 1
         return multi_hot
+
+    def shard(self, index: int) -> str:
+        """Returns in words which record of which shard has an index."""
+        for first, count, skipped, path in self._shards():
+            if index < first + count:
+                return f"number {skipped + index - first} of {path.name}"
+        return "in no shard"
+
+    def digests(self) -> dict:
+        """Returns the number of examples and digests by which copies are compared.
+
+        The digest of `records` covers the sizes of all shards and the first record of
+        up to 64 of them: shards of equal size are small and few.
+
+        Raises:
+            UnreadableRecord: One of these records is damaged.
+        """
+        shards, every = [*self._shards()], hashlib.sha256()
+        for _, count, _, path in shards:
+            every.update(f"{path.name} {count} {file_size(path)}\n".encode())
+        with ThreadPoolExecutor(16) as pool:
+            firsts = [first for first, *_ in shards[:: -(-len(shards) // 64)]]
+            for record in pool.map(self.read, firsts):
+                every.update(f"{record['id']} {record['label']}\n".encode())
+                every.update(record[self.kind])
+        path = epath.Path(self.directory) / manifest.NAME
+        listed = path.exists() and hashlib.sha256(path.read_bytes()).hexdigest()
+        return {"examples": len(self), "manifest": listed, "records": every.hexdigest()}
+
+    def _shards(self):
+        """Yields each shard's first index, number of records, records before, path."""
+        first = 0
+        split = open_builder(self.directory).info.splits[self.split]
+        for part in split.file_instructions:
+            count = part.take if part.take >= 0 else part.examples_in_shard - part.skip
+            yield first, count, part.skip, epath.Path(part.filename)
+            first += count
+
+    def _unusable(self, index, why, advice):
+        return UnreadableRecord(
+            f"{self.name} in {self.directory}: {self.split} record {index},"
+            f" {self.shard(index)}, {why}. {advice} All such records lists"
+            f" {self._verify}"
+        )
+
+    @property
+    def _verify(self):
+        directory, parts = epath.Path(self.directory), epath.Path(self.name).parts
+        version = 0 if directory.parts[-len(parts) :] == parts else 1
+        data_dir = directory.parents[len(parts) - 1 + version]
+        return (
+            f"python -m sparse_tube_vit.verify {self.name}"
+            f" --data_dir {shlex.quote(str(data_dir))}"
+        )
 
     @functools.cached_property
     def _source(self):
         import tensorflow_datasets as tfds
 
-        builder = tfds.builder_from_directory(self.directory)
+        builder = open_builder(self.directory)
         # tfds.features.Image would decode; the input needs the encoded file.
         decoders = {}
         if isinstance(builder.info.features[self.kind], tfds.features.Image):
@@ -118,7 +232,8 @@ def open_split(dataset: str, split: str, data_dir, kind: str = "") -> Split:
         DatasetNotPrepared: There is no such data set; names the command to prepare it.
         UnknownSplit: There is no such split; names those that there are.
         UnsupportedDataset: The data set is of another kind or format, or TFDS cannot
-            open it.
+            or must not open it.
+        WrongClassNames: The names of the classes are absent, too few or too many.
     """
     directory, info = _open(dataset, data_dir)
     stored, label, multi_label = _features(dataset, directory, info)
@@ -140,6 +255,7 @@ def open_split(dataset: str, split: str, data_dir, kind: str = "") -> Split:
         class_names=tuple(label.names),
         length=info.splits[split].num_examples,
         multi_label=multi_label,
+        timed=multi_label and ACTIONS in info.features,
     )
 
 
@@ -163,10 +279,10 @@ def _open(dataset: str, data_dir):
             f"{dataset} is not prepared: no {INFO} in {root} or a version"
             f" directory below it. {_how_to_prepare(dataset, data_dir)}"
         )
-    import tensorflow_datasets as tfds
-
     try:
-        return directory, tfds.builder_from_directory(directory).info
+        return directory, open_builder(directory).info
+    except UnsupportedDataset:
+        raise
     except Exception as error:  # whatever TFDS, etils or protobuf raise
         raise UnsupportedDataset(
             f"TFDS cannot open {dataset} in {directory}: {str(error) or repr(error)}."
@@ -174,6 +290,57 @@ def _open(dataset: str, data_dir):
             " shards again from where it was prepared, or delete it and prepare it"
             " again"
         ) from error
+
+
+def open_builder(directory):
+    """Returns TFDS's builder of a prepared data set.
+
+    Raises:
+        UnsupportedDataset: As for `check_features`.
+        Exception: Whatever TFDS raises on files that are damaged or absent.
+    """
+    import tensorflow_datasets as tfds
+
+    check_features(directory)
+    return tfds.builder_from_directory(directory)
+
+
+_TFDS = "tensorflow_datasets."
+# Keys of features.json whose values TFDS imports, in the spellings that it reads.
+_CLASS_KEYS = {
+    "features.json": ("pythonClassName", "python_class_name", "type"),
+    INFO: ("pythonClassName", "python_class_name"),
+}
+
+
+def check_features(directory) -> None:
+    """Checks that TFDS imports only its own modules to read a data set.
+
+    TFDS imports whatever class the description of a data set names: a foreign data set
+    could run a module beside it.
+
+    Raises:
+        UnsupportedDataset: A feature is of a class that is not TFDS's.
+        ValueError: A file is not JSON.
+    """
+    for name, keys in _CLASS_KEYS.items():
+        path = epath.Path(directory) / name
+        unvisited = [json.loads(path.read_text())] if path.exists() else []
+        while unvisited:
+            value = unvisited.pop()
+            if isinstance(value, list):
+                unvisited += value
+            elif isinstance(value, dict):
+                unvisited += value.values()
+                for key in keys:
+                    cls = value.get(key, "")
+                    own = not isinstance(cls, str) or cls.startswith(_TFDS)
+                    if cls and not own:
+                        raise UnsupportedDataset(
+                            f"{path} has a feature of class {cls}, which is not"
+                            " TFDS's own: reading the data set would run foreign code."
+                            " Prepare it yourself"
+                        )
 
 
 def prepared_directory(dataset: str, data_dir) -> epath.Path | None:
@@ -218,12 +385,41 @@ def _features(dataset: str, directory: epath.Path, info):
             f"{dataset} in {directory} stores `{kinds[0]}` as {feature}, not as the"
             " encoded file; prepare it with python -m sparse_tube_vit.prepare"
         )
+    _check_names(dataset, directory, label, "labels" if multi_label else "label")
     if info.file_format.value != "array_record":
         raise UnsupportedDataset(
             f"{dataset} in {directory} is stored as {info.file_format.value}; prepare"
             ' it again with TFDS\'s file_format="array_record"'
         )
     return kinds[0], label, multi_label
+
+
+def _check_names(dataset, directory, label, key):
+    """Raises WrongClassNames unless TFDS has read a name of its own for every class."""
+    path = directory / f"{key}.labels.txt"
+    if not path.exists():
+        if dataset.partition("/")[0] not in BUILDERS:
+            log.warning("%s has no class names: its classes have numbers", dataset)
+            return
+        raise WrongClassNames(
+            f"{path} is absent, which names the {label.num_classes} classes of"
+            f" {dataset}. {_COPY_NAMES}"
+        )
+    try:
+        names = [line.strip() for line in path.read_text().split("\n") if line.strip()]
+    except UnicodeDecodeError as error:
+        raise WrongClassNames(f"{path} is damaged: {error}. {_COPY_NAMES}") from None
+    if names != label.names or len({*names}) != label.num_classes:
+        raise WrongClassNames(
+            f"{path} has {len(names)} class names, {len({*names})} different ones, but"
+            f" {dataset} has {label.num_classes} classes. {_COPY_NAMES}"
+        )
+
+
+_COPY_NAMES = (
+    "Copy it again from where the data set was prepared, or delete the data set and"
+    " prepare it again"
+)
 
 
 def _how_to_prepare(dataset: str, data_dir) -> str:

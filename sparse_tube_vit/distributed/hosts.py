@@ -27,6 +27,7 @@ import threading
 import time
 import traceback
 import uuid
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -196,18 +197,20 @@ def _seconds(name, default):
 # ---- agreeing
 
 
-def check_same(description: dict) -> None:
-    """Checks that all hosts run the same.
+def check_same(description: dict, splits: Mapping | None = None) -> None:
+    """Checks that all hosts run the same on the same data.
 
     Args:
         description: A tree of JSON types, compared with the first host's.
+        splits: `datasets.reading.Split`s by any names, whose digests are compared.
 
     Raises:
         HostsDiffer: It is another; the message names the keys.
     """
     if jax.process_count() == 1:
         return
-    text, host = json.dumps(description), jax.process_index()
+    data = {name: split.digests() for name, split in (splits or {}).items()}
+    text, host = json.dumps(description | {"data": data}), jax.process_index()
     first = json.loads(_from_first_host("same", text))
     lines = [
         f"  {key}: {theirs!r} on host 0, {ours!r} on host {host}"

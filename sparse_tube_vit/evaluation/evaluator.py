@@ -138,7 +138,8 @@ class Evaluator:
         """Compiled for the first run: views to scores, and shards to whole arrays."""
         if self._compiled is None:
             whole = NamedSharding(mesh, P())
-            scores = make_scores(model, self.source.head, self.loss)
+            combine = self.source.combine_views
+            scores = make_scores(model, self.source.head, self.loss, combine)
             self._compiled = (
                 jax.jit(scores, out_shardings=whole),
                 jax.jit(lambda x: x, out_shardings=whole),
@@ -156,7 +157,8 @@ class Evaluator:
             frames, rate = clip.frames, {"fps": clip.fps}
         else:
             frames, rate = 1, {}
-            del protocol["temporal_views"], protocol["spatial_views"]
+            for key in ("temporal_views", "spatial_views", "combine_views"):
+                del protocol[key]
         return protocol | {
             "tokens": count_tokens(model.tubes, (frames, clip.size, clip.size)),
             "frames": frames,
@@ -213,9 +215,8 @@ def evaluate(config: ConfigDict, source: Location, names=None) -> list[Result]:
         if not names or evaluation.name in names
     ]
     hosts.check_same(
-        describe_run(config, class_names)
-        | {"step": stored.step}
-        | {"evaluations": {e.name: len(e.split) for e in evaluations}}
+        describe_run(config, class_names) | {"step": stored.step},
+        {f"evaluations.{e.name}": e.split for e in evaluations},
     )
     results = [e.run(model, params, mesh, stored.step) for e in evaluations]
     if source.workdir is not None:

@@ -25,7 +25,7 @@ class Result(abc.ABC):
         protocol: Data set, split, views, frames, rate, size and checkpoint step.
         class_names: The class names of the head.
         labels: The labels of all examples of the split: (N,), or multi-hot (N, C).
-        scores: Probabilities (N, C), averaged over views; zero where undecodable.
+        scores: Probabilities (N, C), combined over views; zero where undecodable.
         undecodable: The ids of undecodable examples, which count as wrong.
         distinct_views: (N,), how many of an example's views show other frames or
             another part of them; 0 where undecodable.
@@ -82,7 +82,7 @@ class Result(abc.ABC):
         }
 
     def save(self, directory) -> epath.Path:
-        """Writes NAME_stepN[_TxS][_Ntokens].json and returns its path."""
+        """Writes NAME_stepN[_TxS[_max]][_Ntokens].json and returns its path."""
         directory = epath.Path(directory)
         with writing(directory):
             directory.mkdir(parents=True, exist_ok=True)
@@ -90,6 +90,7 @@ class Result(abc.ABC):
         name = f"{p['evaluation']}_step{p['step']}"
         if p["kind"] == "video":
             name += f"_{p['temporal_views']}x{p['spatial_views']}"
+            name += "_max" if p.get("combine_views") == "max" else ""
         if p["stride_scale"] != 1:
             name += f"_{p['tokens']}tokens"
         path, text = directory / f"{name}.json", json.dumps(self.to_json(), indent=1)
@@ -100,9 +101,11 @@ class Result(abc.ABC):
         p = self.protocol
         clip = f"{p['size']}x{p['size']}"
         if p["kind"] == "video":
+            maximum = "maximum of " if p.get("combine_views") == "max" else ""
             clip = (
-                f"{p['temporal_views']}x{p['spatial_views']} views of {p['frames']} "
-                f"frames at {p['fps']:g} fps{self._repeated_views()}, {clip}"
+                f"{maximum}{p['temporal_views']}x{p['spatial_views']} views of "
+                f"{p['frames']} frames at {p['fps']:g} fps"
+                f"{self._repeated_views()}, {clip}"
             )
         return (
             f"{p['evaluation']}: {self.headline()} of {len(self.labels)} {p['kind']}s "

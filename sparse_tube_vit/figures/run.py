@@ -106,7 +106,7 @@ def view_of(config: ConfigDict, file: str | None = None) -> np.ndarray:
     source = min(sources, key=lambda source: source.kind != "video")
     split = reading.open_split(source.dataset, source.split, config.data_dir)
     example = examples.EvaluationExample.of(config.clip, source)
-    return example.read(split[0][source.kind], None)["video"][0]
+    return example.read_record(split[0], None)["video"][0]
 
 
 # ---- kinds of pictures

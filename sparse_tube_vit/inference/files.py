@@ -26,13 +26,16 @@ def expand(paths: Iterable) -> list[str]:
 
     Raises:
         NoFiles: A folder has none.
+        UnreadableFile: A folder cannot be listed.
     """
     files = []
     for path in map(epath.Path, paths):
         if not path.is_dir():
             files.append(os.fspath(path))
             continue
-        below = files_below(path)
+        below, unusable = files_below(path)
+        for entry, reason in unusable.items():
+            log.warning("%s is left out: %s", entry, reason)
         taken = [f for f in below if f.suffix.lower() in _SUFFIXES]
         if not taken:
             raise NoFiles(

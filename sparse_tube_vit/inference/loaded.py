@@ -201,17 +201,19 @@ class TrainedTubeViT:
         return [(self.class_names[head][i], float(scores[i])) for i in order]
 
     def scores(self, videos, head: str) -> np.ndarray:
-        """Computes probabilities (B, C) float32, averaged over views.
+        """Computes probabilities (B, C) float32, combined over views.
 
-        The program is that of `evaluate`, compiled once for every shape.
+        Views are combined as in the head's evaluation, by default averaged. The program
+        is that of `evaluate`, compiled once for every shape.
 
         Args:
             videos: uint8 or floats (B, V, T, H, W, 3), V views of each of B inputs.
             head: The head to use.
         """
         head = self.choose_head(_kind(videos), head)
-        scale = self.protocol(_kind(videos), head).stride_scale
-        return self._finite(self._scores(head, scale)(self.params, videos))
+        protocol = self.protocol(_kind(videos), head)
+        options = protocol.stride_scale, protocol.combine_views
+        return self._finite(self._scores(head, *options)(self.params, videos))
 
     def features(self, clip) -> Features:
         """Computes the features of a clip or an image, for retrieval and probes.
@@ -291,12 +293,12 @@ class TrainedTubeViT:
     def _programs(self):
         return {}
 
-    def _scores(self, head, stride_scale):
-        key = head, stride_scale
+    def _scores(self, head, stride_scale, combine):
+        key = head, stride_scale, combine
         if key not in self._programs:
             model = self.model.restride(stride_scale)
             loss = head_loss(self.config, head)
-            self._programs[key] = jax.jit(make_scores(model, head, loss))
+            self._programs[key] = jax.jit(make_scores(model, head, loss, combine))
         return self._programs[key]
 
     @functools.cached_property

@@ -9,6 +9,7 @@ import dataclasses
 import numpy as np
 
 from sparse_tube_vit.config import ConfigDict, evaluation
+from sparse_tube_vit.datasets.times import ACTIONS, SPAN
 from sparse_tube_vit.video import sampling
 from sparse_tube_vit.video.decode import UndecodableClip, decode
 from sparse_tube_vit.video.limits import LIMITS, Limits
@@ -54,11 +55,17 @@ class ExampleMap:
             "id": record["id"],
         }
         try:
-            return (
-                example | self.read(record[self.kind], rng) | {"weight": np.float32(1)}
-            )
+            return example | self.read_record(record, rng) | {"weight": np.float32(1)}
         except UndecodableClip as error:
             return example | {"problem": str(error)}
+
+    def read_record(self, record, rng):
+        """Returns what `read` does for a record's file, within its span."""
+        return self.read(record[self.kind], rng, **self.options(record))
+
+    def options(self, record) -> dict:
+        """Returns the arguments of `read` that follow from a record's times."""
+        return {"span": record[SPAN]} if SPAN in record else {}
 
     @property
     def blank(self):
@@ -90,8 +97,13 @@ class EvaluationExample(ExampleMap):
         given = {key: source[key] for key in views if key in source}
         return super().of(clip, source, **given | options)
 
-    def read(self, encoded, rng):
+    def read(self, encoded, rng, span=None):
         """Decodes a file to {"video": uint8 (V, T, H, W, 3), "distinct_views": int32}.
+
+        Args:
+            encoded: Encoded file.
+            rng: Not used: views are not random.
+            span: Start and end in seconds of the part that is used; None: all of it.
 
         Raises:
             UndecodableClip: The file does not decode.
@@ -106,6 +118,7 @@ class EvaluationExample(ExampleMap):
         def crop(height, width):
             return sampling.whole_picture(height, width, self.size)
 
+        times = sampling.within(times, span)
         clip, shown = decode(encoded, times, crop, self.limits, self.kind)
         crops = sampling.spread_crops(clip, self.spatial_views, self.size)
         # Views of a short or square video may show the same frames and pixels.
@@ -147,6 +160,7 @@ class TrainingExample(ExampleMap):
         color_jitter: Strength for `augment.jitter_color`; 0 is off.
         randaugment_layers: Number of RandAugment operations; 0 is off.
         randaugment_magnitude: Magnitude of RandAugment, 0 to 10.
+        labels: "video", or "clip" for the labels of the actions that the clip shows.
     """
 
     crop_area: tuple[float, float] = (0.3, 1.0)
@@ -154,6 +168,7 @@ class TrainingExample(ExampleMap):
     color_jitter: float = 0.0
     randaugment_layers: int = 0
     randaugment_magnitude: float = 10.0
+    labels: str = "video"
 
     @classmethod
     def of(cls, clip: ConfigDict, stream: ConfigDict, **options):
@@ -166,19 +181,41 @@ class TrainingExample(ExampleMap):
             color_jitter=stream.color_jitter,
             randaugment_layers=stream.randaugment_layers,
             randaugment_magnitude=stream.randaugment_magnitude,
+            labels=stream.labels,
             **options,
         )
 
-    def read(self, encoded, rng):
+    def options(self, record):
+        options = super().options(record)
+        if self.labels == "clip":
+            options["actions"] = record[ACTIONS]
+            options["classes"] = len(record["label"])
+        return options
+
+    def read(self, encoded, rng, span=None, actions=None, classes=0):
         """Decodes and augments a file to {"video": uint8 (T, H, W, 3)}.
+
+        Args:
+            encoded: Encoded file.
+            rng: Source of the random numbers.
+            span: Start and end in seconds of the part that is used; None: all of it.
+            actions: Class, start and end of the video's actions (n, 3), if the result
+                is to have the "label" int32 (C,) of those that the clip shows.
+            classes: C.
 
         Raises:
             UndecodableClip: The file does not decode.
         """
-        clip, _ = self.sample(encoded, rng)
-        return {"video": np.ascontiguousarray(self.augment(clip, rng))}
+        clip, times = self.sample(encoded, rng, *(() if span is None else (span,)))
+        example = {"video": np.ascontiguousarray(self.augment(clip, rng))}
+        if actions is not None:
+            label, start, end = actions.T
+            shown = (start <= times.max()) & (times.min() <= end)
+            example["label"] = np.zeros(classes, np.int32)
+            example["label"][label[shown].astype(int)] = 1
+        return example
 
-    def sample(self, encoded: bytes, rng: np.random.Generator):
+    def sample(self, encoded: bytes, rng: np.random.Generator, span=None):
         """Decodes a random clip at a random crop; returns it as `decode.decode`."""
 
         def times(duration):
@@ -188,6 +225,7 @@ class TrainingExample(ExampleMap):
         def crop(height, width):
             return sampling.random_crop(rng, height, width, self.size, self.crop_area)
 
+        times = sampling.within(times, span)
         return decode(encoded, times, crop, self.limits, self.kind)
 
     def augment(self, clip: np.ndarray, rng: np.random.Generator) -> np.ndarray:

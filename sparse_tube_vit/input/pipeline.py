@@ -20,7 +20,7 @@ from absl import flags
 
 from sparse_tube_vit.config import ConfigDict
 from sparse_tube_vit.datasets import processes
-from sparse_tube_vit.datasets.reading import Split
+from sparse_tube_vit.datasets.reading import Split, UnsupportedDataset
 from sparse_tube_vit.errors import IndivisibleBatch, TubeViTError
 from sparse_tube_vit.input.examples import EvaluationExample, TrainingExample
 from sparse_tube_vit.video.limits import Limits
@@ -44,11 +44,18 @@ def training_batches(
     host: int = 0,
     hosts: int = 1,
 ) -> Iterator[dict]:
-    """Yields this host's part of a stream's batches from `start_step` on, without end.
+    """Returns this host's part of a stream's batches from `start_step` on, without end.
 
     Raises:
         IndivisibleBatch: The hosts do not divide the batch.
+        UnsupportedDataset: Labels are to be of the clip, but no times are stored.
     """
+    if stream.labels == "clip" and not split.timed:
+        raise UnsupportedDataset(
+            f"streams.{name}.labels is 'clip', but {split.name} in {split.directory}"
+            " stores no times of its labels. Set it to 'video'; or, if it is Charades,"
+            " delete the data set and prepare it again"
+        )
     size = _host_batch_size(stream.batch_size, hosts, f"streams.{name}")
     example = TrainingExample.of(clip, stream, limits=Limits.of(loader))
     examples = training_records(split, name, seed).random_map(example)
@@ -56,7 +63,7 @@ def training_batches(
     # which overflow in batches of one.
     batches = examples.batch(size, drop_remainder=True)
     batches = batches[start_step * hosts + host :: hosts]
-    yield from iterate(batches, loader, f"streams.{name}")
+    return iterate(batches, loader, f"streams.{name}")
 
 
 def evaluation_batches(

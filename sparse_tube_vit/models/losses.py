@@ -147,8 +147,10 @@ def precision_at_1(logits, labels, weights):
     return jnp.sum(correct * weights)
 
 
-def make_scores(model: TubeViT, head: str, loss: str = "softmax") -> Callable:
-    """Returns scores(params, views) -> probabilities (B, C), averaged over views.
+def make_scores(
+    model: TubeViT, head: str, loss: str = "softmax", combine: str = "mean"
+) -> Callable:
+    """Returns scores(params, views) -> probabilities (B, C), combined over views.
 
     `views` is uint8 (B, V, T, H, W, 3). One view at a time goes through the model: more
     views take no more memory.
@@ -157,16 +159,20 @@ def make_scores(model: TubeViT, head: str, loss: str = "softmax") -> Callable:
         model: The model.
         head: Name of the head.
         loss: Loss that the head was trained with, one of `LOSSES`.
+        combine: "mean" or "max" of the views' probabilities.
     """
 
     def scores(params, views):
         def add(total, view):
             logits = model.apply({"params": params}, view, head)
-            return total + LOSSES[loss].probabilities(logits), None
+            probabilities = LOSSES[loss].probabilities(logits)
+            if combine == "max":
+                return jnp.maximum(total, probabilities), None
+            return total + probabilities, None
 
         b, v = views.shape[:2]
         total = jnp.zeros((b, model.classes[head]))
         total, _ = jax.lax.scan(add, total, views.swapaxes(0, 1))
-        return total / v
+        return total if combine == "max" else total / v
 
     return scores

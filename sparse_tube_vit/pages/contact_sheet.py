@@ -14,6 +14,7 @@ from sparse_tube_vit.datasets.preparing.verification import (
     open_once,
 )
 from sparse_tube_vit.datasets.reading import Split
+from sparse_tube_vit.datasets.times import SPAN
 from sparse_tube_vit.input.examples import TrainingExample
 from sparse_tube_vit.pages import html
 from sparse_tube_vit.video.decode import UndecodableClip
@@ -36,7 +37,9 @@ class Strip:
     times: tuple[float, ...]
 
 
-def sample(encoded: bytes, example: TrainingExample, seed: int, side: int) -> Strip:
+def sample(
+    encoded: bytes, example: TrainingExample, seed: int, side: int, *span
+) -> Strip:
     """Samples a clip as training does, without augmentation.
 
     Args:
@@ -44,11 +47,12 @@ def sample(encoded: bytes, example: TrainingExample, seed: int, side: int) -> St
         example: Training's map from records to examples.
         seed: Seed of the random start and crop.
         side: Side of the pictures in pixels.
+        *span: As for `TrainingExample.sample`.
 
     Raises:
         UndecodableClip: Training could not decode it.
     """
-    clip, times = example.sample(encoded, np.random.default_rng(seed))
+    clip, times = example.sample(encoded, np.random.default_rng(seed), *span)
     shown = np.unique(np.linspace(0, len(clip) - 1, FRAMES).round().astype(int))
     pictures = tuple(html.jpeg(clip[i], (side, side)) for i in shown)
     return Strip(pictures, tuple(times[shown].tolist()))
@@ -59,7 +63,8 @@ def _sample(task: tuple[Split, int, TrainingExample, int], count) -> Strip | str
     split, index, example, side = task
     try:
         record = open_once(split)[index]
-        return sample(record[split.kind], example, index, side)
+        span = [record[SPAN]] if SPAN in record else []
+        return sample(record[split.kind], example, index, side, *span)
     except UndecodableClip as error:
         return str(error)
 

@@ -24,6 +24,7 @@ from sparse_tube_vit.config import (
 )
 from sparse_tube_vit.datasets import manifest, reading
 from sparse_tube_vit.datasets.classes import ClassNamesDiffer, check_classes
+from sparse_tube_vit.datasets.times import SPAN
 from sparse_tube_vit.errors import DatasetError, TubeViTError
 from sparse_tube_vit.figures.run import ABSENT, KINDS, Picture, Run
 from sparse_tube_vit.input import examples
@@ -210,6 +211,8 @@ def _accuracy(run):
         views, clip = "1", f"{e['size']}x{e['size']}"
         if e["kind"] == "video":
             views = f"{e['temporal_views']}x{e['spatial_views']}"
+            if e.get("combine_views") == "max":
+                views += ", maximum"
             if e["videos_with_fewer_views"]:
                 views += f", {e['mean_distinct_views']:.2f} distinct"
             clip = f"{e['frames']} frames at {e['fps']:g} fps, {clip}"
@@ -227,7 +230,10 @@ def _accuracy(run):
             )
         )
     yield html.table(("evaluation", "accuracy", "data", *protocol), rows)
-    yield "<p>Scores are averaged over views. What does not decode counts as wrong."
+    yield (
+        "<p>Scores are averaged over views, or their maximum where it says so. "
+        "What does not decode counts as wrong."
+    )
     for picture in KINDS["tokens"](run):
         yield _shown(picture)
 
@@ -304,11 +310,12 @@ def _sample(run, name, split, index) -> str:
     title = f"{record['id']}: {', '.join(labels) or 'no class'}"
     example = examples.EvaluationExample.of(run.config.clip, source)
     try:
-        views = example.read(record[split.kind], None)["video"]
+        views = example.read_record(record, None)["video"]
         if split.kind == "image":
             shown = html.picture(_still(views[0, 0]), "jpeg", title)
         else:
-            shown = _video(_SAMPLE(record[split.kind]), title)
+            span = record.get(SPAN)
+            shown = _video(_SAMPLE(record[split.kind], span), title)
     except UndecodableClip as error:
         text = html.escape(f"{title}. It does not decode: {error}")
         return f"<figure><figcaption>{text}</figcaption></figure>"

@@ -1,15 +1,42 @@
 """Times and crops of clips: at random for training, evenly spread for evaluation."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
-from sparse_tube_vit.video.decode import Crop
+from sparse_tube_vit.video.decode import Crop, UndecodableClip
 
 
 def clip_times(start: float, frames: int, fps: float, duration: float) -> np.ndarray:
     """Returns presentation times (T,) in seconds of a clip; a short video loops."""
     return (start + np.arange(frames) / fps) % duration
+
+
+def within(
+    times: Callable[[float], np.ndarray], span: tuple[float, float] | None
+) -> Callable[[float], np.ndarray]:
+    """Returns `times`, a function of a duration, for the part of a video in a span.
+
+    Args:
+        times: Maps a duration to presentation times, both in seconds.
+        span: Start and end of the part in seconds; None for the whole video.
+
+    Returns:
+        A function that raises UndecodableClip where a video ends before the part.
+    """
+    if span is None:
+        return times
+    start, end = span
+
+    def in_span(duration):
+        if duration <= start:
+            raise UndecodableClip(
+                f"It lasts {duration:.1f} s, but its clip begins at {start:g} s."
+            )
+        return start + times(min(end, duration) - start)
+
+    return in_span
 
 
 def random_start(

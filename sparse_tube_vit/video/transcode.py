@@ -70,17 +70,31 @@ class Transcode:
         options = dataclasses.asdict(self).items()
         return ",".join(f"{name}={value}" for name, value in options)
 
-    def __call__(self, encoded: bytes) -> bytes:
+    def __call__(
+        self, encoded: bytes, span: tuple[float, float] | None = None
+    ) -> bytes:
         """Returns the transcoded file.
 
+        Args:
+            encoded: Encoded video.
+            span: Start and end in seconds after the first frame of the part that is
+                kept; None keeps all. The part begins with the frame that is displayed
+                at its start.
+
         Raises:
-            UndecodableClip: Not all of the file decodes.
+            UndecodableClip: Not all of the part decodes.
         """
         with opened(encoded, kind="video") as video:
-            return video.attempt(functools.partial(self._encode, video))
+            return video.attempt(functools.partial(self._encode, video, span))
 
-    def _encode(self, video, ticks, clock) -> bytes | None:
+    def _encode(self, video, span, ticks, clock) -> bytes | None:
         """Returns a file of the frames at these ticks; None if one does not come."""
+        kept, timeline = np.arange(len(ticks)), video.timeline(ticks)
+        if span is not None:
+            start, end = np.array(span) / video.tick + timeline[0]
+            # A thousandth of a tick absorbs rounding, as in decoding.
+            first = max(np.searchsorted(timeline, start + 1e-3) - 1, 0)
+            kept = kept[first : max(np.searchsorted(timeline, end - 1e-3), first + 1)]
         file = io.BytesIO()
         with av.open(file, "w", format="mp4") as target:
             stream = target.add_stream("libx264", rate=video.stream.average_rate or 25)
@@ -99,8 +113,9 @@ class Transcode:
                 "x264-params": "mbtree=0",
             }
             upright, count = _Upright(tick, self.short_side), 0
-            every, timeline = np.arange(len(ticks)), video.timeline(ticks)
-            for index, frame in frames_by_index(video, ticks, every, clock):
+            for index, frame in frames_by_index(video, ticks, kept, clock):
+                if index < len(ticks) and not kept[0] <= index <= kept[-1]:
+                    continue
                 if frame.is_corrupt:
                     raise UndecodableClip(f"It is damaged from frame {count} on.")
                 if index == len(ticks):
@@ -118,11 +133,12 @@ class Transcode:
                             if upright.orientation.swapped
                             else video.pixel_aspect
                         )
-                picture.pts = round(timeline[index] - timeline[0]) * tick.numerator
+                since = timeline[index] - timeline[kept[0]]
+                picture.pts = round(since) * tick.numerator
                 picture.time_base = encoder.time_base
                 target.mux(stream.encode(picture))
                 count += 1
-            if count < len(ticks):
+            if count < len(kept):
                 return None
             target.mux(stream.encode(None))
         return file.getvalue()

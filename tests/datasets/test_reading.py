@@ -1,5 +1,7 @@
 """Writing with TFDS and reading back: bytes, processes, errors, no tensorflow."""
 
+import dataclasses
+import json
 import pickle
 import shutil
 import subprocess
@@ -12,9 +14,11 @@ import tensorflow_datasets as tfds
 from absl import flags
 
 from sparse_tube_vit import prepare
+from sparse_tube_vit.config import default_config, evaluation, stream
 from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.datasets.builders import moving_shapes
 from sparse_tube_vit.datasets.preparing import write
+from sparse_tube_vit.input import pipeline
 from tests.datasets.builders import official
 
 SMALL = {kind: {"train": 48, "test": 24} for kind in ("images", "videos")}
@@ -141,6 +145,160 @@ def test_a_data_set_that_tfds_cannot_open(prepared, tmp_path, file):
         reading.open_split("image_folder/tiny", "val", tmp_path)
 
 
+def edited(prepared, tmp_path, file, edit):
+    """A copy of image_folder/tiny with a file edited as JSON or as text."""
+    shutil.copytree(prepared[0], tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "image_folder/tiny/1.0.0" / file
+    if file.endswith(".json"):
+        content = json.loads(path.read_text())
+        path.write_text(json.dumps(edit(content) or content))
+    else:
+        path.write_text(edit(path.read_text()))
+    return tmp_path
+
+
+def by_key(key):
+    def edit(content):
+        feature = content["featuresDict"]["features"]["image"]
+        del feature["pythonClassName"]
+        feature[key] = "payload.Image"
+
+    return edit
+
+
+def legacy(content):
+    content = {"image": {"type": "payload.Image", "content": {}}}
+    cls = "tensorflow_datasets.core.features.features_dict.FeaturesDict"
+    return {"type": cls, "content": content}
+
+
+def features_in_the_info(content):
+    content["features"] = {"pythonClassName": "payload.Image"}
+
+
+@pytest.mark.parametrize(
+    ("file", "edit"),
+    [
+        ("features.json", by_key("pythonClassName")),
+        ("features.json", by_key("python_class_name")),
+        ("features.json", legacy),
+        ("dataset_info.json", features_in_the_info),
+    ],
+)
+def test_a_data_set_does_not_run_code(prepared, tmp_path, monkeypatch, file, edit):
+    data_dir = edited(prepared, tmp_path, file, edit)
+    (tmp_path / "payload.py").write_text("raise SystemExit('it ran')")
+    monkeypatch.syspath_prepend(tmp_path)
+    message = f"{file} has a feature of class payload.Image, .* foreign code"
+    with pytest.raises(reading.UnsupportedDataset, match=message):
+        reading.open_split("image_folder/tiny", "val", data_dir)
+    # In a worker process, which gets a split that is open already.
+    split = reading.open_split("image_folder/tiny", "val", prepared[0])
+    directory = str(data_dir / "image_folder/tiny/1.0.0")
+    with pytest.raises(reading.UnsupportedDataset, match=message):
+        dataclasses.replace(split, directory=directory)[0]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ("ant", "has 1 class names, 1 different ones, but .* has 2 classes"),
+        ("ant\nwolf\nbee", "has 3 class names, .* has 2 classes"),
+        ("ant\nant", "has 2 class names, 1 different ones, but"),
+        ("", "has 0 class names"),
+        (None, "label.labels.txt is absent, which names the 2 classes"),
+    ],
+)
+def test_class_names_that_are_lost(prepared, tmp_path, names, message):
+    edited(prepared, tmp_path, "label.labels.txt", lambda _: names or "")
+    if names is None:
+        (tmp_path / "image_folder/tiny/1.0.0/label.labels.txt").unlink()
+    with pytest.raises(reading.WrongClassNames, match=message):
+        reading.open_split("image_folder/tiny", "val", tmp_path)
+
+
+def damaged(prepared, tmp_path):
+    """A copy of video_folder/tiny with one bit flipped, and the place of the bit."""
+    shutil.copytree(prepared[0], tmp_path, dirs_exist_ok=True)
+    (path,) = (tmp_path / "video_folder/tiny/1.0.0").glob("*train*")
+    content = bytearray(path.read_bytes())
+    content[3000] ^= 1
+    path.write_bytes(content)
+    return reading.open_split("video_folder/tiny", "train", tmp_path), path
+
+
+def test_a_damaged_record_is_named(prepared, tmp_path):
+    split, path = damaged(prepared, tmp_path)
+    errors = {}
+    for index in range(len(split)):
+        try:
+            split[index]
+        except reading.UnreadableRecord as error:
+            errors[index] = str(pickle.loads(pickle.dumps(error)))
+    ((index, message),) = errors.items()
+    place = f"train record {index}, number {index} of {path.name}, cannot be read: "
+    assert f"video_folder/tiny in {path.parent}: {place}" in message
+    verify = f"python -m sparse_tube_vit.verify video_folder/tiny --data_dir {tmp_path}"
+    assert message.endswith(verify)
+    later = reading.open_split("video_folder/tiny", f"train[{index}:]", tmp_path)
+    message = f"record 0, number {index} of {path.name}"
+    with pytest.raises(reading.UnreadableRecord, match=message):
+        later[0]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_record_ends_training_and_evaluation_by_name(
+    prepared, tmp_path, workers
+):
+    split, path = damaged(prepared, tmp_path)
+    config = default_config()
+    config.loader.workers = workers
+    config.clip.update(frames=2, size=16)
+    options = {"kind": "video", "dataset": "", "head": "", "batch_size": 4}
+    ends = pytest.raises(reading.UnreadableRecord, match=f"of {path.name}, cannot be")
+    with ends:
+        batches = pipeline.training_batches(
+            split, "video", stream(**options), config.clip, config.loader, seed=0
+        )
+        for _ in range(3):
+            next(batches)
+    with ends:
+        list(
+            pipeline.evaluation_batches(
+                split, "test", evaluation(**options), config.clip, config.loader
+            )
+        )
+
+
+def test_digests_of_a_copy_and_of_what_differs(prepared, tmp_path):
+    for number in range(2):
+        shutil.copytree(prepared[0], tmp_path / str(number))
+    first, second = (
+        reading.open_split("video_folder/tiny", "train", tmp_path / str(number))
+        for number in range(2)
+    )
+    assert first.digests() == second.digests()
+    assert first.digests()["examples"] == 12
+    with open(tmp_path / "1/video_folder/tiny/1.0.0/manifest.csv", "a") as file:
+        file.write("\n")
+    differs = {k for k, v in second.digests().items() if v != first.digests()[k]}
+    assert differs == {"manifest"}
+    val = reading.open_split("video_folder/tiny", "val", tmp_path / "0")
+    assert val.digests()["records"] != first.digests()["records"]
+
+
+def test_a_label_that_is_no_class_is_named(tmp_path):
+    """As TFDS stores examples of a test split without labels."""
+    builder = Other(data_dir=tmp_path)
+    builder.picture, builder.label = picture(tmp_path / "n01.jpg"), -1
+    builder.download_and_prepare(file_format="array_record")
+    split = reading.open_split("other", "train", tmp_path)
+    assert split.read(0)["label"] == -1
+    message = "record 0, number 0 of .* has the label -1, but the 2 classes"
+    with pytest.raises(reading.UnreadableRecord, match=message):
+        split[0]
+
+
 def test_unknown_split_says_which_there_are(prepared):
     with pytest.raises(reading.UnknownSplit, match=r"no split 'test'.*train, val"):
         reading.open_split("image_folder/tiny", "test", prepared[0])
@@ -151,6 +309,7 @@ class Other(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     VERSION = tfds.core.Version("2.0.0")
     url_infos = None
+    label = "b"
     features = {
         "image": tfds.features.Image(shape=(None, None, 3)),
         "label": tfds.features.ClassLabel(names=["a", "b"]),
@@ -165,7 +324,7 @@ class Other(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return {"train": self._generate_examples()}
 
     def _generate_examples(self):
-        values = {"label": "b", "file_name": "n01.jpg", "frames": b""}
+        values = {"label": self.label, "file_name": "n01.jpg", "frames": b""}
         values["image"] = values["video"] = self.picture
         yield 0, {name: values[name] for name in self.features}
 

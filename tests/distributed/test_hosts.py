@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -257,6 +258,27 @@ def test_hosts_that_differ_say_in_what(tmp_path):
     assert (code_0, code_1) == (1, 1)
     assert "HostsDiffer" in error_1 and "\n  config.seed: 0 on host 0, 1 on " in error_1
     assert "steps" not in error_1 and "versions" not in error_1
+    assert "host 1: HostsDiffer" in error_0
+
+
+def test_hosts_whose_shards_are_exchanged_are_refused(data_dir, tmp_path):
+    shutil.copytree(data_dir, tmp_path / "0")
+    shutil.copytree(data_dir, tmp_path / "1")
+    directory = next((tmp_path / "1/moving_shapes/videos").iterdir())
+    one, other, *_ = sorted(directory.glob("*train*"))
+    contents = one.read_bytes(), other.read_bytes()
+    other.write_bytes(contents[0])
+    one.write_bytes(contents[1])
+    (code_0, _, error_0), (code_1, _, error_1) = run_hosts(
+        "from sparse_tube_vit.datasets.reading import open_split",
+        f"data_dir = {str(tmp_path)!r} + '/' + str(jax.process_index())",
+        "split = open_split('moving_shapes/videos', 'train', data_dir)",
+        "other = open_split('moving_shapes/images', 'train', data_dir)",
+        "hosts.check_same({}, {'streams.video': split, 'streams.image': other})",
+    )
+    assert (code_0, code_1) == (1, 1)
+    assert "HostsDiffer" in error_1 and "data.streams.video.records: " in error_1
+    assert "manifest" not in error_1 and "image" not in error_1
     assert "host 1: HostsDiffer" in error_0
 
 

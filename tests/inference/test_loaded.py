@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -225,6 +226,26 @@ def test_the_command_tells_of_files_in_every_format(run, files, tmp_path, capsys
     assert rows[2].startswith(f"{image},image,shapes,1,")
     table = run_command("--head=crowds", "--top=1").out.splitlines()
     assert len(table) == 4 and table[1].endswith(first["classes"][0]["name"])
+
+
+@pytest.mark.parametrize("format", ["json", "csv", "table"])
+def test_the_command_enters_links_and_prints_names_of_any_encoding(
+    run, files, tmp_path, capsys, format
+):
+    folder, elsewhere = tmp_path / "clips", tmp_path / os.fsdecode(b"caf\xe9")
+    folder.mkdir()
+    elsewhere.mkdir()
+    (elsewhere / os.fsdecode(b"\xff.mp4")).write_bytes(files["crowds"][0].read_bytes())
+    (folder / "linked").symlink_to(elsewhere)
+    (folder / "dead.mp4").symlink_to("nowhere")
+    predict.main([f"--model={run}", "--top=1", f"--format={format}", str(folder)])
+    printed = capsys.readouterr()
+    # Escapes as in JSON, from which the name can be read back.
+    assert f"{folder}/linked/\\udcff.mp4" in printed.out
+    if format == "json":
+        (prediction,) = json.loads(printed.out)
+        assert os.path.exists(prediction["file"]) and prediction["kind"] == "video"
+    assert "dead.mp4 is left out: a link to nowhere, which is absent" in printed.err
 
 
 def test_a_folder_without_clips_is_an_error(run, tmp_path, capsys):

@@ -62,8 +62,10 @@ def test_multi_label_data_needs_a_loss_for_it():
 CLIP = (4, 16, 16)
 
 
-@pytest.mark.parametrize("loss", ["softmax", "sigmoid"])
-def test_scores_are_probabilities_averaged_over_views(loss):
+@pytest.mark.parametrize(
+    ("loss", "combine"), [("softmax", "mean"), ("sigmoid", "mean"), ("sigmoid", "max")]
+)
+def test_scores_are_probabilities_combined_over_views(loss, combine):
     model = TubeViT(
         tubes=(Tube((4, 8, 8), (4, 8, 8)), Tube((1, 8, 8), (4, 8, 8))),
         classes={"video": 5},
@@ -73,8 +75,8 @@ def test_scores_are_probabilities_averaged_over_views(loss):
     kernel = params["head_video"]["kernel"]
     params["head_video"]["kernel"] = jax.random.normal(jax.random.key(2), kernel.shape)
     views = np.random.default_rng(0).integers(0, 256, (2, 3, *CLIP, 3), np.uint8)
-    scores = jax.jit(make_scores(model, "video", loss))(params, views)
-    expected = np.mean(
+    scores = jax.jit(make_scores(model, "video", loss, combine))(params, views)
+    expected = getattr(np, combine)(
         [
             getattr(jax.nn, loss)(model.apply({"params": params}, views[:, v], "video"))
             for v in range(3)

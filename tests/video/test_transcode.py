@@ -11,7 +11,7 @@ import pytest
 from sparse_tube_vit.datasets.builders import moving_shapes
 from sparse_tube_vit.video.decode import Crop, UndecodableClip, decode
 from sparse_tube_vit.video.transcode import BadTranscode, Transcode
-from tests.video.test_decode import moving, numbered, whole, write_video
+from tests.video.test_decode import moving, numbered, numbers, whole, write_video
 
 # Clips of the shared folder that are done in a moment.
 SMALL = (
@@ -314,3 +314,31 @@ def test_the_video_is_transcoded_and_not_its_cover(real_data):
             pytest.skip(f"{path} is absent")
         transcoded = frames(Transcode()(path.read_bytes()))
         assert len(transcoded) == 45 and transcoded[0][1].shape == (96, 128, 3)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"codec": "libx264", "b_frames": 2},
+        {"codec": "libvpx", "container": "webm"},
+        {"codec": "libx264", "container": "avi", "b_frames": 2},
+        {"codec": "mpeg1video", "container": "mpeg", "b_frames": 2},
+    ],
+    ids=lambda kind: f"{kind['codec']}-{kind.get('container', 'mp4')}",
+)
+@pytest.mark.parametrize(
+    ("span", "first", "end"),
+    [((0.4, 1), 10, 25), ((0.41, 1.01), 10, 26), ((1, 9), 25, 40), ((0, 0), 0, 1)],
+)
+def test_a_span_has_the_frames_that_it_displays(kind, span, first, end):
+    video = write_video(numbered(40), 25, **kind)
+    cut = Transcode(crf=5)(video, span)
+    n = end - first
+    clip, times = decode(cut, lambda _: (np.arange(n) + 0.5) / 25, whole)
+    assert len(frames(cut)) == n and numbers(clip) == list(range(first, end))
+    np.testing.assert_allclose(times, np.arange(n) / 25, atol=1e-3)
+
+
+def test_a_span_of_all_changes_nothing():
+    video = write_video(moving(12))
+    assert Transcode()(video, (0, 12 / 25)) == Transcode()(video)

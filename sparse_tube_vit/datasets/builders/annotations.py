@@ -1,6 +1,9 @@
 """Listing of the clips of official annotation files, which name them by id.
 
 Files are matched by their stem, in any folder below one directory and in any container.
+Several paths to one file, as where class folders of links lie beside the files, are one
+match. Of several files, one below a folder `replacement` counts: those are distributed
+beside the corrupted files that they replace.
 """
 
 import collections
@@ -11,6 +14,8 @@ import os
 import pathlib
 import re
 from collections.abc import Iterable, Iterator
+
+from etils import epath
 
 from sparse_tube_vit import storage
 from sparse_tube_vit.datasets.builders import builder
@@ -37,6 +42,9 @@ class Entry:
         name: Unique identifier.
         label: Class name, or class names in a multi-label data set.
         stems: Possible names of its file, without suffix.
+        untrimmed: The one of them that may name the file of a whole video.
+        span: Start and end in seconds of the clip in that video.
+        actions: (class name, start, end) of each action, in seconds.
     """
 
     where: str
@@ -44,6 +52,9 @@ class Entry:
     name: str
     label: builder.Label
     stems: tuple[str, ...]
+    untrimmed: str | None = None
+    span: tuple[float, float] | None = None
+    actions: tuple[builder.Action, ...] = ()
 
     def left_out(self, reason: str) -> Row:
         """Returns the manifest's row of the clip when it is left out."""
@@ -59,8 +70,9 @@ def list_clips(
 ) -> builder.Listing:
     """Lists the entries' clips below a directory.
 
-    Entries without a file, or with a broken link, are added to `left_out`; a split
-    without any clip adds a note.
+    Entries without a file, or with a broken link, and all but the first entry of a clip
+    are added to `left_out`; a split without any clip adds a note, and so do files that
+    replace others.
 
     Args:
         videos: Directory of the clips.
@@ -70,22 +82,40 @@ def list_clips(
         notes: Remarks for the user.
 
     Raises:
-        BadAnnotations: A clip is listed twice.
+        BadAnnotations: A clip is listed again with another label. One of several labels
+            may be: the first entry counts.
         MissingVideos: No clip is there, or several files match one.
+        UnreadableFile: A folder cannot be listed.
     """
-    files = collections.defaultdict(list)
-    for path in storage.files_below(videos):
-        if path.suffix.lower() in decode.SUFFIXES["video"]:
+    below, unusable = storage.files_below(videos)
+    files, absent = collections.defaultdict(list), {}
+    for path in (*below, *unusable):
+        if path.suffix.lower() not in decode.SUFFIXES["video"]:
+            continue
+        if path in unusable:
+            absent[path.stem] = f"{path} is {unusable[path]}"
+        else:
             files[path.stem].append(path)
-    splits, left_out, notes, places = {}, list(left_out), list(notes), {}
+    splits, left_out, notes, first, replaced = {}, list(left_out), list(notes), {}, 0
+    spans, actions = {}, {}
     for entry in entries:
-        if entry.name in places:
-            raise BadAnnotations(
-                f"{entry.where}: {entry.name} is listed twice, before in"
-                f" {places[entry.name]}; list it once"
-            )
-        places[entry.name] = entry.where
+        before = first.setdefault(entry.name, entry)
+        if before is not entry:
+            if isinstance(entry.label, str) and entry.label != before.label:
+                raise BadAnnotations(
+                    f"{entry.where}: {entry.name} is {entry.label!r}, but"
+                    f" {before.label!r} in {before.where}; list it once"
+                )
+            differs = "" if entry.label == before.label else " with other labels"
+            reason = f"listed again in {entry.where}{differs}; {before.where} counts"
+            left_out.append(entry.left_out(reason))
+            continue
         matches = [path for stem in entry.stems for path in files.get(stem, ())]
+        if len(matches) > 1:
+            matches = _distinct(matches)
+            replacements = [path for path in matches if _is_replacement(path)]
+            if len(matches) > 1 and len(replacements) == 1:
+                matches, replaced = replacements, replaced + 1
         if len(matches) > 1:
             raise MissingVideos(
                 f"{entry.name} could be {' or '.join(map(str, matches))}; keep one of"
@@ -93,21 +123,26 @@ def list_clips(
             )
         examples = splits.setdefault(entry.split, [])
         if not matches:
-            reason = f"listed in {entry.where}, but no such video"
+            reason = next(
+                (absent[stem] for stem in entry.stems if stem in absent),
+                f"listed in {entry.where}, but no such video",
+            )
             left_out.append(entry.left_out(reason))
             continue
         (path,) = matches
-        if os.path.islink(path) and not os.path.exists(path):
-            reason = f"{path} is a link to {os.readlink(path)}, which is absent"
-            left_out.append(entry.left_out(reason))
-        else:
-            examples.append(builder.ListedExample(entry.name, entry.label, path))
+        examples.append(builder.ListedExample(entry.name, entry.label, path))
+        if path.stem == entry.untrimmed:
+            spans[entry.name] = entry.span
+        if entry.actions:
+            actions[entry.name] = entry.actions
     if not any(splits.values()):
         raise MissingVideos(
-            f"none of the {len(places)} listed clips is in {videos}, such as"
-            f" {next(iter(places))}. Give the directory that holds the clips, in"
+            f"none of the {len(first)} listed clips is in {videos}, such as"
+            f" {next(iter(first))}. Give the directory that holds the clips, in"
             " folders or not"
         )
+    if replaced:
+        notes.append(f"{replaced:,} clips are those of a folder `replacement`")
     notes += [
         f"no split {split}: none of its clips is in {videos}"
         for split, examples in splits.items()
@@ -118,7 +153,22 @@ def list_clips(
         splits={split: examples for split, examples in splits.items() if examples},
         left_out=tuple(left_out),
         notes=tuple(notes),
+        spans=spans,
+        actions=actions,
     )
+
+
+def _distinct(paths: list[epath.Path]) -> list[epath.Path]:
+    """Returns one path to each file, if possible one without links."""
+    files = {}
+    for path in sorted(paths, key=lambda p: os.path.realpath(p) != storage.absolute(p)):
+        files.setdefault(os.path.realpath(path), path)
+    return list(files.values())
+
+
+def _is_replacement(path: epath.Path) -> bool:
+    folders = pathlib.PurePath(os.path.realpath(path)).parent.parts
+    return any(folder.startswith("replacement") for folder in folders)
 
 
 def find_file(annotations, pattern: str, what: str) -> pathlib.Path | None:
@@ -135,7 +185,11 @@ def find_file(annotations, pattern: str, what: str) -> pathlib.Path | None:
     directory = pathlib.Path(annotations)
     if not directory.is_dir():
         raise BadAnnotations(f"{annotations} is not a directory")
-    matches = [p for p in sorted(directory.iterdir()) if re.fullmatch(pattern, p.name)]
+    matches = [
+        path
+        for path in sorted(directory.iterdir())
+        if re.fullmatch(pattern, path.name) and not path.name.startswith(".")
+    ]
     if len(matches) > 1:
         raise BadAnnotations(
             f"{what} could be {' or '.join(map(str, matches))}; keep one of them"
@@ -162,10 +216,14 @@ def read_text(path: pathlib.Path) -> str:
 def read_csv(path: pathlib.Path, columns: Iterable[str]) -> Iterator[tuple[str, dict]]:
     """Yields ("file:line", fields by column) for each row below the header.
 
+    Fields are separated by commas, or by tabs if the header has no comma.
+
     Raises:
         BadAnnotations: A column is missing, or a row has another length.
     """
-    reader = csv.DictReader(io.StringIO(read_text(path)))
+    text = read_text(path)
+    delimiter = "," if "," in text.partition("\n")[0] else "\t"
+    reader = csv.DictReader(io.StringIO(text), delimiter=delimiter)
     header = reader.fieldnames or []
     if missing := [column for column in columns if column not in header]:
         raise BadAnnotations(

@@ -11,6 +11,8 @@ from sparse_tube_vit.storage import UnreadableFile
 
 #: A class name, or any number of them in a multi-label data set.
 Label = str | tuple[str, ...]
+#: A class name, and start and end in seconds.
+Action = tuple[str, float, float]
 
 
 class ListedExample(NamedTuple):
@@ -35,6 +37,9 @@ class Listing:
         class_names: Class names in the order of the labels.
         splits: Examples of each split.
         left_out: Rows of files that are not written; their `status` is the reason.
+        spans: By id, start and end in seconds of clips whose file may be the whole
+            video. Ids in `spans` and `actions` are unique in the data set.
+        actions: By id, (class name, start, end) of each action of a video, in seconds.
         notes: Remarks for the user, one line each.
     """
 
@@ -42,6 +47,8 @@ class Listing:
     splits: dict[str, list[ListedExample]]
     left_out: tuple[Row, ...] = ()
     notes: tuple[str, ...] = ()
+    spans: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    actions: dict[str, tuple[Action, ...]] = dataclasses.field(default_factory=dict)
 
 
 class Builder:

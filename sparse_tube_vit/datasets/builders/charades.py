@@ -2,7 +2,8 @@
 
 The annotations directory holds Charades_v1_train.csv, Charades_v1_test.csv and
 Charades_v1_classes.txt, whose order of 157 classes is the order of the labels. Videos
-are called `<id>`, in any folders. A video's labels are its actions, without times.
+are called `<id>`, in any folders. A video's labels are its actions, whose times are
+stored, so that a stream can label a clip by the actions that it shows.
 
 Videos without any action are left out: the official evaluation ranks them last for all
 classes, so that they do not affect the result.
@@ -24,7 +25,8 @@ from sparse_tube_vit.datasets.builders.annotations import (
 CLASSES = 157
 SPLITS = ("train", "test")
 COLUMNS = ("id", "actions")
-ACTION = re.compile(r"(c\d{3}) [-\d.]+ [-\d.]+")  # class, start and end in seconds
+NUMBER = r"(-?\d+(?:\.\d+)?)"
+ACTION = re.compile(rf"(c\d{{3}}) {NUMBER} {NUMBER}")  # class, start, end in seconds
 
 
 class Charades(builder.Builder):
@@ -43,7 +45,7 @@ class Charades(builder.Builder):
 
         Raises:
             BadAnnotations: A file is missing or malformed, an action's class is not in
-                the classes file, or a video is listed twice.
+                the classes file.
             MissingVideos: No video is there, or several files match one.
         """
         annotations = pathlib.Path(annotations)
@@ -53,7 +55,8 @@ class Charades(builder.Builder):
         for split in SPLITS:
             rows = read_csv(annotations / f"Charades_v1_{split}.csv", COLUMNS)
             for where, fields in rows:
-                name, codes = fields["id"], _codes(where, fields["actions"])
+                name, actions = fields["id"], _actions(where, fields["actions"])
+                codes = {code for code, _, _ in actions}
                 if not name:
                     raise BadAnnotations(f"{where}: no id")
                 if unknown := codes - set(class_names):
@@ -61,7 +64,10 @@ class Charades(builder.Builder):
                         f"{where}: {', '.join(sorted(unknown))} not in {path}"
                     )
                 labels = tuple(n for code, n in class_names.items() if code in codes)
-                entry = Entry(where, split, name, labels, (name,))
+                actions = tuple(
+                    (class_names[c], start, end) for c, start, end in actions
+                )
+                entry = Entry(where, split, name, labels, (name,), actions=actions)
                 if labels:
                     entries.append(entry)
                 else:
@@ -87,12 +93,12 @@ def _read_classes(path: pathlib.Path) -> dict[str, str]:
     return names
 
 
-def _codes(where: str, actions: str) -> set[str]:
-    """Returns the classes of actions such as `c092 11.90 21.20;c147 0.00 12.60`."""
-    codes = set()
+def _actions(where: str, actions: str) -> list[tuple[str, float, float]]:
+    """Returns (class, start, end) of `c092 11.90 21.20;c147 0.00 12.60`."""
+    found = []
     for action in filter(None, actions.split(";")):
         match = ACTION.fullmatch(action)
         if not match:
             raise BadAnnotations(f"{where}: expected `class start end`, got {action!r}")
-        codes.add(match[1])
-    return codes
+        found.append((match[1], float(match[2]), float(match[3])))
+    return found

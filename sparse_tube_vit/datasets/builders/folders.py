@@ -61,7 +61,8 @@ def read_folder(directory, kind: str, split_list=None) -> builder.Listing:
     """Lists the files of a directory in one of the layouts above.
 
     An example's id is its path below `directory`. Files without a suffix of their kind
-    are in `left_out`.
+    and what `storage.walk` leaves out, such as links that lead nowhere, are in
+    `left_out`.
 
     Args:
         directory: Directory of class folders, or of split folders with class folders.
@@ -72,6 +73,7 @@ def read_folder(directory, kind: str, split_list=None) -> builder.Listing:
     Raises:
         NoClassFolders: There are no class folders, folders where files belong, or
             names that TFDS cannot store.
+        UnreadableFile: A folder cannot be listed.
         EmptyClassFolder: A class folder holds no file of this kind.
         BadSplitList: The list is not in UTF-8, a line is malformed, or a file is listed
             twice or does not exist.
@@ -95,6 +97,10 @@ def read_folder(directory, kind: str, split_list=None) -> builder.Listing:
         splits.setdefault(split, []).append(example)
     class_names = tuple(sorted({path.parent.name for _, path in listed}))
     for name in class_names:
+        if not _is_utf8(name):
+            raise NoClassFolders(
+                f"{name!r} cannot name a class: it is not in UTF-8; rename that folder"
+            )
         if re.search(r"[\r\n]", name) or name != name.strip():
             raise NoClassFolders(
                 f"{name!r} cannot name a class: TFDS keeps names on lines of their own,"
@@ -109,7 +115,8 @@ def read_folder(directory, kind: str, split_list=None) -> builder.Listing:
 
 def folder_kind(directory) -> str:
     """Returns "image" if a folder holds images alone, else "video"; GIFs are both."""
-    suffixes = {path.suffix.lower() for path in storage.files_below(directory)}
+    files, _ = storage.files_below(directory)
+    suffixes = {path.suffix.lower() for path in files}
     videos = suffixes & (SUFFIXES["video"] - SUFFIXES["image"])
     images = suffixes & (SUFFIXES["image"] - SUFFIXES["video"])
     return "image" if images and not videos else "video"
@@ -169,44 +176,43 @@ def hold_out(
 
 def _walk(directory: epath.Path, kind: str):
     """Returns [(split, file)], [(name, reason it is left out)]."""
-    folders = _folders(directory)
-    if any(_folders(folder) for folder in folders):
+    below = {folder.path: folder for folder in storage.walk(directory)}
+    left_out = {path: why for f in below.values() for path, why in f.left_out.items()}
+    folders = below[directory].folders
+    if any(below[folder].folders for folder in folders):
         splits = {folder.name: folder for folder in folders}
     else:
         splits = {"train": directory}
-    listed, left_out = [], []
+    listed = []
     for split, folder in splits.items():
-        classes = _folders(folder)
+        classes = below[folder].folders
         if not classes:
             raise NoClassFolders(
                 f"{folder} holds no class folders; expected"
                 f" {directory}/<class>/<file> or {directory}/<split>/<class>/<file>"
             )
         # Files beside class folders have no class.
-        left_out += [
-            (path.relative_to(directory).as_posix(), "not in a class folder")
-            for path in {*_files(directory), *_files(folder)}
-        ]
+        for path in (*below[directory].files, *below[folder].files):
+            left_out[path] = "not in a class folder"
         for class_folder in classes:
-            if nested := _folders(class_folder):
+            if nested := below[class_folder].folders:
                 raise NoClassFolders(
                     f"{nested[0]} is a folder in what should be a class folder;"
                     f" expected files in {class_folder}"
                 )
-            files = _files(class_folder)
-            taken = [f for f in files if not unfit(f.name, kind)]
+            files = below[class_folder].files
+            reasons = {path: unfit(path.name, kind) for path in files}
+            taken = [path for path in files if not reasons[path]]
             if not taken:
                 raise EmptyClassFolder(
                     f"{class_folder} holds no {kind} (of {len(files)} files, none ends"
                     f" in {', '.join(sorted(SUFFIXES[kind]))}); fill it or remove it"
                 )
             listed += [(split, path) for path in taken]
-            left_out += [
-                (path.relative_to(directory).as_posix(), unfit(path.name, kind))
-                for path in files
-                if unfit(path.name, kind)
-            ]
-    return listed, sorted(set(left_out))
+            left_out |= {path: why for path, why in reasons.items() if why}
+    return listed, sorted(
+        (path.relative_to(directory).as_posix(), why) for path, why in left_out.items()
+    )
 
 
 def _read_split_list(directory: epath.Path, kind: str, split_list: epath.Path):
@@ -229,12 +235,13 @@ def _read_split_list(directory: epath.Path, kind: str, split_list: epath.Path):
             raise BadSplitList(
                 f"{where}: expected `class/file,split`, got {line.strip()!r}"
             )
-        if not (directory / relative).is_file():
+        dead = storage.dead_link(directory / relative)
+        if not dead and not (directory / relative).is_file():
             raise BadSplitList(f"{where}: {directory / relative} does not exist")
         if relative in names:
             raise BadSplitList(f"{where}: {relative} is listed twice")
         names.add(relative)
-        if reason := unfit(name, kind):
+        if reason := dead or unfit(name, kind):
             left_out.append((name, reason))
         else:
             listed.append((split, directory / relative))
@@ -248,19 +255,13 @@ def unfit(name: str, kind: str) -> str:
     suffix = pathlib.PurePosixPath(name).suffix
     if suffix.lower() not in SUFFIXES[kind]:
         return f"{suffix or 'no suffix'} is not a known {kind} suffix"
+    return "" if _is_utf8(name) else "its name is not in UTF-8"
+
+
+def _is_utf8(name: str) -> bool:
+    """Returns whether TFDS can store a name: those of files may be any bytes."""
     try:
         name.encode()
-    except UnicodeEncodeError:  # TFDS could not store it
-        return "its name is not in UTF-8"
-    return ""
-
-
-def _folders(directory: epath.Path) -> list[epath.Path]:
-    return sorted(
-        p for p in directory.iterdir() if p.is_dir() and not p.name.startswith(".")
-    )
-
-
-def _files(directory: epath.Path) -> list[epath.Path]:
-    # Broken links too, so that reading them fails by name.
-    return sorted(p for p in directory.iterdir() if not p.is_dir())
+    except UnicodeEncodeError:
+        return False
+    return True

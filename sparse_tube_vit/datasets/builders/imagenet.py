@@ -33,10 +33,11 @@ class ImageNet2012(builder.Builder):
     def read(cls, images) -> builder.Listing:
         """Lists the images; an example's id is its path below the directory.
 
-        Files without a suffix of images are in `left_out`. Classes without an image add
-        a note.
+        Files without a suffix of images and links that lead nowhere are in `left_out`.
+        Classes without an image add a note.
 
         Raises:
+            UnreadableFile: A folder cannot be listed.
             NoImageNetFolder: There is no image, or a folder that is not a class.
         """
         images = epath.Path(images)
@@ -49,7 +50,12 @@ class ImageNet2012(builder.Builder):
         splits, left_out, notes = {}, [], []
         for split, root in _roots(images).items():
             examples, present = [], set()
-            for path in storage.files_below(root):
+            files, unusable = storage.files_below(root)
+            left_out += [
+                Row(split, path.relative_to(images).as_posix(), status=reason)
+                for path, reason in unusable.items()
+            ]
+            for path in files:
                 name = path.relative_to(images).as_posix()
                 folder = path.relative_to(root).parent.as_posix()
                 if reason := folders.unfit(name, "image"):

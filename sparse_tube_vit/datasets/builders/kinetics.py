@@ -1,10 +1,12 @@
 """`kinetics400`, `kinetics600` and `kinetics700`: Kinetics from its official CSV files.
 
 The annotations directory holds a CSV for each of train, val (validate, validation) and
-perhaps test, such as `train.csv` or `kinetics700_2020_validate.csv`, with the columns
-label, youtube_id, time_start, time_end and split. Clips are called `<id>`,
+perhaps test, such as `train.csv`, `val.txt` or `kinetics700_2020_validate.csv`, with
+the columns label, youtube_id, time_start, time_end and split. Beside a list of test,
+one of `holdout_test` is ignored. Clips are called `<id>`,
 `<id>_<start>_<end>` or `<id>_<start>_<end>` with six digits each, in any folders; the
-label is that of the CSV.
+label is that of the CSV. A file that is called `<id>` may be the whole video: only the
+seconds from start to end are used.
 
 Labels number the sorted class names of train and validation. This is the common order
 of Kinetics-400. Kinetics-600 and 700 come without an order, and checkpoints of other
@@ -28,7 +30,7 @@ from sparse_tube_vit.datasets.builders.annotations import (
 SPLITS = {
     "train": ("train",),
     "validation": ("val", "validate", "validation"),
-    "test": ("test",),
+    "test": ("test", "holdout_test"),
 }
 
 
@@ -48,13 +50,17 @@ class Kinetics(builder.Builder):
 
         Raises:
             BadAnnotations: A list is missing or malformed, has more classes than the
-                data set, or lists a clip twice.
+                data set, or gives a clip two labels.
             MissingVideos: No clip is there, or several files match one.
         """
         listed = [s for split in SPLITS for s in _read_list(annotations, split)]
-        times = collections.Counter(segment.youtube_id for segment in listed)
+        spans = {(s.youtube_id, s.start, s.end) for s in listed}
+        times = collections.Counter(youtube_id for youtube_id, *_ in spans)
         segments = [segment for segment in listed if segment.label]
         notes = []
+        held_out = _find_list(annotations, "test", held_out=True)
+        if held_out and _find_list(annotations, "test"):
+            notes.append(f"left out the clips of {held_out}: there is a list of test")
         if unlabelled := len(listed) - len(segments):
             notes.append(f"left out {unlabelled} clips of test that have no label")
         class_names = {s.label for s in segments if s.split != "test"}
@@ -68,9 +74,12 @@ class Kinetics(builder.Builder):
                 )
             name = f"{youtube_id}_{start:06d}_{end:06d}"
             stems = {name: None, f"{youtube_id}_{start}_{end}": None}
+            whole = {}
             if times[youtube_id] == 1:  # else it may be any segment of that video
                 stems[youtube_id] = None
-            entries.append(Entry(where, split, name, label, (*stems,)))
+                if 0 <= start < end:
+                    whole = {"untrimmed": youtube_id, "span": (start, end)}
+            entries.append(Entry(where, split, name, label, (*stems,), **whole))
         return list_clips(videos, entries, sorted(class_names), notes=notes)
 
 
@@ -99,10 +108,16 @@ class Kinetics700(Kinetics):
 Segment = collections.namedtuple("Segment", "where split label youtube_id start end")
 
 
+def _find_list(annotations, split: str, held_out: bool = False):
+    """Returns the list of a split, or of its held-out part, or None."""
+    pattern = rf"(.*[_-])?({'|'.join(SPLITS[split])})\.(csv|txt)"
+    pattern = ("(?=.*holdout_)" if held_out else "(?!.*holdout_)") + pattern
+    return find_file(annotations, pattern, f"the {split} list")
+
+
 def _read_list(annotations, split: str):
     """Yields the segments of a split; only test may be missing or without labels."""
-    spellings = "|".join(SPLITS[split])
-    path = find_file(annotations, rf"(.*[_-])?({spellings})\.csv", f"the {split} list")
+    path = _find_list(annotations, split) or _find_list(annotations, split, True)
     if path is None and split == "test":
         return
     if path is None:

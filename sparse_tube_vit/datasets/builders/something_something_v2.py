@@ -38,7 +38,7 @@ class SomethingSomethingV2(builder.Builder):
 
         Raises:
             BadAnnotations: A file is missing or malformed, a template is not one of
-                labels.json, or a clip is listed twice.
+                labels.json, or a clip has two labels.
             MissingVideos: No clip is there, or several files match one.
         """
         labels = _file(annotations, "labels")

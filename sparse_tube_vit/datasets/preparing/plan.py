@@ -31,6 +31,7 @@ from tensorflow_datasets.core.utils import shard_utils
 
 from sparse_tube_vit.datasets.builders.builder import Builder, ListedExample, load
 from sparse_tube_vit.datasets.reading import INFO, UNFINISHED
+from sparse_tube_vit.datasets.times import ACTIONS, SPAN
 from sparse_tube_vit.errors import DatasetError, TubeViTError
 from sparse_tube_vit.storage import absolute, is_remote
 from sparse_tube_vit.video.transcode import Transcode
@@ -62,6 +63,8 @@ class Shard:
         builder: Name of the builder that loads the examples.
         transcode: Transcoding of clips; None stores files as they are.
         examples: Examples in the order of their records.
+        spans: Those of the listing, of these examples.
+        actions: Those of the listing, of these examples.
     """
 
     directory: str
@@ -70,6 +73,8 @@ class Shard:
     builder: str
     transcode: Transcode | None
     examples: list[ListedExample]
+    spans: dict = dataclasses.field(default_factory=dict)
+    actions: dict = dataclasses.field(default_factory=dict)
 
     def finished(self) -> bool:
         """Returns whether this shard, or the whole data set, is written."""
@@ -88,6 +93,11 @@ def dataset_info(builder: Builder) -> tfds.core.DatasetInfo:
         labels = {"labels": tfds.features.Sequence(label)}
     else:
         labels = {"label": label}
+    times, listing = {}, builder.listing
+    if listing.spans:  # empty where the file is the clip
+        times[SPAN] = tfds.features.Tensor(shape=(None,), dtype=np.float32)
+    if listing.actions:  # rows of class, start, end
+        times[ACTIONS] = tfds.features.Tensor(shape=(None, 3), dtype=np.float32)
     info = tfds.core.DatasetInfo(
         builder=tfds.core.DatasetIdentity(
             name=builder.name,
@@ -100,6 +110,7 @@ def dataset_info(builder: Builder) -> tfds.core.DatasetInfo:
             {
                 "id": tfds.features.Text(),
                 **labels,
+                **times,
                 builder.kind: tfds.features.Tensor(shape=(), dtype=np.object_),
             }
         ),
@@ -119,6 +130,13 @@ def write_plan(builder: Builder, transcode: Transcode | None) -> epath.Path:
         CannotWrite: The file system refuses it.
     """
     directory = epath.Path(absolute(builder.directory))
+    try:
+        os.fspath(directory).encode()
+    except UnicodeEncodeError:
+        raise CannotWrite(
+            f"{directory}: its name is not in UTF-8, as ArrayRecord needs it. Choose"
+            " another --data_dir"
+        ) from None
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -155,6 +173,8 @@ def _header(builder: Builder, transcode: Transcode | None) -> dict:
         for example in examples:
             line = json.dumps((split, *_portable(example)))
             digest.update(line.encode())
+    if listing.spans or listing.actions:
+        digest.update(json.dumps((listing.spans, listing.actions)).encode())
     return {
         "transcode": str(transcode) if transcode else None,
         "PyAV": av.__version__,
@@ -174,13 +194,18 @@ def _shards(builder: Builder, transcode: Transcode | None) -> Iterator[dict]:
         template = file_template(builder, split)
         for i, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
             path = template.sharded_filepath(shard_index=i, num_shards=number)
-            yield {
+            fields = {
                 "name": path.name,
                 "split": split,
                 "builder": builder.name,
                 "transcode": str(transcode) if transcode else None,
                 "examples": [_portable(e) for e in examples[start:end]],
             }
+            for name in ("spans", "actions"):
+                by_id = getattr(builder.listing, name)
+                ids = (e.id for e in examples[start:end] if e.id in by_id)
+                fields |= {name: {i: by_id[i] for i in ids}} if by_id else {}
+            yield fields
 
 
 def _portable(example: ListedExample) -> ListedExample:

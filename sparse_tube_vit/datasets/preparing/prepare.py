@@ -48,6 +48,7 @@ def contents(builder) -> list[str]:
     path = builder.directory / manifest.NAME
     return [
         *_counts(builder, manifest.read(path)),
+        *_longer(manifest.read(path)),
         *(f"  note: {note}" for note in builder.listing.notes),
         *_left_out(manifest.read(path), path),
     ]
@@ -99,6 +100,17 @@ def _counts(builder, rows) -> list[str]:
             f" {min(per_class)} to {max(per_class)} a class"
         )
     return lines
+
+
+def _longer(rows) -> list[str]:
+    """Returns a line with the number of files that are longer than their clip."""
+    count = sum(row.span is not None and row.status == manifest.OK for row in rows)
+    if not count:
+        return []
+    return [
+        f"  note: {count:,} files are longer than their clip: the seconds in the"
+        " manifest's column span are used. --transcode stores these alone"
+    ]
 
 
 def _left_out(rows, path) -> list[str]:

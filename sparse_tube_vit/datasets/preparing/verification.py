@@ -12,7 +12,6 @@ import itertools
 from collections.abc import Iterator
 
 import numpy as np
-import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 
@@ -220,7 +219,7 @@ def _check_order(result):
 
 
 def _check_shards(result):
-    splits = tfds.builder_from_directory(result.directory).info.splits
+    splits = reading.open_builder(result.directory).info.splits
     for split in splits.values():
         for path, expected in zip(split.filepaths, split.shard_lengths, strict=True):
             try:
@@ -247,6 +246,7 @@ def _decode(result, workers) -> Iterator[Row]:
             for index, row in zip(indices, rows, strict=True):
                 if isinstance(row, str):
                     place = f"{split.split} record {index}: {row}"
+                    place += f" ({split.shard(index)})"
                     result.add(Problem.UNREADABLE, place)
                     continue
                 if row.status != OK:
@@ -269,9 +269,9 @@ def _rows(task: tuple[Split, range], count) -> list[Row | str]:
     split, rows = open_once(task[0]), []
     for index in task[1]:
         try:
-            example = split[index]
-        except Exception as error:  # whatever array_record, protobuf or TFDS raise
-            rows.append(f"{type(error).__name__}: {error}")
+            example = split.read(index)
+        except reading.UnreadableRecord as error:
+            rows.append(f"{type(error.__cause__).__name__}: {error.__cause__}")
         else:
             label, encoded = example["label"], example[split.kind]
             label = _class_names(split, label)

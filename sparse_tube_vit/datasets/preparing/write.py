@@ -1,9 +1,11 @@
 """Writes the shards of a plan, then the manifest and TFDS's description."""
 
+import dataclasses
 import hashlib
 import os
 from collections.abc import Callable
 
+import numpy as np
 import tensorflow_datasets as tfds
 from array_record.python import array_record_module
 from etils import epath
@@ -21,9 +23,10 @@ from sparse_tube_vit.datasets.preparing.plan import (
     whole_files,
     write_plan,
 )
-from sparse_tube_vit.datasets.reading import INFO, UNFINISHED
+from sparse_tube_vit.datasets.reading import INFO, UNFINISHED, check_features
+from sparse_tube_vit.datasets.times import ACTIONS, SPAN, part_of
 from sparse_tube_vit.errors import DatasetError
-from sparse_tube_vit.storage import is_remote
+from sparse_tube_vit.storage import file_size
 from sparse_tube_vit.video.decode import UndecodableClip
 from sparse_tube_vit.video.transcode import Transcode
 
@@ -101,6 +104,7 @@ def write_shard(shard: Shard, count: Callable[[], None] = lambda: None) -> None:
             count()
         return
     builder = builder_class(shard.builder)
+    check_features(shard.directory)
     features = tfds.features.FeaturesDict.from_config(shard.directory)
     serializer = tfds.core.ExampleSerializer(features.get_serialized_info())
     kind = "image" if "image" in features else "video"
@@ -114,6 +118,15 @@ def write_shard(shard: Shard, count: Callable[[], None] = lambda: None) -> None:
             row, stored = _inspect(shard, example, encoded, kind)
             if row.status == manifest.OK:
                 values = {"id": example.id, labels: example.label, kind: stored}
+                if SPAN in features:
+                    cut = shard.transcode is not None
+                    values[SPAN] = np.array(() if cut else row.span or (), np.float32)
+                if ACTIONS in features:
+                    actions = [
+                        (features[labels].feature.str2int(name), start, end)
+                        for name, start, end in shard.actions[example.id]
+                    ]
+                    values[ACTIONS] = np.array(actions, np.float32)
                 record = serializer.get_tf_example(features.encode_example(values))
                 # Else the order of the features would differ from process to process.
                 writer.write(record.SerializeToString(deterministic=True))
@@ -126,13 +139,19 @@ def write_shard(shard: Shard, count: Callable[[], None] = lambda: None) -> None:
 
 def _inspect(shard: Shard, example: ListedExample, encoded: bytes, kind: str):
     """Returns an example's row and the bytes to store."""
+    stored, span = encoded, None
     try:
-        stored = shard.transcode(encoded) if shard.transcode else encoded
+        if example.id in shard.spans:
+            span = part_of(manifest.seconds(encoded), *shard.spans[example.id])
+        if shard.transcode:
+            # Called with a span only where there is one.
+            stored = shard.transcode(encoded, *([span] if span else []))
     except UndecodableClip as error:
         digest = hashlib.sha256(encoded).hexdigest()
         status, label = str(error), example.label
         return Row(shard.split, example.id, digest, label=label, status=status), encoded
-    return Row.of(shard.split, example.id, example.label, stored, kind), stored
+    row = Row.of(shard.split, example.id, example.label, stored, kind)
+    return dataclasses.replace(row, span=span), stored
 
 
 def _finish(builder: Builder, plan: epath.Path) -> None:
@@ -148,7 +167,7 @@ def _finish(builder: Builder, plan: epath.Path) -> None:
         rows += of_shard
         length = sum(row.status == manifest.OK for row in of_shard)
         lengths.setdefault(shard.split, []).append(length)
-        size = _size(builder.directory / shard.name)
+        size = file_size(builder.directory / shard.name)
         sizes[shard.split] = sizes.get(shard.split, 0) + size
     if not any(map(sum, lengths.values())):
         raise NothingDecodes(
@@ -172,12 +191,6 @@ def _finish(builder: Builder, plan: epath.Path) -> None:
     info.set_splits(tfds.core.SplitDict(splits))
     with whole_files(builder.directory) as scratch:
         info.write_dataset_info_json(scratch)
-
-
-def _size(path: epath.Path) -> int:
-    if is_remote(path):
-        return path.stat().length
-    return os.path.getsize(path)  # epath's needs a name for the owner
 
 
 def _clear(directory: epath.Path) -> None:

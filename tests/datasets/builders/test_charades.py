@@ -1,10 +1,13 @@
 """Charades' CSV files: several actions a video, or none."""
 
+import numpy as np
 import pytest
 
+from sparse_tube_vit.config import default_config, stream
 from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.datasets.builders import annotations
 from sparse_tube_vit.datasets.builders.charades import Charades
+from sparse_tube_vit.input import pipeline
 from tests.datasets.builders import official
 
 HEADER = "id,subject,scene,quality,relevance,verified,script,objects,descriptions"
@@ -73,7 +76,6 @@ def test_prepared_and_read_back(release, capsys):
         ("train.csv", row("AAAAA", "c000 0.00"), "csv:11: expected `class start end`"),
         ("train.csv", row("AAAAA", "c000 0 x"), "csv:11: expected `class start end`"),
         ("train.csv", "AAAAA,HR43", "csv:10: not one field"),
-        ("test.csv", row("N11GT", "c000 0.00 1.00"), "csv:7: N11GT is listed twice"),
         ("train.csv", row("", "c000 0.00 1.00"), "csv:11: no id"),
         ("classes.txt", "c1 Opening a door", "classes.txt:4: expected `c000 name`"),
         ("classes.txt", "c003 Awakening", "classes.txt:4: class c003 Awakening is the"),
@@ -99,3 +101,47 @@ def test_a_file_or_a_column_that_is_not_there(release):
     (release / "Charades_v1_test.csv").unlink()
     with pytest.raises(annotations.BadAnnotations, match="Charades_v1_test.csv is mis"):
         read(release)
+
+
+def test_of_a_video_that_is_listed_twice_the_first_counts(release, capsys):
+    official.write_clips(release / "videos", "46GP8.mp4", "N11GT.mp4", "YSKX3.mp4")
+    again = [row("46GP8", ROWS["train"][0].split(",")[-2])]
+    again += [row("N11GT", "c000 0.00 1.00")]
+    with open(release / "Charades_v1_test.csv", "a") as file:
+        file.write("\n".join(again))
+    listing = read(release)
+    assert [e.id for e in listing.splits["train"]] == ["46GP8", "N11GT"]
+    assert [e.id for e in listing.splits["test"]] == ["YSKX3"]
+    reasons = {row.id: row.status for row in listing.left_out}
+    train, test = (release / f"Charades_v1_{x}.csv" for x in ("train", "test"))
+    assert reasons["46GP8"] == (f"listed again in {test}:7; {train}:3 counts")
+    assert f"csv:9 with other labels; {train}:5 counts" in reasons["N11GT"]
+    source = ("--videos", release / "videos", "--annotations", release)
+    assert "N11GT: listed again in" in official.prepared(
+        capsys, release, "charades", *source
+    )
+
+
+def test_times_of_actions_are_stored(release, capsys):
+    official.write_clips(release / "videos", "46GP8.mp4", "N11GT.mp4", "YSKX3.mp4")
+    source = ("--videos", release / "videos", "--annotations", release)
+    official.prepared(capsys, release, "charades", *source)
+    split = reading.open_split("charades", "train", release / "data")
+    assert split.timed
+    actions = {e["id"]: e["action_seconds"] for e in split}
+    expected = [[2, 11.9, 21.2], [0, 0, 12.6], [2, 22, 24]]
+    np.testing.assert_array_equal(actions["46GP8"], np.array(expected, np.float32))
+    assert actions["N11GT"].tolist() == [[1, 0, 15]]
+    # Data sets that were prepared before are read, but cannot label clips.
+    crowds = reading.Split("charades", "train", "there", "video", ("a", "b"), 2, True)
+    config = default_config()
+    options = {"dataset": "charades", "head": "c", "batch_size": 1, "loss": "sigmoid"}
+    with pytest.raises(reading.UnsupportedDataset, match="video.labels is 'clip', but"):
+        pipeline.training_batches(
+            crowds,
+            "video",
+            stream(kind="video", labels="clip", **options),
+            config.clip,
+            config.loader,
+            seed=0,
+        )

@@ -1,6 +1,7 @@
 """Class folders and split lists: what is taken, what is left out, what is refused."""
 
 import hashlib
+import os
 
 import pytest
 
@@ -11,7 +12,7 @@ def fill(root, *names):
     for name in names:
         path = root / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(name.encode())
+        path.write_bytes(os.fsencode(name))
     return root
 
 
@@ -115,11 +116,57 @@ def test_class_names_that_tfds_cannot_keep(tmp_path, name):
         folders.read_folder(tmp_path, "image")
 
 
-def test_links_that_lead_nowhere_are_not_skipped(tmp_path):
+def test_links_that_lead_nowhere_are_left_out_and_listed(tmp_path):
     fill(tmp_path, "a/1.jpg")
     (tmp_path / "a/2.jpg").symlink_to("nowhere")
+    (tmp_path / "b").symlink_to("no_folder")
     listing = folders.read_folder(tmp_path, "image")
-    assert ids(listing) == {"train": [("a/1.jpg", "a"), ("a/2.jpg", "a")]}
+    assert ids(listing) == {"train": [("a/1.jpg", "a")]}
+    assert {row.id: row.status for row in listing.left_out} == {
+        "a/2.jpg": "a link to nowhere, which is absent",
+        "b": "a link to no_folder, which is absent",
+    }
+    (tmp_path / "list.csv").write_text("a/1.jpg,train\na/2.jpg,test\n")
+    listing = folders.read_folder(tmp_path, "image", tmp_path / "list.csv")
+    assert ids(listing) == {"train": [("a/1.jpg", "a")]}
+    assert [row.id for row in listing.left_out] == ["a/2.jpg"]
+
+
+def test_links_to_folders_are_classes_and_splits(tmp_path):
+    fill(tmp_path, "elsewhere/cat/1.mp4", "elsewhere/dog/2.mp4")
+    (tmp_path / "classes").mkdir()
+    (tmp_path / "classes/cat").symlink_to(tmp_path / "elsewhere/cat")
+    (tmp_path / "classes/loop").symlink_to(".")
+    listing = folders.read_folder(tmp_path / "classes", "video")
+    assert ids(listing) == {"train": [("cat/1.mp4", "cat")]}
+    assert [row.id for row in listing.left_out] == ["loop"]
+    assert "a link back to" in listing.left_out[0].status
+    (tmp_path / "splits").mkdir()
+    for split in ("train", "test"):
+        (tmp_path / "splits" / split).symlink_to(tmp_path / "elsewhere")
+    files = [("{}/cat/1.mp4", "cat"), ("{}/dog/2.mp4", "dog")]
+    assert ids(folders.read_folder(tmp_path / "splits", "video")) == {
+        split: [(name.format(split), label) for name, label in files]
+        for split in ("train", "test")
+    }
+
+
+def test_an_archive_of_macos(tmp_path):
+    fill(tmp_path, "cat/1.mp4", "cat/._1.mp4", "__MACOSX/cat/._1.mp4", ".git/x/1.mp4")
+    listing = folders.read_folder(tmp_path, "video")
+    assert ids(listing) == {"train": [("cat/1.mp4", "cat")]}
+    left_out = [row.id for row in listing.left_out]
+    assert left_out == [".git", "__MACOSX", "cat/._1.mp4"]
+
+
+def test_names_of_other_encodings(tmp_path):
+    fill(tmp_path, "cat/1.mp4", os.fsdecode(b"cat/caf\xe9.mp4"))
+    listing = folders.read_folder(tmp_path, "video")
+    assert ids(listing) == {"train": [("cat/1.mp4", "cat")]}
+    assert [row.status for row in listing.left_out] == ["its name is not in UTF-8"]
+    fill(tmp_path, os.fsdecode(b"caf\xe9/1.mp4"))
+    with pytest.raises(folders.NoClassFolders, match=r"'caf\\udce9' cannot .* UTF-8"):
+        folders.read_folder(tmp_path, "video")
 
 
 def test_split_lists_of_other_encodings(tmp_path):

@@ -74,3 +74,14 @@ def test_other_folders(tmp_path, names, message):
     write_images(tmp_path, *names)
     with pytest.raises(imagenet.NoImageNetFolder, match=message):
         imagenet.ImageNet2012.read(tmp_path)
+
+
+def test_links_to_class_folders_and_links_that_lead_nowhere(tmp_path):
+    write_images(tmp_path, f"disk/{TENCH}/a.jpg", f"images/train/{GOLDFISH}/b.jpg")
+    (tmp_path / "images/train" / TENCH).symlink_to(tmp_path / "disk" / TENCH)
+    (tmp_path / "images/train" / TISSUE).symlink_to("nowhere")
+    listing = imagenet.ImageNet2012.read(tmp_path / "images")
+    assert [label for _, label, _ in listing.splits["train"]] == [TENCH, GOLDFISH]
+    assert [(row.split, row.id) for row in listing.left_out] == [
+        ("train", f"train/{TISSUE}")
+    ]

@@ -1,10 +1,16 @@
 """Kinetics' CSV files: every way clips are named, what is left out, what is refused."""
 
+import pathlib
+import shutil
+
+import numpy as np
 import pytest
 
-from sparse_tube_vit.datasets import reading
+from sparse_tube_vit.datasets import manifest, reading
 from sparse_tube_vit.datasets.builders import annotations, kinetics
+from sparse_tube_vit.datasets.preparing import verification
 from tests.datasets.builders import official
+from tests.video import test_decode
 
 HEADER = "label,youtube_id,time_start,time_end,split"
 LISTS = {
@@ -141,7 +147,7 @@ def test_two_files_for_one_clip(release):
 @pytest.mark.parametrize(
     ("name", "line", "message"),
     [
-        ("train.csv", "zumba,-AbC_def123,10,20,train", "csv:6: .*twice.*train.csv:2"),
+        ("train.csv", "abseiling,-AbC_def123,10,20,train", "csv:6: .*'zumba' in .*:2"),
         ("train.csv", ",new00000000,10,20,train", "train.csv:6: a clip .* without a"),
         ("train.csv", "zumba,new00000000,10,20,val", "train.csv:6: split 'val' in a"),
         ("train.csv", "zumba,new00000000,x,20,train", "train.csv:6: time_start 'x'"),
@@ -177,3 +183,121 @@ def test_a_column_or_a_list_that_is_not_there(release):
     (release / "validate.csv").unlink()
     with pytest.raises(annotations.BadAnnotations, match="no validation list in"):
         read(release)
+
+
+def test_links_to_class_folders(release):
+    clip = "videos/zumba/-AbC_def123.mp4"
+    official.write_clips(release, clip, "disk/val_0000001_000027_000037.mp4")
+    (release / "videos/abseiling").symlink_to(release / "disk")
+    splits = read(release).splits
+    assert [path.relative_to(release).as_posix() for _, _, path in splits["train"]] == [
+        clip
+    ]
+    assert [label for _, label, _ in splits["validation"]] == ["abseiling"]
+
+
+def test_of_a_clip_that_is_listed_twice_the_first_counts(release):
+    official.write_clips(release / "videos", *CLIPS)
+    with open(release / "validate.csv", "a") as file:
+        file.write("zumba,-AbC_def123,10,20,val")
+    listing = read(release)
+    assert {split: len(clips) for split, clips in listing.splits.items()} == {
+        "train": 3,
+        "validation": 1,
+        "test": 1,
+    }
+    (again,) = (row for row in listing.left_out if row.id.startswith("-AbC"))
+    assert again.split == "validation"
+    train, validation = release / "train.csv", release / "validate.csv"
+    assert again.status == f"listed again in {validation}:3; {train}:2 counts"
+
+
+@pytest.mark.parametrize("separator", [",", "\t"])
+def test_lists_of_kinetics_600_as_they_are_distributed(release, separator):
+    for old, new in (("train", "train.txt"), ("validate", "val.txt")):
+        text = (release / f"{old}.csv").read_text().replace(",", separator)
+        (release / new).write_text(text)
+        (release / f"{old}.csv").unlink()
+    held_out = release / "kinetics600_holdout_test.csv"
+    held_out.write_text("youtube_id,time_start,time_end\ntest0000001,1,11\n")
+    (release / "._train.txt").write_bytes(b"\0\5\x16\7")  # as macOS adds it
+    official.write_clips(release / "videos", *CLIPS)
+    listing = read(release)
+    assert {split: len(clips) for split, clips in listing.splits.items()} == {
+        "train": 3,
+        "validation": 1,
+        "test": 1,
+    }
+    assert f"left out the clips of {held_out}: there is a list of test" in listing.notes
+    (release / "test.csv").unlink()
+    listing = read(release)
+    assert set(listing.splits) == {"train", "validation"}
+    assert "left out 1 clips of test that have no label" in listing.notes
+
+
+def test_replacements_and_class_folders_of_links(release):
+    """Kinetics-400 as unpacked, and after its arrange_by_classes.py."""
+    videos = release / "videos"
+    names = ("twice-times_000000_000010.mp4", "twice-times_000005_000015.mp4")
+    flat = [f"train/{name}" for name in names]
+    new = f"replacement/replacement_for_corrupted_k400/{names[1]}"
+    validation = "val/val_0000001_000027_000037.mp4"
+    official.write_clips(videos, *flat, new, validation)
+    for name in (flat[0], new, validation):
+        link = videos / "videos/any/some class" / pathlib.Path(name).name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(videos / name)
+    listing = read(release)
+    chosen = [e.source.relative_to(videos).as_posix() for e in listing.splits["train"]]
+    assert chosen == [flat[0], new]
+    (clip,) = listing.splits["validation"]
+    assert clip.source == videos / validation
+    assert "1 clips are those of a folder `replacement`" in listing.notes
+    listing = kinetics.Kinetics400.read(videos / "videos", release)
+    assert [len(clips) for clips in listing.splits.values()] == [2, 1]
+
+
+def test_files_of_whole_videos_are_their_clips_alone(release, capsys):
+    """Of a video of a minute, its seconds 10 to 20; others are clips already."""
+    whole = test_decode.write_video(test_decode.numbered(50), "5/6")
+    official.write_clips(release / "videos", CLIPS[0], CLIPS[3], CLIPS[4])
+    (release / "videos" / CLIPS[0]).write_bytes(whole)
+    source = ("--videos", release / "videos", "--annotations", release)
+    out = official.prepared(capsys, release, "kinetics400", *source)
+    assert "note: 1 files are longer than their clip" in out
+    directory = release / "data/kinetics400/1.0.0"
+    rows = {row.id: row for row in manifest.read(directory / "manifest.csv")}
+    name = "-AbC_def123_000010_000020"
+    assert (rows[name].span, rows[name].status) == ((10, 20), "ok")
+    assert rows[name].seconds == 60
+    others = [row for row in rows.values() if row.status == "ok" and row.id != name]
+    assert len(others) == 2 and not any(row.span for row in others)
+    (record,) = reading.open_split("kinetics400", "train", release / "data")
+    assert record["clip_seconds"] == (10, 20) and record["video"] == whole
+    (record,) = reading.open_split("kinetics400", "validation", release / "data")
+    assert set(record) == {"id", "label", "video"}
+    assert verification.verify("kinetics400", release / "data").errors == 0
+
+    shutil.rmtree(release / "data")
+    verification.open_once.cache_clear()
+    source += ("--transcode", "crf=10")
+    official.prepared(capsys, release, "kinetics400", *source)
+    rows = {row.id: row for row in manifest.read(directory / "manifest.csv")}
+    assert rows[name].span == (10, 20) and rows[name].seconds < 13
+    (record,) = reading.open_split("kinetics400", "train", release / "data")
+    assert set(record) == {"id", "label", "video"}
+    clip, _ = test_decode.decode(
+        record["video"], lambda _: np.arange(9) * 1.2, test_decode.whole
+    )
+    assert test_decode.numbers(clip) == list(range(8, 17))
+    assert verification.verify("kinetics400", release / "data").errors == 0
+
+
+def test_a_file_that_is_neither_a_clip_nor_its_video(release, capsys):
+    official.write_clips(release / "videos", *CLIPS)
+    video = test_decode.write_video(test_decode.numbered(50), 2)
+    (release / "videos/val/abseiling/val_0000001_000027_000037.mp4").unlink()
+    (release / "videos/val_0000001.mp4").write_bytes(video)
+    source = ("--videos", release / "videos", "--annotations", release)
+    out = official.prepared(capsys, release, "kinetics400", *source)
+    assert "val_0000001_000027_000037: It lasts 25.0 s, so it is neither the" in out

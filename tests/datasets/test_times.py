@@ -1,0 +1,28 @@
+"""Which part of a file is the clip of an annotation."""
+
+import pytest
+
+from sparse_tube_vit.datasets.times import part_of
+from sparse_tube_vit.video.decode import UndecodableClip
+
+
+@pytest.mark.parametrize(
+    ("seconds", "start", "end", "part"),
+    [
+        (300, 193, 203, (193, 203)),  # the whole video
+        (202.6, 193, 203, (193, 202.6)),  # which YouTube rounds up
+        (198.5, 193, 203, (193, 198.5)),
+        (60, 0, 10, (0, 10)),
+        (10.03, 193, 203, None),  # the clip
+        (10.9, 0, 10, None),
+        (7.2, 193, 203, None),  # the end of the video
+        (14.4, 193, 203, None),  # cut at key frames
+    ],
+)
+def test_parts(seconds, start, end, part):
+    assert part_of(seconds, start, end) == part
+
+
+def test_a_file_that_is_neither_clip_nor_video():
+    with pytest.raises(UndecodableClip, match="60.0 s, .* from 193 to 203 s"):
+        part_of(60, 193, 203)

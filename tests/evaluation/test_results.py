@@ -1,0 +1,35 @@
+"""Results, and the names of their files."""
+
+import numpy as np
+
+from sparse_tube_vit.evaluation.results import Accuracy
+
+PROTOCOL = {
+    "evaluation": "video",
+    "kind": "video",
+    "dataset": "clips",
+    "split": "test",
+    "temporal_views": 4,
+    "spatial_views": 3,
+    "stride_scale": 1.0,
+    "tokens": 9,
+    "frames": 8,
+    "fps": 5.0,
+    "size": 16,
+    "step": 7,
+}
+
+
+def result(**protocol):
+    arrays = (np.zeros(2, int), np.eye(2, dtype=np.float32), (), np.full(2, 12))
+    arrays += (np.ones(2, bool),)
+    return Accuracy(PROTOCOL | protocol, ("a", "b"), *arrays)
+
+
+def test_the_maximum_over_views_is_told_from_the_mean(tmp_path):
+    mean, maximum = result(combine_views="mean"), result(combine_views="max")
+    names = [r.save(tmp_path).name for r in (mean, maximum)]
+    assert names == ["video_step7_4x3.json", "video_step7_4x3_max.json"]
+    assert "; 4x3 views of 8 frames at 5 fps" in str(mean)
+    assert str(maximum) == str(mean).replace("4x3 views", "maximum of 4x3 views")
+    assert str(result()) == str(mean)  # as in results before there was a choice

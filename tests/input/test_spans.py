@@ -1,0 +1,94 @@
+"""Parts of longer videos, and labels of what a clip shows."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from sparse_tube_vit.config import ConfigDict, evaluation, stream
+from sparse_tube_vit.datasets.times import ACTIONS, SPAN
+from sparse_tube_vit.input.examples import EvaluationExample, TrainingExample
+from tests.video.test_decode import numbered, write_video
+
+CLIP = ConfigDict({"frames": 4, "fps": 5.0, "size": 16})
+# Ten seconds, whose brightness tells the number of a frame: five a second.
+VIDEO = write_video(numbered(50), 5)
+SOURCE = {"kind": "video", "dataset": "", "head": "", "batch_size": 1}
+
+
+def record(**more):
+    return {"id": "x", "label": np.zeros(3, np.uint8), "video": VIDEO, **more}
+
+
+def shown(example):
+    """The numbers of the frames (..., T)."""
+    return (example["video"].mean((-3, -2, -1)) / 5).round().astype(int)
+
+
+def training(**options):
+    source = stream(**SOURCE, loss="sigmoid", crop_area=(1.0, 1.0), **options)
+    return TrainingExample.of(CLIP, source)
+
+
+def test_clips_of_a_part_of_a_video():
+    part, seen = record(**{SPAN: (4.0, 6.0)}), set()
+    for seed in range(40):
+        frames = shown(training()(part, np.random.default_rng(seed)))
+        assert (np.diff(frames) == 1).all()
+        seen |= {*frames.tolist()}
+    assert seen == set(range(20, 29))
+    views = EvaluationExample.of(CLIP, evaluation(**SOURCE, temporal_views=2))
+    example = views(part, None)
+    np.testing.assert_array_equal(shown(example), [[20, 21, 22, 23], [26, 27, 28, 29]])
+    assert example["distinct_views"] == 2
+    # A part that is shorter than a clip loops, as a short video does.
+    example = training()(record(**{SPAN: (4.0, 4.4)}), np.random.default_rng(0))
+    assert {*shown(example).tolist()} == {20, 21}
+
+
+def test_a_video_that_ends_before_its_part_does_not_decode():
+    example = training()(record(**{SPAN: (193.0, 203.0)}), np.random.default_rng(0))
+    assert example["weight"] == 0
+    assert example["problem"] == "It lasts 10.0 s, but its clip begins at 193 s."
+
+
+@pytest.mark.parametrize("span", [None, (2.0, 9.0)])
+def test_labels_of_the_actions_that_a_clip_shows(span):
+    actions = np.array([[0, 0, 3], [2, 2.5, 8], [1, 7.9, 30], [0, 9, 9.2]], np.float32)
+    part = record(**{ACTIONS: actions}, **({SPAN: span} if span else {}))
+    part["label"] = np.ones(3, np.uint8)
+    by_clip, of_video = training(labels="clip"), training()
+    found = set()
+    for seed in range(40):
+        example = by_clip(part, np.random.default_rng(seed))
+        frames = shown(example) / 5  # seconds
+        expected = [
+            any(
+                label == c and start <= frames[-1] and frames[0] <= end
+                for label, start, end in actions
+            )
+            for c in range(3)
+        ]
+        assert example["label"].astype(bool).tolist() == expected
+        found.add(tuple(expected))
+        other = of_video(part, np.random.default_rng(seed))
+        np.testing.assert_array_equal(other["video"], example["video"])
+        assert other["label"].tolist() == [1, 1, 1]
+        assert other["label"].dtype == example["label"].dtype
+    assert len(found) >= 3
+    undecodable = by_clip(part | {"video": b"none"}, np.random.default_rng(0))
+    assert undecodable["label"].tolist() == [1, 1, 1] and undecodable["weight"] == 0
+
+
+def test_records_without_times_are_read_as_ever():
+    """With the arguments that files have which are in no data set."""
+    calls = []
+
+    class Read(TrainingExample):
+        def read(self, encoded, rng):
+            calls.append(encoded)
+            return {}
+
+    fields = dataclasses.asdict(training())
+    Read(**fields)(record(), np.random.default_rng(0))
+    assert calls == [VIDEO]
