@@ -353,7 +353,7 @@ def _move(root, aside):
     if not is_remote(root):
         root.rename(aside)
         return
-    for file in files_below(root):  # a bucket has files only, no folders to rename
+    for file in files_below(root)[0]:  # a bucket has files only, no folders to rename
         target = aside / file.relative_to(root)
         target.parent.mkdir(parents=True, exist_ok=True)
         file.copy(target)
