@@ -271,7 +271,7 @@ def save_params(workdir, params, run: dict) -> None:
         manager.save(
             0,
             args=ocp.args.Composite(
-                run=ocp.args.JsonSave(run),
+                run=ocp.args.JsonSave(sealed(run)),
                 checksums=ocp.args.JsonSave(_checksums({"params": params})),
                 params=ocp.args.StandardSave(params),
             ),

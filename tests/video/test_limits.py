@@ -335,7 +335,11 @@ def frames_in_memory():
     return sum(isinstance(thing, av.VideoFrame) for thing in gc.get_objects())
 
 
-@pytest.mark.parametrize("read", [decode_first, inspect_video, Transcode()], ids=str)
+@pytest.mark.parametrize(
+    "read",
+    [decode_first, inspect_video, Transcode()],
+    ids=["decode", "inspect", "transcode"],
+)
 def test_frames_do_not_stay_in_memory(read):
     """Without a search for reference cycles, which would free them at some time."""
     exif = Image.Exif()
