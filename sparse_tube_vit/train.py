@@ -15,11 +15,8 @@ from jax.experimental.compilation_cache import compilation_cache
 from ml_collections import config_flags
 
 from sparse_tube_vit.checkpoints import release
-from sparse_tube_vit.checkpoints.run import (
-    Checkpoints,
-    describe_run,
-    set_damaged_aside,
-)
+from sparse_tube_vit.checkpoints.run import Checkpoints, describe_run, set_damaged_aside
+from sparse_tube_vit.checkpoints.workdir import WorkdirLock, make_workdir
 from sparse_tube_vit.config import ConfigDict, check_values, validate
 from sparse_tube_vit.config.flags import parse_flags
 from sparse_tube_vit.datasets import reading
@@ -31,12 +28,7 @@ from sparse_tube_vit.evaluation import evaluator
 from sparse_tube_vit.log import log, to_stderr
 from sparse_tube_vit.models.losses import check_loss
 from sparse_tube_vit.models.tubevit import check_tubes
-from sparse_tube_vit.storage import (
-    WorkdirLock,
-    make_workdir,
-    remove_leftovers,
-    writing,
-)
+from sparse_tube_vit.storage import remove_leftovers, writing
 from sparse_tube_vit.training import finetuning
 from sparse_tube_vit.training.batches import TrainingBatches
 from sparse_tube_vit.training.initialization import initial_params

@@ -1,9 +1,7 @@
 """Files that commands write, and those that they do not get to write."""
 
 import os
-import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -90,58 +88,6 @@ def test_urls_stay_as_they_are_and_paths_begin_at_the_root():
     assert storage.absolute(Path("/a/../b")) == "/b"
 
 
-@pytest.mark.parametrize("name", ["lr[0.1]", "a\\b", "a*", "what?", "\udcff"])
-def test_a_path_that_is_a_pattern_is_no_work_directory(tmp_path, name):
-    workdir = epath.Path(tmp_path) / name / "run"
-    with pytest.raises(storage.UnusableWorkdir, match="choose another"):
-        storage.make_workdir(workdir)
-    assert not [*tmp_path.iterdir()]
-
-
-@pytest.mark.parametrize("name", ["a b", "ü{x}", "$HOME", "100%", "~x#:;&", "]"])
-def test_other_paths_are(tmp_path, name):
-    storage.make_workdir(epath.Path(tmp_path) / name)
-    (directory,) = (tmp_path / name).iterdir()
-    assert directory.name == "checkpoints" and not [*directory.iterdir()]
-
-
-def test_one_training_uses_a_work_directory(tmp_path):
-    lock = storage.WorkdirLock(tmp_path)
-    in_use = f"process {os.getpid()} on host {socket.gethostname()}"
-    for _ in range(2):
-        with pytest.raises(storage.WorkdirInUse, match=in_use):
-            storage.WorkdirLock(tmp_path)
-    lock.check()
-    lock.close()
-    assert not [*tmp_path.iterdir()]
-    storage.WorkdirLock(tmp_path).close()
-
-
-def test_a_killed_training_leaves_no_lock_and_no_files(tmp_path):
-    evaluations = tmp_path / "evaluations"
-    evaluations.mkdir()
-    program = f"""
-import time
-from sparse_tube_vit import storage
-lock = storage.WorkdirLock({str(tmp_path)!r})
-with storage.whole_file({str(evaluations / "a.json")!r}):
-    print("begun", flush=True)
-    time.sleep(60)
-"""
-    command = [sys.executable, "-c", program]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
-        process.stdout.readline()
-        (written,) = evaluations.iterdir()
-        with pytest.raises(storage.WorkdirInUse, match=f"process {process.pid} on"):
-            storage.WorkdirLock(tmp_path)
-        storage.remove_leftovers(evaluations)
-        assert written.exists()  # its writer lives
-        process.kill()
-    storage.WorkdirLock(tmp_path).close()
-    storage.remove_leftovers(evaluations)
-    assert not [*evaluations.iterdir()]
-
-
 def test_leftovers_are_hidden_files_and_folders_of_writers(tmp_path):
     leftover = storage.temporary(tmp_path / "release")
     leftover.mkdir()
@@ -155,17 +101,6 @@ def test_leftovers_are_hidden_files_and_folders_of_writers(tmp_path):
     storage.remove_leftovers(tmp_path / "nowhere")
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {".keep", "a.json", "b.json", f"x.{'0' * 32}"}
-
-
-def test_the_last_training_in_a_bucket_takes_it_over(monkeypatch):
-    bucket.use(monkeypatch)
-    first = storage.WorkdirLock(epath.Path("gs://locks/run"))
-    first.check()
-    second = storage.WorkdirLock(epath.Path("gs://locks/run"))
-    with pytest.raises(storage.WorkdirInUse, match=f"process {os.getpid()}"):
-        first.check()
-    first.close()
-    second.check()
 
 
 def test_a_file_in_a_bucket_is_written_without_others(monkeypatch):

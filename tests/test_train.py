@@ -21,8 +21,10 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from sklearn.metrics import average_precision_score
 
-from sparse_tube_vit import evaluate, storage, train
-from sparse_tube_vit.checkpoints.run import NoCheckpoint, OtherRun
+from sparse_tube_vit import evaluate, train
+from sparse_tube_vit.checkpoints import workdir as workdirs
+from sparse_tube_vit.checkpoints.run import OtherRun
+from sparse_tube_vit.checkpoints.step import NoCheckpoint
 from sparse_tube_vit.checkpoints.stored import locate
 from sparse_tube_vit.config import from_json
 from sparse_tube_vit.datasets import reading
@@ -593,12 +595,12 @@ def test_what_is_found_before_anything_is_compiled(data_dir, tmp_path):
     with pytest.raises(UnsupportedDataset, match="holds images; .* 'video'"):
         train.train(config, tmp_path)
     (tmp_path / "file").touch()
-    with pytest.raises(storage.UnusableWorkdir, match="file cannot be made"):
+    with pytest.raises(workdirs.UnusableWorkdir, match="file cannot be made"):
         train.train(tiny_config(data_dir), tmp_path / "file")
     (tmp_path / "there").mkdir()
     (tmp_path / "there" / "checkpoints").touch()  # root may write everywhere else
     with pytest.raises(
-        storage.UnusableWorkdir, match="there/checkpoints cannot be made"
+        workdirs.UnusableWorkdir, match="there/checkpoints cannot be made"
     ):
         train.train(tiny_config(data_dir), tmp_path / "there")
 
@@ -610,7 +612,7 @@ def test_a_work_directory_that_takes_no_more_is_found_before_the_first_step(
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))  # as a full disk
     try:
-        with pytest.raises(storage.UnusableWorkdir, match=f"{tmp_path} cannot be "):
+        with pytest.raises(workdirs.UnusableWorkdir, match=f"{tmp_path} cannot be "):
             train.train(tiny_config(data_dir), tmp_path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)

@@ -12,7 +12,7 @@ from flax.traverse_util import flatten_dict
 
 from sparse_tube_vit.checkpoints import hub, stored
 from sparse_tube_vit.checkpoints.model_card import model_card
-from sparse_tube_vit.checkpoints.run import sealed
+from sparse_tube_vit.checkpoints.step import sealed
 from sparse_tube_vit.checkpoints.stored import (
     ARRAYS,
     CARD,

@@ -1,53 +1,38 @@
-"""Checkpoints of a run: saving, resuming, and reading one step. All of orbax is here.
-
-`WORKDIR/checkpoints/<step>` holds the items `params`, `ema` (where an average is kept)
-and `optimizer`, unstacked trees of arrays, the latter two of trained parameters only;
-`run`, JSON with the whole config, the class names of every head, package versions, the
-`FORMAT` and a checksum of these; and `checksums`, JSON with one checksum per array.
-
-`stored` finds a step and reads it for everything but resuming.
-"""
+"""Checkpoints of a run: saving them, and resuming from the latest that is whole."""
 
 import contextlib
-import hashlib
 import importlib.metadata
 import json
-import re
-from collections.abc import Iterable, Mapping
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging as absl_logging
 from etils import epath
-from flax.traverse_util import unflatten_dict
 
-from sparse_tube_vit.config import ConfigDict, InvalidConfig, differences, from_json
+from sparse_tube_vit.checkpoints.step import (
+    ADVICE,
+    FORMAT,
+    DamagedCheckpoint,
+    ForeignCheckpoint,
+    UnfinishedCheckpoint,
+    check_whole,
+    checksums_of_items,
+    compare_checksums,
+    first_line,
+    latest_step,
+    reading,
+    restore_checksums,
+    restore_description,
+    sealed,
+    step_numbers,
+)
+from sparse_tube_vit.checkpoints.workdir import UnusableWorkdir, check_workdir
+from sparse_tube_vit.config import ConfigDict, differences, from_json
 from sparse_tube_vit.errors import TubeViTError, UnwritableOutput
 from sparse_tube_vit.log import log
-from sparse_tube_vit.storage import (
-    UnusableWorkdir,
-    absolute,
-    check_workdir,
-    files_below,
-    is_remote,
-)
+from sparse_tube_vit.storage import absolute, files_below, is_remote
 
 _PACKAGES = ("sparse_tube_vit", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
-
-#: Version of the checkpoint format. Newer versions are refused; keys missing from older
-#: ones take their defaults. The first checkpoints had no version: they count as 0.
-FORMAT = 1
-
-#: Orbax's file of a step with its items and the time at which it was finished.
-METADATA = "_CHECKPOINT_METADATA"
-
-#: The end of errors of reading, which a run that resumes does not show.
-_ADVICE = " Copy it again, or take another one."
-
-#: Items of a step that are trees of arrays.
-ARRAYS = ("params", "ema", "optimizer")
 
 #: Keys that may change on resume: they do not affect the result.
 RESUMABLE_KEYS = (
@@ -66,26 +51,6 @@ RESUMABLE_KEYS = (
     "optimizer.accumulate_steps",
     "profile_steps",
 )
-
-
-class NoCheckpoint(TubeViTError, FileNotFoundError):
-    """A path without a finished checkpoint or release."""
-
-
-class UnfinishedCheckpoint(NoCheckpoint):
-    """A checkpoint whose writing did not finish."""
-
-
-class ForeignCheckpoint(TubeViTError, ValueError):
-    """A checkpoint or folder that another program wrote."""
-
-
-class DamagedCheckpoint(TubeViTError, ValueError):
-    """A checkpoint or release with a missing or changed part."""
-
-
-class NewerCheckpoint(TubeViTError, ValueError):
-    """A checkpoint in the format of a newer version of this package."""
 
 
 class OtherRun(TubeViTError, ValueError):
@@ -117,7 +82,7 @@ class Checkpoints:
         run: Description of the run by `describe_run`.
 
     Raises:
-        UnusableWorkdir: As `storage.check_workdir`.
+        UnusableWorkdir: As `workdir.check_workdir`.
     """
 
     def __init__(self, workdir, keep: int, run: dict):
@@ -163,8 +128,9 @@ class Checkpoints:
         args = {k: ocp.args.StandardRestore(v) for k, v in targets.items()}
         with reading(root):
             restored = self.manager.restore(step, args=ocp.args.Composite(**args))
-            saved = _restore_checksums(root)
-        _compare(root, _checksums({k: restored[k] for k in items}), saved)
+            saved = restore_checksums(root)
+        found = checksums_of_items({k: restored[k] for k in items})
+        compare_checksums(root, found, saved)
         log.info("Resumed from step %d in %s", step, self.directory)
         return state.replace(
             step=jax.device_put(np.int32(step), state.step.sharding),
@@ -190,7 +156,7 @@ class Checkpoints:
                 step,
                 args=ocp.args.Composite(
                     run=ocp.args.JsonSave(sealed(self.run)),
-                    checksums=ocp.args.JsonSave(_checksums(_items(state))),
+                    checksums=ocp.args.JsonSave(checksums_of_items(_items(state))),
                     **{k: ocp.args.StandardSave(v) for k, v in _items(state).items()},
                 ),
             )
@@ -228,7 +194,7 @@ class Checkpoints:
             raise
         except Exception as error:  # orbax, tensorstore, tensorflow have their own
             raise UnwritableOutput(
-                f"{self.directory} cannot be written: {_first_line(error)} Checkpoints "
+                f"{self.directory} cannot be written: {first_line(error)} Checkpoints "
                 "that were finished before are whole: once files can be written there, "
                 "the same command goes on from the latest."
             ) from error
@@ -272,7 +238,7 @@ def save_params(workdir, params, run: dict) -> None:
             0,
             args=ocp.args.Composite(
                 run=ocp.args.JsonSave(sealed(run)),
-                checksums=ocp.args.JsonSave(_checksums({"params": params})),
+                checksums=ocp.args.JsonSave(checksums_of_items({"params": params})),
                 params=ocp.args.StandardSave(params),
             ),
         )
@@ -281,25 +247,6 @@ def save_params(workdir, params, run: dict) -> None:
 def _items(state):
     items = {"params": state.params, "optimizer": state.optimizer}
     return items | ({"ema": state.ema} if state.ema is not None else {})
-
-
-def step_numbers(names: Iterable[str]) -> list[int]:
-    """Returns the steps among the names in a directory of checkpoints, in order."""
-    return sorted(int(x) for x in names if re.fullmatch(r"0|[1-9][0-9]{0,17}", x))
-
-
-def latest_step(directory) -> int | None:
-    """Returns the latest finished step of a directory of checkpoints, or None.
-
-    Raises:
-        DamagedCheckpoint: The metadata of a later one cannot be read.
-    """
-    if not directory.is_dir():
-        return None
-    for step in reversed(step_numbers(path.name for path in directory.iterdir())):
-        if read_metadata(directory / str(step))[1]:
-            return step
-    return None
 
 
 def set_damaged_aside(workdir) -> None:
@@ -328,7 +275,7 @@ def set_damaged_aside(workdir) -> None:
         except (UnfinishedCheckpoint, ForeignCheckpoint, DamagedCheckpoint) as error:
             # In a bucket, orbax writes an unfinished one again in its place.
             if not (is_remote(root) and isinstance(error, UnfinishedCheckpoint)):
-                problems[root] = type(error)(str(error).removesuffix(_ADVICE))
+                problems[root] = type(error)(str(error).removesuffix(ADVICE))
     else:
         for error in problems.values():  # the newest
             raise type(error)(
@@ -343,7 +290,7 @@ def set_damaged_aside(workdir) -> None:
         except Exception as problem:  # tensorflow and fsspec have their own
             raise UnusableWorkdir(
                 f"{error} It cannot be moved to {aside}, to go on from step {step}: "
-                f"{_first_line(problem)}"
+                f"{first_line(problem)}"
             ) from problem
         log.error("%s It is moved to %s; the run goes on from %d.", error, aside, step)
 
@@ -367,299 +314,3 @@ def _unused(path):
         number += 1
         free = path.with_name(f"{path.name}_{number}")
     return free
-
-
-def check_whole(root) -> None:
-    """Reads all of a step, and compares it with its checksums.
-
-    Reads one item after the other into memory.
-
-    Args:
-        root: The step's directory, on a disk or at gs://.
-
-    Raises:
-        UnfinishedCheckpoint, ForeignCheckpoint, DamagedCheckpoint, NewerCheckpoint,
-        InvalidConfig: It is not whole, or not of this version.
-    """
-    check_finished(root, root, ("optimizer",))
-    restore_description(root)
-    checksums = _restore_checksums(root)
-    for item in ARRAYS:
-        if (root / item).exists():
-            found = _checksums_of(item, _restore_arrays(root, item))
-            _compare(root, found, checksums)
-            wanted = {x for x in checksums if x.startswith(f"{item}/")}
-            if lost := sorted(wanted - set(found)):
-                raise damaged(root, f"{', '.join(lost[:5])} is gone")
-            _check_array_metadata(root / item)
-
-
-def _check_array_metadata(path):
-    """Reads files of an item that orbax reads for arrays on devices, not in numpy."""
-    directory = path / "array_metadatas"
-    with reading(path):
-        for file in directory.iterdir() if directory.is_dir() else ():
-            for entry in json.loads(file.read_bytes())["array_metadatas"]:
-                for key in ("param_name", "write_shape", "chunk_shape"):
-                    tuple(entry["array_metadata"][key])
-
-
-def check_finished(root, name, others: Iterable[str] = ()) -> None:
-    """Raises unless a step is finished, of this package, and has all its items.
-
-    Args:
-        root: The step's directory.
-        name: What errors call it.
-        others: Items that it must have as well if it was saved with them.
-
-    Raises:
-        UnfinishedCheckpoint, ForeignCheckpoint, DamagedCheckpoint.
-    """
-    if not root.is_dir():
-        raise damaged(name, "it is a file")
-    names, (items, finished) = _names(root), read_metadata(root, name)
-    if not names:
-        raise damaged(name, "it is empty")
-    if not finished:
-        raise UnfinishedCheckpoint(f"{name} is not written to its end.{_ADVICE}")
-    if not {"run", "params"} <= names | set(items):
-        raise ForeignCheckpoint(
-            f"{name} is not of sparse_tube_vit: it holds {', '.join(sorted(names))}, "
-            "where run and params are needed."
-        )
-    optional = {"ema", "checksums", *others}
-    lost = {"run", "params", *(optional & set(items))} - names
-    if lost:
-        raise damaged(name, f"{', '.join(sorted(lost))} is gone")
-
-
-def _names(directory):
-    return {path.name for path in directory.iterdir()}
-
-
-def read_metadata(root, name=None) -> tuple[dict, bool]:
-    """Returns a step's items by name, and whether the step is finished.
-
-    On a disk an unfinished step has a temporary name; in a bucket it has its final
-    name from the start, and only the file `METADATA` tells. Steps without that file,
-    of older versions of orbax, count as finished and without items.
-
-    Args:
-        root: The step's directory.
-        name: What errors call it, if not by its path.
-
-    Raises:
-        DamagedCheckpoint: The file is not what orbax writes.
-    """
-    if not (root / METADATA).exists():
-        return {}, True
-    with reading(name or root):
-        metadata = json.loads((root / METADATA).read_bytes())
-        items, time = metadata["item_handlers"], metadata["commit_timestamp_nsecs"]
-    return (items if isinstance(items, dict) else {}), time is not None
-
-
-def restore_description(root) -> dict:
-    """Restores the description of the run, as of `describe_run`, from a step.
-
-    Args:
-        root: The step's directory, on a disk or at gs://.
-
-    Raises:
-        NoCheckpoint, ForeignCheckpoint, DamagedCheckpoint, NewerCheckpoint.
-    """
-    root = epath.Path(absolute(root))
-    if not (root / "run").exists():
-        raise NoCheckpoint(f"{root} is not a finished checkpoint of this package.")
-    with reading(root / "run"):
-        run = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(root / "run")
-    return unsealed(run, root)
-
-
-def sealed(description: Mapping) -> dict:
-    """Returns JSON with a checksum of its other keys, for `unsealed`."""
-    return {**description, "checksum": _digest(description)}
-
-
-def _digest(description):
-    text = json.dumps(description, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def unsealed(run, where) -> dict:
-    """Returns a stored description without its checksum, once all of it is checked.
-
-    Args:
-        run: JSON where `sealed` would have written a description.
-        where: The path of the checkpoint or release, for errors.
-
-    Raises:
-        ForeignCheckpoint: It is no description of a run.
-        NewerCheckpoint: It is of a newer format.
-        DamagedCheckpoint: It is not what was saved, or its parts do not go together.
-        InvalidConfig: This version does not know its config.
-    """
-    needed = ("config", "class_names", "versions")
-    if not isinstance(run, dict) or any(
-        not isinstance(run.get(k), dict) for k in needed
-    ):
-        raise ForeignCheckpoint(
-            f"{where} is not of sparse_tube_vit: it does not say its "
-            f"{', '.join(needed)}."
-        )
-    if type(number := run.get("format", 0)) is not int:
-        raise damaged(where, f"its format is {number!r}, no number")
-    if number > FORMAT:
-        version = run["versions"].get("sparse_tube_vit", "a newer one")
-        raise NewerCheckpoint(
-            f"{where} has format {number}, of sparse_tube_vit {version}; this version "
-            f"reads formats up to {FORMAT}. Upgrade sparse_tube_vit."
-        )
-    checksum = run.get("checksum")  # older ones have none
-    run = {key: value for key, value in run.items() if key != "checksum"}
-    if checksum not in (None, _digest(run)):
-        raise damaged(where, "its config or class names are not what was saved")
-    try:
-        config = from_json(run["config"])
-    except InvalidConfig as error:
-        raise InvalidConfig(f"{where}: {error}") from error
-    for head, names in run["class_names"].items():
-        is_list = isinstance(names, list) and names
-        if not is_list or not all(isinstance(name, str) for name in names):
-            raise damaged(where, f"the classes of head {head!r} are no list of names")
-    sources = (*config.streams.values(), *config.evaluations.values())
-    used = {source.head for source in sources} | set(config.init.keep_heads)
-    if lost := sorted(used - set(run["class_names"])):
-        raise damaged(where, f"the class names of head {', '.join(lost)} are gone")
-    return run
-
-
-@contextlib.contextmanager
-def reading(path):
-    """Turns errors that libraries raise while reading `path` into DamagedCheckpoint.
-
-    Errors of jax (out of memory, a lost host) and named errors pass through.
-    """
-    try:
-        yield
-    except (TubeViTError, jax.errors.JaxRuntimeError):
-        raise
-    except Exception as error:  # each reader has its own for damaged files
-        raise damaged(path, _first_line(error)) from error
-
-
-def _first_line(error):
-    if isinstance(error, KeyError):
-        return f"It lacks {error}."
-    line, *_ = str(error).strip().splitlines() or [type(error).__name__]
-    line = re.sub(r" \[(os_error_code|tensorstore_spec)=.*", "", line).rstrip(".")
-    # What tensorstore was doing is said first, and its cause last.
-    return f"{line[:100]} ... {line[-200:]}." if len(line) > 300 else f"{line}."
-
-
-def restore_params(root, ema: bool = True) -> dict:
-    """Restores a step's parameters as numpy arrays, on any number of devices.
-
-    Args:
-        root: The step's directory, on a disk or at gs://.
-        ema: Whether to restore averaged parameters, where there are any.
-
-    Raises:
-        NoCheckpoint, DamagedCheckpoint.
-    """
-    root = epath.Path(absolute(root))
-    if not (root / "params").exists():
-        raise NoCheckpoint(f"{root} holds no parameters.")
-    params, checksums = {}, _restore_checksums(root)
-    for item in ("ema", "params") if ema else ("params",):
-        if (root / item).exists():  # frozen parameters have no average
-            arrays = _restore_arrays(root, item, exclude=params)
-            _compare(root, _checksums_of(item, arrays), checksums)
-            params |= arrays
-    return unflatten_dict(params, sep="/")
-
-
-def _restore_checksums(root) -> dict[str, int]:
-    """Returns the checksums of a step's arrays by path; {} of older checkpoints."""
-    path = root / "checksums"
-    if not path.exists():
-        if "checksums" in read_metadata(root)[0]:
-            raise damaged(root, "its checksums are gone")
-        return {}
-    with reading(path):
-        return dict(ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(path))
-
-
-def damaged(name, why: str) -> DamagedCheckpoint:
-    """Returns the error of a damaged checkpoint or release."""
-    return DamagedCheckpoint(f"{name} is damaged: {why.rstrip('.')}.{_ADVICE}")
-
-
-def _compare(root, found, saved):
-    """Raises DamagedCheckpoint if checksums of arrays are not those that were saved."""
-    # Older checkpoints have none for the optimizer's arrays, or none at all.
-    items = {name.partition("/")[0] for name in saved}
-    for name, checksum in found.items():
-        if name.partition("/")[0] in items and saved.get(name) != checksum:
-            raise damaged(root, f"{name} is not what was saved")
-
-
-def _checksums_of(item, arrays):
-    """Returns the checksums of arrays in numpy, by the paths that were saved."""
-    return {f"{item}/{name}": int(_checksum(x, np)) for name, x in arrays.items()}
-
-
-def _checksums(items):
-    """Returns the checksum of every array of the items by path."""
-    return {k: int(x) for k, x in _by_path(jax.device_get(_sums(items))).items()}
-
-
-@jax.jit  # compiled for the first checkpoint of a run, not for each
-def _sums(items):
-    return jax.tree.map(lambda x: _checksum(x, jnp), items)
-
-
-def _checksum(x, xp):
-    """Returns the sum of an array's bits as integers, without moving its shards."""
-    return x.view(f"uint{8 * x.dtype.itemsize}").sum(dtype=xp.uint32)
-
-
-def _restore_arrays(root, item, exclude=()):
-    """Returns an item's arrays by path, in numpy, except those of `exclude`."""
-    checkpointer, path = ocp.PyTreeCheckpointer(), root / item
-    with reading(path):
-        with _quiet():  # it warns of files that no item has
-            metadata = checkpointer.metadata(path).item_metadata
-        if metadata is None:
-            raise damaged(path, "its _METADATA is gone")
-        target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), metadata.tree)
-        if exclude:  # of parameters, which are nested dicts
-            arrays = _by_path(target)
-            kept = {name: x for name, x in arrays.items() if name not in exclude}
-            target = unflatten_dict(kept, sep="/")
-        if not jax.tree.leaves(target):
-            return {}
-        restore = ocp.args.PyTreeRestore(
-            target,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(target),
-            partial_restore=True,
-        )
-        return _by_path(checkpointer.restore(path, restore))
-
-
-@contextlib.contextmanager
-def _quiet():
-    verbosity = absl_logging.get_verbosity()
-    absl_logging.set_verbosity(absl_logging.ERROR)
-    try:
-        yield
-    finally:
-        absl_logging.set_verbosity(verbosity)
-
-
-def _by_path(tree):
-    """Returns the leaves of a tree by their paths, joined by slashes."""
-    return {
-        jax.tree_util.keystr(path, simple=True, separator="/"): x
-        for path, x in jax.tree.leaves_with_path(tree)
-    }

@@ -21,7 +21,7 @@ from flax.traverse_util import unflatten_dict
 
 from sparse_tube_vit import storage
 from sparse_tube_vit.checkpoints.hub import HubPath, is_hub
-from sparse_tube_vit.checkpoints.run import (
+from sparse_tube_vit.checkpoints.step import (
     METADATA,
     ForeignCheckpoint,
     NoCheckpoint,

@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict
 
 from sparse_tube_vit import storage
 from sparse_tube_vit.checkpoints import stored
-from sparse_tube_vit.checkpoints.run import DamagedCheckpoint, damaged
+from sparse_tube_vit.checkpoints.step import DamagedCheckpoint, damaged
 from sparse_tube_vit.config import ConfigDict, from_json, head_loss
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.inference.clips import naming

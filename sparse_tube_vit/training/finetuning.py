@@ -13,7 +13,7 @@ import re
 from etils import epath
 
 from sparse_tube_vit.checkpoints import stored
-from sparse_tube_vit.checkpoints.run import NoCheckpoint
+from sparse_tube_vit.checkpoints.step import NoCheckpoint
 from sparse_tube_vit.config import (
     ConfigDict,
     InvalidConfig,

@@ -9,12 +9,8 @@ import pytest
 
 from sparse_tube_vit import release as command
 from sparse_tube_vit.checkpoints import hub, stored, vit_formats
-from sparse_tube_vit.checkpoints.run import (
-    ForeignCheckpoint,
-    NoCheckpoint,
-    describe_run,
-    save_params,
-)
+from sparse_tube_vit.checkpoints.run import describe_run, save_params
+from sparse_tube_vit.checkpoints.step import ForeignCheckpoint, NoCheckpoint
 from sparse_tube_vit.inference import loaded
 from sparse_tube_vit.models.tubevit import init_params, make_model
 from sparse_tube_vit.storage import UnreachableStorage

@@ -13,7 +13,8 @@ from safetensors.numpy import save_file
 
 from sparse_tube_vit.checkpoints import pretrained, vit_formats
 from sparse_tube_vit.checkpoints.pretrained import WeightsDoNotMatch
-from sparse_tube_vit.checkpoints.run import Checkpoints, ForeignCheckpoint, describe_run
+from sparse_tube_vit.checkpoints.run import Checkpoints, describe_run
+from sparse_tube_vit.checkpoints.step import ForeignCheckpoint
 from sparse_tube_vit.checkpoints.vit_formats import UnreadableWeights
 from sparse_tube_vit.config import default_config
 from sparse_tube_vit.models.tubevit import init_params, make_model

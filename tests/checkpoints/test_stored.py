@@ -19,23 +19,22 @@ import safetensors
 from sparse_tube_vit import release as command
 from sparse_tube_vit.checkpoints import pretrained, release, stored
 from sparse_tube_vit.checkpoints import run as checkpoints
-from sparse_tube_vit.checkpoints.run import (
+from sparse_tube_vit.checkpoints.run import OtherRun, describe_run
+from sparse_tube_vit.checkpoints.step import (
     FORMAT,
     DamagedCheckpoint,
     ForeignCheckpoint,
     NewerCheckpoint,
     NoCheckpoint,
-    OtherRun,
     UnfinishedCheckpoint,
-    describe_run,
 )
+from sparse_tube_vit.checkpoints.workdir import UnusableWorkdir
 from sparse_tube_vit.config import from_json
 from sparse_tube_vit.datasets.reading import DatasetNotPrepared
 from sparse_tube_vit.errors import TubeViTError, UnwritableOutput
 from sparse_tube_vit.evaluation import evaluator, results
 from sparse_tube_vit.inference import loaded
 from sparse_tube_vit.models.tubevit import init_params, make_model
-from sparse_tube_vit.storage import UnusableWorkdir
 from sparse_tube_vit.training.state import TrainState
 from tests import bucket
 from tests.tiny import tiny_config
@@ -626,14 +625,16 @@ def test_evaluating_makes_no_data_where_the_model_says(released, tmp_path):
 
 
 def test_checksums_are_compiled_for_the_first_checkpoint_alone(monkeypatch):
-    traced, checksum = [], checkpoints._checksum
+    traced, checksum = [], one_step._checksum
     monkeypatch.setattr(
-        checkpoints,
+        one_step,
         "_checksum",
         lambda x, xp: traced.append(x.shape) or checksum(x, xp),
     )
     for value in (1, 2):
-        found = checkpoints._checksums({"params": {"x": jnp.full((3, 5, 7), value)}})
+        found = one_step.checksums_of_items(
+            {"params": {"x": jnp.full((3, 5, 7), value)}}
+        )
         assert found == {"params/x": 105 * value}
     assert traced == [(3, 5, 7)]
 

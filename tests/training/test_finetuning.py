@@ -11,7 +11,8 @@ import pytest
 
 import sparse_tube_vit as stv
 from sparse_tube_vit.checkpoints import release
-from sparse_tube_vit.checkpoints.run import NoCheckpoint, OtherRun
+from sparse_tube_vit.checkpoints.run import OtherRun
+from sparse_tube_vit.checkpoints.step import NoCheckpoint
 from sparse_tube_vit.checkpoints.stored import locate
 from sparse_tube_vit.config import InvalidConfig, validate
 from sparse_tube_vit.config.flags import read

@@ -1,0 +1,130 @@
+"""Work directories of runs: made, checked, and used by one training at a time."""
+
+import contextlib
+import json
+import os
+import socket
+import uuid
+
+from etils import epath
+
+from sparse_tube_vit.errors import TubeViTError
+from sparse_tube_vit.storage import absolute, is_remote, lock_file, temporary, writing
+
+
+class UnusableWorkdir(TubeViTError, OSError):
+    """A work directory that cannot be made, written to, or read back from."""
+
+
+class WorkdirInUse(TubeViTError, OSError):
+    """A work directory that another training uses."""
+
+
+def check_workdir(workdir) -> None:
+    """Raises UnusableWorkdir if libraries that write checkpoints misread the path."""
+    path = absolute(workdir)
+    if found := [character for character in "*?[\\" if character in path]:
+        raise UnusableWorkdir(
+            f"--workdir {path} has {' and '.join(found)} in its path, which make it a "
+            "pattern, so that its checkpoints could not be read. Rename the folder, or "
+            "choose another."
+        )
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise UnusableWorkdir(
+            f"--workdir {path!a} is no path in UTF-8. Rename the folder, or choose "
+            "another."
+        ) from error
+
+
+def make_workdir(workdir: epath.Path) -> None:
+    """Makes a run's work directory and checks that files can be written to it.
+
+    Raises:
+        UnusableWorkdir: Its disk is full or read-only, it cannot be made, or its path
+            is none for `check_workdir`.
+    """
+    check_workdir(workdir)
+    for directory in (workdir, workdir / "checkpoints"):
+        probe = temporary(directory / "written")
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            try:
+                probe.write_text("\n")
+            finally:  # a full disk may take the name, but no content
+                probe.unlink(missing_ok=True)
+        except OSError as error:
+            raise UnusableWorkdir(
+                f"--workdir {directory} cannot be made or written to: {error}"
+            ) from error
+
+
+class WorkdirLock:
+    """Keeps other trainings out of a work directory until it is closed.
+
+    On a disk by a lock, which ends with this process, however it ends. Buckets have
+    none: there, the last training that begins takes the work directory over, and
+    `check` ends the one before, which may be on a machine that was taken away.
+
+    Args:
+        workdir: The work directory, local or gs://, which exists.
+
+    Raises:
+        WorkdirInUse: Another training has locked it.
+        UnwritableOutput: The lock cannot be written.
+    """
+
+    def __init__(self, workdir):
+        self._workdir, self._file = workdir, epath.Path(workdir) / ".training"
+        self._holder = {
+            "host": socket.gethostname(),
+            "process": os.getpid(),
+            "token": uuid.uuid4().hex,
+        }
+        text = json.dumps(self._holder)
+        with writing(self._file):
+            if is_remote(workdir):
+                self._file.write_text(text)
+                return
+            while not self._locked():
+                pass  # whoever had locked the file has removed it
+            os.ftruncate(self._open, 0)
+            os.write(self._open, text.encode())
+
+    def _locked(self):
+        """Opens and locks the file; returns whether it is still there."""
+        self._open = os.open(self._file, os.O_RDWR | os.O_CREAT, 0o666)
+        if not lock_file(self._open):
+            os.close(self._open)
+            raise self._in_use("Wait until it ends, stop it")
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(self._open), os.stat(self._file)):
+                return True
+        os.close(self._open)
+        return False
+
+    def check(self) -> None:
+        """Raises WorkdirInUse if another training has begun in the same bucket."""
+        if is_remote(self._workdir) and self._read() != self._holder:
+            raise self._in_use("Let that one go on")
+
+    def close(self) -> None:
+        """Lets other trainings in."""
+        if not is_remote(self._workdir):
+            self._file.unlink(missing_ok=True)
+            os.close(self._open)
+
+    def _read(self):
+        with contextlib.suppress(OSError, ValueError):
+            holder = json.loads(self._file.read_text())
+            return holder if isinstance(holder, dict) else {}
+        return {}
+
+    def _in_use(self, advice):
+        holder = self._read()
+        return WorkdirInUse(
+            f"--workdir {self._workdir} is in use by another training, process "
+            f"{holder.get('process', 'unknown')} on host "
+            f"{holder.get('host', 'unknown')}. {advice}, or choose another --workdir."
+        )
