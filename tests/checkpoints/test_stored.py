@@ -19,6 +19,7 @@ import safetensors
 from sparse_tube_vit import release as command
 from sparse_tube_vit.checkpoints import pretrained, release, stored
 from sparse_tube_vit.checkpoints import run as checkpoints
+from sparse_tube_vit.checkpoints import step as one_step
 from sparse_tube_vit.checkpoints.run import OtherRun, describe_run
 from sparse_tube_vit.checkpoints.step import (
     FORMAT,
