@@ -182,7 +182,7 @@ def restore_description(root) -> dict:
     if not (root / "run").exists():
         raise NoCheckpoint(f"{root} is not a finished checkpoint of this package.")
     with reading(root / "run"):
-        run = ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(root / "run")
+        run = _read_json(root / "run")
     return unsealed(run, root)
 
 
@@ -297,7 +297,7 @@ def restore_checksums(root) -> dict[str, int]:
             raise damaged(root, "its checksums are gone")
         return {}
     with reading(path):
-        return dict(ocp.Checkpointer(ocp.JsonCheckpointHandler()).restore(path))
+        return dict(_read_json(path))
 
 
 def damaged(name, why: str) -> DamagedCheckpoint:
@@ -334,9 +334,27 @@ def _checksum(x, xp):
     return x.view(f"uint{8 * x.dtype.itemsize}").sum(dtype=xp.uint32)
 
 
+def _reader(handler):
+    """Returns a checkpointer that reads on this host, without waiting for the others.
+
+    Args:
+        handler: The class of a handler.
+    """
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=jax.process_index(), active_processes={jax.process_index()}
+    )
+    return ocp.Checkpointer(
+        handler(multiprocessing_options=alone), multiprocessing_options=alone
+    )
+
+
+def _read_json(path):
+    return _reader(ocp.JsonCheckpointHandler).restore(path)
+
+
 def _restore_arrays(root, item, exclude=()):
     """Returns an item's arrays by path, in numpy, except those of `exclude`."""
-    checkpointer, path = ocp.PyTreeCheckpointer(), root / item
+    checkpointer, path = _reader(ocp.PyTreeCheckpointHandler), root / item
     with reading(path):
         with _quiet():  # it warns of files that no item has
             metadata = checkpointer.metadata(path).item_metadata
