@@ -372,8 +372,8 @@ def test_scores_that_are_no_numbers_end_an_evaluation(finished, monkeypatch):
     workdir, _ = finished
     config = from_json(locate(workdir, 6).read_description()["config"])
 
-    def make_scores(model, head, loss):
-        scores = losses.make_scores(model, head, loss)
+    def make_scores(*options):
+        scores = losses.make_scores(*options)
         bad = jnp.arange(8)[:, None] == 5
         return lambda *args: jnp.where(bad, np.nan, scores(*args))
 
