@@ -15,7 +15,7 @@ from sparse_tube_vit.checkpoints.stored import locate
 from sparse_tube_vit.datasets.processes import STOP_SIGNALS
 from sparse_tube_vit.training.reporting import read_metrics
 
-KILLS = int(os.environ.get("KILLS", 50))
+KILLS = 50
 CONFIG = """
 from tests.tiny import tiny_config
 
