@@ -665,25 +665,36 @@ def filter_graph(frame: av.VideoFrame, time_base, filters) -> Graph:
 
 def _display_matrix(frame):
     """Returns the bytes of a frame's display matrix, or None if it has none."""
+    kind = sidedata.Type.DISPLAYMATRIX.value
+    if not _filtered(frame, [("sidedata", f"mode=select:type={kind}")]):
+        return None
+    # Without other side data: PyAV fails on kinds that it does not know, such as EXIF,
+    # and frees the metadata of others twice, as of a PNG's colour profile.
+    others = {*range(len(sidedata.Type) + 8)} - {kind}
+    alone = _filtered(frame, [("sidedata", f"mode=delete:type={i}") for i in others])
     # Not `frame.side_data`: it would be in a reference cycle with the frame, which then
     # stays in memory, gigabytes of them, until Python looks for garbage.
+    return sidedata.SideDataContainer(alone).get("DISPLAYMATRIX")
+
+
+def _filtered(frame, filters):
+    """Returns a frame after FFmpeg's filters, None if they drop it."""
+    graph = filter_graph(frame, "1/25", filters)
+    graph.vpush(frame)
     try:
-        return sidedata.SideDataContainer(frame).get("DISPLAYMATRIX")
-    except ValueError:
-        # PyAV fails on any kind of side data that it does not know, such as EXIF:
-        # remove the kinds after its own.
-        first = len(sidedata.Type)
-        deleted = [("sidedata", f"mode=delete:type={first + i}") for i in range(8)]
-        graph = filter_graph(frame, "1/25", deleted)
-        graph.vpush(frame)
-        return sidedata.SideDataContainer(graph.vpull()).get("DISPLAYMATRIX")
+        return graph.vpull()
+    except av.error.BlockingIOError:
+        return None
 
 
 #: File name suffixes by kind; a GIF may be either.
 SUFFIXES = {
-    "image": {".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"},
+    "image": {
+        *(".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".jpeg", ".jpg", ".jxl"),
+        *(".mpo", ".png", ".tif", ".tiff", ".webp"),
+    },
     "video": {
-        *(".3gp", ".avi", ".flv", ".gif", ".m4v", ".mkv", ".mov", ".mp4"),
-        *(".mpeg", ".mpg", ".ogv", ".ts", ".webm", ".wmv"),
+        *(".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"),
+        *(".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"),
     },
 }

@@ -5,9 +5,9 @@ import struct
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
-from sparse_tube_vit.video.decode import UndecodableClip, decode, kind_of
+from sparse_tube_vit.video.decode import SUFFIXES, UndecodableClip, decode, kind_of
 from tests.video.test_decode import at, moving, whole, write_video
 
 Y, X = np.mgrid[:48, :64]
@@ -89,6 +89,21 @@ def test_an_animation_is_a_video_and_its_first_picture_an_image(file_format):
     # Whatever time is asked for.
     (image,), times = decode(data, at(99.0), whole, kind="image")
     assert times == [0] and np.abs(image - pillows(data)).mean() < 3
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+def test_pictures_with_a_colour_profile(file_format):
+    """PyAV frees the name of a PNG's profile twice where it is asked for side data."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    options = {"icc_profile": profile, "quality": 95}
+    data = written(PICTURE, file_format, **options)
+    for _ in range(20):
+        assert_same(data)
+    turned = Image.Exif()
+    turned[274] = 6
+    data = written(PICTURE, file_format, exif=turned, **options)
+    assert first(data).shape == (64, 48, 3)
+    assert_same(data)
 
 
 def test_an_animated_webp_is_named():
@@ -204,6 +219,7 @@ def test_odd_files_of_people(real_data):
         pytest.skip(f"{folder} is absent")
     for path in sorted([*folder.glob("images/*"), *folder.glob("tiffs/*/*")]):
         data = path.read_bytes()
+        assert path.suffix in SUFFIXES["image"]
         if path.name in REFUSED:
             with pytest.raises(UndecodableClip, match=REFUSED[path.name]):
                 first(data)
