@@ -116,12 +116,7 @@ class Split:
         except UnsupportedDataset:
             raise
         except Exception as error:  # whatever array_record, protobuf or TFDS raise
-            why = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise self._unusable(
-                index,
-                f"cannot be read: {why}",
-                "Copy that shard again from where it was prepared.",
-            ) from error
+            raise self._unreadable(index, error) from error
 
     def _example(self, index, record):
         # TFDS's own image data sets have a file name, or no name at all.
@@ -162,11 +157,15 @@ class Split:
         up to 64 of them: shards of equal size are small and few.
 
         Raises:
-            UnreadableRecord: One of these records is damaged.
+            UnreadableRecord: One of these records is damaged, or a shard is absent.
         """
         shards, every = [*self._shards()], hashlib.sha256()
-        for _, count, _, path in shards:
-            every.update(f"{path.name} {count} {file_size(path)}\n".encode())
+        for first, count, _, path in shards:
+            try:
+                size = file_size(path)
+            except OSError as error:
+                raise self._unreadable(first, error) from error
+            every.update(f"{path.name} {count} {size}\n".encode())
         with ThreadPoolExecutor(16) as pool:
             firsts = [first for first, *_ in shards[:: -(-len(shards) // 64)]]
             for record in pool.map(self.read, firsts):
@@ -185,10 +184,18 @@ class Split:
             yield first, count, part.skip, epath.Path(part.filename)
             first += count
 
+    def _unreadable(self, index, error):
+        why = str(error).strip().partition("\n")[0] or type(error).__name__
+        return self._unusable(
+            index,
+            f"cannot be read: {why}",
+            "Copy that shard again from where it was prepared.",
+        )
+
     def _unusable(self, index, why, advice):
         return UnreadableRecord(
             f"{self.name} in {self.directory}: {self.split} record {index},"
-            f" {self.shard(index)}, {why}. {advice} All such records lists"
+            f" {self.shard(index)}, {why}. {advice} To list all such records:"
             f" {self._verify}"
         )
 

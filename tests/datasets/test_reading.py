@@ -285,6 +285,11 @@ def test_digests_of_a_copy_and_of_what_differs(prepared, tmp_path):
     assert differs == {"manifest"}
     val = reading.open_split("video_folder/tiny", "val", tmp_path / "0")
     assert val.digests()["records"] != first.digests()["records"]
+    shard = next((tmp_path / "1/video_folder/tiny/1.0.0").glob("*train.array_record*"))
+    shard.unlink()
+    message = f"record 0, number 0 of {shard.name}, cannot be read: .*No such file"
+    with pytest.raises(reading.UnreadableRecord, match=message):
+        second.digests()
 
 
 def test_a_label_that_is_no_class_is_named(tmp_path):
