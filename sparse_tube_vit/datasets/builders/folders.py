@@ -204,9 +204,12 @@ def _walk(directory: epath.Path, kind: str):
             reasons = {path: unfit(path.name, kind) for path in files}
             taken = [path for path in files if not reasons[path]]
             if not taken:
+                others = below[class_folder].left_out | reasons
+                each = [f"{path.name}: {why}" for path, why in sorted(others.items())]
+                first = f"of {len(each)} entries, " + "; ".join(each[:3])
                 raise EmptyClassFolder(
-                    f"{class_folder} holds no {kind} (of {len(files)} files, none ends"
-                    f" in {', '.join(sorted(SUFFIXES[kind]))}); fill it or remove it"
+                    f"{class_folder} holds no {kind} ({first if each else 'empty'});"
+                    " fill it or remove it"
                 )
             listed += [(split, path) for path in taken]
             left_out |= {path: why for path, why in reasons.items() if why}
@@ -254,7 +257,7 @@ def unfit(name: str, kind: str) -> str:
     """Returns the reason why a file of this name is left out, or ""."""
     suffix = pathlib.PurePosixPath(name).suffix
     if suffix.lower() not in SUFFIXES[kind]:
-        return f"{suffix or 'no suffix'} is not a known {kind} suffix"
+        return f"{suffix} is not a known {kind} suffix" if suffix else "no suffix"
     return "" if _is_utf8(name) else "its name is not in UTF-8"
 
 

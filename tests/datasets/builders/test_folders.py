@@ -49,7 +49,7 @@ def test_what_is_not_taken_is_reported(tmp_path):
     assert ids(listing) == {"train": [("cat/1.jpg", "cat")]}
     assert {row.id: row.status for row in listing.left_out} == {
         "cat/1.txt": ".txt is not a known image suffix",
-        "cat/README": "no suffix is not a known image suffix",
+        "cat/README": "no suffix",
         "words.txt": "not in a class folder",
     }
 
@@ -68,7 +68,19 @@ def test_folders_in_class_folders_are_refused(tmp_path):
 @pytest.mark.parametrize("layout", ["", "train/"])
 def test_a_class_folder_without_images(tmp_path, layout):
     fill(tmp_path, f"{layout}cat/1.jpg", f"{layout}dog/1.txt")
-    with pytest.raises(folders.EmptyClassFolder, match="dog holds no image"):
+    message = r"dog holds no image \(of 1 entries, 1.txt: .txt is not a known image"
+    with pytest.raises(folders.EmptyClassFolder, match=message):
+        folders.read_folder(tmp_path, "image")
+
+
+def test_a_class_folder_of_files_that_cannot_be_taken(tmp_path):
+    fill(tmp_path, "cat/1.jpg", "dog/caf\udce9.jpg")
+    (tmp_path / "dog/dead.jpg").symlink_to("nowhere")
+    message = "of 2 entries, caf\udce9.jpg: its name is not in UTF-8; dead.jpg: a link"
+    with pytest.raises(folders.EmptyClassFolder, match=message):
+        folders.read_folder(tmp_path, "image")
+    (tmp_path / "bird").mkdir()
+    with pytest.raises(folders.EmptyClassFolder, match=r"bird holds no image \(empty"):
         folders.read_folder(tmp_path, "image")
 
 
