@@ -8,7 +8,10 @@ import dataclasses
 import time
 
 from sparse_tube_vit.errors import TubeViTError
-from sparse_tube_vit.video import mp4
+from sparse_tube_vit.video import mp4, pictures
+
+# Limit of what decompressed metadata of a picture takes; profiles have up to a few MB.
+METADATA_BYTES = 2**25
 
 
 class UndecodableClip(TubeViTError, ValueError):
@@ -61,7 +64,8 @@ class Limits:
         """Checks an encoded file before FFmpeg opens it.
 
         Raises:
-            ClipTooLarge: It is too large, or claims too many packets.
+            ClipTooLarge: It is too large, claims too many packets, or has too much
+                metadata.
         """
         if len(data) > self.file_bytes:
             raise ClipTooLarge(
@@ -70,6 +74,11 @@ class Limits:
             )
         if mp4.claimed_samples(data) > self.packets:
             raise self.too_many_packets()
+        if pictures.unpacked_metadata(data, METADATA_BYTES) > METADATA_BYTES:
+            raise ClipTooLarge(
+                "Its colour profile and texts have more than"
+                f" {METADATA_BYTES:,} bytes when decompressed."
+            )
 
     def too_many_packets(self) -> ClipTooLarge:
         """Returns the error of a file with too many packets."""

@@ -5,11 +5,13 @@ video or text after its end for something else.
 """
 
 import struct
+import zlib
 from collections.abc import Iterator
 
+_PNG = b"\x89PNG\r\n\x1a\n"
 _SIGNATURES = {
     b"\xff\xd8\xff": "jpeg_pipe",
-    b"\x89PNG\r\n\x1a\n": "png_pipe",
+    _PNG: "png_pipe",
     b"II*\0": "tiff_pipe",
     b"MM\0*": "tiff_pipe",
 }
@@ -20,6 +22,9 @@ _TIFF_TAGS = {
     *(317, 320, 322, 323, 324, 325, 530),
 }
 _TIFF_COMPRESSION, _JPEG_IN_TIFF = 259, (6, 7)
+
+# Of PNG, the chunks that FFmpeg decompresses beside the pixels: profiles and texts.
+_PNG_COMPRESSED = (b"iCCP", b"zTXt")
 
 # Of JPEG, the segments of applications and comments; but Adobe's tells the colours.
 _JPEG_METADATA, _JPEG_ADOBE, _JPEG_SCAN = {*range(0xE0, 0xF0), 0xFE}, 0xEE, 0xDA
@@ -53,6 +58,26 @@ def unsupported(encoded: bytes) -> str:
     return ""
 
 
+def unpacked_metadata(encoded: bytes, limit: int) -> int:
+    """Returns the number of bytes that the metadata of a PNG has when decompressed.
+
+    Args:
+        encoded: Encoded file; one of another format has none.
+        limit: Bytes beyond which it is not decompressed.
+    """
+    size = 0
+    for name, chunk in _png_chunks(encoded) if encoded.startswith(_PNG) else ():
+        if name in _PNG_COMPRESSED and size <= limit:
+            # After a keyword, a zero and the number of the method.
+            packed = chunk[chunk.find(b"\0", 8) + 2 : -4]
+            try:
+                more = zlib.decompressobj().decompress(packed, limit + 1 - size)
+            except zlib.error:  # where FFmpeg gives up, too
+                continue
+            size += len(more)
+    return size
+
+
 def without_metadata(encoded: bytes) -> bytes:
     """Returns a still picture's file without what is not needed to read its pixels.
 
@@ -83,11 +108,17 @@ def _jpeg_pixels(jpeg) -> Iterator[bytes]:
 
 
 def _png_pixels(png) -> Iterator[bytes]:
-    place = 8
+    for name, chunk in _png_chunks(png):
+        if name[:1].isupper() or name == b"tRNS":  # critical, or transparency
+            yield chunk
+
+
+def _png_chunks(png) -> Iterator[tuple[bytes, bytes]]:
+    """Yields the name of each chunk, and all of it."""
+    place = len(_PNG)
     while place + 8 <= len(png):
         length, name = struct.unpack_from(">I4s", png, place)
-        if name[:1].isupper() or name == b"tRNS":  # critical, or transparency
-            yield png[place : place + 12 + length]
+        yield name, png[place : place + 12 + length]
         place += 12 + length
 
 

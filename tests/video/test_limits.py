@@ -18,7 +18,7 @@ from PIL import Image
 from sparse_tube_vit.config import default_config
 from sparse_tube_vit.datasets import manifest
 from sparse_tube_vit.video import decode as module
-from sparse_tube_vit.video.decode import Crop, decode, opened
+from sparse_tube_vit.video.decode import Crop, decode, kind_of, opened
 from sparse_tube_vit.video.limits import (
     LIMITS,
     ClipTooLarge,
@@ -48,13 +48,13 @@ def webp(side):
     return b"RIFF" + struct.pack("<I", len(chunks)) + chunks
 
 
+def chunk(name, body):
+    crc = struct.pack(">I", zlib.crc32(name + body))
+    return struct.pack(">I", len(body)) + name + body + crc
+
+
 def png(side):
     """A PNG file of 16 bits, 4 channels, and pixels for its first line."""
-
-    def chunk(kind, data):
-        crc = zlib.crc32(kind + data)
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", crc)
-
     header = struct.pack(">IIBBBBB", side, side, 16, 6, 0, 0, 0)
     line = zlib.compress(bytes(1 + 8 * side))
     chunks = (b"IHDR", header), (b"IDAT", line), (b"IEND", b"")
@@ -185,6 +185,26 @@ def test_packets_that_overlap_in_the_file_are_refused():
     }
     with pytest.raises(ClipTooLarge, match="its packets more than 1[67],"):
         decode(edited(video, tables), at(0.0), whole)
+
+
+@pytest.mark.parametrize("name", [b"iCCP", b"zTXt"])
+@pytest.mark.parametrize("chunks", [1, 40])
+def test_decompressed_metadata_of_a_picture_is_limited(name, chunks):
+    """Also of an animated one, and of many texts that are each below the limit."""
+    for first in (b"", chunk(b"acTL", words(1, 0))):
+        for size, refused in ((2**25 // chunks - 50, False), (2**26 // chunks, True)):
+            text = chunk(name, b"x\0\0" + zlib.compress(bytes(size)))
+            data = picture("PNG")
+            data = data[:33] + first + text * chunks + data[33:]
+            if refused:
+                with pytest.raises(ClipTooLarge, match="profile and texts have more"):
+                    kind_of(data)
+            else:
+                Limits().check_file(data)
+    damaged = chunk(name, b"x\0\0" + zlib.compress(bytes(2**26))[:-9] + bytes(9))
+    with pytest.raises(ClipTooLarge):
+        kind_of(data[:33] + damaged + data[33:])
+    kind_of(picture("PNG")[:33] + chunk(name, b"") + picture("PNG")[33:])
 
 
 def test_bytes_of_a_file_are_limited():
