@@ -9,30 +9,38 @@ SPAN = "clip_seconds"
 ACTIONS = "action_seconds"
 
 
-def part_of(seconds: float, start: float, end: float) -> tuple[float, float] | None:
+def part_of(
+    seconds: float, start: float, end: float, shared: bool = False
+) -> tuple[float, float] | None:
     """Returns which part of a file is the clip from `start` to `end` of its video.
 
     A file of about the clip's length, or that ends before the clip does and is at most
-    twice as long, as where it was cut at key frames, is the clip itself.
+    twice as long, as where it was cut at key frames, is the clip itself; or any of
+    several clips of one video.
 
     Args:
         seconds: Duration of the file.
         start: Start of the clip in the video, in seconds.
         end: End of the clip in the video, in seconds.
+        shared: Whether other clips are of the same video.
 
     Returns:
         Start and end in seconds; None if the file is the clip.
 
     Raises:
-        UndecodableClip: The file is neither the clip nor the video.
+        UndecodableClip: The file is neither the clip nor the video, or of several
+            clips it may be any.
     """
     length = end - start
-    if seconds <= length + 1:
-        return None
-    if seconds >= end - 1:
+    if seconds >= end - 1 and seconds > length + 1:
         return start, round(min(end, seconds), 3)
-    if seconds <= 2 * length:
-        return None
+    if seconds <= max(2 * length, length + 1):
+        if not shared:
+            return None
+        raise UndecodableClip(
+            f"It lasts {seconds:.1f} s, so it may be any clip of a video of which"
+            " several are listed: name it <id>_<start>_<end>."
+        )
     if seconds >= start + length / 2:
         return start, round(seconds, 3)
     raise UndecodableClip(

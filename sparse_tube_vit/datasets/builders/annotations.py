@@ -42,7 +42,8 @@ class Entry:
         name: Unique identifier.
         label: Class name, or class names in a multi-label data set.
         stems: Possible names of its file, without suffix.
-        untrimmed: The one of them that may name the file of a whole video.
+        untrimmed: Name of the file of a whole video, tried after them. One of them
+            where no other clip is of that video.
         span: Start and end in seconds of the clip in that video.
         actions: (class name, start, end) of each action, in seconds.
     """
@@ -111,6 +112,7 @@ def list_clips(
             left_out.append(entry.left_out(reason))
             continue
         matches = [path for stem in entry.stems for path in files.get(stem, ())]
+        matches = matches or files.get(entry.untrimmed, [])
         if len(matches) > 1:
             matches = _distinct(matches)
             replacements = [path for path in matches if _is_replacement(path)]
@@ -132,7 +134,8 @@ def list_clips(
         (path,) = matches
         examples.append(builder.ListedExample(entry.name, entry.label, path))
         if path.stem == entry.untrimmed:
-            spans[entry.name] = entry.span
+            shared = entry.untrimmed not in entry.stems
+            spans[entry.name] = builder.Span(*entry.span, shared)
         if entry.actions:
             actions[entry.name] = entry.actions
     if not any(splits.values()):

@@ -15,6 +15,20 @@ Label = str | tuple[str, ...]
 Action = tuple[str, float, float]
 
 
+class Span(NamedTuple):
+    """The part of a video that is a clip.
+
+    Attributes:
+        start: Start in seconds.
+        end: End in seconds.
+        shared: Whether other clips are of the same video.
+    """
+
+    start: float
+    end: float
+    shared: bool = False
+
+
 class ListedExample(NamedTuple):
     """An example to write.
 
@@ -37,8 +51,8 @@ class Listing:
         class_names: Class names in the order of the labels.
         splits: Examples of each split.
         left_out: Rows of files that are not written; their `status` is the reason.
-        spans: By id, start and end in seconds of clips whose file may be the whole
-            video. Ids in `spans` and `actions` are unique in the data set.
+        spans: By id, the spans of clips whose file may be the whole video. Ids in
+            `spans` and `actions` are unique in the data set.
         actions: By id, (class name, start, end) of each action of a video, in seconds.
         notes: Remarks for the user, one line each.
     """
@@ -47,7 +61,7 @@ class Listing:
     splits: dict[str, list[ListedExample]]
     left_out: tuple[Row, ...] = ()
     notes: tuple[str, ...] = ()
-    spans: dict[str, tuple[float, float]] = dataclasses.field(default_factory=dict)
+    spans: dict[str, Span] = dataclasses.field(default_factory=dict)
     actions: dict[str, tuple[Action, ...]] = dataclasses.field(default_factory=dict)
 
 

@@ -6,7 +6,7 @@ the columns label, youtube_id, time_start, time_end and split. Beside a list of 
 one of `holdout_test` is ignored. Clips are called `<id>`,
 `<id>_<start>_<end>` or `<id>_<start>_<end>` with six digits each, in any folders; the
 label is that of the CSV. A file that is called `<id>` may be the whole video: only the
-seconds from start to end are used.
+seconds from start to end are used. It must be where several clips are of that video.
 
 Labels number the sorted class names of train and validation. This is the common order
 of Kinetics-400. Kinetics-600 and 700 come without an order, and checkpoints of other
@@ -77,8 +77,8 @@ class Kinetics(builder.Builder):
             whole = {}
             if times[youtube_id] == 1:  # else it may be any segment of that video
                 stems[youtube_id] = None
-                if 0 <= start < end:
-                    whole = {"untrimmed": youtube_id, "span": (start, end)}
+            if 0 <= start < end:
+                whole = {"untrimmed": youtube_id, "span": (start, end)}
             entries.append(Entry(where, split, name, label, (*stems,), **whole))
         return list_clips(videos, entries, sorted(class_names), notes=notes)
 

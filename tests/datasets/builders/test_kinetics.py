@@ -123,10 +123,27 @@ def test_a_split_without_any_clip_is_left_out_and_said(release):
     assert len(listing.left_out) == 5
 
 
-def test_an_id_alone_does_not_say_which_clip_of_a_video(release):
-    official.write_clips(release / "videos", "twice-times.mp4", "-AbC_def123.mp4")
-    names = [name for name, _, _ in read(release).splits["train"]]
-    assert names == ["-AbC_def123_000010_000020"]
+def test_an_id_alone_is_that_of_a_whole_video_where_several_clips_are_of_it(
+    release, capsys
+):
+    source = ("--videos", release / "videos", "--annotations", release)
+    manifest_file = release / "data/kinetics400/1.0.0/manifest.csv"
+    for fps, spans in (("5/2", [(0, 10), (5, 15)]), (5, [None, None])):
+        video = test_decode.write_video(test_decode.numbered(50), fps)
+        official.write_clips(release / "videos", "twice-times.mp4", "-AbC_def123.mp4")
+        (release / "videos/twice-times.mp4").write_bytes(video)
+        out = official.prepared(capsys, release, "kinetics400", *source)
+        rows = {row.id: row for row in manifest.read(manifest_file)}
+        names = ["twice-times_000000_000010", "twice-times_000005_000015"]
+        assert [rows[name].span for name in names] == spans
+        for name in names:
+            assert (rows[name].status == "ok") == bool(spans[0])
+            any_clip = f"{name}: It lasts 10.0 s, so it may be any clip of a video"
+            assert (any_clip in out) == (not spans[0])
+        shutil.rmtree(release / "data")
+    official.write_clips(release / "videos", "twice-times_5_15.mp4")
+    (*_, other) = read(release).splits["train"]
+    assert other.source.name == "twice-times_5_15.mp4"
 
 
 def test_no_clip_at_all(release):
