@@ -221,7 +221,6 @@ STREAM = {
         "Fraction of a target that is uniform over classes (softmax), or over present "
         "and absent of every class (sigmoid).",
         SHARE,
-        TEXT,
     ),
     "mixup": Key(0.0, "Alpha of mixup's Beta distribution; 0: no mixup.", NOT_NEGATIVE),
     "crop_area": Key(
