@@ -32,7 +32,8 @@ def written():
     exif[0x0112] = 6  # turned
     for name in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "MPO"):
         file = io.BytesIO()
-        Image.fromarray(moving(1)[0]).save(file, name, exif=exif)
+        options = {"icc_profile": bytes(100)} if name != "PPM" else {}
+        Image.fromarray(moving(1)[0]).save(file, name, exif=exif, **options)
         yield file.getvalue()
 
 

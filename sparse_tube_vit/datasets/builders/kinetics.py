@@ -3,10 +3,11 @@
 The annotations directory holds a CSV for each of train, val (validate, validation) and
 perhaps test, such as `train.csv`, `val.txt` or `kinetics700_2020_validate.csv`, with
 the columns label, youtube_id, time_start, time_end and split. Beside a list of test,
-one of `holdout_test` is ignored. Clips are called `<id>`,
-`<id>_<start>_<end>` or `<id>_<start>_<end>` with six digits each, in any folders; the
-label is that of the CSV. A file that is called `<id>` may be the whole video: only the
-seconds from start to end are used. It must be where several clips are of that video.
+one of `holdout_test` is ignored. Clips are called `<id>`, `<id>_<start>_<end>` or
+`<id>_<start>_<end>` with six digits each, in any folders; the label is that of the CSV.
+
+A file that is called `<id>` may be the whole video: only the seconds from start to end
+are used. It must be the whole video where several clips are of it.
 
 Labels number the sorted class names of train and validation. This is the common order
 of Kinetics-400. Kinetics-600 and 700 come without an order, and checkpoints of other
