@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ from sparse_tube_vit import prepare
 from sparse_tube_vit.config import default_config, evaluation, stream
 from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.datasets.builders import moving_shapes
-from sparse_tube_vit.datasets.preparing import write
+from sparse_tube_vit.datasets.preparing import plan, write
 from sparse_tube_vit.input import pipeline
 from tests.datasets.builders import official
 
@@ -290,6 +291,36 @@ def test_digests_of_a_copy_and_of_what_differs(prepared, tmp_path):
     message = f"record 0, number 0 of {shard.name}, cannot be read: .*No such file"
     with pytest.raises(reading.UnreadableRecord, match=message):
         second.digests()
+
+
+def test_digests_differ_where_any_two_of_many_shards_are_exchanged(
+    tmp_path, monkeypatch
+):
+    """Of equal size: files of records are padded to 64 KiB."""
+    monkeypatch.setitem(plan.SHARD_EXAMPLES, "image", 1)
+    for i in range(140):
+        path = tmp_path / f"images/{'ab'[i % 2]}/{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(official.encode_image(i))
+    arguments = ["image_folder", "--name", "many", "--images", f"{tmp_path}/images"]
+    prepare.main([*arguments, "--data_dir", f"{tmp_path}", "--workers", "0"])
+    split = reading.open_split("image_folder/many", "train", tmp_path)
+    before = len(os.listdir("/proc/self/fd"))
+    first = split.digests()
+    assert len(os.listdir("/proc/self/fd")) < before + 10
+    shards = sorted((tmp_path / "image_folder/many/1.0.0").glob("*.array_record*"))
+    assert len(shards) == 140
+    for one, other in ((1, 2), (67, 139)):
+        contents = shards[one].read_bytes(), shards[other].read_bytes()
+        assert len(contents[0]) == len(contents[1])
+        shards[one].write_bytes(contents[1])
+        shards[other].write_bytes(contents[0])
+        exchanged = reading.open_split("image_folder/many", "train", tmp_path).digests()
+        assert exchanged["manifest"] == first["manifest"]
+        assert exchanged["records"] != first["records"]
+        shards[one].write_bytes(contents[0])
+        shards[other].write_bytes(contents[1])
+    assert split.digests() == first
 
 
 def test_a_label_that_is_no_class_is_named(tmp_path):
