@@ -43,12 +43,14 @@ COVERS = Disposition.attached_pic | Disposition.timed_thumbnails
 # -dts_delta_threshold, and by so many times the usual step.
 GAP_SECONDS, GAP_STEPS = 10, 100
 
-# Matrices from RGB to YCbCr that FFmpeg does not convert, by their numbers in ITU-T
-# H.273: those of other colour models, and those that have the coefficients of another.
-OTHER_MODELS = {8: "YCgCo", 11: "YDzDx", 14: "ICtCp", 15: "IPT-PQ-C2"}
+# Matrices from RGB to YCbCr that FFmpeg's scaler does not convert, by their numbers in
+# ITU-T H.273: of other colour models, with the coefficients of another matrix, and one
+# that a filter converts.
+OTHER_MODELS = {11: "YDzDx", 14: "ICtCp", 15: "IPT-PQ-C2"}
 OTHER_MODELS |= {16: "YCgCo-Re", 17: "YCgCo-Ro"}
 CONSTANT_LUMINANCE, BT2020, BT709, FROM_PRIMARIES = 10, 9, 1, (12, 13)
 MATRIX_OF_PRIMARIES = {6: 7, 7: 7, 9: BT2020}  # 6 and 7 are of SMPTE 170M and 240M
+YCGCO, YCGCO_TO_BT709 = 8, "ispace=ycgco:iprimaries=bt709:itrc=bt709:all=bt709"
 
 # By default FFmpeg fills a truncated picture with grey or black.
 STRICT = {"err_detect": "explode"}
@@ -658,6 +660,8 @@ def filter_graph(frame: av.VideoFrame, time_base, filters) -> Graph:
         colorspace=str(int(frame.colorspace)),
         range=str(int(frame.color_range)),
     )
+    if int(frame.colorspace) == YCGCO:
+        filters = [("colorspace", YCGCO_TO_BT709), *filters]
     nodes = [graph.add(*name_and_options) for name_and_options in filters]
     graph.link_nodes(source, *nodes, graph.add("buffersink")).configure()
     return graph

@@ -26,6 +26,7 @@ from sparse_tube_vit.video.decode import (
     opened,
 )
 from sparse_tube_vit.video.limits import LIMITS, DecodeTimeout, Limits
+from sparse_tube_vit.video.transcode import Transcode
 
 SIZE = (48, 64)
 VPX = {"crf": "4", "b": "2M", "auto-alt-ref": "1", "lag-in-frames": "16"}
@@ -1056,8 +1057,35 @@ def test_matrices_that_ffmpeg_does_not_convert_but_knows_by_another_name(
     np.testing.assert_array_equal(ours, equal)
 
 
+@pytest.mark.parametrize("pix_fmt", ["yuv420p", "yuv444p", "yuv422p10le"])
+@pytest.mark.parametrize("full", [False, True])
+def test_ycgco(pix_fmt, full):
+    """By its equations in ITU-T H.273."""
+    rgb = np.full((*SIZE, 3), (200, 60, 30), np.uint8)
+    rgb[:, 32:] = 20, 90, 160
+    red, green, blue = np.moveaxis(rgb.astype(float), -1, 0)
+    planes = [
+        (red + 2 * green + blue) / 4,
+        128 + (2 * green - red - blue) / 4,
+        128 + (red - blue) / 2,
+    ]
+    if not full:
+        planes[0] = 16 + planes[0] * 219 / 255
+        planes[1:] = [128 + (plane - 128) * 224 / 255 for plane in planes[1:]]
+    encoded = av.VideoFrame.from_ndarray(
+        np.stack(planes).round().astype(np.uint8), format="yuv444p"
+    )
+    encoded = encoded.reformat(format=pix_fmt)
+    tags = {"colorspace": 8, "color_range": 2 if full else 1}
+    video = write_video([encoded] * 2, 25, "matroska", "ffv1", pix_fmt, tags=tags)
+    for file in (video, Transcode(crf=0)(video)):
+        (picture,) = frames(file, at(0.0), whole).astype(int)
+        for columns in (slice(2, 30), slice(34, 62)):  # beside the edge
+            assert np.abs(picture - rgb)[2:-2, columns].max() < 6
+
+
 @pytest.mark.parametrize(
-    "matrix, name", [(8, "YCgCo"), (11, "YDzDx"), (14, "ICtCp"), (15, "IPT-PQ-C2")]
+    "matrix, name", [(11, "YDzDx"), (14, "ICtCp"), (15, "IPT-PQ-C2")]
 )
 def test_colours_of_other_models_are_named(matrix, name):
     video = write_video(moving(2), 25, "matroska", "ffv1", tags={"colorspace": matrix})
