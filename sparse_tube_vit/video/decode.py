@@ -190,9 +190,10 @@ def naming_failures(kinds=Exception):
             "It waits for longer than config.loader.read_timeout_seconds."
         ) from error
     except kinds as error:
-        why = getattr(error, "strerror", None) or error
         if not isinstance(error, FFMPEG_ERRORS):
-            why = f"{type(error).__name__}: {error}"
+            why = f"PyAV cannot read it: {type(error).__name__}: {error}."
+            raise UndecodableClip(why) from error
+        why = getattr(error, "strerror", None) or error
         raise UndecodableClip(f"FFmpeg cannot decode it: {why}.") from error
 
 

@@ -331,7 +331,7 @@ def test_whatever_pyav_raises_is_an_undecodable_clip(error, monkeypatch):
     for opening in (fails, fails_later):
         monkeypatch.setattr(module.av, "open", opening)
         for read in (decode_first, inspect_video, Transcode()):
-            with pytest.raises(UndecodableClip, match="FFmpeg cannot decode it: .*Err"):
+            with pytest.raises(UndecodableClip, match="PyAV cannot read it: .*Err"):
                 read(video)
 
 
