@@ -5,6 +5,7 @@ import tempfile
 
 import matplotlib
 from matplotlib.animation import Animation, PillowWriter
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
@@ -35,6 +36,13 @@ def new_figure(
     figure = _Unparsed(figsize=(width, height), layout=layout, dpi=DPI)
     FigureCanvasAgg(figure)
     return figure
+
+
+def add_legend(ax: Axes) -> None:
+    """Adds the labels of all lines: matplotlib's own leaves out what begins with _."""
+    labels = [str(line.get_label()) for line in ax.lines]
+    if labels:
+        ax.legend(ax.lines, labels, fontsize="small")
 
 
 def save(picture: Figure | Animation, path) -> None:

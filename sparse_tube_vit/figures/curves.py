@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
-from sparse_tube_vit.figures.canvas import new_figure
+from sparse_tube_vit.figures.canvas import add_legend, new_figure
 from sparse_tube_vit.training.reporting import PARTS
 
 # By quantity: the last parts of the names of its metrics, and their factor.
@@ -40,8 +40,7 @@ def training_curves(metrics: Sequence[dict]) -> Figure:
         ax.grid(alpha=0.3)
     axes[1].set_ylim(0, 100)
     for ax in axes:
-        if ax.lines:
-            ax.legend(fontsize="small")
+        add_legend(ax)
     return figure
 
 
@@ -101,5 +100,5 @@ def accuracy_by_tokens(results: Mapping[str, Sequence[dict]]) -> Figure:
         ax.plot(*zip(*sorted(points), strict=True), "o-", **line)
     ax.set(xlabel="tokens", ylabel="accuracy, %")
     ax.grid(alpha=0.3)
-    ax.legend(fontsize="small")
+    add_legend(ax)
     return figure

@@ -36,6 +36,23 @@ def test_training_curves():
     assert colors == {c for c, *_ in accuracy.values()} != {loss["loss, training"][0]}
 
 
+def shown(ax):
+    return {text.get_text() for text in ax.get_legend().get_texts()}
+
+
+def test_names_of_streams_and_evaluations_may_begin_with_an_underscore():
+    metrics = [
+        {"step": 1, "train/loss": 3.0, "train/_a/loss": 2.0},
+        {"step": 1, "_b/top1": 0.5, "train/_a/accuracy": 0.5},
+    ]
+    for ax in figures.training_curves(metrics).axes:
+        assert shown(ax) == {line.get_label() for line in ax.lines}
+        assert any(label.startswith("_a ") for label in shown(ax))
+    result = {"evaluation": "_b", "tokens": 1, "stride_scale": 1.0, "top1": 0.5}
+    (ax,) = figures.accuracy_by_tokens({"_c": [result]}).axes
+    assert shown(ax) == {"_b: Top-1, tokens of training"}
+
+
 def test_throughput():
     speed, time = figures.throughput(METRICS).axes
     assert [*map(list, speed.lines[0].get_data())] == [[10, 20], [100.0, 200.0]]
