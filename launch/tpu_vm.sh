@@ -413,7 +413,7 @@ remove() {
         call compute tpus tpu-vm delete "$name" "${flags[@]}"
         return
     fi
-    state="$(queue_state)"
+    state="$(queue_state)" || exit # also where watch goes on after a failure
     if [ -n "$state" ]; then
         call compute tpus queued-resources delete "$name" --force "${flags[@]}"
     else

@@ -386,6 +386,21 @@ def test_watch_asks_again_where_a_request_or_a_removal_fails(cloud):
     assert verbs(calls) == (expected, 2)
 
 
+def test_watch_deletes_nothing_else_where_it_cannot_see_what_there_is(cloud):
+    look = cloud._list_queued_resources
+
+    def preempted_and_blind():
+        preempted(cloud)()
+        looks = iter([look, lambda flags: ("", "ERROR: 503\n", 1)])
+        cloud._list_queued_resources = lambda flags: next(looks, look)(flags)
+
+    cloud.workers = 1
+    cloud.events = [None, preempted_and_blind, None, None, None, ended(cloud, 0)]
+    calls = cloud.does("watch", *POD, *RUN)
+    request, delete = "queued-resources create", "queued-resources delete"
+    assert verbs(calls) == ([request, delete, request], 2)
+
+
 @pytest.mark.slow
 def test_watch_gives_up_where_no_request_succeeds(cloud):
     cloud.failures = [("queued-resources create", 99, 1, "ERROR: Quota exceeded")]
