@@ -55,8 +55,8 @@ def train(config: ConfigDict, workdir) -> TrainState:
         with hosts.first_host_first("work directory"):
             if jax.process_index() == 0:
                 lock = stack.enter_context(contextlib.closing(WorkdirLock(workdir)))
-                remove_leftovers(workdir)
-                remove_leftovers(workdir / "evaluations")
+                for directory in ("", "checkpoints", "evaluations"):
+                    remove_leftovers(workdir / directory)
                 set_damaged_aside(workdir)
         return _train(config, workdir, lock)
 

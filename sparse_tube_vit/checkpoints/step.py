@@ -234,14 +234,18 @@ def unsealed(run, where) -> dict:
     except InvalidConfig as error:
         raise InvalidConfig(f"{where}: {error}") from error
     for head, names in run["class_names"].items():
-        is_list = isinstance(names, list) and names
-        if not is_list or not all(isinstance(name, str) for name in names):
+        if not (isinstance(names, list) and names and all(map(_is_text, names))):
             raise damaged(where, f"the classes of head {head!r} are no list of names")
     sources = (*config.streams.values(), *config.evaluations.values())
     used = {source.head for source in sources} | set(config.init.keep_heads)
     if lost := sorted(used - set(run["class_names"])):
         raise damaged(where, f"the class names of head {', '.join(lost)} are gone")
     return run
+
+
+def _is_text(name):
+    """Whether this is text that UTF-8 can encode: JSON may have half a character."""
+    return isinstance(name, str) and name == name.encode(errors="replace").decode()
 
 
 @contextlib.contextmanager

@@ -89,6 +89,11 @@ NAME = Rule(
     "ucf101_split1",
 )
 TEXT = Rule(lambda x: isinstance(x, str), "text")
+TEXTS = Rule(
+    lambda x: isinstance(x, tuple) and all(isinstance(part, str) for part in x),
+    "a tuple of texts",
+)
+SWITCH = Rule(lambda x: isinstance(x, bool), "True or False")
 COUNT = whole(1)
 NOT_NEGATIVE = Rule(lambda x: x >= 0, "at least 0")
 POSITIVE = Rule(lambda x: 0 < x < math.inf, "above 0 and finite")

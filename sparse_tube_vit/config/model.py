@@ -10,6 +10,7 @@ from sparse_tube_vit.config.keys import (
     DTYPE,
     POSITIVE,
     RATE,
+    SWITCH,
     Key,
     one_of,
     whole,
@@ -72,7 +73,9 @@ class EncoderOptions:
         "Implementation of attention; auto takes the fastest of the device.",
         one_of("auto", "heads_first", "xla", "cudnn", "splash"),
     )
-    scan: bool = _option(False, "Run the blocks in a loop, which compiles only once.")
+    scan: bool = _option(
+        False, "Run the blocks in a loop, which compiles only once.", SWITCH
+    )
     remat: str = _option(
         "none",
         "Rematerialization: activations of a block are kept for its gradient (none), "

@@ -74,7 +74,7 @@ def from_json(values: Mapping) -> ConfigDict:
             for name, source in values.pop(section).items():
                 config[section][name] = make(**source)
         config.update(values)
-        check_values(config)
+        _raise([*_wrong_values(config)])
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise InvalidConfig(
             "The saved config is none that this version of sparse_tube_vit knows: "

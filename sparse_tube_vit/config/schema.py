@@ -18,7 +18,9 @@ from sparse_tube_vit.config.keys import (
     RATE,
     REQUIRED,
     SHARE,
+    SWITCH,
     TEXT,
+    TEXTS,
     InvalidConfig,
     Key,
     Rule,
@@ -35,12 +37,14 @@ AXIS_SIZE = Rule(lambda x: x == -1 or COUNT.accepts(x), f"{COUNT.words}, or -1")
 SCHEMA = {
     "seed": Key(0, "Seed of all random numbers.", NOT_NEGATIVE),
     "total_steps": Key(None, "Number of training steps.", COUNT, value_type=int),
-    "data_dir": Key("data", "Directory or URL of the prepared data sets."),
+    "data_dir": Key("data", "Directory or URL of the prepared data sets.", TEXT),
     # Own clips or images to fine-tune on, see training.finetuning.
     "data": {
-        "folder": Key("", "Folder of own files, <class>/<file>, to fine-tune on."),
+        "folder": Key(
+            "", "Folder of own files, <class>/<file>, to fine-tune on.", TEXT
+        ),
         "split_list": Key(
-            "", "File of `relative/path,split` lines that splits the folder."
+            "", "File of `relative/path,split` lines that splits the folder.", TEXT
         ),
         "test_share": Key(
             0.2,
@@ -64,6 +68,7 @@ SCHEMA = {
             "",
             "Weights to start from: an image ViT's .npz or .safetensors file, a run's "
             "work directory or checkpoint, or a release. Empty: random parameters.",
+            TEXT,
         ),
         "positions": Key(
             "drop",
@@ -77,13 +82,16 @@ SCHEMA = {
             "repeat on all frames, or on the central_frame only.",
             one_of("none", "repeat", "central_frame"),
         ),
-        "head": Key("", "Head that takes an image ViT's classifier."),
+        "head": Key("", "Head that takes an image ViT's classifier.", TEXT),
         "keep_heads": Key(
             (),
             "Heads of the run in `weights` that are kept, frozen.",
+            TEXTS,
         ),
         "fresh": Key(
-            (), 'Parts of the parameters, by path as ("stem",), that are not loaded.'
+            (),
+            'Parts of the parameters, by path as ("stem",), that are not loaded.',
+            TEXTS,
         ),
     },
     # Name -> stream(...) and evaluation(...), see STREAM and EVALUATION.
@@ -130,6 +138,7 @@ SCHEMA = {
         "",
         "Local directory that keeps compiled programs for the next start. Empty: as "
         "JAX_COMPILATION_CACHE_DIR.",
+        TEXT,
     ),
     "loader": {
         "workers": Key(
@@ -169,13 +178,15 @@ SCHEMA = {
         0, "Steps between two evaluations; 0: at the end only.", NOT_NEGATIVE
     ),
     "profile_steps": Key(
-        "", "First and last step that the first host traces for XProf, as 10:15."
+        "",
+        "First and last step that the first host traces for XProf, as 10:15.",
+        TEXT,
     ),
     "checkpoint": {
         "every_steps": Key(1000, "Steps between two checkpoints.", COUNT),
         "keep": Key(3, "Number of latest checkpoints that are kept.", COUNT),
         "release": Key(
-            False, "Writes the last checkpoint as the release WORKDIR/release."
+            False, "Writes the last checkpoint as the release WORKDIR/release.", SWITCH
         ),
     },
 }
@@ -234,7 +245,7 @@ STREAM = {
     "flip": Key(
         True,
         "Random horizontal flips; False where classes tell left from right.",
-        Rule(lambda x: isinstance(x, bool), "True or False"),
+        SWITCH,
     ),
     "color_jitter": Key(0.0, "Strength of the colour jitter.", SHARE),
     "randaugment_layers": Key(

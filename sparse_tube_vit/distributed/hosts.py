@@ -38,6 +38,7 @@ from jax.sharding import PartitionSpec as P
 from sparse_tube_vit.config import differences
 from sparse_tube_vit.errors import TubeViTError, print_error
 from sparse_tube_vit.log import log, name_host
+from sparse_tube_vit.storage import writing
 
 
 class NoDevices(TubeViTError, RuntimeError):
@@ -234,7 +235,8 @@ def check_shared(workdir) -> None:
         return
     path, token = workdir / ".hosts", uuid.uuid4().hex
     if jax.process_index() == 0:
-        path.write_text(token)
+        with writing(path):
+            path.write_text(token)
     token = _from_first_host("workdir", token)
     if not path.exists() or path.read_text() != token:
         raise WorkdirNotShared(

@@ -65,17 +65,20 @@ class Tube:
         for name, least in _LEAST.items():
             size = getattr(self, name)
             size = tuple(size) if isinstance(size, Sequence) else (size,)
-            if len(size) != 3 or any(int(s) != s or s < least for s in size):
+            if len(size) != 3 or any(
+                int(s) != s or not least <= s <= _MOST for s in size
+            ):
                 raise InvalidTube(
                     f"Tube {name} {size}: expected three whole numbers (t, h, w), "
-                    f"each at least {least}."
+                    f"each from {least} to {_MOST:,}."
                 )
             object.__setattr__(self, name, tuple(int(s) for s in size))
         if self.channels is not None and (
-            not isinstance(self.channels, int) or self.channels < 1
+            type(self.channels) is not int or not 1 <= self.channels <= _MOST
         ):
             raise InvalidTube(
-                f"Tube channels {self.channels!r}: a whole number, or None."
+                f"Tube channels {self.channels!r}: expected a whole number from 1 to "
+                f"{_MOST:,}, or None."
             )
         if any(s % f for s, f in zip(self.stride, self.space_to_depth, strict=True)):
             raise InvalidTube(
@@ -212,8 +215,9 @@ class Tube:
         return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 3)
 
 
-# Sizes of a tube, and the least value of each.
+# Sizes of a tube: the least value of each, and the largest of all.
 _LEAST = {"kernel": 1, "stride": 1, "offset": 0, "space_to_depth": 1}
+_MOST = 10**6
 
 
 def tubes_for(tubes: Sequence[Tube], frames: int) -> list[int]:

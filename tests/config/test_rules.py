@@ -1,3 +1,5 @@
+import functools
+
 import pytest
 
 from sparse_tube_vit.config import (
@@ -8,6 +10,7 @@ from sparse_tube_vit.config import (
     stream,
     validate,
 )
+from sparse_tube_vit.config.schema import SCHEMA, SOURCES, leaves
 
 VIDEO = {"kind": "video", "dataset": "d", "head": "h", "batch_size": 4}
 
@@ -170,6 +173,23 @@ def test_values_of_a_saved_config_follow_the_rules(config, section, key, value):
     saved[section][key] = value
     with pytest.raises(InvalidConfig, match="The saved config is none"):
         from_json(saved)
+
+
+def test_no_key_of_a_saved_config_is_open(config):
+    closed = [n for n, key in leaves(SCHEMA) if key.default is not None]
+    closed.remove("model.tubes")  # of any type, see `make_tubes`
+    closed += [f"{s}.video.{name}" for s, keys in SOURCES.items() for name in keys]
+    for path in closed:
+        for value in (None, "") if path.startswith(tuple(SOURCES)) else (None,):
+            saved = config.to_dict()
+            *sections, name = path.split(".")
+            section = functools.reduce(dict.__getitem__, sections, saved)
+            section[name] = value
+            if path.endswith(("dataset", "split")) and value == "":
+                from_json(saved)
+                continue
+            with pytest.raises(InvalidConfig, match=f"{path} is {value!r}: it must be"):
+                from_json(saved)
 
 
 @pytest.mark.parametrize("section", ["streams", "model", "optimizer"])

@@ -46,6 +46,7 @@ def test_a_misspelt_key_in_a_config_file_names_the_nearest():
 
 def test_a_saved_config_takes_defaults_for_keys_it_lacks_and_no_unknown_ones():
     config = default_config()
+    config.total_steps = 20_000
     config.streams.video = stream(**VIDEO, crop_area=(0.5, 1.0))
     saved = config.to_dict()
     saved["streams"]["video"]["crop_area"] = [0.5, 1.0]  # as JSON has it
