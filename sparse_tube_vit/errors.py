@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import traceback
 
 
 class TubeViTError(Exception):
@@ -25,6 +26,9 @@ def reported():
         yield
     except TubeViTError as error:
         print_error(error)
+        # Else what they hold, such as batches in shared memory, would outlive the
+        # threads and processes that release it.
+        traceback.clear_frames(error.__traceback__)
         sys.exit(1)
 
 

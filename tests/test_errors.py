@@ -1,0 +1,25 @@
+"""Commands end with an error's message, and leave nothing behind."""
+
+import weakref
+
+import pytest
+
+from sparse_tube_vit.errors import TubeViTError, reported
+
+
+class Batch:
+    pass
+
+
+def test_what_failed_holds_nothing_until_the_process_ends(capsys):
+    held = []
+
+    def fail():
+        batch = Batch()
+        held.append(weakref.ref(batch))
+        raise TubeViTError("It failed.")
+
+    with pytest.raises(SystemExit) as ended, reported():
+        fail()
+    assert ended.value.code == 1 and held[0]() is None
+    assert capsys.readouterr().err == "TubeViTError: It failed.\n"
