@@ -5,6 +5,7 @@ random numbers, is a pure function of (seed, stream, i); step k takes examples
 kB .. kB + B - 1, and host h of n takes the h-th of n equal, contiguous parts of them.
 """
 
+import atexit
 import contextlib
 import errno
 import gc
@@ -133,6 +134,8 @@ def iterate(
         with contextlib.closing(iter(batches)) as iterator:
             yield from iterator
         return
+    atexit.unregister(_free_shared_memory)  # once
+    atexit.register(_free_shared_memory)
     iterator = iter(
         batches.mp_prefetch(
             grain.MultiprocessingOptions(
@@ -155,6 +158,15 @@ def iterate(
         # worker's last batch: without this it stays in shared memory.
         del iterator
         gc.collect()
+
+
+def _free_shared_memory():
+    """Waits for grain's thread that frees batches, which would end before its work."""
+    # grain has no public name for it.
+    from grain._src.python.ipc.shared_memory_array import SharedMemoryArray
+
+    if thread := SharedMemoryArray._del_thread_pool:
+        thread.apply(int)
 
 
 def _start_worker(index, count):

@@ -447,3 +447,15 @@ def test_worker_processes_end_with_a_run_that_is_killed(tmp_path):
     ):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_what_was_shared_is_freed_at_a_normal_end(tmp_path):
+    end = """    kept = [next(batches) for _ in range(40)]
+    batches.close()
+    del kept  # which a thread of grain frees
+"""
+    before, _ = ENDLESS.replace("10_000", "1_000_000").split("    print(")
+    (tmp_path / "ends.py").write_text(before + end)
+    command = [sys.executable, tmp_path / "ends.py"]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (run.returncode, run.stderr) == (0, "")
