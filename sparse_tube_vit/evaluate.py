@@ -17,6 +17,7 @@ from sparse_tube_vit.errors import reported
 from sparse_tube_vit.evaluation.evaluator import evaluate
 from sparse_tube_vit.figures import draw_confusions
 from sparse_tube_vit.log import log, to_stderr
+from sparse_tube_vit.training.signals import end_at_once
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -89,4 +90,5 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
+    end_at_once()
     main()

@@ -688,3 +688,14 @@ def test_sigterm_saves_and_the_same_command_resumes(data_dir, tmp_path):
                 break
             assert time.monotonic() - started < 120
         process.kill()
+
+
+def test_ctrl_c_ends_an_evaluation_without_a_trace(finished):
+    command = [sys.executable, "-m", "sparse_tube_vit.evaluate"]
+    run = subprocess.Popen(
+        [*command, f"--workdir={finished[0]}"], stderr=subprocess.PIPE, text=True
+    )
+    assert "Evaluating" in run.stderr.readline()
+    run.send_signal(signal.SIGINT)
+    assert "Traceback" not in run.communicate()[1]
+    assert run.returncode == -signal.SIGINT
