@@ -2,8 +2,10 @@
 
 import copy
 import dataclasses
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +21,7 @@ from sparse_tube_vit.datasets.reading import open_split
 from sparse_tube_vit.evaluation import evaluator
 from sparse_tube_vit.inference import loaded, predictions
 from sparse_tube_vit.inference.features import pooled
+from sparse_tube_vit.inference.files import compute
 from sparse_tube_vit.inference.loaded import AmbiguousHead, NotAClip
 from sparse_tube_vit.models.positions import token_centres
 from sparse_tube_vit.models.tubes import ClipTooSmall
@@ -108,8 +111,8 @@ def test_predicts_what_evaluate_scores_bit_for_bit(
     source = config.evaluations[name]
     source.update(batch_size=4, split="test[:6]")
     (result,) = evaluator.evaluate(config, locate(run, 3), [name])
-    paths = files[source.dataset.partition("/")[2]]
-    told = predictions.predict(tubevit, paths, source.head, top=99, batch_size=4)
+    paths = [*map(str, files[source.dataset.partition("/")[2]])]
+    told = [*predictions.predict(tubevit, paths, source.head, top=99, batch_size=4)]
     names = tubevit.class_names[source.head]
     for prediction, scores in zip(told, result.scores, strict=True):
         assert prediction.kind == source.kind
@@ -189,8 +192,11 @@ def test_features_are_of_the_model_with_each_tokens_tube_time_and_place(tubevit,
 
 def test_pooled_features_of_files_are_means_over_views(tubevit, files):
     paths = [str(p) for p in (*files["crowds"][:5], files["images"][0], "nothing")]
-    found, kinds, problems = pooled(tubevit, paths, views=(2, 1))
-    assert kinds == ["video"] * 5 + ["image", ""] and [*problems] == [6]
+    computed = [*pooled(tubevit, paths, views=(2, 1))]
+    assert [x.path for x in computed] == paths
+    assert [x.group for x in computed] == ["video"] * 5 + ["image", None]
+    assert [bool(x.problem) for x in computed] == [False] * 6 + [True]
+    found = [x.result for x in computed]
     views = stv.read_clip(paths[3], tubevit.config, views=(2, 1))
     mean = np.mean([tubevit.features(view).pooled for view in views], axis=0)
     np.testing.assert_allclose(found[3], mean, atol=1e-5)
@@ -246,6 +252,72 @@ def test_the_command_enters_links_and_prints_names_of_any_encoding(
         (prediction,) = json.loads(printed.out)
         assert os.path.exists(prediction["file"]) and prediction["kind"] == "video"
     assert "dead.mp4 is left out: a link to nowhere, which is absent" in printed.err
+
+
+def test_results_come_in_order_and_before_the_last_file_is_read():
+    """Nine files of two kinds, one of which waits alone for its batch."""
+    read = []
+
+    def of_file(path):
+        read.append(path)
+        if path == "bad":
+            raise UndecodableClip("bad: cut short")
+        return path[0], np.full((1, 1, 1, 1, 3), len(path))
+
+    paths = ["i", "v", "bad", *("v" * n for n in range(2, 40))]
+    computed = compute(paths, of_file, lambda _, x: x[:, 0, 0, 0, 0, 0], batch_size=2)
+    first = next(computed)
+    assert (first.path, first.group, first.result) == ("i", "i", 1)
+    assert len(read) < len(paths)
+    rest = [*computed]
+    assert [x.path for x in (first, *rest)] == paths
+    assert rest[1].problem == "cut short" and rest[1].result is None
+    assert [x.result for x in rest if not x.problem] == [1, *range(2, 40)]
+
+
+@pytest.mark.parametrize("format", ["json", "csv", "table"])
+def test_interrupted_predictions_keep_what_is_done(
+    run, files, capsys, monkeypatch, format
+):
+    scores, calls = loaded.TrainedTubeViT.scores, []
+
+    def interrupted(self, videos, head):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return scores(self, videos, head)
+
+    monkeypatch.setattr(loaded.TrainedTubeViT, "scores", interrupted)
+    names = "".join(f"{path}\n" for path in files["crowds"][:5])
+    monkeypatch.setattr(sys, "stdin", io.StringIO(names))
+    options = ["--batch_size=2", "--top=1", f"--format={format}"]
+    with pytest.raises(SystemExit) as end:
+        predict.main([f"--model={run}", *options, "-"])
+    assert end.value.code == 130
+    printed = capsys.readouterr()
+    listed = json.loads(printed.out) if format == "json" else printed.out.split("\n")
+    paths = [x["file"] if format == "json" else re.split("[ ,]", x)[0] for x in listed]
+    kept = [str(path) for path in files["crowds"][:4]]
+    assert [path for path in paths if path not in ("", "file")] == kept
+    assert "Interrupted" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("https://x/a.mp4", "https:// is not read: download the file"),
+        ("file:///a.mp4", "file:// is not read"),
+        ("hf://x/y/a.mp4", "hf:// is not read"),
+    ],
+)
+def test_urls_that_are_not_read_cost_no_other_result(run, files, capsys, url, problem):
+    with pytest.raises(SystemExit) as end:
+        predict.main([f"--model={run}", "--format=json", str(files["images"][0]), url])
+    assert end.value.code == 1
+    printed = capsys.readouterr()
+    good, bad = json.loads(printed.out)
+    assert good["classes"] and bad["problem"].startswith(problem)
+    assert problem not in printed.err  # told once
 
 
 def test_a_folder_without_clips_is_an_error(run, tmp_path, capsys):
