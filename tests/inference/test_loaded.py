@@ -24,7 +24,6 @@ from sparse_tube_vit.inference.features import pooled
 from sparse_tube_vit.inference.files import compute
 from sparse_tube_vit.inference.loaded import AmbiguousHead, NotAClip
 from sparse_tube_vit.models.positions import token_centres
-from sparse_tube_vit.models.tubes import ClipTooSmall
 from sparse_tube_vit.models.tubevit import UnknownHead
 from sparse_tube_vit.storage import UnreadableFile
 from sparse_tube_vit.video.decode import UndecodableClip
@@ -144,6 +143,24 @@ def test_arrays_files_and_views_give_the_same(tubevit, files):
     assert len(tubevit.predict(picture, top=2)) == 2
 
 
+def test_floats_are_from_black_to_white(tubevit, files):
+    clip = stv.read_clip(files["crowds"][0], tubevit.config)
+    floats = clip / np.float32(127.5) - 1
+    expected = dict(tubevit.predict(clip, "crowds", top=99))
+    for name, probability in tubevit.predict(floats, "crowds", top=99):
+        np.testing.assert_allclose(probability, expected[name], rtol=1e-5)
+    tubevit.predict(np.zeros_like(floats), "crowds")
+    for wrong, advice in (
+        (clip / 255, r"not in \[0, .*\]: 2 \* clip - 1"),
+        (clip.astype(float), r"\[0, 25.\]: convert 0..255 to uint8"),
+        (np.where(clip == clip.max(), np.nan, floats), r"\[nan, nan\]"),
+    ):
+        with pytest.raises(NotAClip, match=advice):
+            tubevit.predict(wrong, "crowds")
+        with pytest.raises(NotAClip):
+            tubevit.features(wrong)
+
+
 def test_a_head_is_chosen_by_what_trained_it(tubevit, files):
     assert tubevit.choose_head("image") == "shapes"
     assert tubevit.choose_head("video") == "crowds"
@@ -163,8 +180,9 @@ def test_what_is_no_clip_is_named(tubevit, tmp_path):
         tubevit.predict(np.zeros((16, 16), np.uint8), "shapes")
     with pytest.raises(NotAClip, match="array of int64"):
         tubevit.predict(np.zeros((16, 16, 3), int), "shapes")
-    with pytest.raises(ClipTooSmall):
-        tubevit.predict(np.zeros((2, 16, 16, 3), np.uint8), "crowds")
+    for shape in ((2, 16, 16, 3), (4, 16, 24, 3), (2, 1, 32, 32, 3), (20, 16, 3)):
+        with pytest.raises(NotAClip, match="clips of 4 frames and images, of 16x16"):
+            tubevit.predict(np.zeros(shape, np.uint8), "crowds")
     with pytest.raises(UnreadableFile, match="nothing: No such file"):
         tubevit.predict(tmp_path / "nothing")
     (tmp_path / "text").write_text("no clip")
