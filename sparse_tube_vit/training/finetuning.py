@@ -192,7 +192,7 @@ def prepare_folder(config: ConfigDict) -> FolderDataset:
     if set(listing.splits) == {"train"}:
         listing = folders.hold_out(listing, data.test_share, digests)
         how = (
-            f"about {data.test_share:.0%} of each class held out for testing, by the "
+            f"{data.test_share:.0%} of each class held out for testing, by the "
             "SHA-256 of its files (config.data.test_share)"
         )
     test = next((name for name in TEST_SPLITS if name in listing.splits), None)
