@@ -9,7 +9,8 @@ CLIPS holds `<class>/<file>`, of which a fifth is held out for testing, or
 and tubes are as there, unless they are set. DIR/evaluations then holds the accuracy and
 the confusion, DIR/release the model for `load` and `predict`.
 
-Where classes tell left from right: --config.streams.clips.flip=False
+Clips are mirrored at random if those of MODEL were. Where classes tell left from right:
+--config.streams.clips.flip=False
 """
 
 from configs.common import arguments
@@ -38,10 +39,10 @@ def get_config(argument: str = ""):
         label_smoothing=0.0,
         mixup=0.2,
         crop_area=(0.35, 1.0),
-        flip=True,
         color_jitter=0.4,
         randaugment_layers=0,
     )
+    leave_open(config.streams.clips, ["flip"])
     config.evaluations.clips = evaluation(
         **clips, batch_size=8, temporal_views=4, spatial_views=3
     )

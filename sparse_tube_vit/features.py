@@ -49,22 +49,30 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.tokens:
             check_one_kind(paths)
         tubevit = load(args.model, args.step, args.ema)
-        features, kinds, problems = pooled(tubevit, paths, args.views, args.batch_size)
-        for i, problem in problems.items():
-            log.warning("%s: %s", paths[i], problem)
-        good = [i for i in range(len(paths)) if i not in problems]
+        computed = files.UntilInterrupted(
+            pooled(tubevit, paths, args.views, args.batch_size)
+        )
+        good, bad = [], 0
+        for x in computed:
+            if x.problem:
+                log.warning("%s: %s", x.path, x.problem)
+                bad += 1
+            else:
+                good.append(x)
+        width = tubevit.model.options.width
         arrays = {
-            "path": np.array([paths[i] for i in good]),
-            "kind": np.array([kinds[i] for i in good]),
-            "pooled": features[good],
+            "path": np.array([x.path for x in good], str),
+            "kind": np.array([x.group for x in good], str),
+            "pooled": np.array([x.result for x in good], np.float32).reshape(-1, width),
         }
         if args.tokens and good:
-            arrays |= tokens(tubevit, [paths[i] for i in good])
+            arrays |= tokens(tubevit, [x.path for x in good])
         write(lambda file: np.savez(file, **arrays))
         log.info("Wrote the features of %d files to %s", len(good), args.out)
-        if problems:
-            log.warning("%d of %d files could not be read", len(problems), len(paths))
-            sys.exit(1)
+        if bad:
+            log.warning("%d of %d files could not be read", bad, len(paths))
+        if bad or computed.interrupted:
+            sys.exit(130 if computed.interrupted else 1)
 
 
 if __name__ == "__main__":

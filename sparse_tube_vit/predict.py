@@ -4,8 +4,10 @@
         [--views 4x3] [--format table|json|csv]
 
 DIR is a run's work directory, a checkpoint or a release. A FILE is a clip in any
-container, an image, or a folder of such. What cannot be read is named; the exit code is
-then 1. With the batch size of `evaluate` on one CPU, scores are the same bit for bit.
+container, an image, or a folder of such; "-" stands for the files that standard input
+names, one a line. Results are printed as they are computed, and Ctrl-C keeps them. What
+cannot be read is named; the exit code is then 1. With the batch size of `evaluate` on
+one CPU, scores are the same bit for bit.
 """
 
 import argparse
@@ -13,35 +15,47 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Sequence
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
 
 from sparse_tube_vit.config.flags import add_model_arguments, parse_views, positive
 from sparse_tube_vit.errors import reported
+from sparse_tube_vit.inference import files
 from sparse_tube_vit.inference.loaded import load
 from sparse_tube_vit.inference.predictions import Prediction, predict
 from sparse_tube_vit.log import log, to_stderr
 
 
-def as_table(predictions: list[Prediction]) -> str:
-    """Formats a line per class; the first line of a file names file and head."""
-    rows = [("file", "head", "probability", "class")]
+def as_table(
+    predictions: Iterable[Prediction], paths: Sequence[str], heads: Iterable[str]
+) -> Iterator[str]:
+    """Yields a line per class; the first line of a file names file and head."""
+    file = max(map(len, ("file", *paths)))
+    head = max(map(len, ("head", *heads)))
+
+    def line(a, b, c, d):
+        return f"{a:{file}}  {b:{head}}  {c:>11}  {d}".rstrip()
+
+    yield line("file", "head", "probability", "class")
     for p in predictions:
         first = (p.file, p.head)
         for name, probability in p.classes:
-            rows.append((*first, f"{probability:.1%}", name))
+            yield line(*first, f"{probability:.1%}", name)
             first = ("", "")
         if p.problem:
-            rows.append((p.file, "", "", p.problem))
-    widths = [max(len(row[i]) for row in rows) for i in range(3)]
-    file, head, _ = widths
-    return "\n".join(
-        f"{a:{file}}  {b:{head}}  {c:>11}  {d}".rstrip() for a, b, c, d in rows
-    )
+            yield line(p.file, "", "", p.problem)
 
 
-def as_json(predictions: list[Prediction]) -> str:
-    """Formats a list with one dict per file."""
-    return json.dumps([_plain(p) for p in predictions], indent=1, ensure_ascii=False)
+def as_json(
+    predictions: Iterable[Prediction], paths: Sequence[str], heads: Iterable[str]
+) -> Iterator[str]:
+    """Yields a list with one dict per file."""
+    begin = "["
+    for p in predictions:
+        text = json.dumps(_plain(p), indent=1, ensure_ascii=False)
+        yield begin + "\n" + textwrap.indent(text, " ")
+        begin = ","
+    yield "]" if begin == "," else "[]"
 
 
 def _plain(prediction):
@@ -55,17 +69,21 @@ def _plain(prediction):
     }
 
 
-def as_csv(predictions: list[Prediction]) -> str:
-    """Formats a row per class; `problem` is filled for unreadable files."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(("file", "kind", "head", "rank", "class", "probability", "problem"))
+def as_csv(
+    predictions: Iterable[Prediction], paths: Sequence[str], heads: Iterable[str]
+) -> Iterator[str]:
+    """Yields a row per class; `problem` is filled for unreadable files."""
+
+    def row(*values):
+        csv.writer(text := io.StringIO(), lineterminator="").writerow(values)
+        return text.getvalue()
+
+    yield row("file", "kind", "head", "rank", "class", "probability", "problem")
     for p in predictions:
         for rank, (name, probability) in enumerate(p.classes, start=1):
-            writer.writerow((p.file, p.kind, p.head, rank, name, probability, ""))
+            yield row(p.file, p.kind, p.head, rank, name, probability, "")
         if p.problem:
-            writer.writerow((p.file, "", "", "", "", "", p.problem))
-    return text.getvalue().rstrip("\n")
+            yield row(p.file, "", "", "", "", "", p.problem)
 
 
 FORMATS = {"table": as_table, "json": as_json, "csv": as_csv}
@@ -78,7 +96,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     add_model_arguments(parser)
     parser.add_argument(
-        "files", nargs="+", metavar="FILE", help="clip, image, or folder of such"
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="clip, image, folder of such, or - for names from standard input",
     )
     parser.add_argument(
         "--head", help="whose classes; default: the one that was trained on such files"
@@ -95,16 +116,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     to_stderr()
     with reported():
         tubevit = load(args.model, args.step, args.ema)
-        predictions = predict(
-            tubevit, args.files, args.head, args.top, args.views, args.batch_size
+        paths, bad = files.expand(args.files), []
+        predictions = files.UntilInterrupted(
+            predict(tubevit, paths, args.head, args.top, args.views, args.batch_size)
         )
-        print(FORMATS[args.format](predictions))
-        bad = [p for p in predictions if p.problem]
-        for p in bad:
-            log.warning("%s: %s", p.file, p.problem)
+
+        def noted():
+            for p in predictions:
+                bad.extend([p.file] if p.problem else [])
+                yield p
+
+        for text in FORMATS[args.format](noted(), paths, tubevit.class_names):
+            print(text, flush=True)
         if bad:
-            log.warning("%d of %d files could not be read", len(bad), len(predictions))
-            sys.exit(1)
+            log.warning("%d of %d files could not be read", len(bad), len(paths))
+        if bad or predictions.interrupted:
+            sys.exit(130 if predictions.interrupted else 1)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,9 @@ try:
 except ImportError:  # Windows has no such locks
     fcntl = None
 
+#: Kinds of URLs that files are read from.
+SCHEMES = ("gs", "s3", "az")
+
 Write = Callable[[Callable[[IO[bytes]], object]], None]
 
 
@@ -363,8 +366,16 @@ def read_file(path) -> bytes:
     Raises:
         UnreadableFile: It is missing or cannot be read.
     """
+    scheme, separator, _ = os.fspath(path).partition("://")
+    if separator and scheme not in SCHEMES:
+        raise UnreadableFile(
+            f"{scheme}:// is not read: download the file, or give a path, or a URL of "
+            f"{', '.join(SCHEMES)}."
+        )
     try:
         return epath.Path(path).read_bytes()
-    except (OSError, ImportError) as error:  # gs:// needs a package of its own
-        why = getattr(error, "strerror", None) or error
-        raise UnreadableFile(f"{why}.") from error
+    except Exception as error:  # clients of buckets have their own
+        if not (isinstance(error, OSError) or is_remote(path)):
+            raise
+        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise UnreadableFile(f"{why.rstrip('.')}.") from error

@@ -20,7 +20,7 @@ from sparse_tube_vit.checkpoints.workdir import WorkdirLock, make_workdir
 from sparse_tube_vit.config import ConfigDict, check_values, validate
 from sparse_tube_vit.config.flags import parse_flags
 from sparse_tube_vit.datasets import reading
-from sparse_tube_vit.datasets.classes import classes_by_head
+from sparse_tube_vit.datasets.classes import classes_by_head, warn_of_flips
 from sparse_tube_vit.datasets.preparing.embedded import prepare_embedded
 from sparse_tube_vit.distributed import hosts, sharding
 from sparse_tube_vit.errors import reported
@@ -85,6 +85,8 @@ def _train(config, workdir, lock):
     for name, stream in config.streams.items():
         split = splits[name]
         check_loss(f"streams.{name}", stream.loss, split.name, split.multi_label)
+        if stream.flip:
+            warn_of_flips(f"streams.{name}", split)
     class_names = classes_by_head(
         (stream.head, splits[name]) for name, stream in config.streams.items()
     ) | finetuning.kept_heads(config, workdir)

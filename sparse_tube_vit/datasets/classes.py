@@ -1,11 +1,13 @@
 """Class names of heads and data sets, and checks that they agree."""
 
+import re
 from collections.abc import Iterable
 
 from sparse_tube_vit.config import ConfigDict
 from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.datasets.reading import Split
 from sparse_tube_vit.errors import DatasetError, TubeViTError
+from sparse_tube_vit.log import log
 
 #: Number of classes of data sets with an official list of them.
 OFFICIAL_CLASSES = {
@@ -59,6 +61,35 @@ def check_classes(head: str, class_names: Iterable[str], split: Split) -> None:
         f"Head {head!r} has {what}. Give the data set a head of its own, or prepare it "
         "with the same classes in the same order."
     )
+
+
+_SIDES = {
+    *("left", "right", "leftward", "rightward", "leftwards", "rightwards"),
+    *("clockwise", "anticlockwise", "counterclockwise"),
+    *("links", "rechts", "gauche", "droite", "izquierda", "derecha"),
+    *("sinistra", "destra", "esquerda", "direita"),
+}
+
+
+def sided(class_names: Iterable[str]) -> list[str]:
+    """Returns the names that tell left from right, which a mirrored clip does not."""
+
+    def words(name):
+        apart = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)  # of TurnLeft
+        return set(re.findall(r"[^\W\d_]+", apart.lower()))
+
+    return [name for name in class_names if words(name) & _SIDES]
+
+
+def warn_of_flips(where: str, split: Split) -> None:
+    """Warns of a stream that mirrors clips whose classes tell left from right."""
+    if names := sided(split.class_names):
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        log.warning(
+            "%s mirrors clips at random, but classes of %s tell left from right: %s%s. "
+            "If they do, set --config.%s.flip=False.",
+            *(where, split.name, ", ".join(names[:3]), more, where),
+        )
 
 
 def classes_of(config: ConfigDict) -> dict[str, int | None]:

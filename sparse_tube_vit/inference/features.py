@@ -1,7 +1,7 @@
 """Pooled features and tokens of files."""
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -18,24 +18,20 @@ class SeveralKinds(TubeViTError, ValueError):
 
 def pooled(
     tubevit: TrainedTubeViT,
-    paths: list[str],
+    paths: Sequence[str],
     views: tuple[int, int] = (1, 1),
     batch_size: int | None = None,
-) -> tuple[np.ndarray, list[str], dict[int, str]]:
-    """Computes the pooled features of files, averaged over views.
+) -> Iterator[files.Computed]:
+    """Yields the pooled features (D,) of files in order, averaged over views.
+
+    The group of each is its kind.
 
     Args:
         tubevit: A loaded model.
         paths: Files.
         views: (temporal, spatial) views of videos.
         batch_size: Files per batch; None: 4, or the number of files if smaller.
-
-    Returns:
-        (pooled, kinds, problems): (N, D) float32 and N kinds, with zeros and "" for
-        files that cannot be read; and why, by their indices.
     """
-    features = np.zeros((len(paths), tubevit.model.options.width), np.float32)
-    kinds = [""] * len(paths)
 
     def read(path):
         return tubevit.read(path, given=views)
@@ -43,10 +39,7 @@ def pooled(
     def of_batch(kind, videos):
         return tubevit.pooled(videos)
 
-    computed, problems = files.compute(paths, read, of_batch, batch_size)
-    for number, (kind, of_file) in computed.items():
-        features[number], kinds[number] = of_file, kind
-    return features, kinds, problems
+    return files.compute(paths, read, of_batch, batch_size)
 
 
 def check_one_kind(paths: Sequence[str]) -> None:

@@ -2,16 +2,23 @@
 
 import collections
 import concurrent.futures
+import dataclasses
 import os
+import sys
 import time
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 
 import numpy as np
 from etils import epath
 
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.log import log
-from sparse_tube_vit.storage import files_below
+from sparse_tube_vit.storage import (
+    UnreachableStorage,
+    files_below,
+    is_remote,
+    reaching,
+)
 from sparse_tube_vit.video.decode import SUFFIXES
 
 _SUFFIXES = set.union(*SUFFIXES.values())
@@ -24,13 +31,17 @@ class NoFiles(TubeViTError, FileNotFoundError):
 def expand(paths: Iterable) -> list[str]:
     """Returns files as they are, and all clips and images below folders.
 
+    Args:
+        paths: Files and folders, local or gs://; "-" stands for those that standard
+            input names, one a line.
+
     Raises:
         NoFiles: A folder has none.
         UnreadableFile: A folder cannot be listed.
     """
     files = []
-    for path in map(epath.Path, paths):
-        if not path.is_dir():
+    for path in _with_input(paths):
+        if not _is_folder(path):
             files.append(os.fspath(path))
             continue
         below, unusable = files_below(path)
@@ -53,33 +64,62 @@ def expand(paths: Iterable) -> list[str]:
     return files
 
 
+def _with_input(paths):
+    for path in paths:
+        if path == "-":
+            yield from (line.rstrip("\n") for line in sys.stdin if line.strip())
+        else:
+            yield path
+
+
+def _is_folder(path):
+    if not is_remote(path):
+        return os.path.isdir(path)
+    try:
+        with reaching(path):
+            return epath.Path(path).is_dir()
+    except UnreachableStorage:
+        return False  # reading it tells why
+
+
+@dataclasses.dataclass(frozen=True)
+class Computed:
+    """The result of a file, or why there is none.
+
+    Attributes:
+        path: The file.
+        group: As `compute`'s `read` gave it.
+        result: As `compute`'s `of_batch` gave it.
+        problem: The message, without the path, of a named error; "" if there is none.
+    """
+
+    path: str
+    group: Hashable = None
+    result: np.ndarray | None = None
+    problem: str = ""
+
+
 def compute(
-    files: list[str],
+    paths: Sequence[str],
     read: Callable[[str], tuple[Hashable, np.ndarray]],
     of_batch: Callable[[Hashable, np.ndarray], np.ndarray],
     batch_size: int | None = None,
-) -> tuple[dict[int, tuple[Hashable, np.ndarray]], dict[int, str]]:
-    """Reads files ahead in threads and computes results in batches.
+) -> Iterator[Computed]:
+    """Yields the results of files in order, computed in batches, read ahead in threads.
 
-    Files of one group share batches, all of one size. Progress is logged every ten
+    Files of one group share batches, all of one size. A group that has waited for four
+    batches of others is computed with what it has. Progress is logged every ten
     seconds.
 
     Args:
-        files: Paths.
+        paths: Files.
         read: Maps a path to (group, views), views being (V, T, H, W, 3).
         of_batch: Maps a group and its (B, V, T, H, W, 3) to B results.
         batch_size: B; None: 4, or the number of files if that is smaller.
-
-    Returns:
-        ({index: (group, result)}, {index: problem}) by the files' indices. A problem is
-        the message, without the path, of a named error of `read` or `of_batch`.
     """
-    size = batch_size or min(4, len(files))
-    groups = collections.defaultdict(list)  # group -> [(number, video)]
-    results, problems = {}, {}
-
-    def skip(number, error):
-        problems[number] = str(error).removeprefix(f"{files[number]}: ")
+    size = batch_size or min(4, len(paths))
+    groups = collections.defaultdict(list)  # group -> [(path, video)], oldest first
+    done, first = {}, 0  # number -> Computed; the first that is not yielded
 
     def compute_batch(group):
         numbers, videos = zip(*groups.pop(group), strict=True)
@@ -87,27 +127,62 @@ def compute(
         try:
             batch = of_batch(group, np.stack([*videos, *[videos[-1]] * missing]))
         except TubeViTError as error:  # no tube reads such, say
-            for number in numbers:
-                skip(number, error)
-            return
+            batch = [error] * size
         for number, result in zip(numbers, batch, strict=False):
-            results[number] = group, result
+            finish(number, result, group)
+
+    def finish(number, result, group=None):
+        path = paths[number]
+        if isinstance(result, TubeViTError):
+            problem = str(result).removeprefix(f"{path}: ")
+            done[number] = Computed(path, problem=problem)
+        else:
+            done[number] = Computed(path, group, result)
 
     logged = time.monotonic()
-    for number, outcome in enumerate(_ahead(read, files)):
+    for number, outcome in enumerate(_ahead(read, paths)):
         if time.monotonic() - logged > 10:
-            log.info("%d of %d files", number, len(files))
+            log.info("%d of %d files", number, len(paths))
             logged = time.monotonic()
         if isinstance(outcome, TubeViTError):
-            skip(number, outcome)
-            continue
-        group, video = outcome
-        groups[group].append((number, video))
-        if len(groups[group]) == size:
-            compute_batch(group)
+            finish(number, outcome)
+        else:
+            group, video = outcome
+            groups[group].append((number, video))
+            if len(groups[group]) == size:
+                compute_batch(group)
+            elif number - first >= 4 * size:
+                compute_batch(next(iter(groups)))
+        while first in done:
+            yield done.pop(first)
+            first += 1
     for group in list(groups):
         compute_batch(group)
-    return results, problems
+    yield from (done[number] for number in sorted(done))
+
+
+class UntilInterrupted:
+    """An iterator that Ctrl-C ends, so that what is done by then can be written.
+
+    Attributes:
+        interrupted: Whether it was.
+    """
+
+    def __init__(self, items: Iterable):
+        self._items, self.interrupted = iter(items), False
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self.interrupted:
+            raise StopIteration
+        try:
+            return next(self._items)
+        except KeyboardInterrupt:
+            self.interrupted = True
+            log.warning("Interrupted: what follows is left out")
+            raise StopIteration from None
 
 
 def _ahead(read, files):

@@ -155,7 +155,7 @@ class TrainedTubeViT:
         if isinstance(clip, str | os.PathLike):
             _, views = self.read(clip, head)
         else:
-            views = _views(clip)
+            views = _views(clip, self.model.clip)
         head = self.choose_head(_kind(views), head)
         (scores,) = self.scores(views[None], head)
         return self.best(scores, head, top)
@@ -227,7 +227,7 @@ class TrainedTubeViT:
         """
         if isinstance(clip, str | os.PathLike):
             _, clip = self.read(clip, given=(1, 1))
-        views = _views(clip)
+        views = _views(clip, self.model.clip)
         if len(views) > 1:
             raise NotAClip(f"Features are of one view, but there are {len(views)}.")
         out = jax.tree.map(self._finite, self._features(self.params, views))
@@ -325,17 +325,48 @@ def _kind(videos):
     return "image" if videos.shape[-4] == 1 else "video"
 
 
-def _views(clip):
-    """Views (V, T, H, W, 3) of an image, a clip, or views of one."""
+def _views(clip, size):
+    """Returns views (V, T, H, W, 3) of an image, a clip, or views of one.
+
+    Args:
+        clip: An array.
+        size: The (T, H, W) of the model's clips; images have one frame.
+    """
     clip = np.asarray(clip)
     if clip.ndim not in (3, 4, 5) or clip.shape[-1] != 3:
         raise NotAClip(
             "Expected an image (H, W, 3), a clip (T, H, W, 3) or its views (V, T, H, "
             f"W, 3), not an array of shape {clip.shape}."
         )
-    if clip.dtype != np.uint8 and not np.issubdtype(clip.dtype, np.floating):
+    views = clip.reshape((1,) * (5 - clip.ndim) + clip.shape)
+    frames, *rest = views.shape[1:4]
+    if frames not in (1, size[0]) or rest != [*size[1:]]:
+        raise NotAClip(
+            f"The model reads clips of {size[0]} frames and images, of {size[1]}x"
+            f"{size[2]} pixels, not an array of shape {clip.shape}. read_clip and "
+            "read_image give such arrays, sampled as in evaluation."
+        )
+    _check_values(views)
+    return views
+
+
+def _check_values(views):
+    """Raises NotAClip for values that are uint8 or in [-1, 1] by mistake alone."""
+    if views.dtype == np.uint8:
+        return
+    if not np.issubdtype(views.dtype, np.floating):
         raise NotAClip(
             "Expected uint8 in 0..255 or floats in [-1, 1], not an array of "
-            f"{clip.dtype}."
+            f"{views.dtype}."
         )
-    return clip.reshape((1,) * (5 - clip.ndim) + clip.shape)
+    low, high = float(views.min()), float(views.max())
+    advice = ""
+    if low >= 0 and 0 < high <= 1:
+        advice = "2 * clip - 1 maps [0, 1] there"
+    elif not -1.001 <= low <= high <= 1.001:  # not a number, too
+        advice = "convert 0..255 to uint8, or clip / 127.5 - 1 maps it there"
+    if advice:
+        raise NotAClip(
+            f"Expected floats in [-1, 1], black to white, not in [{low:.3g}, "
+            f"{high:.3g}]: {advice}."
+        )

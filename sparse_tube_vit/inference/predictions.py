@@ -1,7 +1,7 @@
 """Predictions for files and folders."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterator, Sequence
 
 from sparse_tube_vit.inference import files
 from sparse_tube_vit.inference.loaded import TrainedTubeViT
@@ -28,17 +28,17 @@ class Prediction:
 
 def predict(
     tubevit: TrainedTubeViT,
-    paths: Iterable,
+    paths: Sequence[str],
     head: str | None = None,
     top: int = 5,
     views: tuple[int, int] | None = None,
     batch_size: int | None = None,
-) -> list[Prediction]:
-    """Predicts the classes of files and of all files in folders, in order.
+) -> Iterator[Prediction]:
+    """Yields the most probable classes of files, in order, as they are computed.
 
     Args:
         tubevit: A loaded model.
-        paths: Files and folders, local or gs://.
+        paths: Files, as of `files.expand`.
         head: As for `TrainedTubeViT.predict`.
         top: As for `TrainedTubeViT.predict`.
         views: (temporal, spatial) views of videos; None: as in the head's evaluation.
@@ -46,12 +46,10 @@ def predict(
             files if that is smaller.
 
     Raises:
-        NoFiles: A folder has none.
         UnknownHead: The model has no such head.
     """
     if head is not None:
         tubevit.choose_head("", head)
-    paths = files.expand(paths)
 
     def read(path):
         kind, video = tubevit.read(path, head, views)
@@ -60,13 +58,11 @@ def predict(
     def scores(group, videos):
         return tubevit.scores(videos, group[1])
 
-    scored, problems = files.compute(paths, read, scores, batch_size)
-    predictions = []
-    for number, path in enumerate(paths):
-        if number in problems:
-            predictions.append(Prediction(path, problem=problems[number]))
-            continue
-        (kind, chosen), of_file = scored[number]
-        best = tuple(tubevit.best(of_file, chosen, top))
-        predictions.append(Prediction(path, kind, chosen, best))
-    return predictions
+    def prediction(computed):
+        if computed.problem:
+            return Prediction(computed.path, problem=computed.problem)
+        kind, chosen = computed.group
+        best = tuple(tubevit.best(computed.result, chosen, top))
+        return Prediction(computed.path, kind, chosen, best)
+
+    return map(prediction, files.compute(paths, read, scores, batch_size))

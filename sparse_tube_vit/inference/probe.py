@@ -59,12 +59,14 @@ def probe(
     fitted, measured = _splits(listing.splits)
     examples = [e for split in {fitted: 0, measured: 0} for e in listing.splits[split]]
     paths = [str(example.source) for example in examples]
-    x, _, problems = pooled(tubevit, paths, views, batch_size)
-    for i, problem in problems.items():
-        log.warning("%s: %s", paths[i], problem)
-    names = listing.class_names
-    good = [i for i in range(len(examples)) if i not in problems]
-    x, y = x[good], np.array([names.index(examples[i].label) for i in good], int)
+    computed, names = [*pooled(tubevit, paths, views, batch_size)], listing.class_names
+    for file in computed:
+        if file.problem:
+            log.warning("%s: %s", file.path, file.problem)
+    good = [i for i, file in enumerate(computed) if not file.problem]
+    width = tubevit.model.options.width
+    x = np.array([computed[i].result for i in good], np.float32).reshape(-1, width)
+    y = np.array([names.index(examples[i].label) for i in good], int)
     train = None
     if fitted != measured:
         train = np.array([i < len(listing.splits[fitted]) for i in good], bool)
@@ -92,7 +94,11 @@ def probe(
         "classes": len(names),
         "files": len(good),
         "measured": len(y),
-        "undecodable": [examples[i].id for i in problems],
+        "undecodable": [
+            example.id
+            for example, file in zip(examples, computed, strict=True)
+            if file.problem
+        ],
         "temporal_views": views[0] if video else 1,
         "spatial_views": views[1] if video else 1,
         "frames": clip.frames if video else 1,

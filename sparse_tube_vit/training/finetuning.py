@@ -60,7 +60,8 @@ def complete(config: ConfigDict, workdir) -> ConfigDict:
     Open keys of `clip` and `model` are taken from the run in `workdir`, if there is
     one, or from that of `init.weights`. The folder of section `data` is prepared below
     `data_dir`, unless the same files are there already, and becomes the data set of
-    the streams and evaluations without one. `total_steps` and
+    the streams and evaluations without one. Open keys `flip` are taken from that run's
+    streams of the same kind. `total_steps` and
     `optimizer.warmup_steps` follow from the number of its examples.
 
     Raises:
@@ -89,6 +90,7 @@ def complete(config: ConfigDict, workdir) -> ConfigDict:
             evaluation.update(dataset=data.dataset, kind=data.kind, split=data.test)
         if streams and config.total_steps is None:
             _set_steps(config, data, streams.values())
+    _take_flips(config, workdir)
     if config.total_steps and config.optimizer.warmup_steps is None:
         config.optimizer.warmup_steps = config.total_steps // 10
     return config
@@ -116,6 +118,20 @@ def _take_sizes(config, workdir):
         *(clip.frames, clip.fps, clip.size, clip.size),
         *(config.model.depth, config.model.width, source),
     )
+
+
+def _take_flips(config, workdir):
+    """Fills in the open keys `flip`: as in streams of the same kind before."""
+    streams = {k: s for k, s in config.streams.items() if s.flip is None}
+    if not streams:
+        return
+    source, run = _run_before(config, workdir)
+    before = from_json(run["config"]).streams.values() if run else ()
+    for name, stream in streams.items():
+        # Without flips of one of them, the model may tell left from right.
+        stream.flip = all(s.flip for s in before if s.kind == stream.kind)
+        as_in = f", as in {source}" if run else ""
+        log.info("streams.%s.flip is %s%s", name, stream.flip, as_in)
 
 
 def kept_heads(config: ConfigDict, workdir) -> dict[str, tuple[str, ...]]:
@@ -192,7 +208,7 @@ def prepare_folder(config: ConfigDict) -> FolderDataset:
     if set(listing.splits) == {"train"}:
         listing = folders.hold_out(listing, data.test_share, digests)
         how = (
-            f"about {data.test_share:.0%} of each class held out for testing, by the "
+            f"{data.test_share:.0%} of each class held out for testing, by the "
             "SHA-256 of its files (config.data.test_share)"
         )
     test = next((name for name in TEST_SPLITS if name in listing.splits), None)

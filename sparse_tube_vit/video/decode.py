@@ -52,6 +52,11 @@ CONSTANT_LUMINANCE, BT2020, BT709, FROM_PRIMARIES = 10, 9, 1, (12, 13)
 MATRIX_OF_PRIMARIES = {6: 7, 7: 7, 9: BT2020}  # 6 and 7 are of SMPTE 170M and 240M
 YCGCO, YCGCO_TO_BT709 = 8, "ispace=ycgco:iprimaries=bt709:itrc=bt709:all=bt709"
 
+# Metadata need not be UTF-8: PyAV always replaces such characters from version 19 on.
+METADATA = (
+    {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
+)
+
 # By default FFmpeg fills a truncated picture with grey or black.
 STRICT = {"err_detect": "explode"}
 
@@ -229,8 +234,8 @@ def opened(data: bytes, limits: Limits = LIMITS, kind: str | None = None):
                 io.BytesIO(data),
                 format=pictures.demuxer(data),
                 options=options,
-                metadata_errors="replace",
                 timeout=limits.read_seconds,
+                **METADATA,
             )
         except av.error.ArgumentError as error:
             raise UndecodableClip(

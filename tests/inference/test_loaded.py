@@ -2,8 +2,10 @@
 
 import copy
 import dataclasses
+import io
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,9 +21,9 @@ from sparse_tube_vit.datasets.reading import open_split
 from sparse_tube_vit.evaluation import evaluator
 from sparse_tube_vit.inference import loaded, predictions
 from sparse_tube_vit.inference.features import pooled
+from sparse_tube_vit.inference.files import compute
 from sparse_tube_vit.inference.loaded import AmbiguousHead, NotAClip
 from sparse_tube_vit.models.positions import token_centres
-from sparse_tube_vit.models.tubes import ClipTooSmall
 from sparse_tube_vit.models.tubevit import UnknownHead
 from sparse_tube_vit.storage import UnreadableFile
 from sparse_tube_vit.video.decode import UndecodableClip
@@ -108,8 +110,8 @@ def test_predicts_what_evaluate_scores_bit_for_bit(
     source = config.evaluations[name]
     source.update(batch_size=4, split="test[:6]")
     (result,) = evaluator.evaluate(config, locate(run, 3), [name])
-    paths = files[source.dataset.partition("/")[2]]
-    told = predictions.predict(tubevit, paths, source.head, top=99, batch_size=4)
+    paths = [*map(str, files[source.dataset.partition("/")[2]])]
+    told = [*predictions.predict(tubevit, paths, source.head, top=99, batch_size=4)]
     names = tubevit.class_names[source.head]
     for prediction, scores in zip(told, result.scores, strict=True):
         assert prediction.kind == source.kind
@@ -141,6 +143,24 @@ def test_arrays_files_and_views_give_the_same(tubevit, files):
     assert len(tubevit.predict(picture, top=2)) == 2
 
 
+def test_floats_are_from_black_to_white(tubevit, files):
+    clip = stv.read_clip(files["crowds"][0], tubevit.config)
+    floats = clip / np.float32(127.5) - 1
+    expected = dict(tubevit.predict(clip, "crowds", top=99))
+    for name, probability in tubevit.predict(floats, "crowds", top=99):
+        np.testing.assert_allclose(probability, expected[name], rtol=1e-5)
+    tubevit.predict(np.zeros_like(floats), "crowds")
+    for wrong, advice in (
+        (clip / 255, r"not in \[0, .*\]: 2 \* clip - 1"),
+        (clip.astype(float), r"\[0, 25.\]: convert 0..255 to uint8"),
+        (np.where(clip == clip.max(), np.nan, floats), r"\[nan, nan\]"),
+    ):
+        with pytest.raises(NotAClip, match=advice):
+            tubevit.predict(wrong, "crowds")
+        with pytest.raises(NotAClip):
+            tubevit.features(wrong)
+
+
 def test_a_head_is_chosen_by_what_trained_it(tubevit, files):
     assert tubevit.choose_head("image") == "shapes"
     assert tubevit.choose_head("video") == "crowds"
@@ -160,8 +180,9 @@ def test_what_is_no_clip_is_named(tubevit, tmp_path):
         tubevit.predict(np.zeros((16, 16), np.uint8), "shapes")
     with pytest.raises(NotAClip, match="array of int64"):
         tubevit.predict(np.zeros((16, 16, 3), int), "shapes")
-    with pytest.raises(ClipTooSmall):
-        tubevit.predict(np.zeros((2, 16, 16, 3), np.uint8), "crowds")
+    for shape in ((2, 16, 16, 3), (4, 16, 24, 3), (2, 1, 32, 32, 3), (20, 16, 3)):
+        with pytest.raises(NotAClip, match="clips of 4 frames and images, of 16x16"):
+            tubevit.predict(np.zeros(shape, np.uint8), "crowds")
     with pytest.raises(UnreadableFile, match="nothing: No such file"):
         tubevit.predict(tmp_path / "nothing")
     (tmp_path / "text").write_text("no clip")
@@ -189,8 +210,11 @@ def test_features_are_of_the_model_with_each_tokens_tube_time_and_place(tubevit,
 
 def test_pooled_features_of_files_are_means_over_views(tubevit, files):
     paths = [str(p) for p in (*files["crowds"][:5], files["images"][0], "nothing")]
-    found, kinds, problems = pooled(tubevit, paths, views=(2, 1))
-    assert kinds == ["video"] * 5 + ["image", ""] and [*problems] == [6]
+    computed = [*pooled(tubevit, paths, views=(2, 1))]
+    assert [x.path for x in computed] == paths
+    assert [x.group for x in computed] == ["video"] * 5 + ["image", None]
+    assert [bool(x.problem) for x in computed] == [False] * 6 + [True]
+    found = [x.result for x in computed]
     views = stv.read_clip(paths[3], tubevit.config, views=(2, 1))
     mean = np.mean([tubevit.features(view).pooled for view in views], axis=0)
     np.testing.assert_allclose(found[3], mean, atol=1e-5)
@@ -246,6 +270,72 @@ def test_the_command_enters_links_and_prints_names_of_any_encoding(
         (prediction,) = json.loads(printed.out)
         assert os.path.exists(prediction["file"]) and prediction["kind"] == "video"
     assert "dead.mp4 is left out: a link to nowhere, which is absent" in printed.err
+
+
+def test_results_come_in_order_and_before_the_last_file_is_read():
+    """Nine files of two kinds, one of which waits alone for its batch."""
+    read = []
+
+    def of_file(path):
+        read.append(path)
+        if path == "bad":
+            raise UndecodableClip("bad: cut short")
+        return path[0], np.full((1, 1, 1, 1, 3), len(path))
+
+    paths = ["i", "v", "bad", *("v" * n for n in range(2, 40))]
+    computed = compute(paths, of_file, lambda _, x: x[:, 0, 0, 0, 0, 0], batch_size=2)
+    first = next(computed)
+    assert (first.path, first.group, first.result) == ("i", "i", 1)
+    assert len(read) < len(paths)
+    rest = [*computed]
+    assert [x.path for x in (first, *rest)] == paths
+    assert rest[1].problem == "cut short" and rest[1].result is None
+    assert [x.result for x in rest if not x.problem] == [1, *range(2, 40)]
+
+
+@pytest.mark.parametrize("format", ["json", "csv", "table"])
+def test_interrupted_predictions_keep_what_is_done(
+    run, files, capsys, monkeypatch, format
+):
+    scores, calls = loaded.TrainedTubeViT.scores, []
+
+    def interrupted(self, videos, head):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return scores(self, videos, head)
+
+    monkeypatch.setattr(loaded.TrainedTubeViT, "scores", interrupted)
+    names = "".join(f"{path}\n" for path in files["crowds"][:5])
+    monkeypatch.setattr(sys, "stdin", io.StringIO(names))
+    options = ["--batch_size=2", "--top=1", f"--format={format}"]
+    with pytest.raises(SystemExit) as end:
+        predict.main([f"--model={run}", *options, "-"])
+    assert end.value.code == 130
+    printed = capsys.readouterr()
+    listed = json.loads(printed.out) if format == "json" else printed.out.split("\n")
+    paths = [x["file"] if format == "json" else re.split("[ ,]", x)[0] for x in listed]
+    kept = [str(path) for path in files["crowds"][:4]]
+    assert [path for path in paths if path not in ("", "file")] == kept
+    assert "Interrupted" in printed.err
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("https://x/a.mp4", "https:// is not read: download the file"),
+        ("file:///a.mp4", "file:// is not read"),
+        ("hf://x/y/a.mp4", "hf:// is not read"),
+    ],
+)
+def test_urls_that_are_not_read_cost_no_other_result(run, files, capsys, url, problem):
+    with pytest.raises(SystemExit) as end:
+        predict.main([f"--model={run}", "--format=json", str(files["images"][0]), url])
+    assert end.value.code == 1
+    printed = capsys.readouterr()
+    good, bad = json.loads(printed.out)
+    assert good["classes"] and bad["problem"].startswith(problem)
+    assert problem not in printed.err  # told once
 
 
 def test_a_folder_without_clips_is_an_error(run, tmp_path, capsys):

@@ -167,11 +167,11 @@ def test_images_that_no_tube_reads_leave_videos_their_features(tmp_path):
     write_images(tmp_path, "all", 1)
     official.write_clips(tmp_path / "all", "red/a.mp4")
     image, video = (str(tmp_path / "all" / "red" / n) for n in ("0.png", "a.mp4"))
-    x, kinds, problems = features.pooled(tubevit, [image, video])
-    assert kinds == ["", "video"] and not x[0].any() and x[1].any()
-    assert [*problems] == [0] and "reads a single frame" in problems[0]
+    of_image, of_video = features.pooled(tubevit, [image, video])
+    assert of_video.group == "video" and of_video.result.any()
+    assert of_image.result is None and "reads a single frame" in of_image.problem
     wrong, right = predictions.predict(tubevit, [image, video], "motions")
-    assert wrong.problem == problems[0] and right.classes == (("a", 1.0),)
+    assert wrong.problem == of_image.problem and right.classes == (("a", 1.0),)
 
 
 def test_splits_that_make_no_probe():

@@ -22,6 +22,8 @@ from sparse_tube_vit.datasets.preparing.write import NothingDecodes
 from sparse_tube_vit.train import train
 from sparse_tube_vit.training import finetuning
 from tests.datasets.builders import official
+from tests.inference.test_probe import save_model
+from tests.tiny import tiny_config
 
 CLIPS = [f"{name}/{i}.mp4" for name in ("Kür & pas", "walk the dog") for i in range(4)]
 
@@ -70,6 +72,23 @@ def test_everything_open_is_filled_in(clips, finished, tmp_path, caplog):
     assert sorted(ids[0] | ids[1]) == sorted(CLIPS) and not ids[0] & ids[1]
     for said in ("4 frames at 5 fps", "20% of each class", "test:", "100 steps of 16"):
         assert said in caplog.text
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_clips_are_mirrored_where_those_of_the_model_were(tmp_path, flip):
+    theirs = tiny_config("nowhere")
+    theirs.streams.video.flip, theirs.streams.image.flip = flip, not flip
+    model = save_model(
+        tmp_path / "model", theirs, {"motions": ("a",), "shapes": ("b",)}
+    )
+    official.write_clips(tmp_path / "clips", *CLIPS)
+
+    def flips(*arguments):
+        given = config_of(tmp_path / "clips", tmp_path, model, *arguments)
+        return finetuning.complete(given, tmp_path / "run").streams.clips.flip
+
+    assert flips() == flip
+    assert flips(f"--config.streams.clips.flip={not flip}") != flip
 
 
 def test_a_folder_is_prepared_once_and_again_when_it_changes(clips, tmp_path):

@@ -140,11 +140,11 @@ def digests(listing: builder.Listing) -> dict[str, str]:
 def hold_out(
     listing: builder.Listing, fraction: float, digests: Mapping[str, str]
 ) -> builder.Listing:
-    """Moves about a fraction of every class from split `train` to a split `test`.
+    """Moves a fraction of every class from split `train` to a split `test`.
 
-    A file's digest alone decides: the same files are held out under other names and
-    beside more files, and copies of a file are in the same split. If no file of a class
-    would be held out, the first by digest is; if all would be, the last is not.
+    Files are held out in the order of their digests, at least one of a class and not
+    all: the same ones under other names, and copies of a file together. Where files are
+    added, those change sides that the fraction then asks for, and no others.
 
     Args:
         listing: Listing of one split, `train`.
@@ -166,7 +166,7 @@ def hold_out(
                 f"class {label!r} has {count} file ({examples[0].id}); it takes two,"
                 " one to train on and one to test on"
             )
-        count = sum(int(digest[:8], 16) < fraction * 16**8 for digest in files)
+        count = round(fraction * len(files))
         held_out = files[: min(max(count, 1), len(files) - 1)]
         for example in examples:
             split = "test" if digests[example.id] in held_out else "train"

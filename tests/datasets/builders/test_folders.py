@@ -221,14 +221,30 @@ def test_a_share_of_every_class_is_held_out():
     held_out = folders.hold_out(listing, 0.2, digests)
     assert sorted(sum(held_out.splits.values(), [])) == sorted(listing.splits["train"])
     labels = [example.label for example in held_out.splits["test"]]
-    assert abs(labels.count("a") - 400) < 60 and abs(labels.count("b") - 100) < 30
+    assert labels.count("a") == 400 and labels.count("b") == 100
+    for count, expected in ((2, 1), (5, 1), (7, 1), (8, 2), (12, 2), (13, 3)):
+        listing, digests = listing_of(a=range(count))
+        splits = folders.hold_out(listing, 0.2, digests).splits
+        assert len(splits["test"]) == expected
 
 
-def test_the_same_files_are_held_out_beside_others():
+def test_files_stay_on_their_side_as_far_as_the_fraction_allows():
     before = sides(*holding_out(a=range(50), b=range(50, 90)))
-    after = sides(*holding_out(b=range(20, 90), a=range(-30, 50), c=range(100, 120)))
+    # Other names, another order, and a class beside them change nothing.
+    after = sides(*holding_out(b=range(50, 90), a=range(49, -1, -1), c=range(9)))
     for split in ("train", "test"):
         assert before[split] <= after[split]
+    # Of the files that were there, the first by digest are held out, however many.
+    for more in (51, 60, 90, 200):
+        after = sides(*holding_out(a=range(more), b=range(200, 209)))
+        held = [digest in after["test"] for digest in in_order(a=range(50))]
+        assert held == sorted(held, reverse=True) and any(held)
+
+
+def in_order(**files):
+    listing, digests = listing_of(**files)
+    pairs = [(x.label, digests[x.id]) for x in listing.splits["train"]]
+    return sorted(pairs, key=lambda pair: pair[1])
 
 
 def holding_out(share=0.2, **files):
