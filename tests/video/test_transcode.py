@@ -297,7 +297,7 @@ def test_square_pixels_are_not_marked(aspect):
     base = fractions.Fraction(1, 25)
     video = write(textured(2, 96, 120), range(2), base, aspect=aspect)
     with av.open(io.BytesIO(Transcode()(video))) as container:
-        assert container.streams.video[0].sample_aspect_ratio is None
+        assert not container.streams.video[0].sample_aspect_ratio
 
 
 def test_a_gap_in_time_is_closed():
