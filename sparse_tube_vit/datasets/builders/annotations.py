@@ -88,50 +88,16 @@ def list_clips(
         MissingVideos: No clip is there, or several files match one.
         UnreadableFile: A folder cannot be listed.
     """
-    below, unusable = storage.files_below(videos)
-    files, absent = collections.defaultdict(list), {}
-    for path in (*below, *unusable):
-        if path.suffix.lower() not in decode.SUFFIXES["video"]:
-            continue
-        if path in unusable:
-            absent[path.stem] = f"{path} is {unusable[path]}"
-        else:
-            files[path.stem].append(path)
-    splits, left_out, notes, first, replaced = {}, list(left_out), list(notes), {}, 0
+    files, names = _Files(videos), []
+    splits, left_out, notes = {}, list(left_out), list(notes)
     spans, actions = {}, {}
-    for entry in entries:
-        before = first.setdefault(entry.name, entry)
-        if before is not entry:
-            if isinstance(entry.label, str) and entry.label != before.label:
-                raise BadAnnotations(
-                    f"{entry.where}: {entry.name} is {entry.label!r}, but"
-                    f" {before.label!r} in {before.where}; list it once"
-                )
-            differs = "" if entry.label == before.label else " with other labels"
-            reason = f"listed again in {entry.where}{differs}; {before.where} counts"
-            left_out.append(entry.left_out(reason))
-            continue
-        matches = [path for stem in entry.stems for path in files.get(stem, ())]
-        matches = matches or files.get(entry.untrimmed, [])
-        if len(matches) > 1:
-            matches = _distinct(matches)
-            replacements = [path for path in matches if _is_replacement(path)]
-            if len(matches) > 1 and len(replacements) == 1:
-                matches, replaced = replacements, replaced + 1
-        if len(matches) > 1:
-            raise MissingVideos(
-                f"{entry.name} could be {' or '.join(map(str, matches))}; keep one of"
-                " them"
-            )
+    for entry in _without_repeats(entries, left_out):
+        names.append(entry.name)
         examples = splits.setdefault(entry.split, [])
-        if not matches:
-            reason = next(
-                (absent[stem] for stem in entry.stems if stem in absent),
-                f"listed in {entry.where}, but no such video",
-            )
-            left_out.append(entry.left_out(reason))
+        path = files.of(entry)
+        if path is None:
+            left_out.append(entry.left_out(files.why_absent(entry)))
             continue
-        (path,) = matches
         examples.append(builder.ListedExample(entry.name, entry.label, path))
         if path.stem == entry.untrimmed:
             shared = entry.untrimmed not in entry.stems
@@ -140,12 +106,12 @@ def list_clips(
             actions[entry.name] = entry.actions
     if not any(splits.values()):
         raise MissingVideos(
-            f"none of the {len(first)} listed clips is in {videos}, such as"
-            f" {next(iter(first))}. Give the directory that holds the clips, in"
+            f"none of the {len(names)} listed clips is in {videos}, such as"
+            f" {next(iter(names), 'none')}. Give the directory that holds the clips, in"
             " folders or not"
         )
-    if replaced:
-        notes.append(f"{replaced:,} clips are those of a folder `replacement`")
+    if files.replaced:
+        notes.append(f"{files.replaced:,} clips are those of a folder `replacement`")
     notes += [
         f"no split {split}: none of its clips is in {videos}"
         for split, examples in splits.items()
@@ -159,6 +125,76 @@ def list_clips(
         spans=spans,
         actions=actions,
     )
+
+
+def _without_repeats(entries, left_out: list[Row]) -> Iterator[Entry]:
+    """Yields the first entry of each clip; adds the others to `left_out`.
+
+    Raises:
+        BadAnnotations: One of them has another label, where a clip has one.
+    """
+    first = {}
+    for entry in entries:
+        before = first.setdefault(entry.name, entry)
+        if before is entry:
+            yield entry
+            continue
+        if isinstance(entry.label, str) and entry.label != before.label:
+            raise BadAnnotations(
+                f"{entry.where}: {entry.name} is {entry.label!r}, but"
+                f" {before.label!r} in {before.where}; list it once"
+            )
+        differs = "" if entry.label == before.label else " with other labels"
+        reason = f"listed again in {entry.where}{differs}; {before.where} counts"
+        left_out.append(entry.left_out(reason))
+
+
+class _Files:
+    """The files of videos below a directory, by stem.
+
+    Attributes:
+        replaced: Number of clips that were found as replacements of other files.
+    """
+
+    def __init__(self, directory):
+        self._paths, self._absent = collections.defaultdict(list), {}
+        self.replaced = 0
+        below, unusable = storage.files_below(directory)
+        for path in (*below, *unusable):
+            if path.suffix.lower() not in decode.SUFFIXES["video"]:
+                continue
+            if path in unusable:
+                self._absent[path.stem] = f"{path} is {unusable[path]}"
+            else:
+                self._paths[path.stem].append(path)
+
+    def of(self, entry: Entry) -> epath.Path | None:
+        """Returns the file of an entry, or None.
+
+        Raises:
+            MissingVideos: Several files match.
+        """
+        matches = [p for stem in entry.stems for p in self._paths.get(stem, ())]
+        matches = matches or self._paths.get(entry.untrimmed, [])
+        if len(matches) > 1:
+            matches = _distinct(matches)
+            replacements = [path for path in matches if _is_replacement(path)]
+            if len(matches) > 1 and len(replacements) == 1:
+                matches = replacements
+                self.replaced += 1
+        if len(matches) > 1:
+            raise MissingVideos(
+                f"{entry.name} could be {' or '.join(map(str, matches))}; keep one of"
+                " them"
+            )
+        return matches[0] if matches else None
+
+    def why_absent(self, entry: Entry) -> str:
+        """Returns the reason why an entry has no file."""
+        return next(
+            (self._absent[stem] for stem in entry.stems if stem in self._absent),
+            f"listed in {entry.where}, but no such video",
+        )
 
 
 def _distinct(paths: list[epath.Path]) -> list[epath.Path]:
