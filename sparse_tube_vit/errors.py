@@ -15,7 +15,7 @@ class UnwritableOutput(TubeViTError, OSError):
 
 @contextlib.contextmanager
 def reported():
-    """Context manager that ends a command with a named error's message, no trace.
+    """Context manager that ends a command without a trace: by a named error or Ctrl-C.
 
     Names of files that are not in UTF-8 are printed with escapes, as in JSON.
     """
@@ -30,6 +30,9 @@ def reported():
         # threads and processes that release it.
         traceback.clear_frames(error.__traceback__)
         sys.exit(1)
+    except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
+        sys.exit(130)
 
 
 def print_error(error: TubeViTError) -> None:

@@ -3,6 +3,12 @@
 python -m sparse_tube_vit.evaluate --workdir MODEL [--step N] [--views 4x3] [...]
 """
 
+import signal
+
+if __name__ == "__main__":
+    # There is nothing to save: Ctrl-C ends the command as SIGTERM does, see `train`.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import argparse
 from collections.abc import Sequence
 
@@ -17,7 +23,6 @@ from sparse_tube_vit.errors import reported
 from sparse_tube_vit.evaluation.evaluator import evaluate
 from sparse_tube_vit.figures import draw_confusions
 from sparse_tube_vit.log import log, to_stderr
-from sparse_tube_vit.training.signals import end_at_once
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -90,5 +95,4 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    end_at_once()
     main()

@@ -5,6 +5,14 @@
 The same command again resumes an interrupted run from its latest checkpoint.
 """
 
+import signal
+
+if __name__ == "__main__":
+    # While there is nothing to save, Ctrl-C ends the command as SIGTERM does, imports
+    # included. Python's own KeyboardInterrupt waits for the compiler, ends in a trace,
+    # and is lost where it is raised in a callback of a library.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
 import contextlib
 
 import jax
@@ -35,7 +43,7 @@ from sparse_tube_vit.training.initialization import initial_params
 from sparse_tube_vit.training.profiling import traced_steps
 from sparse_tube_vit.training.program import Program
 from sparse_tube_vit.training.reporting import Reporter
-from sparse_tube_vit.training.signals import StopSignals, end_at_once
+from sparse_tube_vit.training.signals import StopSignals
 from sparse_tube_vit.training.state import TrainState
 from sparse_tube_vit.training.step import check_finite
 
@@ -214,7 +222,6 @@ def write_overview(params, workdir: epath.Path, first_host: bool) -> None:
 def main(argv):
     del argv
     to_stderr()
-    end_at_once()
     with reported(), hosts.connected():
         train(_CONFIG.value, _WORKDIR.value)
 

@@ -23,3 +23,10 @@ def test_what_failed_holds_nothing_until_the_process_ends(capsys):
         fail()
     assert ended.value.code == 1 and held[0]() is None
     assert capsys.readouterr().err == "TubeViTError: It failed.\n"
+
+
+def test_ctrl_c_is_no_trace(capsys):
+    with pytest.raises(SystemExit) as ended, reported():
+        raise KeyboardInterrupt
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "Interrupted.\n"

@@ -10,15 +10,6 @@ class Interrupted(TubeViTError, RuntimeError):
     """A signal asked the run to stop; its state is saved."""
 
 
-def end_at_once() -> None:
-    """Lets Ctrl-C end this process as SIGTERM does, while there is nothing to save.
-
-    Python's own KeyboardInterrupt waits for the compiler, ends in a trace, and is lost
-    where it is raised in a callback of a library.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 class StopSignals:
     """Turns SIGTERM and Ctrl-C into a request to stop, from `catch` to `restore`.
 
