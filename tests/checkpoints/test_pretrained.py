@@ -143,6 +143,7 @@ def test_hugging_face_names_of_modules_and_of_a_trunk_alone(references, tmp_path
 def video_config(file="timm.safetensors", **init):
     """A TubeViT as in a run: several tubes, fixed positions, attention pooling."""
     config = default_config()
+    config.total_steps = 3
     config.clip.update(frames=8, size=48)
     config.model.update(VIT, gelu="erf", new_layers=1, gate_after=1)
     config.model.tubes = (

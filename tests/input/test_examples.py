@@ -88,9 +88,9 @@ def test_an_image_example_is_the_first_picture_whatever_the_draw(file_format):
             "48 x 1920 pixels, one side more than 20",
         ),
         (
-            write_video(moving(4), 25, "matroska", "ffv1", tags={"colorspace": 8}),
+            write_video(moving(4), 25, "matroska", "ffv1", tags={"colorspace": 14}),
             "video",
-            "YCgCo",
+            "ICtCp",
         ),
         (b"<html>no such page</html>" * 50, "image", "Invalid data"),
     ],
