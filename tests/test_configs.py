@@ -74,15 +74,17 @@ def test_a_pod_that_splits_the_training_batches_splits_those_of_evaluation(name)
 
 SMOKED = [
     "kinetics:smoke",
-    "kinetics:smoke,streams=images_first,classes=700,variant=L",
     "imagenet:smoke",
     "something_something_v2:smoke",
     "charades:smoke",
-    "charades:smoke,kernels=separate",
     "scale_up:smoke",
-    "scale_up:smoke,trained=head",
     "moving_shapes",
     "ucf101",
+]
+VARIED = [
+    "kinetics:smoke,streams=images_first,classes=700,variant=L",
+    "charades:smoke,kernels=separate",
+    "scale_up:smoke,trained=head",
 ]
 
 
@@ -90,7 +92,9 @@ def test_every_config_is_smoked():
     assert {name.partition(":")[0] for name in SMOKED} == {f.stem for f in FILES}
 
 
-@pytest.mark.parametrize("name", SMOKED)
+@pytest.mark.parametrize(
+    "name", [*SMOKED, *(pytest.param(name, marks=pytest.mark.slow) for name in VARIED)]
+)
 def test_every_config_trains_for_two_steps(name, data_dir, tmp_path):
     name, _, argument = name.partition(":")
     config = get_config(name, argument)

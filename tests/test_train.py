@@ -192,6 +192,7 @@ def test_programs_are_kept_where_the_config_says(data_dir, tmp_path, monkeypatch
     assert any(re.fullmatch("jit_init-.*-cache", name) for name in kept), kept
 
 
+@pytest.mark.slow
 def test_another_seed_is_another_run(finished, data_dir, tmp_path):
     config = tiny_config(data_dir)
     config.seed = 1

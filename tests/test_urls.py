@@ -179,15 +179,15 @@ def write_a_report(run, storage, tmp_path):
 
 PLACES = [
     load_runs_steps_and_releases,
-    predict_files,
-    write_features,
-    evaluate_a_release_elsewhere,
-    release_a_run,
     read_image_vits,
     read_examples,
 ]
 #: These take 10 to 60 seconds each.
 SLOW = [
+    predict_files,
+    write_features,
+    evaluate_a_release_elsewhere,
+    release_a_run,
     probe_a_folder,
     evaluate_a_run_into_it,
     train_and_resume,

@@ -136,6 +136,7 @@ def test_what_a_run_was_is_told_without_its_parameters(run, released, tmp_path):
         stored.locate(copy).read_description()
 
 
+@pytest.mark.slow
 def test_a_bucket_gives_what_the_disk_gives(run, released, monkeypatch):
     workdir, params = run
     storage = bucket.use(monkeypatch)

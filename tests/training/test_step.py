@@ -212,6 +212,7 @@ def test_a_stream_of_several_labels_has_the_sigmoid_loss(model, batches):
     assert "image/accuracy" in metrics and "video/accuracy" not in metrics
 
 
+@pytest.mark.slow
 def test_mixup_and_dropout_follow_from_the_step(model, batches):
     config = make_config(video={"mixup": 0.5}, image={})
     noisy = model.with_options(dropout=0.3)
