@@ -145,7 +145,7 @@ def iterate(
         )
     )
     try:
-        with _naming_deaths(where, loader):
+        with _naming_deaths(where):
             # The first batch starts grain's threads, and these the processes.
             with ThreadPoolExecutor(1) as starter:
                 batch = starter.submit(_next_unsignalled, iterator).result()
@@ -180,7 +180,7 @@ def _next_unsignalled(iterator):
 
 
 @contextlib.contextmanager
-def _naming_deaths(where, loader):
+def _naming_deaths(where):
     """Turns what grain raises for a lost worker into LoaderDied."""
     try:
         yield
