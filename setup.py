@@ -33,7 +33,15 @@ setup(
     version="0.1.0",
     description="TubeViT (sparse video tubes): joint image and video training in JAX",
     license="Apache-2.0",
-    packages=find_packages(include=["sparse_tube_vit", "sparse_tube_vit.*"]),
+    packages=[
+        *find_packages(include=["sparse_tube_vit", "sparse_tube_vit.*"]),
+        "sparse_tube_vit.configs",
+    ],
+    package_dir={"sparse_tube_vit.configs": "configs"},
+    package_data={"sparse_tube_vit": ["demo/*"]},
+    entry_points={
+        "console_scripts": ["sparse-tube-vit = sparse_tube_vit.__main__:main"]
+    },
     python_requires=">=3.11",
     install_requires=CORE,
     extras_require={

@@ -1,1 +1,1 @@
-"""Config files, one an experiment; `common` has what they share."""
+"""Config files, one an experiment."""

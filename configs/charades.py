@@ -14,8 +14,7 @@ The paper has 66.2 mAP for L with interpolated and 61.8 with separate kernels. N
 has been measured with this code. 64 clips of 128x224x224 a step are for a TPU pod.
 """
 
-from configs.common import arguments, smoke
-from sparse_tube_vit.config import default_config, evaluation, stream
+from sparse_tube_vit.config import arguments, default_config, evaluation, smoke, stream
 from sparse_tube_vit.models.variants import VARIANTS
 
 

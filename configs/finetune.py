@@ -13,8 +13,13 @@ Clips are mirrored at random if those of MODEL were. Where classes tell left fro
 --config.streams.clips.flip=False
 """
 
-from configs.common import arguments
-from sparse_tube_vit.config import default_config, evaluation, leave_open, stream
+from sparse_tube_vit.config import (
+    arguments,
+    default_config,
+    evaluation,
+    leave_open,
+    stream,
+)
 
 
 def get_config(argument: str = ""):

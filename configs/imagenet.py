@@ -10,8 +10,7 @@ gives none for images alone, and 78.1 Top-1 for B. Nothing has been measured wit
 code.
 """
 
-from configs.common import arguments, smoke
-from sparse_tube_vit.config import default_config, evaluation, stream
+from sparse_tube_vit.config import arguments, default_config, evaluation, smoke, stream
 from sparse_tube_vit.models.variants import VARIANTS
 
 

@@ -17,8 +17,7 @@ has been measured with this code. 256 videos of 64x224x224 and 256 images a step
 made for a TPU pod.
 """
 
-from configs.common import arguments, smoke
-from sparse_tube_vit.config import default_config, evaluation, stream
+from sparse_tube_vit.config import arguments, default_config, evaluation, smoke, stream
 from sparse_tube_vit.models.variants import VARIANTS
 
 

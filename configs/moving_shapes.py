@@ -13,8 +13,7 @@ colon and separated by commas:
     streams=video   the video stream alone (or image)
 """
 
-from configs.common import arguments
-from sparse_tube_vit.config import default_config, evaluation, stream
+from sparse_tube_vit.config import arguments, default_config, evaluation, stream
 
 TUBES = (
     {"kernel": (8, 8, 8), "stride": (8, 16, 16)},

@@ -22,9 +22,8 @@ it 86.8, the whole model 91.8. Here the last 6 are trained, as its text says. No
 this has been measured with this code.
 """
 
-from configs.common import arguments, smoke
 from sparse_tube_vit.checkpoints.scaling import scale_config
-from sparse_tube_vit.config import default_config, evaluation, stream
+from sparse_tube_vit.config import arguments, default_config, evaluation, smoke, stream
 from sparse_tube_vit.models.tubes import Tube
 from sparse_tube_vit.models.variants import VARIANTS
 

@@ -11,8 +11,7 @@ Top-5 for L with 4x3 views. Nothing has been measured with this code. 256 clips 
 are for a TPU pod.
 """
 
-from configs.common import arguments, smoke
-from sparse_tube_vit.config import default_config, evaluation, stream
+from sparse_tube_vit.config import arguments, default_config, evaluation, smoke, stream
 from sparse_tube_vit.models.variants import VARIANTS
 
 

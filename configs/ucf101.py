@@ -16,8 +16,7 @@ and separated by commas:
     streams=video   the video stream alone
 """
 
-from configs.common import arguments
-from sparse_tube_vit.config import default_config, evaluation, stream
+from sparse_tube_vit.config import arguments, default_config, evaluation, stream
 
 
 def get_config(argument: str = ""):

@@ -7,6 +7,7 @@ _MODULES = {
     "EncoderOptions": "sparse_tube_vit.config",
     "Tube": "sparse_tube_vit.models.tubes",
     "TubeViT": "sparse_tube_vit.models.tubevit",
+    "example_clips": "sparse_tube_vit.inference.clips",
     "load": "sparse_tube_vit.inference.loaded",
     "read_clip": "sparse_tube_vit.inference.clips",
     "read_image": "sparse_tube_vit.inference.clips",
@@ -22,4 +23,4 @@ def __getattr__(name):
 
 
 def __dir__():
-    return sorted({*globals(), *_MODULES})
+    return [*__all__, "__version__"]

@@ -6,21 +6,22 @@ FLOPs are those of one view forward, a multiply-add counted as two: of the matri
 products by formula, and of the whole program as XLA counts.
 """
 
-from absl import app, flags
-from ml_collections import config_flags
+from collections.abc import Sequence
 
-from sparse_tube_vit.config.flags import parse_flags
+from sparse_tube_vit.config.flags import CommandParser, add_config
 from sparse_tube_vit.errors import reported
 from sparse_tube_vit.training.description import describe
 
 
-def main(argv):
-    del argv
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = CommandParser(
+        "describe", description="Prints tubes, tokens, parameters and FLOPs."
+    )
+    add_config(parser)
+    args = parser.parse_with_config(argv)
     with reported():
-        print(describe(_CONFIG.value))
+        print(describe(args.config))
 
 
 if __name__ == "__main__":
-    _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
-    flags.mark_flags_as_required(["config"])
-    app.run(main, flags_parser=parse_flags)
+    main()

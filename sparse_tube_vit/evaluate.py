@@ -9,14 +9,13 @@ if __name__ == "__main__":
     # There is nothing to save: Ctrl-C ends the command as SIGTERM does, see `train`.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-import argparse
 from collections.abc import Sequence
 
 import jax
 
 from sparse_tube_vit.checkpoints import stored
 from sparse_tube_vit.config import from_json
-from sparse_tube_vit.config.flags import parse_views
+from sparse_tube_vit.config.flags import CommandParser, add_model, parse_views
 from sparse_tube_vit.datasets.preparing.embedded import prepare_embedded
 from sparse_tube_vit.distributed import hosts, sharding
 from sparse_tube_vit.errors import reported
@@ -26,16 +25,11 @@ from sparse_tube_vit.log import log, to_stderr
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m sparse_tube_vit.evaluate",
+    parser = CommandParser(
+        "evaluate",
         description="Evaluates a checkpoint; config and classes are read from it.",
     )
-    parser.add_argument(
-        "--workdir",
-        required=True,
-        help="of the training run; or one step of its checkpoints, or a release; "
-        "local, gs:// or hf://",
-    )
+    add_model(parser)
     parser.add_argument(
         "--step", type=int, help="of the checkpoint; default: the latest"
     )
@@ -61,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     to_stderr()
     with reported(), hosts.connected():
-        model = stored.locate(args.workdir, args.step)
+        model = stored.locate(args.model, args.step)
         config = from_json(model.read_description()["config"])
         # Parameters are not split here: devices of any kind and number will do.
         slices = sharding.count_slices(jax.devices())

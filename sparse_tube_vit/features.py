@@ -9,13 +9,17 @@ with --tokens also `tokens` (N, n, D) of the view in the middle and, of each tok
 cannot be read is named and left out; the exit code is then 1.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 
 import numpy as np
 
-from sparse_tube_vit.config.flags import add_model_arguments, parse_views, positive
+from sparse_tube_vit.config.flags import (
+    CommandParser,
+    add_checkpoint_arguments,
+    parse_views,
+    positive,
+)
 from sparse_tube_vit.errors import reported
 from sparse_tube_vit.inference import files
 from sparse_tube_vit.inference.features import check_one_kind, pooled, tokens
@@ -25,11 +29,11 @@ from sparse_tube_vit.storage import whole_file
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m sparse_tube_vit.features",
+    parser = CommandParser(
+        "features",
         description="Writes the features of clips and images.",
     )
-    add_model_arguments(parser)
+    add_checkpoint_arguments(parser)
     parser.add_argument(
         "files", nargs="+", metavar="FILE", help="clip, image, or folder of such"
     )

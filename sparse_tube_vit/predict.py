@@ -10,7 +10,6 @@ cannot be read is named; the exit code is then 1. With the batch size of `evalua
 one CPU, scores are the same bit for bit.
 """
 
-import argparse
 import csv
 import io
 import json
@@ -18,7 +17,12 @@ import sys
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 
-from sparse_tube_vit.config.flags import add_model_arguments, parse_views, positive
+from sparse_tube_vit.config.flags import (
+    CommandParser,
+    add_checkpoint_arguments,
+    parse_views,
+    positive,
+)
 from sparse_tube_vit.errors import reported
 from sparse_tube_vit.inference import files
 from sparse_tube_vit.inference.loaded import load
@@ -90,11 +94,11 @@ FORMATS = {"table": as_table, "json": as_json, "csv": as_csv}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m sparse_tube_vit.predict",
+    parser = CommandParser(
+        "predict",
         description="Predicts the classes of clips and images.",
     )
-    add_model_arguments(parser)
+    add_checkpoint_arguments(parser)
     parser.add_argument(
         "files",
         nargs="+",

@@ -9,12 +9,11 @@ measurements. Ends with exit code 1 if the step does not fit the memory of a chi
 """
 
 import json
+from collections.abc import Sequence
 
 import jax
-from absl import app, flags
-from ml_collections import config_flags
 
-from sparse_tube_vit.config.flags import parse_flags
+from sparse_tube_vit.config.flags import CommandParser, add_config
 from sparse_tube_vit.errors import reported
 from sparse_tube_vit.log import to_stderr
 from sparse_tube_vit.tpu.chips import Topology
@@ -22,16 +21,34 @@ from sparse_tube_vit.tpu.preflight import UnknownClasses, head_classes, prefligh
 from sparse_tube_vit.tpu.summary import to_json, to_text
 
 
-def main(argv):
-    del argv
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = CommandParser(
+        "preflight",
+        description="Predicts memory, time and collectives of training on a TPU pod.",
+    )
+    add_config(parser)
+    parser.add_argument(
+        "--topology",
+        required=True,
+        help="chip and grid of a slice: v5e:16x16, v5p:4x4x8, v4, v6e",
+    )
+    parser.add_argument(
+        "--classes",
+        action="append",
+        default=[],
+        metavar="HEAD=N",
+        help="of a data set that is not prepared; may be repeated",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    args = parser.parse_with_config(argv)
     to_stderr()
     jax.config.update("jax_platforms", "cpu")  # compiling needs no TPU
     with reported():
-        config = _CONFIG.value
-        topology = Topology.parse(_TOPOLOGY.value, config.mesh.slices)
-        classes = head_classes(config, given_classes(_CLASSES.value))
+        config = args.config
+        topology = Topology.parse(args.topology, config.mesh.slices)
+        classes = head_classes(config, given_classes(args.classes))
         result = preflight(config, topology, classes)
-        print(json.dumps(to_json(result), indent=1) if _JSON.value else to_text(result))
+        print(json.dumps(to_json(result), indent=1) if args.json else to_text(result))
 
 
 def given_classes(texts):
@@ -45,13 +62,4 @@ def given_classes(texts):
 
 
 if __name__ == "__main__":
-    _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
-    _TOPOLOGY = flags.DEFINE_string(
-        "topology", None, "Chip and grid of a slice: v5e:16x16, v5p:4x4x8, v4, v6e."
-    )
-    _CLASSES = flags.DEFINE_multi_string(
-        "classes", [], "head=N, for a data set that is not prepared; may be repeated."
-    )
-    _JSON = flags.DEFINE_boolean("json", False, "Print JSON.")
-    flags.mark_flags_as_required(["config", "topology"])
-    app.run(main, flags_parser=parse_flags)
+    main()

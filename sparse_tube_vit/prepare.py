@@ -1,4 +1,6 @@
-"""Prepares a data set for training: `python -m sparse_tube_vit.prepare NAME ...`.
+"""Prepares a data set for training.
+
+    sparse-tube-vit prepare NAME --data_dir DIR ...
 
     python -m sparse_tube_vit.prepare moving_shapes --data_dir data
     python -m sparse_tube_vit.prepare ucf101 --split 1 \
@@ -22,11 +24,11 @@ One worker process per core, or `--workers`, shares the files; with --beam "OPTI
 workers of an Apache Beam pipeline do, such as "--runner=DataflowRunner --project=...".
 """
 
-import argparse
 import re
 import sys
 from collections.abc import Sequence
 
+from sparse_tube_vit.config.flags import CommandParser
 from sparse_tube_vit.datasets.catalog import BUILDERS, OPTIONS, builder_class
 from sparse_tube_vit.datasets.preparing.prepare import prepare
 from sparse_tube_vit.errors import DatasetError, reported
@@ -53,9 +55,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             sys.exit(130)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m sparse_tube_vit.prepare",
+def _parser() -> CommandParser:
+    parser = CommandParser(
+        "prepare",
         description="Prepares a data set for training, as TFDS ArrayRecord files.",
     )
     add = parser.add_argument

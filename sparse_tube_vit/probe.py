@@ -13,12 +13,16 @@ give. Two measurements of the pooled features:
   variance 1; without splits, in five stratified folds.
 """
 
-import argparse
 import json
 import sys
 from collections.abc import Sequence
 
-from sparse_tube_vit.config.flags import add_model_arguments, parse_views, positive
+from sparse_tube_vit.config.flags import (
+    CommandParser,
+    add_checkpoint_arguments,
+    parse_views,
+    positive,
+)
 from sparse_tube_vit.errors import reported
 from sparse_tube_vit.inference.loaded import load
 from sparse_tube_vit.inference.probe import probe
@@ -52,11 +56,11 @@ FORMATS = {"text": as_text, "json": lambda result: json.dumps(result, indent=1)}
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m sparse_tube_vit.probe",
+    parser = CommandParser(
+        "probe",
         description="Nearest neighbours and a linear probe on a folder of classes.",
     )
-    add_model_arguments(parser)
+    add_checkpoint_arguments(parser)
     parser.add_argument("--clips", required=True, help="folder of class folders")
     parser.add_argument(
         "--kind", choices=("video", "image"), help="default: video, if there are any"

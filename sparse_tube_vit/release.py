@@ -7,32 +7,21 @@
 Its model card states the run's data, steps, and accuracies with their protocol.
 """
 
-import argparse
 from collections.abc import Sequence
 
 from sparse_tube_vit.checkpoints.release import release
+from sparse_tube_vit.config.flags import CommandParser, add_checkpoint_arguments
 from sparse_tube_vit.errors import reported
 from sparse_tube_vit.log import log, to_stderr
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m sparse_tube_vit.release",
+    parser = CommandParser(
+        "release",
         description="Writes a run's checkpoint as a folder that `load` takes.",
     )
-    parser.add_argument(
-        "--workdir",
-        required=True,
-        help="of the run, or one step of its checkpoints; local, gs:// or hf://",
-    )
+    add_checkpoint_arguments(parser)
     parser.add_argument("--out", required=True, help="the folder to write")
-    parser.add_argument("--step", type=int, help="default: the latest checkpoint")
-    parser.add_argument(
-        "--ema",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="take the averaged parameters, if there are any",
-    )
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--license", default="", help="of the weights, for the card")
     parser.add_argument(
@@ -50,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     to_stderr()
     with reported():
         model = release(
-            args.workdir,
+            args.model,
             args.out,
             args.step,
             args.ema,

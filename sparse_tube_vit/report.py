@@ -5,11 +5,11 @@
 What the run lacks, as an evaluation or its data, the page names as absent.
 """
 
-import argparse
 from collections.abc import Sequence
 
 from etils import epath
 
+from sparse_tube_vit.config.flags import CommandParser, add_model
 from sparse_tube_vit.errors import reported
 from sparse_tube_vit.figures.run import Run
 from sparse_tube_vit.log import to_stderr
@@ -20,13 +20,12 @@ PAGE = "report.html"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m sparse_tube_vit.report",
+    parser = CommandParser(
+        "report",
         description="Writes one HTML page of a run, with its pictures and clips in it.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
-    add("--workdir", required=True, help="of the training run")
+    add_model(parser)
     add("--out", help=f"the page; default: WORKDIR/{PAGE}")
     add("--clips", type=int, default=8, help="shown of an evaluation; default: 8")
     add("--data_dir", help="of the prepared data sets, if not that of the config")
@@ -35,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(f"argument --clips: {args.clips}: give 1 or more")
     to_stderr()
     with reported():
-        run = Run(args.workdir, data_dir=args.data_dir)
+        run = Run(args.model, data_dir=args.data_dir)
         check_workdir(run)
         out = epath.Path(args.out or run.workdir / PAGE)
         with whole_file(out) as write:

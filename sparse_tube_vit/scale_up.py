@@ -5,19 +5,19 @@
 The result is trained with configs/scale_up.py.
 """
 
-import argparse
 from collections.abc import Sequence
 
 from sparse_tube_vit.checkpoints.scaling import scale_up
 from sparse_tube_vit.config import is_weights_file
+from sparse_tube_vit.config.flags import CommandParser
 from sparse_tube_vit.errors import reported
 from sparse_tube_vit.log import to_stderr
 from sparse_tube_vit.models.variants import VARIANTS
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m sparse_tube_vit.scale_up",
+    parser = CommandParser(
+        "scale_up",
         description="Makes a large video model of a small one and a large image ViT.",
     )
     parser.add_argument(

@@ -14,19 +14,18 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import contextlib
+from collections.abc import Sequence
 
 import jax
-from absl import app, flags
 from clu import parameter_overview
 from etils import epath
 from jax.experimental.compilation_cache import compilation_cache
-from ml_collections import config_flags
 
 from sparse_tube_vit.checkpoints import release
 from sparse_tube_vit.checkpoints.run import Checkpoints, describe_run, set_damaged_aside
 from sparse_tube_vit.checkpoints.workdir import WorkdirLock, make_workdir
 from sparse_tube_vit.config import ConfigDict, check_values, validate
-from sparse_tube_vit.config.flags import parse_flags
+from sparse_tube_vit.config.flags import CommandParser, add_config, describe_keys
 from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.datasets.classes import classes_by_head, warn_of_flips
 from sparse_tube_vit.datasets.preparing.embedded import prepare_embedded
@@ -219,15 +218,19 @@ def write_overview(params, workdir: epath.Path, first_host: bool) -> None:
     log.info("%s parameters, listed in %s/parameters.txt", f"{count:,}", workdir)
 
 
-def main(argv):
-    del argv
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = CommandParser(
+        "train",
+        description="Trains on streams of images and videos; resumes what it began.",
+        epilog="\n".join(describe_keys()),
+    )
+    add_config(parser)
+    parser.add_argument("--workdir", required=True, help="where the run's files go")
+    args = parser.parse_with_config(argv)
     to_stderr()
     with reported(), hosts.connected():
-        train(_CONFIG.value, _WORKDIR.value)
+        train(args.config, args.workdir)
 
 
 if __name__ == "__main__":
-    _CONFIG = config_flags.DEFINE_config_file("config", lock_config=True)
-    _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run's files go.")
-    flags.mark_flags_as_required(["config", "workdir"])
-    app.run(main, flags_parser=parse_flags)
+    main()

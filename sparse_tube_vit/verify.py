@@ -1,4 +1,4 @@
-"""Verifies a prepared data set: `python -m sparse_tube_vit.verify DATASET`.
+"""Verifies a prepared data set: decodes all of it, and shows it on a page.
 
     python -m sparse_tube_vit.verify ucf101/split1 --data_dir data
     python -m sparse_tube_vit.verify kinetics400 --data_dir data --workers 64 \
@@ -10,7 +10,6 @@ Unusual but valid contents, such as a file in two splits, are warnings. The same
 goes to an HTML page with a clip of every class as training samples it.
 """
 
-import argparse
 import os
 from collections.abc import Sequence
 
@@ -20,9 +19,9 @@ from sparse_tube_vit.config import (
     ConfigDict,
     InvalidConfig,
     default_config,
-    flags,
     stream,
 )
+from sparse_tube_vit.config.flags import CommandParser, add_config
 from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.datasets.preparing import verification
 from sparse_tube_vit.errors import DatasetError, reported
@@ -63,32 +62,25 @@ def training_example(
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m sparse_tube_vit.verify",
+    parser = CommandParser(
+        "verify",
         description="Decodes a prepared data set and compares it with its manifest.",
-        epilog="--config.key=value sets a key of the config.",
-        allow_abbrev=False,
     )
     add = parser.add_argument
     add("dataset", help="as prepared, for example ucf101/split1")
     add("--data_dir", default="data", help="of prepared data sets; default: data")
     cores = len(os.sched_getaffinity(0))  # in a container fewer than the machine has
     add("--workers", type=int, default=cores, help="default: one a core; 0: this one")
-    add("--config", help="whose stream samples the clips of the page")
+    add_config(parser, required=False)  # whose stream samples the clips of the page
     add("--out", help=f"the page; default: {PAGE} in the data set's directory")
-    args, overrides = parser.parse_known_args(argv)
+    args = parser.parse_with_config(argv)
     if args.workers < 0:
         parser.error(f"argument --workers: {args.workers}: give 0 or more")
-    config = None
-    if args.config:
-        config = flags.read([f"--config={args.config}", *overrides])
-    elif overrides:
-        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
     to_stderr()
     with reported():
         name, *_ = reading.split_names(args.dataset, args.data_dir)
         split = reading.open_split(args.dataset, name, args.data_dir)
-        example = training_example(args.dataset, split.kind, config)
+        example = training_example(args.dataset, split.kind, args.config)
         out = epath.Path(args.out or epath.Path(split.directory) / PAGE)
         with whole_file(out) as write:
             result = verification.verify(args.dataset, args.data_dir, args.workers)

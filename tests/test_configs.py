@@ -8,8 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from configs.common import arguments
-from sparse_tube_vit.config import InvalidConfig, validate
+from sparse_tube_vit.config import InvalidConfig, arguments, validate
 from sparse_tube_vit.datasets.catalog import BUILDERS
 from sparse_tube_vit.models.tubes import count_tokens
 from sparse_tube_vit.models.tubevit import make_model
@@ -21,7 +20,7 @@ from tests.tiny import shrink_moving_shapes
 FILES = sorted(
     file
     for file in (Path(__file__).parents[1] / "configs").glob("*.py")
-    if file.stem not in ("__init__", "common", "finetune")
+    if file.stem not in ("__init__", "finetune")
 )
 
 

@@ -1,17 +1,17 @@
-"""Command line of the benchmarks."""
+"""Times the model, its training, the decoding or the input."""
 
 import argparse
 from collections.abc import Sequence
 
 from sparse_tube_vit.benchmark import compute, decoding, feeding
-from sparse_tube_vit.config.flags import read
+from sparse_tube_vit.config.flags import CommandParser, add_config
 from sparse_tube_vit.errors import reported
 from sparse_tube_vit.models.variants import TUBE_SETS, VARIANTS
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m sparse_tube_vit.benchmark",
+    parser = CommandParser(
+        "benchmark",
         description="Times the model, its training, the decoding or the input.",
     )
     commands = parser.add_subparsers(required=True)
@@ -44,9 +44,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--beside", nargs="+", choices=decoding.DECODERS, default=(), help="the same by"
     )
     decode.set_defaults(run=decoding.time_decode)
-    host = commands.add_parser(
-        "input", help="clips per second per core, by stage; takes --config as train"
-    )
+    host = commands.add_parser("input", help="clips per second per core, by stage")
+    add_config(host)
     host.add_argument("--data_dir", help="in place of the config's")
     host.add_argument("--examples", type=_positive(int), default=64, help="a stream")
     rate = host.add_mutually_exclusive_group()
@@ -55,13 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--clips_per_second", type=_positive(float), help="of all streams together"
     )
     host.set_defaults(run=feeding.time_input)
-    args, rest = parser.parse_known_args(argv)
-    if args.run is feeding.time_input:
-        args.config = read(rest)
-        if args.config is None:
-            host.error("--config FILE is needed")
-    elif rest:
-        parser.error(f"unknown arguments: {' '.join(rest)}")
+    args = parser.parse_with_config(argv)
     with reported():
         args.run(args)
 

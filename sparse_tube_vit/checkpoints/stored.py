@@ -43,6 +43,9 @@ ARRAYS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 #: Dtypes of released parameters, by their names in safetensors.
 DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16)}
 
+#: Release of the small model that comes with the package, of moving_shapes.
+DEMO = Path(__file__).parents[1] / "demo"
+
 _TRAIN = "Train first: python -m sparse_tube_vit.train --config FILE --workdir DIR"
 _SCHEMES = ("gs", "s3", "az", "hf")
 
@@ -161,7 +164,8 @@ def locate(path, step: int | None = None) -> Location:
 
     Args:
         path: A work directory, one step's directory below its `checkpoints`, or a
-            release; local, or at gs:// or hf://.
+            release; local, or at gs:// or hf://. "demo" is the release that comes with
+            the package; a folder of that name is "./demo".
         step: A step of a work directory; None for the latest finished one.
 
     Raises:
@@ -184,6 +188,8 @@ def open_path(path) -> epath.Path | HubPath:
         UnreachableStorage: The URL is of an unknown kind, or the Hub does not answer.
     """
     name = os.fspath(path)
+    if name == "demo":
+        return epath.Path(DEMO)
     if is_hub(name):
         return HubPath.of(name)
     scheme, _, rest = name.partition("://")

@@ -2,6 +2,7 @@
 
 from ml_collections import ConfigDict
 
+from sparse_tube_vit.config.files import arguments, smoke
 from sparse_tube_vit.config.keys import InvalidConfig
 from sparse_tube_vit.config.model import MODEL, EncoderOptions
 from sparse_tube_vit.config.rules import (
@@ -26,6 +27,7 @@ __all__ = [
     "EncoderOptions",
     "InvalidConfig",
     "MODEL",
+    "arguments",
     "check_values",
     "default_config",
     "differences",
@@ -36,6 +38,7 @@ __all__ = [
     "leave_open",
     "open_keys",
     "profiled_steps",
+    "smoke",
     "stream",
     "validate",
 ]

@@ -3,14 +3,64 @@
 import argparse
 import re
 import sys
+import textwrap
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from sparse_tube_vit.config.schema import message_of
+from sparse_tube_vit.config import files
+from sparse_tube_vit.config.keys import REQUIRED
+from sparse_tube_vit.config.schema import (
+    EVALUATION,
+    SCHEMA,
+    STREAM,
+    leaves,
+    message_of,
+)
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Parser of one command's arguments.
+
+    Options are spelt with underscores or with dashes, and not abbreviated.
+
+    Args:
+        command: Name of the command, "predict"; a parser of subcommands passes `prog`.
+        options: As for `argparse.ArgumentParser`.
+    """
+
+    def __init__(self, command: str = "", **options):
+        options.setdefault("prog", f"sparse-tube-vit {command}")
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(**options | {"allow_abbrev": False})
+
+    def parse_known_args(self, args=None, namespace=None):
+        args = list(sys.argv[1:] if args is None else args)
+        options = {
+            option.replace("-", "_"): option
+            for action in self._actions
+            for option in action.option_strings
+        }
+        end = args.index("--") if "--" in args else len(args)
+        for i, arg in enumerate(args[:end]):
+            name, equals, value = arg.partition("=")
+            args[i] = options.get(name.replace("-", "_"), name) + equals + value
+        return super().parse_known_args(args, namespace)
+
+    def parse_with_config(self, argv: Sequence[str] | None) -> argparse.Namespace:
+        """Parses `--config FILE` and any `--config.key=value` beside the arguments.
+
+        The file becomes its config; the program ends where there is none to override.
+        """
+        args, overrides = self.parse_known_args(argv)
+        if getattr(args, "config", None):
+            args.config = read([f"--config={args.config}", *overrides])
+        elif overrides:
+            self.error(f"unrecognized arguments: {' '.join(overrides)}")
+        return args
 
 
 def parse_views(text: str) -> tuple[int, int]:
@@ -23,13 +73,33 @@ def parse_views(text: str) -> tuple[int, int]:
     return int(temporal), int(spatial)
 
 
-def add_model_arguments(parser: argparse.ArgumentParser) -> None:
-    """Adds the arguments of commands that load a model."""
-    parser.add_argument(
+def positive(text: str) -> int:
+    """Returns a whole number of at least 1, as an argument's type."""
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return int(text)
+
+
+def add_model(container, **options) -> None:
+    """Adds --model to a parser or a group; --workdir is the same, for one of a run.
+
+    Args:
+        container: A parser or a group of one.
+        options: As for `add_argument`; required, if `required` is not given.
+    """
+    container.add_argument(
         "--model",
-        required=True,
-        help="a run's work directory, one step of its checkpoints, or a release",
+        "--workdir",
+        dest="model",
+        **{"required": True, "metavar": "MODEL"} | options,
+        help="a run's work directory, a step of its checkpoints, or a release; a path, "
+        "gs://..., hf://USER/NAME, or demo",
     )
+
+
+def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds --model, and which step and kind of its parameters to take."""
+    add_model(parser)
     parser.add_argument("--step", type=int, help="of a run; default: the latest")
     parser.add_argument(
         "--ema",
@@ -39,41 +109,53 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def positive(text: str) -> int:
-    """Returns a whole number of at least 1, as an argument's type."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
-    return int(text)
+def add_config(container, **options) -> None:
+    """Adds --config to a parser or a group, for `CommandParser.parse_with_config`."""
+    container.add_argument(
+        "--config",
+        **{"required": True, "metavar": "FILE"} | options,
+        help="a config file, or the name of one that comes with the package, "
+        "FILE:ARGUMENTS; --config.key=value sets a key of it: `sparse-tube-vit train "
+        "--help` lists them",
+    )
+
+
+def describe_keys() -> Iterator[str]:
+    """Yields lines that list every key of a config, with default, rule and meaning."""
+    sections = (
+        ("Keys of a config", "config.", SCHEMA),
+        ("Keys of a stream", "config.streams.NAME.", STREAM),
+        ("Keys of an evaluation", "config.evaluations.NAME.", EVALUATION),
+    )
+    for title, prefix, schema in sections:
+        yield f"\n{title}:"
+        for name, key in leaves(schema, f"--{prefix}"):
+            default = "" if key.default in (REQUIRED, None) else f"={key.default!r}"
+            yield f"  {name}{default}"
+            rule = f" ({key.rule.words})" if key.rule else ""
+            text = f"{key.meaning}{rule}"
+            yield textwrap.fill(
+                text, 88, initial_indent=" " * 6, subsequent_indent=" " * 6
+            )
 
 
 def read(arguments: Sequence[str]) -> ConfigDict:
     """Returns the config of `--config=FILE` and any `--config.key=value`.
 
-    For commands with other arguments of their own; ends with a message as parse_flags.
-    """
-    values, argv = flags.FlagValues(), ["", *arguments]
-    config_flags.DEFINE_config_file(
-        "config", lock_config=True, flag_values=values, sys_argv=argv
-    )
-    _, *unknown = parse_flags(argv, values)
-    if unknown:
-        sys.exit(f"Unknown command line argument {unknown[0]!r}")
-    return values.config
-
-
-def parse_flags(argv, values: flags.FlagValues = flags.FLAGS):
-    """Parses flags for absl.app.
-
     Whatever a config file raises ends the program with a message: its place in the
     file, if it is no InvalidConfig, and its text.
     """
+    values, argv = flags.FlagValues(), ["", *map(_spelt, arguments)]
     file = _config_file(argv)
-    _make_importable(file)
+    if file is not None:
+        files.make_neighbours_importable(file)
+    config_flags.DEFINE_config_file(
+        "config", lock_config=True, flag_values=values, sys_argv=argv
+    )
     try:
-        rest = values(argv)
-        # A missing file is an error only when the config is accessed.
-        getattr(values.config, "seed", None)
-        return rest
+        _, *unknown = values(argv)
+        config = values.config
+        getattr(config, "seed", None)  # a missing file is an error only now
     except flags.Error as error:
         # TypeError and ValueError of a config file arrive as text of their traceback.
         _, is_trace, trace = str(error).rpartition("Traceback (most recent call last):")
@@ -88,25 +170,40 @@ def parse_flags(argv, values: flags.FlagValues = flags.FLAGS):
         trace = traceback.extract_tb(error.__traceback__)
         frames = [(frame.filename, frame.lineno) for frame in trace]
         message = message_of(error)
+    else:
+        if unknown:
+            sys.exit(f"Unknown command line argument {unknown[0]!r}")
+        return config
     places = [f"{name}:{line}: " for name, line in frames if _same(name, file)]
     sys.exit(f"InvalidConfig: {places[-1] if places else ''}{message}")
 
 
+def _spelt(argument):
+    """Finds the config file, and spells keys with underscores."""
+    name, equals, value = argument.partition("=")
+    if name == "--config":
+        path, colon, rest = value.partition(":")
+        return f"{name}={files.find(path)}{colon}{rest}"
+    if not name.startswith("--config."):
+        return argument
+    keys = {
+        part
+        for schema in (SCHEMA, STREAM, EVALUATION)
+        for key, _ in leaves(schema)
+        for part in key.split(".")
+    }
+    parts = [  # streams may have names with dashes
+        underscored if (underscored := part.replace("-", "_")) in keys else part
+        for part in name[2:].split(".")
+    ]
+    return f"--{'.'.join(parts)}{equals}{value}"
+
+
 def _config_file(argv):
     """Returns the path that --config names, without arguments; None for no path."""
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--config", "-config", nargs="?")
-    path = parser.parse_known_args(argv[1:])[0].config
-    return Path(path.partition(":")[0]) if path else None
+    name = next((x for x in argv if x.startswith("--config=")), "").partition("=")[2]
+    return Path(name.partition(":")[0]) if name else None
 
 
 def _same(name, file):
     return file is not None and Path(name).resolve() == file.resolve()
-
-
-def _make_importable(file):
-    """Lets a config file import `configs.common`, from whatever directory."""
-    if (root := str(Path(__file__).resolve().parents[2])) not in sys.path:
-        sys.path.append(root)
-    if file is not None and (folder := file.resolve().parent).name == "configs":
-        sys.path.insert(0, str(folder.parent))  # its own, should there be several

@@ -10,10 +10,14 @@ KIND is one of `run.KINDS`, or `run` for all of them. `batch` draws all frames o
 step's batches after augmentation and mixup, with their targets.
 """
 
-import argparse
 from collections.abc import Sequence
 
-from sparse_tube_vit.config.flags import read
+from sparse_tube_vit.config.flags import (
+    CommandParser,
+    add_config,
+    add_model,
+    positive,
+)
 from sparse_tube_vit.errors import reported
 from sparse_tube_vit.figures.run import (
     KINDS,
@@ -29,14 +33,10 @@ from sparse_tube_vit.log import to_stderr
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = _parser()
-    args, overrides = parser.parse_known_args(argv)
-    config = None
-    if getattr(args, "config", None):
-        config = read([f"--config={args.config}", *overrides])
-        if args.out is None:
-            parser.error("--config needs --out")
-    elif overrides:
-        parser.error(f"unrecognized arguments: {' '.join(overrides)}")
+    args = parser.parse_with_config(argv)
+    config = getattr(args, "config", None)
+    if config is not None and args.out is None:
+        parser.error("--config needs --out")
     to_stderr()
     with reported():
         if args.command == "batch":
@@ -45,37 +45,33 @@ def main(argv: Sequence[str] | None = None) -> None:
             config.data_dir = args.data_dir or config.data_dir
             paths = write(tubes_over(view_of(config, args.clip), config), args.out)
         else:
-            workdirs = args.workdir if args.command == "tokens" else [args.workdir]
+            models = args.model if args.command == "tokens" else [args.model]
             clip, data_dir = (
                 getattr(args, "clip", None),
                 getattr(args, "data_dir", None),
             )
-            runs = [Run(workdir, clip, data_dir) for workdir in workdirs]
+            runs = [Run(model, clip, data_dir) for model in models]
             paths = draw_run(runs, args.command, args.out)
         for path in paths:
             print(path)
 
 
 def _parser():
-    parser = argparse.ArgumentParser(
-        prog="python -m sparse_tube_vit.figures",
+    parser = CommandParser(
+        "figures",
         description="Draws a run, or the batches that the model gets.",
     )
     commands = parser.add_subparsers(dest="command", required=True)
     kinds = {"run": "all of the following"}
     kinds |= {kind: draw.__doc__.split(".")[0].strip() for kind, draw in KINDS.items()}
     for kind, about in kinds.items():
-        command = commands.add_parser(
-            kind, help=about, description=f"{about}.", allow_abbrev=False
-        )
+        command = commands.add_parser(kind, help=about, description=f"{about}.")
         several = {"nargs": "+"} if kind == "tokens" else {}
         source = command
         if kind == "tubes":
             source = command.add_mutually_exclusive_group(required=True)
-            source.add_argument("--config", help="as for training, in place of a run")
-        source.add_argument(
-            "--workdir", required=kind != "tubes", help="of the training run", **several
-        )
+            add_config(source, required=False)
+        add_model(source, required=kind != "tubes", **several)
         command.add_argument("--out", help="a directory; default: WORKDIR/figures")
         if kind in ("run", "tubes", "attention"):
             command.add_argument(
@@ -85,19 +81,11 @@ def _parser():
     batch = commands.add_parser(
         "batch",
         help="all frames of a step's batches, augmented, with their targets",
-        epilog="--config.key=value sets a key of the config.",
-        allow_abbrev=False,
     )
-    batch.add_argument("--config", required=True, help="as for training")
-    batch.add_argument("--step", type=_step, default=1, help="from 1, the default, on")
+    add_config(batch)
+    batch.add_argument("--step", type=positive, default=1, help="default: 1")
     batch.add_argument("--out", required=True, help="where the pictures go")
     return parser
-
-
-def _step(text):
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of at least 1")
-    return int(text)
 
 
 if __name__ == "__main__":

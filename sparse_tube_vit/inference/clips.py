@@ -2,14 +2,24 @@
 
 import contextlib
 import os
+from pathlib import Path
 
 import numpy as np
 
+from sparse_tube_vit.checkpoints.stored import DEMO
 from sparse_tube_vit.config import ConfigDict
 from sparse_tube_vit.input.examples import EvaluationExample, unlabelled
 from sparse_tube_vit.storage import UnreadableFile, read_file
 from sparse_tube_vit.video.decode import UndecodableClip
 from sparse_tube_vit.video.limits import Limits
+
+
+def example_clips() -> list[Path]:
+    """Returns the files of two clips that come with the package, for the model "demo".
+
+    They are of the test split of moving_shapes, each named by its class.
+    """
+    return sorted(DEMO.glob("*.mp4"))
 
 
 def read_clip(

@@ -40,7 +40,8 @@ def load(path, step: int | None = None, ema: bool = True) -> "TrainedTubeViT":
 
     Args:
         path: A run's work directory, one step's directory below its `checkpoints`, or
-            a release; local, at gs://, or hf://USER/NAME on the Hugging Face Hub.
+            a release; local, at gs://, or hf://USER/NAME on the Hugging Face Hub; or
+            "demo", the small model that comes with the package.
         step: A step of a work directory; None for the latest.
         ema: Whether to read averaged parameters, if there are any. A release has only
             one kind.

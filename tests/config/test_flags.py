@@ -1,10 +1,14 @@
+import argparse
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from sparse_tube_vit.config.flags import read
+from sparse_tube_vit.config import ConfigDict, default_config
+from sparse_tube_vit.config.flags import CommandParser, describe_keys, read
+from sparse_tube_vit.config.schema import EVALUATION, STREAM
 
 
 @pytest.mark.parametrize(
@@ -52,36 +56,105 @@ def test_a_wrong_command_line_ends_with_what_is_wrong(
     assert "Traceback" not in done.stderr
 
 
-def test_a_config_file_is_read_from_any_directory(tmp_path):
-    """Its neighbour `configs.common` too, though another `configs` is nearer."""
-    (tmp_path / "configs").mkdir()
-    (tmp_path / "configs/__init__.py").touch()
-    root = Path(__file__).parents[2]
+def learning_rate(config, directory):
+    """Reads a config in a process of its own; returns what it prints."""
     code = (
         "import sys; from sparse_tube_vit.config.flags import read; "
         "print(read(sys.argv[1:]).optimizer.learning_rate)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, f"--config={root}/configs/kinetics.py:variant=L"],
-        cwd=tmp_path,
-        env={"PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu", "PATH": ""},
+        [sys.executable, "-c", code, f"--config={config}"],
+        cwd=directory,
+        env={
+            "PYTHONPATH": str(Path(__file__).parents[2]),
+            "JAX_PLATFORMS": "cpu",
+            "PATH": "",
+        },
         capture_output=True,
         text=True,
     )
-    assert done.stdout == "1e-05\n", done.stderr
+    assert not done.returncode, done.stderr
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize("name", ["configs/kinetics.py", "kinetics.py", "kinetics"])
+def test_a_config_of_the_package_is_found_from_any_directory(name, tmp_path):
+    assert learning_rate(f"{name}:variant=L", tmp_path) == "1e-05"
+
+
+def test_a_config_file_that_is_there_is_read_and_imports_its_neighbours(tmp_path):
+    folder = tmp_path / "configs"
+    folder.mkdir()
+    (folder / "__init__.py").touch()
+    (folder / "kinetics.py").write_text(
+        "from configs.rates import RATE\n"
+        "from sparse_tube_vit.config import default_config\n"
+        "def get_config():\n"
+        "    config = default_config()\n"
+        "    config.optimizer.learning_rate = RATE\n"
+        "    return config\n"
+    )
+    (folder / "rates.py").write_text("RATE = 0.125\n")
+    assert learning_rate("configs/kinetics.py", tmp_path) == "0.125"
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    assert learning_rate(folder / "kinetics.py", elsewhere) == "0.125"
+
+
+def test_dashes_are_underscores():
+    parser = CommandParser("some")
+    parser.add_argument("--batch_size", type=int)
+    parser.add_argument("--ema", action=argparse.BooleanOptionalAction)
+    parser.add_argument("files", nargs="*")
+    for spelt in ("--batch-size", "--batch_size"):
+        given = [spelt, "3", "--no-ema", "--", "--batch-size"]
+        args = parser.parse_args(given)
+        assert (args.batch_size, args.ema, args.files) == (3, False, ["--batch-size"])
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--batch=3"])  # nothing is abbreviated
+
+    config = read(
+        [
+            "--config=configs/kinetics.py",
+            "--config.optimizer.learning-rate=3",
+            "--config.streams.video.batch-size=7",
+        ]
+    )
+    assert config.optimizer.learning_rate == 3 and config.streams.video.batch_size == 7
+
+
+def test_every_key_is_described():
+    """As many as a config has, and all of streams and evaluations."""
+    text = "\n".join(describe_keys())
+    config = default_config()
+    named = set(re.findall(r"(?m)^  --config\.([\w.]+)", text))
+
+    def names(section, prefix=""):
+        for name in section:
+            if isinstance(section.get(name), ConfigDict):
+                yield from names(section[name], f"{prefix}{name}.")
+            else:
+                yield prefix + name
+
+    wanted = {*names(config)}
+    wanted |= {f"streams.NAME.{key}" for key in STREAM}
+    wanted |= {f"evaluations.NAME.{key}" for key in EVALUATION}
+    assert named == wanted
+    rate = config.optimizer.learning_rate
+    assert f"--config.optimizer.learning_rate={rate!r}\n" in text
 
 
 @pytest.mark.parametrize(
     "text, message",
     [
         ("import no_such_module", ":1: No module named 'no_such_module'"),
-        ("from configs.common import smok", ":1: cannot import name 'smok' from"),
+        ("from sparse_tube_vit.config import smok", ":1: cannot import name 'smok'"),
         ("def get_config():\n    return 1 / 0", ":2: division by zero"),
         ("def get_config():\n    return int('x')", ":2: ValueError: invalid literal"),
         ("def get_config(:", "invalid syntax"),
         ("x = 1", "has no attribute 'get_config'"),
         (
-            "from configs.common import arguments\n"
+            "from sparse_tube_vit.config import arguments\n"
             "def get_config():\n    arguments('x')",
             "InvalidConfig: The config takes no argument 'x'; it takes none.",
         ),

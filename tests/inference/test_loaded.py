@@ -16,6 +16,7 @@ import pytest
 
 import sparse_tube_vit as stv
 from sparse_tube_vit import evaluate, predict, train
+from sparse_tube_vit.checkpoints.step import NoCheckpoint
 from sparse_tube_vit.checkpoints.stored import locate
 from sparse_tube_vit.datasets.reading import open_split
 from sparse_tube_vit.evaluation import evaluator
@@ -121,6 +122,24 @@ def test_predicts_what_evaluate_scores_bit_for_bit(
         assert ordered == sorted(ordered, reverse=True)
     total = sum(p for _, p in told[0].classes)
     assert (abs(total - 1) < 1e-5) == (name == "image")
+
+
+def test_the_model_of_the_package_knows_its_clips(tmp_path, monkeypatch):
+    """From any directory, beside a folder of its name too."""
+    (tmp_path / "demo").mkdir()
+    monkeypatch.chdir(tmp_path)
+    demo = stv.load("demo")
+    clips = stv.example_clips()
+    assert [clip.stem for clip in clips] == ["ring_left", "star_right"]
+    for clip in clips:
+        (name, probability), *_ = demo.predict(clip)
+        assert name == clip.stem.replace("_", " ") and probability > 0.8
+    size = sum(file.stat().st_size for file in clips[0].parent.iterdir())
+    assert size < 4e6
+    card = (clips[0].parent / "README.md").read_text()
+    assert "moving_shapes/videos" in card and "bfloat16" in card
+    with pytest.raises(NoCheckpoint):
+        stv.load("./demo")
 
 
 def test_arrays_files_and_views_give_the_same(tubevit, files):

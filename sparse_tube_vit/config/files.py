@@ -1,6 +1,43 @@
-"""Arguments of config files, and the smoke test's smaller sizes."""
+"""Config files: finding them, their arguments, and the smoke test's smaller sizes."""
 
-from sparse_tube_vit.config import ConfigDict, InvalidConfig
+import sys
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from sparse_tube_vit.config.keys import InvalidConfig
+
+_PACKAGE = Path(__file__).resolve().parents[1]
+
+#: The folder `configs/` of an installation, or of a clone.
+SHIPPED = next(
+    (x for x in (_PACKAGE / "configs", _PACKAGE.parent / "configs") if x.is_dir()), None
+)
+
+
+def find(name: str) -> Path:
+    """Returns the path of a config file, which need not exist.
+
+    Args:
+        name: A path. One that does not exist names a file that comes with the package:
+            "configs/kinetics.py", "kinetics.py" or "kinetics".
+    """
+    path = Path(name)
+    if SHIPPED and not path.is_file() and path.parent in (Path(), Path("configs")):
+        shipped = SHIPPED / path.with_suffix(path.suffix or ".py").name
+        if shipped.is_file() and not shipped.name.startswith("_"):
+            return shipped
+    return path
+
+
+def make_neighbours_importable(file: Path) -> None:
+    """Lets a file in a folder `configs` import others in it, `from configs import x`.
+
+    The files that come with the package do not need it.
+    """
+    folder = file.resolve().parent
+    if folder.name == "configs" and folder.parent != _PACKAGE:
+        sys.path.insert(0, str(folder.parent))
 
 
 def arguments(given: str, **allowed: tuple[str, ...] | str | bool) -> ConfigDict:
