@@ -1,6 +1,6 @@
 """Charades: several actions a video, mean average precision.
 
-    python -m sparse_tube_vit.train --config configs/charades.py --workdir DIR \
+    sparse-tube-vit train --config configs/charades.py --workdir DIR \
         --config.init.weights=RUN --config.data_dir=DATA
 
 RUN is the work directory of `configs/kinetics.py:classes=600,variant=L`; its encoder is

@@ -1,6 +1,6 @@
 """ImageNet alone: the first stage of `configs/kinetics.py:streams=images_first`.
 
-    python -m sparse_tube_vit.train --config configs/imagenet.py:variant=B \
+    sparse-tube-vit train --config configs/imagenet.py:variant=B \
         --workdir runs/imagenet_B --config.data_dir=DATA
 
 Arguments: variant=B (or L, H, S, Ti); smoke, a minute on a CPU on the embedded data

@@ -1,6 +1,6 @@
 """TubeViT on Kinetics, jointly with ImageNet: the paper's main experiment.
 
-    python -m sparse_tube_vit.train --config configs/kinetics.py:classes=400,variant=B \
+    sparse-tube-vit train --config configs/kinetics.py:classes=400,variant=B \
         --workdir DIR --config.data_dir=DATA
 
 Arguments, after a colon and separated by commas:

@@ -1,6 +1,6 @@
 """Joint training on the embedded data: shapes in images, moving shapes in videos.
 
-    python -m sparse_tube_vit.train --config configs/moving_shapes.py --workdir DIR
+    sparse-tube-vit train --config configs/moving_shapes.py --workdir DIR
 
 Measured on two CPU cores: 3 to 6 minutes, Top-1 94.4% on videos (2x1 views), 95.0% on
 images.

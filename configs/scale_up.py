@@ -1,8 +1,8 @@
 """Scaling up, from image to video: the last layers, gate and heads (paper 3.6).
 
-    python -m sparse_tube_vit.scale_up --small RUN --big FILE --variant H \
+    sparse-tube-vit scale_up --small RUN --big FILE --variant H \
         --workdir runs/created
-    python -m sparse_tube_vit.train --workdir DIR \
+    sparse-tube-vit train --workdir DIR \
         --config configs/scale_up.py:small=B,big=H,created=runs/created
 
 RUN is of configs/kinetics.py with the small variant, FILE an image ViT (`.npz` or

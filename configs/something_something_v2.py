@@ -1,6 +1,6 @@
 """Something-Something V2, from a model of Kinetics-600 and ImageNet.
 
-    python -m sparse_tube_vit.train --config configs/something_something_v2.py \
+    sparse-tube-vit train --config configs/something_something_v2.py \
         --workdir DIR --config.init.weights=RUN --config.data_dir=DATA
 
 RUN is the work directory of `configs/kinetics.py:classes=600,variant=L`. Arguments:

@@ -1,10 +1,10 @@
 """UCF101 jointly with images, from scratch, small enough for a laptop.
 
-    python -m sparse_tube_vit.prepare ucf101 --videos DIR --annotations DIR \
+    sparse-tube-vit prepare ucf101 --videos DIR --annotations DIR \
         --data_dir data
-    python -m sparse_tube_vit.prepare image_folder --name tiny_imagenet --images DIR \
+    sparse-tube-vit prepare image_folder --name tiny_imagenet --images DIR \
         --data_dir data
-    python -m sparse_tube_vit.train --config configs/ucf101.py --workdir DIR
+    sparse-tube-vit train --config configs/ucf101.py --workdir DIR
 
 Measured with 10 classes of UCF101 (split 1) and 50 of Tiny-ImageNet on two CPU cores:
 30 minutes, Top-1 46.2% with 2x3 views.
