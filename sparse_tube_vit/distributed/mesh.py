@@ -22,4 +22,9 @@ def constrain(x: jax.Array, *axes) -> jax.Array:
 def platform() -> str:
     """Returns the platform that a program is traced for: "tpu", "gpu" or "cpu"."""
     device = jax.sharding.get_abstract_mesh().abstract_device
-    return device.platform if device else jax.default_backend()
+    if device is None:
+        return jax.default_backend()
+    if hasattr(device, "platform"):
+        return device.platform
+    kind = device.device_kind.lower()  # all that it has before jax 0.10
+    return next((name for name in ("tpu", "cpu") if kind.startswith(name)), "gpu")

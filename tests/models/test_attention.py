@@ -1,3 +1,4 @@
+import dataclasses
 import re
 
 import jax
@@ -100,7 +101,10 @@ def test_scores_and_softmax_are_not_rounded_to_the_dtype_of_the_factors(name):
 
 def chosen(platform, monkeypatch, **options):
     """Which implementation "auto" takes on a device that is not there."""
-    device = jax.sharding.AbstractDevice(platform, None, platform)
+    kind = {"tpu": "TPU v5 lite", "gpu": "NVIDIA H100", "cpu": "cpu"}[platform]
+    known = {"device_kind": kind, "num_cores": None, "platform": platform}
+    fields = dataclasses.fields(jax.sharding.AbstractDevice)  # no platform in jax 0.9
+    device = jax.sharding.AbstractDevice(*(known[field.name] for field in fields))
     mesh = jax.sharding.AbstractMesh(
         (1, 1, 1), AXES, (jax.sharding.AxisType.Auto,) * 3, abstract_device=device
     )
