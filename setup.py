@@ -4,29 +4,29 @@ from setuptools import find_packages, setup
 CORE = [
     "jax>=0.9",
     "flax>=0.12",
-    "orbax-checkpoint>=0.11",
+    "orbax-checkpoint>=0.11.36",
     "ml-collections>=1.1",
     "numpy>=2.0",
     "safetensors>=0.8",
     "etils[epath]>=1.13",
     "ml-dtypes>=0.5",
-    "absl-py>=2.3",
+    "absl-py>=1.4",
     "optax>=0.2.6",
     "av>=17",
 ]
 TRAIN = [
-    "google-cloud-storage>=3",  # orbax's checkpoints at gs://
     "clu>=0.0.12",
     "grain>=0.2.15",
     "array-record>=0.8",
     "tensorflow-datasets>=4.9.9",
-    "tensorflow-cpu>=2.20",  # clu's TensorBoard writer
-    "tensorboard>=2.20",
+    "tensorboard>=2.19",
     "matplotlib>=3.10",
-    "pillow>=12",
+    "pillow>=11",
     "opencv-python-headless>=4.12",
     "tqdm>=4.66",
 ]
+# Files at gs://, and orbax's checkpoints there.
+GCS = ["gcsfs>=2025.3", "google-cloud-storage>=3"]
 
 setup(
     name="sparse_tube_vit",
@@ -46,12 +46,12 @@ setup(
     install_requires=CORE,
     extras_require={
         "train": TRAIN,
-        "gcs": ["gcsfs>=2025.3"],  # models and clips at gs:// without tensorflow
+        "gcs": GCS,
         "hub": ["huggingface_hub>=1.0"],  # models at hf://
         "probe": ["scikit-learn>=1.7"],
         "tpu": ["jax[tpu]>=0.9"],
         "cuda": ["jax[cuda13]>=0.9"],
-        "beam": ["apache-beam[gcp]>=2.77", "gcsfs>=2025.3"],
+        "beam": ["apache-beam[gcp]>=2.77", *GCS],
         "dev": [
             "pytest>=9",
             "pytest-xdist>=3.8",

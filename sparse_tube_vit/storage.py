@@ -1,8 +1,8 @@
 """Paths and URLs, and files that are written whole or not at all.
 
-URLs are gs://, s3:// and az://, which epath reads and writes: gs:// by tensorflow where
-it is installed, else all of them by fsspec and its packages (gcsfs for gs://). Models
-and weights are read from hf:// too, see `checkpoints.hub`.
+URLs are gs://, s3:// and az://, which epath reads and writes by fsspec and its packages
+(gcsfs for gs://, or tensorflow where it is installed). Models and weights are read from
+hf:// too, see `checkpoints.hub`.
 """
 
 import contextlib
@@ -141,6 +141,24 @@ def write_whole(path, content: bytes) -> None:
     """Writes a file as `whole_file`, from content that is already known."""
     with whole_file(path) as write:
         write(lambda file: file.write(content))
+
+
+def append(path, content: bytes) -> None:
+    """Appends to a file, which is made if it is not there.
+
+    Buckets cannot append: there the file is read and written anew.
+
+    Raises:
+        UnwritableOutput: The file cannot be written.
+    """
+    path = epath.Path(path)
+    with writing(path):
+        if is_remote(path):
+            before = path.read_bytes() if path.exists() else b""
+            path.write_bytes(before + content)
+        else:
+            with path.open("ab") as file:
+                file.write(content)
 
 
 @contextlib.contextmanager

@@ -1,24 +1,17 @@
 """A stand-in for Google Cloud Storage on 127.0.0.1, its objects in memory.
 
-The real clients talk to it, in this process and in workers: tensorstore by a setting of
-its own; tensorflow, whose address of the storage is fixed, by a proxy that answers for
-googleapis.com under a certificate made for it.
+The real clients talk to it, in this process and in workers: gcsfs, tensorstore and
+array_record.
 """
 
-import datetime
 import functools
 import json
 import re
-import ssl
-import tempfile
 import threading
 import urllib.parse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+import gcsfs
 
 
 class Storage:
@@ -26,16 +19,14 @@ class Storage:
 
     Attributes:
         objects: (bucket, name) -> (bytes, generation).
-        requests: (client, method, path) of every request.
+        requests: (method, path) of every request.
     """
 
-    def __init__(self, directory):
+    def __init__(self):
         self.objects: dict[tuple[str, str], tuple[bytes, int]] = {}
         self.uploads: dict[str, tuple[tuple[str, str], bytes]] = {}
-        self.requests: list[tuple[str, str, str]] = []
+        self.requests: list[tuple[str, str]] = []
         self.lock, self.generation = threading.RLock(), 0
-        self.certificate = directory / "certificate.pem"
-        self.tls = _certificate(self.certificate)
         handler = type("Handler", (_Handler,), {"storage": self})
         self.server = _Server(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self.server.server_port}"
@@ -67,29 +58,22 @@ class Storage:
 @functools.cache
 def _storage() -> Storage:
     """The one storage of this process: tensorstore keeps the address it first reads."""
-    storage = Storage(Path(_DIRECTORY.name))
+    storage = Storage()
     threading.Thread(target=storage.server.serve_forever, daemon=True).start()
     return storage
 
 
-_DIRECTORY = tempfile.TemporaryDirectory()
-
-
 def use(monkeypatch) -> Storage:
-    """Has tensorflow, tensorstore and array_record use a storage for gs://."""
+    """Has the clients of gs:// use a storage."""
     storage = _storage()
     for name, value in {
         "CLOUD_STORAGE_EMULATOR_ENDPOINT": storage.url,  # array_record
-        "STORAGE_EMULATOR_HOST": storage.url,  # google-cloud-storage
+        "STORAGE_EMULATOR_HOST": storage.url,  # gcsfs, google-cloud-storage
         "TENSORSTORE_GCS_HTTP_URL": storage.url,
         "TENSORSTORE_GCS_HTTP_VERSION": "1",
-        "https_proxy": storage.url,  # tensorflow
-        "CURL_CA_BUNDLE": storage.certificate,
-        "NO_GCE_CHECK": "true",
-        "GOOGLE_AUTH_TOKEN_FOR_TESTING": "token",
-        "GCS_RETRY_CONFIG_MAX_RETRIES": "1",
     }.items():
-        monkeypatch.setenv(name, str(value))
+        monkeypatch.setenv(name, value)
+    gcsfs.GCSFileSystem.clear_instance_cache()  # they keep addresses and listings
     return storage
 
 
@@ -103,19 +87,6 @@ class _Server(ThreadingHTTPServer):
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     storage: Storage
-    host = "tensorstore"
-
-    def do_CONNECT(self):
-        """Goes on as the host that is asked for."""
-        self.host = self.path.partition(":")[0]
-        self.send_response(200)
-        self.end_headers()
-        self.connection = self.storage.tls.wrap_socket(
-            self.connection, server_side=True
-        )
-        self.rfile = self.connection.makefile("rb", self.rbufsize)
-        self.wfile = self.connection.makefile("wb", 0)
-        self.close_connection = False
 
     def do_GET(self):
         self._answer()
@@ -126,13 +97,9 @@ class _Handler(BaseHTTPRequestHandler):
         url = urllib.parse.urlsplit(self.path)
         query = dict(urllib.parse.parse_qsl(url.query, keep_blank_values=True))
         body = self._body()
-        path = url.path.removeprefix("/storage/v1")
-        self.storage.requests.append((self.host, self.command, url.path))
+        path = url.path.removeprefix("/download").removeprefix("/storage/v1")
+        self.storage.requests.append((self.command, url.path))
         with self.storage.lock:
-            if self.host == "storage.googleapis.com":  # /BUCKET/OBJECT
-                bucket, _, name = path.lstrip("/").partition("/")
-                at = bucket, urllib.parse.unquote(name)
-                return self._upload_part(url, query, body) or self._media(at, query)
             if "/upload/" in url.path:
                 return self._upload(url, query, body)
             if found := re.fullmatch(
@@ -173,22 +140,21 @@ class _Handler(BaseHTTPRequestHandler):
     def _upload(self, url, query, body):
         bucket = re.search(r"/b/([^/]+)/o", url.path)[1]
         if query.get("upload_id"):
-            return self._upload_part(url, query, body)
+            return self._upload_part(query, body)
         at = bucket, query["name"]
         if query["uploadType"] == "resumable":
             number = str(len(self.storage.uploads))
             self.storage.uploads[number] = at, b""
-            host = "https://www.googleapis.com"
-            where = f"{host}/upload/storage/v1/b/{bucket}/o?upload_id={number}"
+            at = f"/upload/storage/v1/b/{bucket}/o?upload_id={number}"
+            where = self.storage.url + at
             return self._send(200, b"", {"Location": where})
         if self._refused(at, query):
             return self._json({}, 412)
         self.storage.put(at, body)
         return self._json(self._resource(at))
 
-    def _upload_part(self, url, query, body):
-        if (number := query.get("upload_id")) is None:
-            return None
+    def _upload_part(self, query, body):
+        number = query["upload_id"]
         at, data = self.storage.uploads[number]
         data += body
         self.storage.uploads[number] = at, data
@@ -199,7 +165,6 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self.storage.put(at, data)
             self._json(self._resource(at))
-        return True
 
     def _refused(self, at, query):
         wanted = query.get("ifGenerationMatch")
@@ -265,37 +230,3 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_):
         pass
-
-
-def _certificate(path) -> ssl.SSLContext:
-    """Writes a certificate for googleapis.com, and serves with it."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "stand-in")])
-    hosts = ("www.googleapis.com", "storage.googleapis.com", "oauth2.googleapis.com")
-    now = datetime.datetime.now(datetime.UTC)
-    day = datetime.timedelta(days=1)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - day)
-        .not_valid_after(now + day)
-        .add_extension(x509.SubjectAlternativeName(map(x509.DNSName, hosts)), False)
-        .add_extension(x509.BasicConstraints(True, None), True)
-        .sign(key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    path.write_bytes(certificate.public_bytes(pem))
-    private = path.with_name("key.pem")
-    private.write_bytes(
-        key.private_bytes(
-            pem,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
-        )
-    )
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(path, private)
-    return context

@@ -9,10 +9,6 @@ os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-# tensorflow reads them once, with the first file of a process, of whatever test: what
-# tests change at gs:// must be seen at once.
-os.environ["GCS_READ_CACHE_MAX_SIZE_MB"] = os.environ["GCS_STAT_CACHE_MAX_AGE"] = "0"
 
 import jax
 import pytest

@@ -1,6 +1,6 @@
 """Every place that takes a URL, with a storage on 127.0.0.1 in place of gs://.
 
-The clients are those of the pinned environment: tensorflow, tensorstore, array_record.
+The clients are those of the pinned environment: gcsfs, tensorstore, array_record.
 """
 
 import json

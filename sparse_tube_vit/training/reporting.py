@@ -3,9 +3,6 @@
 import concurrent.futures
 import contextlib
 import json
-import os
-import pathlib
-import tempfile
 import time
 
 import jax
@@ -15,7 +12,8 @@ from jax.experimental import multihost_utils
 
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.log import log
-from sparse_tube_vit.storage import write_whole, writing
+from sparse_tube_vit.storage import append, write_whole
+from sparse_tube_vit.training.tensorboard import EventFile, keep_events
 
 #: The parts that the time of a run is split into, see `Stopwatch`.
 PARTS = ("input", "step", "logging", "checkpoint", "evaluation")
@@ -65,41 +63,11 @@ def drop_from(workdir: epath.Path, start: int) -> None:
     if (path := workdir / "metrics.jsonl").exists():
         lines = [x for x in read_metrics(workdir) if is_kept(x["step"], x)]
         write_whole(path, "".join(json.dumps(x) + "\n" for x in lines).encode())
-    for path in workdir.glob("events.out.tfevents.*"):
-        events = list(_read_events(path))
-        kept = [
-            record
-            for step, names, record in events
-            if not names or is_kept(step, names)  # the first has the file's version
-        ]
-        if len(kept) < len(events):
-            _write_events(path, kept)
+    keep_events(workdir, is_kept)
 
 
 def _is_training(name):
     return name.startswith("train/")
-
-
-def _read_events(path):
-    """Yields (step, names of scalars, serialized) of the events of TensorBoard."""
-    import tensorflow as tf
-
-    records = tf.data.TFRecordDataset(str(path)).as_numpy_iterator()
-    with contextlib.suppress(tf.errors.DataLossError):  # the run was killed in the last
-        for record in records:
-            event = tf.compat.v1.Event.FromString(record)
-            yield event.step, [value.tag for value in event.summary.value], record
-
-
-def _write_events(path, records):
-    import tensorflow as tf
-
-    with tempfile.TemporaryDirectory() as directory:
-        file = os.path.join(directory, "events")
-        with tf.io.TFRecordWriter(file) as writer:
-            for record in records:
-                writer.write(record)
-        write_whole(path, pathlib.Path(file).read_bytes())
 
 
 class Stopwatch:
@@ -178,15 +146,8 @@ class Reporter:
         self.total_steps, self.first_host = total, first_host
         self.lines = workdir / "metrics.jsonl"
         if first_host:
-            # Here, because it imports tensorflow, which announces itself on stderr.
-            os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-            os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-            from clu import metric_writers
-
             drop_from(workdir, start)
-            self.writer = metric_writers.create_default_writer(
-                str(workdir), asynchronous=False
-            )
+            self.events = EventFile(workdir)
         self._watch, self._steps = Stopwatch(), 0
         self._total = dict.fromkeys(PARTS, 0.0)
 
@@ -260,9 +221,8 @@ class Reporter:
         """Writes scalars to TensorBoard and as a line of metrics.jsonl."""
         scalars = {name: float(value) for name, value in scalars.items()}
         if self.first_host:
-            self.writer.write_scalars(step, scalars)
-            with writing(self.lines), self.lines.open("a") as file:
-                file.write(json.dumps({"step": step} | scalars) + "\n")
+            self.events.write_scalars(step, scalars)
+            append(self.lines, (json.dumps({"step": step} | scalars) + "\n").encode())
 
     def _read(self):
         seconds = self._watch.read()
@@ -276,8 +236,6 @@ class Reporter:
         self._watch.close()
         total = sum(self._total.values())
         log.info("%s in all: %s", _clock_time(total), _shares(self._total))
-        if self.first_host:
-            self.writer.close()
 
 
 def _shares(seconds):
