@@ -161,7 +161,7 @@ class Evaluator:
         return self._compiled
 
     def _protocol(self, model, step):
-        """The protocol of a result, as JSON types, of a model with training's strides."""
+        """The protocol of a result, as JSON types; the model has training's strides."""
         source, clip = self.source, self.clip
         protocol = {
             "evaluation": self.name,

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from sparse_tube_vit.figures.canvas import COLORS, new_figure
 from sparse_tube_vit.models.tubes import Tube, tubes_for
 
-_PALE = 0.35  # opacity of frames that a tube does not read
+#: Opacity of what a tube does not read.
+PALE = 0.35
 
 
 def tube_layout(clip: np.ndarray, tubes: Sequence[Tube], columns: int = 8) -> Figure:
@@ -103,7 +104,7 @@ class Windows:
         corners = self.starts[(first <= frame) & (frame < first + t)][:, [2, 1]] - 0.5
         boxes.set_verts(corners[:, None] + [(0, 0), (w, 0), (w, h), (0, h)])
         image.set_data(picture)
-        image.set_alpha(1.0 if len(corners) else _PALE)
+        image.set_alpha(1.0 if len(corners) else PALE)
 
 
 def name(tube: Tube) -> str:

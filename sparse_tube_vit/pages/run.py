@@ -26,7 +26,7 @@ from sparse_tube_vit.datasets import manifest, reading
 from sparse_tube_vit.datasets.classes import ClassNamesDiffer, check_classes
 from sparse_tube_vit.datasets.times import SPAN
 from sparse_tube_vit.errors import DatasetError, TubeViTError
-from sparse_tube_vit.figures.run import ABSENT, KINDS, Picture, Run
+from sparse_tube_vit.figures.run import ABSENT, KINDS, Picture, Run, labels_of
 from sparse_tube_vit.input import examples
 from sparse_tube_vit.pages import html
 from sparse_tube_vit.training.description import describe
@@ -305,8 +305,7 @@ def _sample(run, name, split, index) -> str:
     """HTML of an example with its labels and the best three predictions."""
     source, trained = run.config.evaluations[name], run.trained
     record = split[index]
-    names, label = trained.class_names[source.head], np.asarray(record["label"])
-    labels = [names[i] for i in (np.flatnonzero(label) if label.ndim else [label])]
+    labels = labels_of(record, trained.class_names[source.head])
     title = f"{record['id']}: {', '.join(labels) or 'no class'}"
     example = examples.EvaluationExample.of(run.config.clip, source)
     try:
