@@ -5,6 +5,7 @@ data set, and the number of steps. `complete` fills them in before a run begins.
 """
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -54,7 +55,7 @@ class FolderDataset:
     examples: int
 
 
-def complete(config: ConfigDict, workdir) -> ConfigDict:
+def complete(config: ConfigDict, workdir=None, data: bool = True) -> ConfigDict:
     """Returns a copy of the config with all open keys filled in.
 
     Open keys of `clip` and `model` are taken from the run in `workdir`, if there is
@@ -63,6 +64,11 @@ def complete(config: ConfigDict, workdir) -> ConfigDict:
     the streams and evaluations without one. Open keys `flip` are taken from that run's
     streams of the same kind. `total_steps` and
     `optimizer.warmup_steps` follow from the number of its examples.
+
+    Args:
+        config: The config, which is not changed.
+        workdir: The work directory of the run; None without one.
+        data: Whether the data set is needed; without, what follows from it stays open.
 
     Raises:
         InvalidConfig: A key stays open, or has a value that cannot be.
@@ -73,6 +79,8 @@ def complete(config: ConfigDict, workdir) -> ConfigDict:
     config = config.copy_and_resolve_references()
     check_values(config)
     _take_sizes(config, workdir)
+    if not data:
+        return config
     streams, evaluations = (
         {name: source for name, source in section.items() if not source.dataset}
         for section in (config.streams, config.evaluations)
@@ -163,9 +171,11 @@ def kept_heads(config: ConfigDict, workdir) -> dict[str, tuple[str, ...]]:
 
 def _run_before(config, workdir):
     """Returns name and description of the model to resume or start from, or Nones."""
-    try:
-        source = stored.locate(epath.Path(workdir) / "checkpoints")
-    except NoCheckpoint:
+    source = None
+    if workdir is not None:
+        with contextlib.suppress(NoCheckpoint):
+            source = stored.locate(epath.Path(workdir) / "checkpoints")
+    if source is None:
         if not config.init.weights or is_weights_file(config.init.weights):
             return None, None
         source = stored.locate(config.init.weights)

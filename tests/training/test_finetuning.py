@@ -21,6 +21,8 @@ from sparse_tube_vit.datasets.builders.folders import TooFewExamples
 from sparse_tube_vit.datasets.preparing.write import NothingDecodes
 from sparse_tube_vit.train import train
 from sparse_tube_vit.training import finetuning
+from sparse_tube_vit.training.description import describe
+from sparse_tube_vit.training.inspection import examples_of_step
 from tests.datasets.builders import official
 from tests.inference.test_probe import save_model
 from tests.tiny import tiny_config
@@ -89,6 +91,20 @@ def test_clips_are_mirrored_where_those_of_the_model_were(tmp_path, flip):
 
     assert flips() == flip
     assert flips(f"--config.streams.clips.flip={not flip}") != flip
+
+
+def test_what_is_open_is_filled_in_to_be_looked_at(clips, tmp_path):
+    theirs = tiny_config("nowhere")
+    model = save_model(
+        tmp_path / "model", theirs, {"motions": ("a",), "shapes": ("b",)}
+    )
+    text = describe(config_of("", tmp_path, model))  # no data set is needed
+    assert "a clip of 4x16x16" in text
+    assert "Without head_clips, whose data sets are not prepared." in text
+    ((name, batch),) = examples_of_step(config_of(clips, tmp_path, model), 2)
+    assert name == "clips" and len(batch) == 16
+    assert {example.video.shape for example in batch} == {(4, 16, 16, 3)}
+    assert any("walk the dog" in example.target for example in batch)
 
 
 def test_a_folder_is_prepared_once_and_again_when_it_changes(clips, tmp_path):
