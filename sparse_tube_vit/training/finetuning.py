@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import re
+import shlex
 
 from etils import epath
 
@@ -19,6 +20,7 @@ from sparse_tube_vit.config import (
     ConfigDict,
     InvalidConfig,
     check_values,
+    default_config,
     from_json,
     head_loss,
     is_weights_file,
@@ -62,8 +64,8 @@ def complete(config: ConfigDict, workdir=None, data: bool = True) -> ConfigDict:
     one, or from that of `init.weights`. The folder of section `data` is prepared below
     `data_dir`, unless the same files are there already, and becomes the data set of
     the streams and evaluations without one. Open keys `flip` are taken from that run's
-    streams of the same kind. `total_steps` and
-    `optimizer.warmup_steps` follow from the number of its examples.
+    streams of the same kind. `total_steps`, `optimizer.warmup_steps` and
+    `log_every_steps` follow from the number of its examples.
 
     Args:
         config: The config, which is not changed.
@@ -99,8 +101,12 @@ def complete(config: ConfigDict, workdir=None, data: bool = True) -> ConfigDict:
         if streams and config.total_steps is None:
             _set_steps(config, data, streams.values())
     _take_flips(config, workdir)
-    if config.total_steps and config.optimizer.warmup_steps is None:
-        config.optimizer.warmup_steps = config.total_steps // 10
+    if config.total_steps:
+        if config.optimizer.warmup_steps is None:
+            config.optimizer.warmup_steps = config.total_steps // 10
+        if config.log_every_steps is None:  # curves of at least 20 points
+            most = default_config().log_every_steps
+            config.log_every_steps = min(max(config.total_steps // 20, 1), most)
     return config
 
 
@@ -226,7 +232,7 @@ def prepare_folder(config: ConfigDict) -> FolderDataset:
         raise UnknownSplit(
             f"{data.split_list or folder} has the splits {', '.join(listing.splits)}. "
             f"It takes train and one of {', '.join(TEST_SPLITS)}; or class folders "
-            "alone, of which some clips are held out."
+            f"alone, of which some clips are held out.{_advice(data, listing)}"
         )
     lines = [
         (split, example.id, digests[example.id])
@@ -247,6 +253,21 @@ def prepare_folder(config: ConfigDict) -> FolderDataset:
     _check(folder, builder, counts, ("train", test))
     examples = sum(n for (split, _), n in counts.items() if split == "train")
     return FolderDataset(builder.dataset, kind, test, examples)
+
+
+def _advice(data, listing):
+    """What to do about folders that are nested too deep, if they are no splits."""
+    names = list(listing.splits)
+    if data.split_list or {"train", *TEST_SPLITS} & {*names}:
+        return ""
+    if len(names) == 1:
+        within = epath.Path(data.folder) / names[0]
+        option = shlex.quote(f"--config.data.folder={within}")
+        return f" For the classes in {names[0]}: {option}"
+    return (
+        f" If these are classes or groups of them, put the files of every class into "
+        f"one folder: {data.folder}/<class>/<file>"
+    )
 
 
 def _counts(builder):

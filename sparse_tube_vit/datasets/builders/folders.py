@@ -187,8 +187,10 @@ def _walk(directory: epath.Path, kind: str):
     for split, folder in splits.items():
         classes = below[folder].folders
         if not classes:
+            nested = [below[f].folders[0] for f in folders if below[f].folders]
+            but = f", though {nested[0]} is a folder in a folder" if nested else ""
             raise NoClassFolders(
-                f"{folder} holds no class folders; expected"
+                f"{folder} holds no class folders{but}; expected"
                 f" {directory}/<class>/<file> or {directory}/<split>/<class>/<file>"
             )
         # Files beside class folders have no class.
