@@ -184,10 +184,16 @@ def test_a_folder_of_images(tmp_path):
             "has the splits train, tset.*train and one of test.*held out.$",
         ),
         (
-            [f"all/{name}" for name in CLIPS],
+            [f"whole/{name}" for name in CLIPS],
             (),
             reading.UnknownSplit,
-            "has the splits all.*classes in all: --config.data.folder=.*/clips/all$",
+            "the splits whole.*classes in whole: --config.data.folder=.*/clips/whole$",
+        ),
+        (
+            [f"my clips/{name}" for name in CLIPS],
+            (),
+            NoClassFolders,
+            "'my clips' cannot name a split: .*; classes are .*clips/<class>/<file>$",
         ),
         (
             ("sport/a/1.mp4", "sport/b/1.mp4", "dance/c/1.mp4"),

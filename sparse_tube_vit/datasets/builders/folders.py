@@ -85,12 +85,16 @@ def read_folder(directory, kind: str, split_list=None) -> builder.Listing:
         listed, left_out = _walk(directory, kind)
     else:
         listed, left_out = _read_split_list(directory, kind, epath.Path(split_list))
+    nested = (
+        f". Folders of {directory} that hold folders are taken for splits; classes are"
+        f" {directory}/<class>/<file>"
+    )
     splits = {}
     for split, path in listed:
         if not re.fullmatch(r"[\w-]+", split) or split.lower() == "all":
             raise NoClassFolders(
                 f"{split!r} cannot name a split: letters, digits, - and _ can, `all`"
-                " cannot"
+                " cannot" + ("" if split_list else nested)
             )
         name = path.relative_to(directory).as_posix()
         example = builder.ListedExample(name, path.parent.name, path)
