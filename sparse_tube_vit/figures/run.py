@@ -222,8 +222,8 @@ def kernels(run: Run) -> Pictures:
     for name, parameters in run.trained.params["stem"].items():  # tube_0, ... or shared
         kernel = np.asarray(parameters["kernel"])
         size = "x".join(map(str, kernel.shape[:3]))
+        caption = f"Learned filters of {name.replace('_', ' ')}, {size}."
         name = f"kernels_{name.removeprefix('tube_')}_{size}"
-        caption = f"Learned filters, {name.replace('_', ' ')}."
         yield Picture(name, figures.kernels(kernel), caption)
 
 
