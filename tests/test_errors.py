@@ -54,7 +54,7 @@ def run_without(tmp_path):
         )
         paths = [str(tmp_path), os.getcwd(), os.environ.get("PYTHONPATH", "")]
         done = subprocess.run(
-            [sys.executable, "-m", f"sparse_tube_vit.{command}", "--help"],
+            [sys.executable, "-m", *command.split(), "--help"],
             env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
             capture_output=True,
             text=True,
@@ -65,7 +65,13 @@ def run_without(tmp_path):
     return run
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "figures", "report"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        *("sparse_tube_vit.train", "sparse_tube_vit.figures"),
+        *("sparse_tube_vit.report", "sparse_tube_vit evaluate"),
+    ],
+)
 def test_the_core_alone_names_the_extra(run_without, command):
     code, said = run_without(TRAIN, command)
     assert code == 1
@@ -74,7 +80,7 @@ def test_the_core_alone_names_the_extra(run_without, command):
 
 
 def test_packages_of_no_extra_and_bugs_keep_their_trace(run_without):
-    code, said = run_without(("jax",), "train")
+    code, said = run_without(("jax",), "sparse_tube_vit.train")
     assert code == 1 and "Traceback" in said and "MissingPackage" not in said
 
 

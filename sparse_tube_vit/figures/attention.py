@@ -99,8 +99,9 @@ def attention(
         total, even = weights[begin:end].sum(), (end - begin) / len(weights)
         text = f"{name(tubes[i])}\n{total:.0%} (even: {even:.0%})"
         row[0].set_ylabel(text, color=color_of(i), fontsize="small")
-    bar = figure.colorbar(image, ax=axes[1:], shrink=0.9, pad=0.01)
+    bar = figure.colorbar(image, ax=axes, shrink=0.9, pad=0.01)
     bar.set_label("attention (1: even)", fontsize="small")
     figure.suptitle("\n".join(lines), fontsize="medium")
-    figure.supxlabel("grey: what the tube does not read", fontsize="small")
+    if any(np.isnan(over).any() for over in maps.values()):
+        figure.supxlabel("grey: what the tube does not read", fontsize="small")
     return figure
