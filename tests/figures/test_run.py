@@ -132,7 +132,7 @@ def test_tokens_need_several_and_the_last_step_counts(finished, tmp_path, capsys
         ),
         (
             ["tubes", "--out", "x"],
-            "one of the arguments --config --workdir is required",
+            "arguments --config --model/--workdir is required",
         ),
         (["tubes", "--config", "configs/ucf101.py"], "--config needs --out"),
         (
