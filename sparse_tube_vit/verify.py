@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         out = epath.Path(args.out or epath.Path(split.directory) / PAGE)
         with whole_file(out) as write:
             result = verification.verify(args.dataset, args.data_dir, args.workers)
-            page = contact_sheet(result, example, args.workers, args.config or "")
+            page = contact_sheet(result, example, args.workers, bool(args.config))
             print(result)
             write(lambda file: file.write(page.encode()))
         print(f"  written to {out}")

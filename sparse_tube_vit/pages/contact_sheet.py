@@ -73,7 +73,7 @@ def contact_sheet(
     result: Verification,
     example: TrainingExample,
     workers: int = 0,
-    config: str = "",
+    configured: bool = False,
 ) -> str:
     """Returns a verification as an HTML page, with the first example of every class.
 
@@ -81,7 +81,7 @@ def contact_sheet(
         result: The verification.
         example: Training's map from records to examples.
         workers: Processes that decode.
-        config: The config file that `example` follows; "" for the default config.
+        configured: Whether `example` is of a config file, not of the default config.
 
     Examples that decode, but that training cannot sample, are added to the problems.
     """
@@ -101,21 +101,21 @@ def contact_sheet(
         directory=html.escape(str(result.directory)),
         counts=html.items(result.counts),
         problems="\n".join(itertools.starmap(_problem, result.sections)),
-        how=html.escape(_how(example, config)),
+        how=html.escape(_how(example, configured)),
         kind=result.kind,
         sections="\n".join(_section(i, name, *strips[name]) for i, name in shown),
     )
     return html.page(result.name, body, _STYLE.substitute(side=side))
 
 
-def _how(example: TrainingExample, config: str) -> str:
+def _how(example: TrainingExample, configured: bool) -> str:
     t, least, most = example.frames, *example.crop_area
     crop = (
         f"a random crop of {least:.0%} to {most:.0%} of the picture, scaled to"
         f" {example.size}x{example.size} pixels"
     )
-    if config:
-        whose = f"as training with {config} samples it"
+    if configured:
+        whose = "as training with the given --config samples it"
     else:
         whose = (
             "as the default config samples it (training does as its own config says: "
