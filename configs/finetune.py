@@ -28,6 +28,7 @@ def get_config(argument: str = ""):
     leave_open(config.clip, config.clip)
     leave_open(config.model, {*config.model} - {"attention", "remat", "scan"})
     leave_open(config.optimizer, ["warmup_steps"])
+    leave_open(config, ["log_every_steps"])
     config.optimizer.update(
         learning_rate=3e-4,
         weight_decay=0.05,

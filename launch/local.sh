@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The main job on the embedded data, on this machine's CPU: sets up, prepares
-# moving_shapes, trains jointly on images and videos, evaluates, draws figures, and puts
-# all of it on one page.
+# moving_shapes, trains jointly on images and videos, evaluates, draws figures, puts all
+# of it on one page, and ends with the accuracies.
 #
 #   ./launch/local.sh [--config.key=value ...]      WORKDIR=runs/moving_shapes
 set -euo pipefail
@@ -16,4 +16,3 @@ python -m sparse_tube_vit.train --config configs/moving_shapes.py \
     --workdir "$workdir" "$@"
 python -m sparse_tube_vit.figures run --workdir "$workdir"
 python -m sparse_tube_vit.report --workdir "$workdir"
-echo "Accuracies and confusion matrices: $workdir/evaluations"

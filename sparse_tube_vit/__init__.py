@@ -1,6 +1,9 @@
 """TubeViT in JAX and Flax: one ViT for images and videos by sparse video tubes."""
 
 import importlib
+import sys
+
+from sparse_tube_vit import errors
 
 # Imported on first use: input workers import this package and must not import jax.
 _MODULES = {
@@ -24,3 +27,7 @@ def __getattr__(name):
 
 def __dir__():
     return [*__all__, "__version__"]
+
+
+if sys.argv[:1] == ["-m"]:  # so it is while Python looks for the command to run
+    sys.excepthook = errors.report_uncaught

@@ -11,6 +11,8 @@ import runpy
 import sys
 from pathlib import Path
 
+from sparse_tube_vit import errors
+
 #: Commands by what they are used for.
 COMMANDS = {
     "A trained model": ("predict", "features", "probe", "evaluate", "release"),
@@ -40,6 +42,7 @@ def main() -> None:
             "`sparse-tube-vit --help` lists them."
         )
     del sys.argv[1]
+    sys.excepthook = errors.report_uncaught
     runpy.run_module(f"sparse_tube_vit.{command}", run_name="__main__", alter_sys=True)
 
 

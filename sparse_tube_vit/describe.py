@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from sparse_tube_vit.config.flags import CommandParser, add_config
 from sparse_tube_vit.errors import reported
+from sparse_tube_vit.log import to_stderr
 from sparse_tube_vit.training.description import describe
 
 
@@ -19,6 +20,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     add_config(parser)
     args = parser.parse_with_config(argv)
+    to_stderr()
     with reported():
         print(describe(args.config))
 

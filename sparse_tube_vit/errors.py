@@ -13,6 +13,17 @@ class UnwritableOutput(TubeViTError, OSError):
     """The output of a command cannot be written."""
 
 
+#: Packages of the extra `train`, by the names that they are imported by.
+TRAIN = (
+    *("PIL", "array_record", "clu", "cv2", "grain", "matplotlib", "tensorboard"),
+    *("tensorflow", "tensorflow_datasets", "tqdm"),
+)
+
+
+class MissingPackage(TubeViTError, ModuleNotFoundError):
+    """A package of the extra `train` is not installed."""
+
+
 @contextlib.contextmanager
 def reported():
     """Context manager that ends a command without a trace: by a named error or Ctrl-C.
@@ -24,8 +35,10 @@ def reported():
             stream.reconfigure(errors="backslashreplace")
     try:
         yield
-    except TubeViTError as error:
-        print_error(error)
+    except (TubeViTError, ModuleNotFoundError) as error:
+        if not isinstance(named := _named(error), TubeViTError):
+            raise
+        print_error(named)
         # Else what they hold, such as batches in shared memory, would outlive the
         # threads and processes that release it.
         traceback.clear_frames(error.__traceback__)
@@ -33,6 +46,30 @@ def reported():
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         sys.exit(130)
+
+
+def report_uncaught(kind, error, trace) -> None:
+    """Prints a missing package of the extra `train` without a trace, as sys.excepthook.
+
+    For commands: they import packages before `reported` is entered.
+    """
+    if isinstance(named := _named(error), MissingPackage):
+        print_error(named)
+    else:
+        sys.__excepthook__(kind, error, trace)
+
+
+def _named(error):
+    """Returns MissingPackage if a package of the extra is absent, or else the error."""
+    if not isinstance(error, ModuleNotFoundError) or isinstance(error, TubeViTError):
+        return error
+    package = (error.name or "").partition(".")[0]
+    if package not in TRAIN:
+        return error
+    return MissingPackage(
+        f"This needs {package}, which is not installed. It comes with the extra "
+        '`train`: in the folder of the repository, pip install ".[train]"'
+    )
 
 
 def print_error(error: TubeViTError) -> None:

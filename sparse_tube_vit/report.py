@@ -2,7 +2,8 @@
 
     python -m sparse_tube_vit.report --workdir DIR [--out FILE] [--clips N]
 
-What the run lacks, as an evaluation or its data, the page names as absent.
+Prints where the page is, and the results of the last evaluations. What the run lacks,
+such as an evaluation or its data, the page names as absent.
 """
 
 from collections.abc import Sequence
@@ -41,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             page = render(run, args.clips)
             write(lambda file: file.write(page.encode()))
         print(out)
+        for result in run.evaluations.values():
+            print(result.get("summary", ""))
 
 
 if __name__ == "__main__":

@@ -166,6 +166,8 @@ def _train(config, workdir, lock):
         if first_step and is_due(first_step, config.evaluate_every_steps):
             evaluate(first_step)  # an interruption may have left it undone
         metrics = None
+        if first_step < config.total_steps:
+            log.info("Compiling the training step ...")
         for step in steps:
             previous = metrics
             state, metrics = program.train_step(state, batches.take())

@@ -7,7 +7,7 @@
 Reads every record, decodes every frame, and compares with the manifest that prepare
 wrote. Lists problems by example with advice; the exit code is 1 if there are errors.
 Unusual but valid contents, such as a file in two splits, are warnings. The same list
-goes to an HTML page with a clip of every class as training samples it.
+goes to an HTML page with a clip of every class, as training with --config samples it.
 """
 
 import os
@@ -84,7 +84,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         out = epath.Path(args.out or epath.Path(split.directory) / PAGE)
         with whole_file(out) as write:
             result = verification.verify(args.dataset, args.data_dir, args.workers)
-            page = contact_sheet(result, example, args.workers)
+            page = contact_sheet(result, example, args.workers, bool(args.config))
             print(result)
             write(lambda file: file.write(page.encode()))
         print(f"  written to {out}")

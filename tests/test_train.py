@@ -242,6 +242,19 @@ def test_devices_of_any_number_evaluate_what_several_slices_trained(
     assert "image: Top-1" in capsys.readouterr().out
 
 
+def test_other_strides_are_told_from_those_of_training(finished, tmp_path, capsys):
+    options = ["--only", "image", "--stride_scale=0.5", f"--out={tmp_path}"]
+    evaluate.main([f"--workdir={finished[0]}", *options])
+    said = capsys.readouterr()
+    (path,) = tmp_path.glob("*.json")
+    result = json.loads(path.read_text())
+    assert (result["tokens"], result["training_tokens"]) == (9, 4)  # 3x3 for 2x2
+    assert "9 tokens, 2.2 times as many as in training; step 6" in said.out
+    compiling, tokens = said.err.splitlines()[1:3]
+    assert compiling.endswith("Compiling the evaluation image ...")
+    assert tokens.endswith("image has 9 tokens, 2.2 times as many as in training")
+
+
 def test_the_last_checkpoints_are_kept_with_config_classes_and_versions(finished):
     workdir, state = finished
     directory = workdir / "checkpoints"
@@ -644,6 +657,8 @@ def test_a_run_starts_from_another(finished, data_dir, tmp_path, caplog):
     assert_close = functools.partial(np.testing.assert_allclose, atol=1e-7)
     jax.tree.map(assert_close, ours, theirs)
     (report,) = [m for m in caplog.messages if m.startswith("Parameters from step 6")]
+    compiling = [m.split(" in ")[0] for m in caplog.messages if "Compil" in m]
+    assert compiling[:2] == ["Compiling the training step ...", "Compiled"]
     for line in (
         "  loaded   stem/tube_0  kernel (4, 4, 4, 3, 24), bias (24,)",
         "  new      head_figures  kernel (24, 6), bias (6,)",

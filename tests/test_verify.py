@@ -36,6 +36,7 @@ def test_a_sound_data_set(prepared, capsys):
     assert out.startswith(f"video_folder/clips in {prepared}\n  3 classes")
     assert out.endswith(f"  written to {page}\n")
     assert "32 frames at 15 frames a second" in page.read_text()
+    assert "each class as the default config samples it" in page.read_text()
 
 
 def test_a_wrong_one_fails_with_a_page(prepared, capsys, tmp_path):
@@ -60,6 +61,9 @@ def test_sampling_by_a_config(prepared, tmp_path):
     run(prepared, *arguments)
     assert "2 frames at 8 frames a second (0.25 seconds)" in page.read_text()
     assert "crop of 40% to 60%" in page.read_text()
+    assert (
+        "each class as training with the given --config samples it" in page.read_text()
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,19 @@
 """The model card of a release."""
 
+import html
+import json
+import re
+import shlex
+
+from flax.traverse_util import flatten_dict
+
+from sparse_tube_vit.checkpoints.hub import is_hub
 from sparse_tube_vit.checkpoints.stored import StoredModel
 from sparse_tube_vit.config import from_json
 from sparse_tube_vit.models.variants import make_tubes
+
+#: Most classes that are listed in one line.
+FEW = 50
 
 
 def model_card(
@@ -13,26 +24,29 @@ def model_card(
     results: list[dict],
     license: str = "",
 ) -> str:
-    """Returns the README.md of a release: data, steps, accuracies, use, versions.
+    """Returns the README.md of a release: use, classes, data, accuracies, versions.
 
     Args:
         name: The release's name.
-        path: Path or URL that `load` finds it by.
+        path: The release at hf://, or "." for the folder of the card.
         model: The model.
         dtype: The dtype of the written parameters.
         results: Evaluations of the model, as of `release.evaluations`.
         license: The license of the weights; "" if none is stated.
     """
     run, config = model.run, from_json(model.run["config"])
+    count = sum(x.size for x in flatten_dict(model.params).values())
     blocks = [
         _front_matter(config, license),
-        f"# {name}",
+        f"# {_plain(name)}: TubeViT trained on {_plain(_data(config))}",
         "A [TubeViT](https://arxiv.org/abs/2212.03229) (sparse video tubes, CVPR 2023) "
-        f"of {_sizes(config)}, trained for {model.step:,} steps with "
-        f"sparse_tube_vit {run['versions'].get('sparse_tube_vit')}"
+        f"of {_sizes(config)}, {count:,} parameters, trained for {model.step:,} steps "
+        f"with sparse_tube_vit {run['versions'].get('sparse_tube_vit')}"
         + (f", starting from `{config.init.weights}`." if config.init.weights else "."),
-        f"```python\nimport sparse_tube_vit as stv\n\ntubevit = stv.load({path!r})\n"
-        'tubevit.predict("clip.mp4")\n```',
+        "## Use",
+        _use(path, config, run["class_names"]),
+        "## Classes",
+        *(_classes(head, names) for head, names in run["class_names"].items()),
         "## Training data",
         _table(
             ("stream", "data set", "split", "kind", "head", "classes", "batch"),
@@ -63,10 +77,66 @@ def model_card(
     return "\n\n".join(blocks) + "\n"
 
 
+def _plain(text: str) -> str:
+    """Returns text as Markdown shows it: names may have any characters."""
+    special = r"([\\`*\[\]|~#]|\b_|_\b)"  # underscores within words are plain
+    return re.sub(special, r"\\\1", html.escape(text, quote=False))
+
+
+def _data(config):
+    """The data sets, those of folders by the folders' names."""
+    names = {
+        re.sub(r"^\w+_folder/(.+?)(-[0-9a-f]{8})?$", r"\1", s.dataset)
+        for s in config.streams.values()
+    }
+    return " and ".join(sorted(names))
+
+
+def _use(path, config, class_names):
+    """Returns code that classifies an input of every kind and head."""
+    heads = {kind: set() for kind in ("video", "image")}
+    for s in config.streams.values():
+        heads[s.kind].add(s.head)
+    files = {"video": "clip.mp4", "image": "photo.jpg"}
+    where = "" if is_hub(path) else "  # the folder of this file"
+    lines = ["import sparse_tube_vit as stv", ""]
+    lines += [f"tubevit = stv.load({json.dumps(path)}){where}"]
+    for kind, ours in heads.items():
+        for head in sorted(ours):
+            named = f", head={json.dumps(head)}" if len(ours) > 1 else ""
+            lines.append(f'print(tubevit.predict("{files[kind]}"{named}, top=3))')
+    for head in sorted({*class_names} - set.union(*heads.values())):
+        kind = files["video" if heads["video"] else "image"]
+        lines.append(
+            f'print(tubevit.predict("{kind}", head={json.dumps(head)}, top=3))'
+        )
+    code = "\n".join(lines)
+    install = 'pip install ".[hub]"' if is_hub(path) else "pip install ."
+    return (
+        f"With sparse_tube_vit installed (in its repository, `{install}`), in Python:"
+        f"\n\n```python\n{code}\n```\n\n"
+        "This prints the most probable classes and their probabilities. For any number "
+        "of files, in a terminal:\n\n"
+        f"```bash\npython -m sparse_tube_vit.predict --model {shlex.quote(path)} "
+        "clip.mp4 folder/\n```"
+    )
+
+
+def _classes(head, names):
+    """Returns the classes of a head, folded if there are many."""
+    title = f"Head {_plain(head)}, {len(names):,} classes"
+    if len(names) <= FEW:
+        return f"{title}: {', '.join(map(_plain, names))}."
+    lines = "\n".join(f"{i}. {_plain(name)}" for i, name in enumerate(names))
+    return f"<details><summary>{title}</summary>\n\n{lines}\n\n</details>"
+
+
 def _front_matter(config, license):
     """Returns the YAML that model hubs read."""
     kinds = {s.kind for s in config.streams.values()}
-    lines = ["library_name: sparse_tube_vit", "tags:"]
+    kind = "video" if "video" in kinds else "image"
+    lines = ["library_name: sparse_tube_vit", f"pipeline_tag: {kind}-classification"]
+    lines += ["tags:"]
     lines += [f"- {kind}-classification" for kind in sorted(kinds)] + ["- tubevit"]
     if license:
         lines.append(f"license: {license}")
@@ -89,6 +159,8 @@ def _accuracy(config, model, dtype, results):
     rows = []
     for r in results:
         views = f"{r['size']}x{r['size']}, {r['tokens']} tokens"
+        if (trained := r.get("training_tokens", r["tokens"])) != r["tokens"]:
+            views += f" ({trained} in training)"
         if r["kind"] == "video":
             views = (
                 f"{'maximum of ' if r.get('combine_views') == 'max' else ''}"
@@ -111,7 +183,7 @@ def _model(config, model, dtype):
     clip = config.clip
     lines = [
         f"Clips of {clip.frames} frames at {clip.fps:g} fps, "
-        f"{clip.size}x{clip.size} pixels. Tubes, as frames x height x width:"
+        f"{clip.size}x{clip.size} pixels. Tubes, as frames x height x width:\n"
     ]
     lines += [f"* {tube}" for tube in make_tubes(config.model.tubes)]
     averaged = "averaged over training" if model.averaged else "of the last step"

@@ -56,8 +56,11 @@ def release(
     if push:
         hub.check_repository(push)
     model = stored.read(workdir, step, ema)
-    name = push.removeprefix("hf://") or Path(directory).name
-    card = model_card(name, push or name, model, dtype, evaluations(model), license)
+    folder = Path(directory).resolve()
+    if folder.name == "release":  # as training writes it, to WORKDIR/release
+        folder = folder.parent
+    name = push.removeprefix("hf://") or folder.name
+    card = model_card(name, push or ".", model, dtype, evaluations(model), license)
     write_folder(directory, model, card, dtype, overwrite)
     if push:
         hub.push(directory, push, private, f"Upload {model.name}")

@@ -19,9 +19,16 @@ from sparse_tube_vit.config.schema import (
     wrong_keys,
 )
 
+_OPEN = (None, "")  # values of keys that are filled in later
 
-def validate(config: ConfigDict) -> None:
+
+def validate(config: ConfigDict, data: bool = True) -> None:
     """Checks a config before anything is compiled.
+
+    Args:
+        config: The config.
+        data: Whether data sets and what follows from them must be set; without, the
+            model alone can be made.
 
     Raises:
         InvalidConfig: It cannot work; the message lists what is wrong. Layers and
@@ -32,7 +39,7 @@ def validate(config: ConfigDict) -> None:
             f"These keys are open: {', '.join(keys)}. Training takes them from the run "
             "of config.init.weights; here, set them."
         )
-    wrong = [*_wrong_values(config)]
+    wrong = [*_wrong_values(config, () if data else _OPEN)]
     if not config.streams:
         wrong.append("streams is empty: there is nothing to train on.")
     heads = {str(s.head) for s in config.streams.values() if "head" in s}
@@ -52,7 +59,7 @@ def check_values(config: ConfigDict) -> None:
     Raises:
         InvalidConfig: A value breaks its key's rule.
     """
-    _raise([*_wrong_values(config, still_open=(None, ""))])
+    _raise([*_wrong_values(config, _OPEN)])
 
 
 def from_json(values: Mapping) -> ConfigDict:
@@ -207,6 +214,8 @@ def _wrong_init(config, heads):
 def _wrong_steps(config):
     """Yields steps that are not within those of the run."""
     total, warmup = config.total_steps, config.optimizer.warmup_steps
+    if total is None or warmup is None:
+        return  # still open
     if warmup >= total:
         yield f"optimizer.warmup_steps {warmup} is not below total_steps {total}."
     if config.profile_steps:

@@ -1,6 +1,7 @@
 """Evaluates a model on data sets."""
 
 import dataclasses
+import time
 from collections.abc import Callable
 
 import jax
@@ -15,7 +16,12 @@ from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.datasets.classes import check_classes
 from sparse_tube_vit.distributed import hosts, sharding
 from sparse_tube_vit.errors import TubeViTError
-from sparse_tube_vit.evaluation.results import Accuracy, MeanAveragePrecision, Result
+from sparse_tube_vit.evaluation.results import (
+    Accuracy,
+    MeanAveragePrecision,
+    Result,
+    tokens_in_words,
+)
 from sparse_tube_vit.input import pipeline
 from sparse_tube_vit.log import log
 from sparse_tube_vit.models.losses import (
@@ -83,9 +89,14 @@ class Evaluator:
         """
         source = self.source
         sharding.check_batch(source.batch_size, mesh, f"evaluations.{self.name}")
+        protocol = self._protocol(model, step)
         model = model.restride(source.stride_scale)
+        if self._compiled is None:
+            log.info("Compiling the evaluation %s ...", self.name)
+            if protocol["tokens"] != protocol["training_tokens"]:
+                log.warning("%s has %s", self.name, tokens_in_words(protocol))
         compute_scores, gather = self._programs(model, mesh)
-        n = len(self.split)
+        n, logged = len(self.split), time.monotonic()
         labels = np.zeros((n, *self.split.label_shape), np.int64)
         scores = np.zeros((n, len(self.class_names)), np.float32)
         distinct_views = np.zeros(n, np.int64)
@@ -101,6 +112,9 @@ class Evaluator:
         )
         for batch in batches:
             before_batch()
+            if time.monotonic() - logged > 10:
+                log.info("%s: %d of %d %ss", self.name, scored.sum(), n, source.kind)
+                logged = time.monotonic()
             for name, problem in zip(batch["id"], batch["problem"], strict=True):
                 if problem:
                     log.warning("%s: %s does not decode: %s", self.name, name, problem)
@@ -125,7 +139,7 @@ class Evaluator:
         assert scored.all(), "the pipeline left examples out"
         result = MeanAveragePrecision if self.split.multi_label else Accuracy
         return result(
-            self._protocol(model, step),
+            protocol,
             self.class_names,
             labels,
             scores,
@@ -147,7 +161,7 @@ class Evaluator:
         return self._compiled
 
     def _protocol(self, model, step):
-        """The protocol of a result, as JSON types."""
+        """The protocol of a result, as JSON types; the model has training's strides."""
         source, clip = self.source, self.clip
         protocol = {
             "evaluation": self.name,
@@ -159,8 +173,11 @@ class Evaluator:
             frames, rate = 1, {}
             for key in ("temporal_views", "spatial_views", "combine_views"):
                 del protocol[key]
+        size = (frames, clip.size, clip.size)
+        tubes = model.restride(source.stride_scale).tubes
         return protocol | {
-            "tokens": count_tokens(model.tubes, (frames, clip.size, clip.size)),
+            "tokens": count_tokens(tubes, size),
+            "training_tokens": count_tokens(model.tubes, size),
             "frames": frames,
             **rate,
             "size": clip.size,

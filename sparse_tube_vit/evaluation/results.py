@@ -4,6 +4,7 @@ import abc
 import dataclasses
 import functools
 import json
+from collections.abc import Mapping
 
 import numpy as np
 from etils import epath
@@ -15,6 +16,20 @@ from sparse_tube_vit.storage import write_whole, writing
 
 class NoLabels(TubeViTError, ValueError):
     """A multi-label split of which no example has a label."""
+
+
+def tokens_in_words(protocol: Mapping) -> str:
+    """Returns the tokens of a view, and how many times those of training they are.
+
+    Args:
+        protocol: Of a result, or the contents of its JSON file.
+    """
+    tokens = protocol["tokens"]
+    times = tokens / protocol.get("training_tokens", tokens)  # absent in older files
+    if times == 1:
+        return f"{tokens} tokens"
+    digits = 1 if times > 1 else 2
+    return f"{tokens} tokens, {times:.{digits}f} times as many as in training"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +125,7 @@ class Result(abc.ABC):
         return (
             f"{p['evaluation']}: {self.headline()} of {len(self.labels)} {p['kind']}s "
             f"of {p['dataset']} {p['split']} ({len(self.undecodable)} undecodable); "
-            f"{clip}, {p['tokens']} tokens; step {p['step']}"
+            f"{clip}, {tokens_in_words(p)}; step {p['step']}"
         )
 
     def _repeated_views(self):

@@ -22,10 +22,10 @@ from sparse_tube_vit.errors import reported
 from sparse_tube_vit.figures.run import (
     KINDS,
     Run,
+    clip_of,
     draw_batches,
     draw_run,
     tubes_over,
-    view_of,
     write,
 )
 from sparse_tube_vit.log import to_stderr
@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             paths = draw_batches(config, args.step, args.out)
         elif config is not None:
             config.data_dir = args.data_dir or config.data_dir
-            paths = write(tubes_over(view_of(config, args.clip), config), args.out)
+            paths = write(tubes_over(clip_of(config, args.clip), config), args.out)
         else:
             models = args.model if args.command == "tokens" else [args.model]
             clip, data_dir = (

@@ -69,11 +69,25 @@ def throughput(metrics: Sequence[dict]) -> Figure:
     return figure
 
 
+def protocol_of(result: Mapping) -> str:
+    """Returns what accuracies of different tokens share: evaluation, views, metric.
+
+    Args:
+        result: The contents of an evaluation's JSON file.
+    """
+    name = result["evaluation"]
+    if "temporal_views" in result:
+        name += f" {result['temporal_views']}x{result['spatial_views']}"
+        name += " maximum" if result.get("combine_views") == "max" else ""
+    return f"{name}: {'Top-1' if 'top1' in result else 'mAP'}"
+
+
 def accuracy_by_tokens(results: Mapping[str, Sequence[dict]]) -> Figure:
     """Plots accuracy, or mAP, against the number of tokens (paper figure 4, table 7d).
 
     A solid line joins runs trained with different numbers of tokens; a dashed one joins
-    evaluations of one run with strides other than in training.
+    evaluations of one run with strides other than in training. Only results of the same
+    views are joined.
 
     Args:
         results: Contents of evaluations' JSON files, by the name of the run.
@@ -85,7 +99,7 @@ def accuracy_by_tokens(results: Mapping[str, Sequence[dict]]) -> Figure:
         strided = {}
         for e in evaluations:
             point = e["tokens"], 100 * e.get("top1", e.get("mAP"))
-            what = f"{e['evaluation']}: {'Top-1' if 'top1' in e else 'mAP'}"
+            what = protocol_of(e)
             colors.setdefault(what, f"C{len(colors)}")
             strided.setdefault(what, []).append(point)
             if e["stride_scale"] == 1:

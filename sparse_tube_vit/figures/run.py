@@ -2,8 +2,9 @@
 
 import dataclasses
 import functools
+import pathlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -13,14 +14,15 @@ from matplotlib.animation import Animation
 from matplotlib.figure import Figure
 
 from sparse_tube_vit import figures, storage
-from sparse_tube_vit.checkpoints.stored import read_evaluations
+from sparse_tube_vit.checkpoints import stored
 from sparse_tube_vit.config import ConfigDict
 from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.errors import TubeViTError, UnwritableOutput
 from sparse_tube_vit.figures.batches import batch_grids
 from sparse_tube_vit.figures.confusion import confusion_of
+from sparse_tube_vit.figures.curves import protocol_of
 from sparse_tube_vit.inference import clips
-from sparse_tube_vit.inference.loaded import TrainedTubeViT, load
+from sparse_tube_vit.inference.loaded import AmbiguousHead, TrainedTubeViT, load
 from sparse_tube_vit.inference.rollout import attention_shares
 from sparse_tube_vit.input import examples
 from sparse_tube_vit.models.variants import make_tubes
@@ -31,6 +33,10 @@ from sparse_tube_vit.video import decode
 
 class NothingToDraw(TubeViTError, ValueError):
     """A run lacks what a picture shows."""
+
+
+class NoDirectory(TubeViTError, ValueError):
+    """A model without a work directory, where pictures would go."""
 
 
 @dataclasses.dataclass
@@ -73,20 +79,59 @@ class Run:
     def evaluations(self) -> dict[str, dict]:
         """The last result of every protocol, by the stem of its JSON file."""
         last = {}
-        for stem, result in read_evaluations(self.workdir).items():
+        for stem, result in stored.read_evaluations(self.workdir).items():
             protocol = re.sub(r"_step\d+", "", stem)
             if protocol not in last or result["step"] > last[protocol][1]["step"]:
                 last[protocol] = stem, result
         return dict(last.values())
 
     @functools.cached_property
-    def clip(self) -> np.ndarray:
-        """One view (T, H, W, 3), as `view_of`."""
-        return view_of(self.config, self.clip_file)
+    def clip(self) -> "Clip":
+        """What pictures of a clip show, as `clip_of`."""
+        return clip_of(self.config, self.clip_file)
+
+    def directory(self) -> epath.Path:
+        """Where pictures go by default. Raises NoDirectory for a model alone."""
+        try:
+            found = stored.locate(self.workdir)
+        except TubeViTError:  # there are curves before the first checkpoint
+            return self.workdir / "figures"
+        if not found.workdir or found.folder == stored.open_path(self.workdir):
+            raise NoDirectory(
+                f"{self.workdir} is a release or one step of a run, into which no "
+                "pictures are written: give --out DIR."
+            )
+        return found.workdir / "figures"
 
 
-def view_of(config: ConfigDict, file: str | None = None) -> np.ndarray:
-    """Returns one view, uint8 (T, H, W, 3), as the config's evaluation samples it.
+class Clip(NamedTuple):
+    """A clip or an image to draw on.
+
+    Attributes:
+        view: One view of it, uint8 (T, H, W, 3).
+        name: The path of its file, or the id of an example of a data set.
+        is_file: Whether it is a file that was asked for.
+        labels: The classes of an example; none of a file.
+        head: The head that an example is evaluated with; None for a file.
+    """
+
+    view: np.ndarray
+    name: str
+    is_file: bool = True
+    labels: tuple[str, ...] = ()
+    head: str | None = None
+
+    @property
+    def suffix(self) -> str:
+        """Of the names of its pictures: a file's folder and name, else nothing."""
+        if not self.is_file:
+            return ""
+        path = pathlib.PurePosixPath(storage.absolute(self.name))
+        return "".join(f"_{part}" for part in (path.parent.name, path.stem) if part)
+
+
+def clip_of(config: ConfigDict, file: str | None = None) -> Clip:
+    """Returns a clip with one view, as the config's evaluation samples it.
 
     Args:
         config: The config of the run.
@@ -100,13 +145,23 @@ def view_of(config: ConfigDict, file: str | None = None) -> np.ndarray:
         with clips.naming(file):
             kind = decode.kind_of(storage.read_file(file))
         if kind == "video":
-            return clips.read_clip(file, config)
-        return clips.read_image(file, config)[None]
+            return Clip(clips.read_clip(file, config), file)
+        return Clip(clips.read_image(file, config)[None], file)
     sources = [*config.evaluations.values(), *config.streams.values()]
     source = min(sources, key=lambda source: source.kind != "video")
     split = reading.open_split(source.dataset, source.split, config.data_dir)
-    example = examples.EvaluationExample.of(config.clip, source)
-    return example.read_record(split[0], None)["video"][0]
+    example, record = examples.EvaluationExample.of(config.clip, source), split[0]
+    view = example.read_record(record, None)["video"][0]
+    labels = labels_of(record, split.class_names)
+    return Clip(view, record["id"], False, labels, source.head)
+
+
+def labels_of(record: Mapping, class_names: Sequence[str]) -> tuple[str, ...]:
+    """Returns the classes of an example, which has one label or several."""
+    label = np.asarray(record["label"])
+    return tuple(
+        class_names[i] for i in (np.flatnonzero(label) if label.ndim else [label])
+    )
 
 
 # ---- kinds of pictures
@@ -147,15 +202,19 @@ def tubes(run: Run) -> Pictures:
     yield from tubes_over(run.clip, run.config)
 
 
-def tubes_over(clip: np.ndarray, config: ConfigDict) -> Pictures:
-    """Draws tubes over a view (T, H, W, 3): still and, of more frames, animated."""
+def tubes_over(clip: Clip, config: ConfigDict) -> Pictures:
+    """Draws tubes over a clip: still and, of more frames than one, animated."""
     drawn = make_tubes(config.model.tubes)
-    caption = "Frames of a clip, a row a tube, with the windows that it reads."
-    yield Picture("tubes", figures.tube_layout(clip, drawn), caption, True)
-    if len(clip) > 1:
+    caption = (
+        "Frames of a clip, a row a tube, with the windows that it reads; pale: frames "
+        "that it does not read."
+    )
+    figure = figures.tube_layout(clip.view, drawn)
+    yield Picture(f"tubes{clip.suffix}", figure, caption, True)
+    if len(clip.view) > 1:
         caption = "The clip as it plays, with the windows that every tube reads."
-        animation = figures.tube_animation(clip, drawn, config.clip.fps)
-        yield Picture("tubes_animated", animation, caption, True)
+        animation = figures.tube_animation(clip.view, drawn, config.clip.fps)
+        yield Picture(f"tubes_animated{clip.suffix}", animation, caption, True)
 
 
 def kernels(run: Run) -> Pictures:
@@ -163,8 +222,8 @@ def kernels(run: Run) -> Pictures:
     for name, parameters in run.trained.params["stem"].items():  # tube_0, ... or shared
         kernel = np.asarray(parameters["kernel"])
         size = "x".join(map(str, kernel.shape[:3]))
+        caption = f"Learned filters of {name.replace('_', ' ')}, {size}."
         name = f"kernels_{name.removeprefix('tube_')}_{size}"
-        caption = f"Learned filters, {name.replace('_', ' ')}."
         yield Picture(name, figures.kernels(kernel), caption)
 
 
@@ -188,14 +247,33 @@ def positions(run: Run) -> Pictures:
 
 def attention(run: Run) -> Pictures:
     """What pooling looks at, and what roll-out traces that to, in a clip."""
-    model = run.trained.model
-    by_kind = attention_shares(model, run.trained.params, run.clip[None])
-    titles = {"pooling": "attention of the pooling", "rollout": "attention roll-out"}
+    model, clip = run.trained.model, run.clip
+    by_kind = attention_shares(model, run.trained.params, clip.view[None])
+    titles = {"pooling": "Attention of the pooling", "rollout": "Attention roll-out"}
+    about = _about(run)
     for kind, title in titles.items():
         weights = np.asarray(jax.device_get(by_kind[kind][0]))
-        figure = figures.attention(run.clip, model.tubes, weights, title)
-        caption = f"Attention {kind} drawn over frames of a clip, a row a tube."
-        yield Picture(f"attention_{kind}", figure, caption, True)
+        title = f"{title}: {about}"
+        figure = figures.attention(clip.view, model.tubes, weights, title)
+        caption = f"{title}. A row a tube; grey: what it does not read."
+        yield Picture(f"attention_{kind}{clip.suffix}", figure, caption, True)
+
+
+def _about(run):
+    """The clip's name, its classes, and what the model takes it for."""
+    clip, trained = run.clip, run.trained
+    about = ["/".join(pathlib.PurePosixPath(clip.name).parts[-2:])]
+    if not clip.is_file:
+        about.append(f"label {' and '.join(clip.labels) or 'none'}")
+    try:
+        head = trained.choose_head(
+            "video" if len(clip.view) > 1 else "image", clip.head
+        )
+        ((name, probability),) = trained.predict(clip.view, head, top=1)
+        about.append(f"predicted {name} ({probability:.0%})")
+    except AmbiguousHead:  # the model has no class for it, or several
+        pass
+    return ", ".join(about)
 
 
 def confusion(run: Run) -> Pictures:
@@ -209,8 +287,9 @@ def confusion(run: Run) -> Pictures:
 def tokens(*runs: Run) -> Pictures:
     """Accuracy against the number of tokens, of one run or of several."""
     results = {str(run.workdir): [*run.evaluations.values()] for run in runs}
-    counts = {(e["evaluation"], e["tokens"]) for es in results.values() for e in es}
-    if len(counts) > len({evaluation for evaluation, _ in counts}):
+    protocols = [protocol_of(e) for es in results.values() for e in es]
+    counts = {(protocol_of(e), e["tokens"]) for es in results.values() for e in es}
+    if len(counts) > len({*protocols}):
         caption = "Accuracy against the number of tokens."
         yield Picture("tokens", figures.accuracy_by_tokens(results), caption)
 
@@ -245,12 +324,13 @@ def draw_run(runs: Sequence[Run], kind: str = "run", out=None) -> list[epath.Pat
         out: Directory; by default WORKDIR/figures.
 
     Raises:
+        NoDirectory: There is no work directory to write to.
         UnwritableOutput: A picture cannot be written.
         NothingToDraw: The runs have no picture of this kind.
         And what reading the run raises.
     """
     kinds = KINDS if kind == "run" else {kind: KINDS[kind]}
-    out = out or runs[0].workdir / "figures"
+    out = out or runs[0].directory()
     paths = [path for draw in kinds.values() for path in write(draw(*runs), out)]
     if not paths:
         names = ", ".join(str(run.workdir) for run in runs)

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from sparse_tube_vit.figures.canvas import COLORS, new_figure
 from sparse_tube_vit.models.tubes import Tube, tubes_for
 
-_PALE = 0.35  # opacity of frames that a tube does not read
+#: Opacity of what a tube does not read.
+PALE = 0.35
 
 
 def tube_layout(clip: np.ndarray, tubes: Sequence[Tube], columns: int = 8) -> Figure:
@@ -29,7 +30,7 @@ def tube_layout(clip: np.ndarray, tubes: Sequence[Tube], columns: int = 8) -> Fi
     t, h, w, _ = clip.shape
     shown = frames_read(clip.shape[:3], tubes, columns)
     read = tubes_for(tubes, t)
-    figure = new_figure(1.4 * len(shown) + 0.5, 1.4 * len(read) * h / w + 0.5)
+    figure = new_figure(1.4 * len(shown) + 0.5, 1.4 * len(read) * h / w + 0.7)
     axes = figure.subplots(len(read), len(shown), squeeze=False)
     for row, i in zip(axes, read, strict=True):
         windows = Windows(tubes[i], clip.shape[:3], color_of(i))
@@ -38,6 +39,8 @@ def tube_layout(clip: np.ndarray, tubes: Sequence[Tube], columns: int = 8) -> Fi
         row[0].set_ylabel(name(tubes[i]), color=color_of(i), fontsize="small")
     for ax, frame in zip(axes[0], shown, strict=True):
         ax.set_title(f"frame {frame}", fontsize="small")
+    if any(ax.images[0].get_alpha() == PALE for ax in axes.flat):
+        figure.supxlabel("pale: frames that the tube does not read", fontsize="small")
     return figure
 
 
@@ -103,7 +106,7 @@ class Windows:
         corners = self.starts[(first <= frame) & (frame < first + t)][:, [2, 1]] - 0.5
         boxes.set_verts(corners[:, None] + [(0, 0), (w, 0), (w, h), (0, h)])
         image.set_data(picture)
-        image.set_alpha(1.0 if len(corners) else _PALE)
+        image.set_alpha(1.0 if len(corners) else PALE)
 
 
 def name(tube: Tube) -> str:

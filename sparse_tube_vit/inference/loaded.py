@@ -20,6 +20,7 @@ from sparse_tube_vit.config import ConfigDict, from_json, head_loss
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.inference.clips import naming
 from sparse_tube_vit.input import examples
+from sparse_tube_vit.log import log
 from sparse_tube_vit.models.losses import DIVERGED, NonFiniteScores, make_scores
 from sparse_tube_vit.models.tubes import tubes_for
 from sparse_tube_vit.models.tubevit import TubeViT, UnknownHead, init_params, make_model
@@ -297,6 +298,7 @@ class TrainedTubeViT:
     def _scores(self, head, stride_scale, combine):
         key = head, stride_scale, combine
         if key not in self._programs:
+            log.info("Compiling the model with head %s ...", head)
             model = self.model.restride(stride_scale)
             loss = head_loss(self.config, head)
             self._programs[key] = jax.jit(make_scores(model, head, loss, combine))
@@ -304,6 +306,8 @@ class TrainedTubeViT:
 
     @functools.cached_property
     def _features(self):
+        log.info("Compiling the model without heads ...")
+
         def features(params, clips):
             out = self.model.apply({"params": params}, clips, method="features")
             return jax.tree.map(lambda x: x.astype(jnp.float32), out)

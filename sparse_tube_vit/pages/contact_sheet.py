@@ -70,9 +70,18 @@ def _sample(task: tuple[Split, int, TrainingExample, int], count) -> Strip | str
 
 
 def contact_sheet(
-    result: Verification, example: TrainingExample, workers: int = 0
+    result: Verification,
+    example: TrainingExample,
+    workers: int = 0,
+    configured: bool = False,
 ) -> str:
     """Returns a verification as an HTML page, with the first example of every class.
+
+    Args:
+        result: The verification.
+        example: Training's map from records to examples.
+        workers: Processes that decode.
+        configured: Whether `example` is of a config file, not of the default config.
 
     Examples that decode, but that training cannot sample, are added to the problems.
     """
@@ -92,26 +101,33 @@ def contact_sheet(
         directory=html.escape(str(result.directory)),
         counts=html.items(result.counts),
         problems="\n".join(itertools.starmap(_problem, result.sections)),
-        how=html.escape(_how(example)),
+        how=html.escape(_how(example, configured)),
         kind=result.kind,
         sections="\n".join(_section(i, name, *strips[name]) for i, name in shown),
     )
     return html.page(result.name, body, _STYLE.substitute(side=side))
 
 
-def _how(example: TrainingExample) -> str:
+def _how(example: TrainingExample, configured: bool) -> str:
     t, least, most = example.frames, *example.crop_area
     crop = (
         f"a random crop of {least:.0%} to {most:.0%} of the picture, scaled to"
         f" {example.size}x{example.size} pixels"
     )
+    if configured:
+        whose = "as training with the given --config samples it"
+    else:
+        whose = (
+            "as the default config samples it (training does as its own config says: "
+            "give verify --config FILE)"
+        )
     if example.kind == "image":
-        return f"An image of each class as training crops it: {crop}."
+        return f"An image of each class {whose}: {crop}."
     return (
-        f"A clip of each class as training samples it: {t} frames at {example.fps:g}"
-        f" frames a second ({t / example.fps:.2f} seconds) from a random start; {crop}."
-        " Below a frame: when the video shows it, from its first frame on. A video"
-        " shorter than the clip loops."
+        f"A clip of each class {whose}: {t} frames at {example.fps:g} frames a second"
+        f" ({t / example.fps:.2f} seconds) from a random start; {crop}. Below a frame:"
+        " when the video shows it, from its first frame on. A video shorter than the"
+        " clip loops."
     )
 
 

@@ -26,7 +26,8 @@ from sparse_tube_vit.datasets import manifest, reading
 from sparse_tube_vit.datasets.classes import ClassNamesDiffer, check_classes
 from sparse_tube_vit.datasets.times import SPAN
 from sparse_tube_vit.errors import DatasetError, TubeViTError
-from sparse_tube_vit.figures.run import ABSENT, KINDS, Picture, Run
+from sparse_tube_vit.evaluation.results import tokens_in_words
+from sparse_tube_vit.figures.run import ABSENT, KINDS, Picture, Run, labels_of
 from sparse_tube_vit.input import examples
 from sparse_tube_vit.pages import html
 from sparse_tube_vit.training.description import describe
@@ -60,15 +61,15 @@ def render(run: Run, clips: int) -> str:
     """
     check_workdir(run)
     sections = {
-        "Configuration": _configuration(run),
-        "Curves": _pictures(run, "curves", "training_curves"),
         "Accuracy": _accuracy(run),
         "Classes": _classes(run),
+        "Curves": _pictures(run, "curves", "training_curves"),
         "Samples": _samples(run, clips),
         "Tubes": _tubes(run),
         "Kernels": _pictures(run, "kernels"),
         "Positions": _pictures(run, "positions"),
         "Attention": _pictures(run, "attention"),
+        "Configuration": _configuration(run),
         "Throughput": _throughput(run),
         "Data": _data(run),
     }
@@ -99,13 +100,28 @@ def _summary(run) -> Iterator[str]:
     trained = run.trained
     count = sum(x.size for x in jax.tree.leaves(trained.params))
     averaged = ", averaged over training" if trained.averaged else ""
-    yield f"{run.workdir}"
+    for e in run.evaluations.values():
+        yield f"{_name(e)}: {_accuracies(e)} of {e['examples']:,} {e['kind']}s"
     yield f"Step {trained.step:,} of {run.config.total_steps:,}"
     yield f"{count:,} parameters{averaged}"
     for head, names in trained.class_names.items():
         yield f"Head {head}: {len(names):,} classes"
-    for e in run.evaluations.values():
-        yield f"{e['evaluation']}: {_accuracies(e)} at step {e['step']:,}"
+    yield f"{run.workdir}"
+
+
+def _name(e: dict) -> str:
+    """An evaluation's name, with what several of the same name differ in."""
+    name = e["evaluation"]
+    if e["kind"] == "video":
+        name += f", {_views(e)} views"
+    if e["stride_scale"] != 1:
+        name += f", {tokens_in_words(e)}"
+    return f"{name}, step {e['step']:,}"
+
+
+def _views(e: dict) -> str:
+    maximum = "maximum of " if e.get("combine_views") == "max" else ""
+    return f"{maximum}{e['temporal_views']}x{e['spatial_views']}"
 
 
 # ---- pictures
@@ -210,9 +226,7 @@ def _accuracy(run):
     for e in run.evaluations.values():
         views, clip = "1", f"{e['size']}x{e['size']}"
         if e["kind"] == "video":
-            views = f"{e['temporal_views']}x{e['spatial_views']}"
-            if e.get("combine_views") == "max":
-                views += ", maximum"
+            views = _views(e)
             if e["videos_with_fewer_views"]:
                 views += f", {e['mean_distinct_views']:.2f} distinct"
             clip = f"{e['frames']} frames at {e['fps']:g} fps, {clip}"
@@ -224,7 +238,7 @@ def _accuracy(run):
                 f"{e['examples']:,} {e['kind']}s",
                 views,
                 clip,
-                e["tokens"],
+                tokens_in_words(e).replace(" tokens", ""),
                 len(e["undecodable"]),
                 f"{e['step']:,}",
             )
@@ -248,17 +262,21 @@ def _classes(run):
         yield _absent("No evaluation yet.")
     pictures = {picture.name: picture for picture in KINDS["confusion"](run)}
     for name, e in run.evaluations.items():
-        yield f"<h3>{html.escape(name)}</h3>"
+        yield f"<h3>{html.escape(_name(e))}</h3>"
         if picture := pictures.get(f"{name}_confusion"):
             yield _shown(picture)
         else:
             yield _absent("No confusion matrix: examples have several labels.")
-        yield f"<p>Worst {WORST} classes"
-        yield html.table(*_worst(e), numbers=2)
+        head, rows = _by_accuracy(e)
+        if len(rows) > WORST:
+            yield f"<p>The {WORST} worst of {len(rows):,} classes"
+        else:
+            yield "<p>All classes, the worst first"
+        yield html.table(head, rows[:WORST], numbers=2)
 
 
-def _worst(e: dict):
-    """Returns (head, rows) of a table of the classes with the lowest accuracy."""
+def _by_accuracy(e: dict):
+    """Returns (head, rows) of a table of classes, the lowest accuracy first."""
     key, title = ("top1", "Top-1") if "confusion" in e else ("average_precision", "AP")
     names = list(e["per_class"])
     rows = []
@@ -275,7 +293,7 @@ def _worst(e: dict):
         rows.append((of_class[key], name, mistaken, of_class["count"]))
     rows.sort(key=lambda row: row[0])
     head = ("class", "mostly taken for", title, "examples")
-    return head, [(n, other, f"{x:.1%}", c) for x, n, other, c in rows[:WORST]]
+    return head, [(n, other, f"{x:.1%}", c) for x, n, other, c in rows]
 
 
 def _samples(run, clips):
@@ -305,8 +323,7 @@ def _sample(run, name, split, index) -> str:
     """HTML of an example with its labels and the best three predictions."""
     source, trained = run.config.evaluations[name], run.trained
     record = split[index]
-    names, label = trained.class_names[source.head], np.asarray(record["label"])
-    labels = [names[i] for i in (np.flatnonzero(label) if label.ndim else [label])]
+    labels = labels_of(record, trained.class_names[source.head])
     title = f"{record['id']}: {', '.join(labels) or 'no class'}"
     example = examples.EvaluationExample.of(run.config.clip, source)
     try:
@@ -321,7 +338,7 @@ def _sample(run, name, split, index) -> str:
         return f"<figure><figcaption>{text}</figcaption></figure>"
     (scores,) = trained.scores(views[None], source.head)
     best = trained.best(scores, source.head, 3)
-    verdict = "right" if best[0][0] in labels else "wrong"
+    verdict = "correct" if best[0][0] in labels else "wrong"
     lines = "".join(
         f"<li{' class=label' if predicted in labels else ''}>{html.escape(predicted)}"
         f" <span>{probability:.0%}</span>"
@@ -382,6 +399,7 @@ def _data(run):
         rows.append((data, "left out when prepared", shown))
         named += [f"{data} {row.split} {row.printable}" for row in left_out or ()]
     yield "<p>Examples that do not decode, and files that were left out."
+    rows = dict.fromkeys(rows)  # evaluations of other views find the same
     yield html.table(("data set", "found in", "examples"), rows, numbers=1)
     if named:
         more = f"<p>and {len(named) - NAMED:,} more" if len(named) > NAMED else ""
@@ -427,5 +445,5 @@ pre { overflow-x: auto; font-size: 0.85em; overflow-wrap: normal; }
 .samples video, .samples img { background: #000; }
 .samples ol { margin: 0; padding-left: 1.4em; }
 figcaption b { margin-left: 0.5em; }
-.right, .label { color: #2a8a3a; }
+.correct, .label { color: #2a8a3a; }
 .wrong { color: #d33; }"""

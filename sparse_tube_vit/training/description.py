@@ -11,6 +11,7 @@ from sparse_tube_vit.models.flops import compiled_flops, forward_flops
 from sparse_tube_vit.models.tubes import count_tokens, pixels_read, tubes_for
 from sparse_tube_vit.models.tubevit import init_params, make_model
 from sparse_tube_vit.models.variants import TUBE_SETS, VARIANTS
+from sparse_tube_vit.training import finetuning
 from sparse_tube_vit.training.freezing import frozen_parts, split
 
 # From the paper's table 11, section 5 and tables of results: parameters, and FLOPs of
@@ -25,10 +26,14 @@ PAPER = {
 def describe(config: ConfigDict) -> str:
     """Returns a description of a config's model.
 
+    Open keys of clips and model are taken from that of `init.weights`, as training
+    does; a data set is not needed.
+
     Raises:
         The named errors of the config and of its model.
     """
-    validate(config)
+    config = finetuning.complete(config, data=False)
+    validate(config, data=False)
     classes = classes_of(config)
     model = make_model(config, {head: n or 1 for head, n in classes.items()})
     lines = _tubes(model.tubes, model.clip) + _parameters(model, config, classes)

@@ -5,10 +5,12 @@ data set, and the number of steps. `complete` fills them in before a run begins.
 """
 
 import collections
+import contextlib
 import dataclasses
 import hashlib
 import json
 import re
+import shlex
 
 from etils import epath
 
@@ -18,6 +20,7 @@ from sparse_tube_vit.config import (
     ConfigDict,
     InvalidConfig,
     check_values,
+    default_config,
     from_json,
     head_loss,
     is_weights_file,
@@ -54,15 +57,20 @@ class FolderDataset:
     examples: int
 
 
-def complete(config: ConfigDict, workdir) -> ConfigDict:
+def complete(config: ConfigDict, workdir=None, data: bool = True) -> ConfigDict:
     """Returns a copy of the config with all open keys filled in.
 
     Open keys of `clip` and `model` are taken from the run in `workdir`, if there is
     one, or from that of `init.weights`. The folder of section `data` is prepared below
     `data_dir`, unless the same files are there already, and becomes the data set of
     the streams and evaluations without one. Open keys `flip` are taken from that run's
-    streams of the same kind. `total_steps` and
-    `optimizer.warmup_steps` follow from the number of its examples.
+    streams of the same kind. `total_steps`, `optimizer.warmup_steps` and
+    `log_every_steps` follow from the number of its examples.
+
+    Args:
+        config: The config, which is not changed.
+        workdir: The work directory of the run; None without one.
+        data: Whether the data set is needed; without, what follows from it stays open.
 
     Raises:
         InvalidConfig: A key stays open, or has a value that cannot be.
@@ -73,6 +81,8 @@ def complete(config: ConfigDict, workdir) -> ConfigDict:
     config = config.copy_and_resolve_references()
     check_values(config)
     _take_sizes(config, workdir)
+    if not data:
+        return config
     streams, evaluations = (
         {name: source for name, source in section.items() if not source.dataset}
         for section in (config.streams, config.evaluations)
@@ -91,8 +101,12 @@ def complete(config: ConfigDict, workdir) -> ConfigDict:
         if streams and config.total_steps is None:
             _set_steps(config, data, streams.values())
     _take_flips(config, workdir)
-    if config.total_steps and config.optimizer.warmup_steps is None:
-        config.optimizer.warmup_steps = config.total_steps // 10
+    if config.total_steps:
+        if config.optimizer.warmup_steps is None:
+            config.optimizer.warmup_steps = config.total_steps // 10
+        if config.log_every_steps is None:  # curves of at least 20 points
+            most = default_config().log_every_steps
+            config.log_every_steps = min(max(config.total_steps // 20, 1), most)
     return config
 
 
@@ -163,9 +177,11 @@ def kept_heads(config: ConfigDict, workdir) -> dict[str, tuple[str, ...]]:
 
 def _run_before(config, workdir):
     """Returns name and description of the model to resume or start from, or Nones."""
-    try:
-        source = stored.locate(epath.Path(workdir) / "checkpoints")
-    except NoCheckpoint:
+    source = None
+    if workdir is not None:
+        with contextlib.suppress(NoCheckpoint):
+            source = stored.locate(epath.Path(workdir) / "checkpoints")
+    if source is None:
         if not config.init.weights or is_weights_file(config.init.weights):
             return None, None
         source = stored.locate(config.init.weights)
@@ -216,7 +232,7 @@ def prepare_folder(config: ConfigDict) -> FolderDataset:
         raise UnknownSplit(
             f"{data.split_list or folder} has the splits {', '.join(listing.splits)}. "
             f"It takes train and one of {', '.join(TEST_SPLITS)}; or class folders "
-            "alone, of which some clips are held out."
+            f"alone, of which some clips are held out.{_advice(data, listing)}"
         )
     lines = [
         (split, example.id, digests[example.id])
@@ -237,6 +253,21 @@ def prepare_folder(config: ConfigDict) -> FolderDataset:
     _check(folder, builder, counts, ("train", test))
     examples = sum(n for (split, _), n in counts.items() if split == "train")
     return FolderDataset(builder.dataset, kind, test, examples)
+
+
+def _advice(data, listing):
+    """What to do about folders that are nested too deep, if they are no splits."""
+    names = list(listing.splits)
+    if data.split_list or {"train", *TEST_SPLITS} & {*names}:
+        return ""
+    if len(names) == 1:
+        within = epath.Path(data.folder) / names[0]
+        option = shlex.quote(f"--config.data.folder={within}")
+        return f" For the classes in {names[0]}: {option}"
+    return (
+        f" If these are classes or groups of them, put the files of every class into "
+        f"one folder: {data.folder}/<class>/<file>"
+    )
 
 
 def _counts(builder):

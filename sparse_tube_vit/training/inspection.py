@@ -11,6 +11,7 @@ from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.datasets.preparing.embedded import prepare_embedded
 from sparse_tube_vit.input.pipeline import training_batches
 from sparse_tube_vit.models.losses import LOSSES, check_loss
+from sparse_tube_vit.training import finetuning
 from sparse_tube_vit.training.step import model_clips, model_input, step_keys
 
 
@@ -37,12 +38,13 @@ def examples_of_step(
     """Yields each stream's name and its examples in a step.
 
     Args:
-        config: The config of a run.
+        config: The config of a run; open keys are filled in as training does.
         step: The step, counted from 1 as in the log.
 
     Raises:
         TubeViTError: The named errors of config, datasets and input.
     """
+    config = finetuning.complete(config)
     validate(config)
     loader = config.loader.copy_and_resolve_references()
     loader.workers = 0  # one batch is not worth starting processes

@@ -52,7 +52,7 @@ def test_what_is_uploaded_is_loaded_bit_for_bit(server, workdir, tmp_path):
     assert server.private == {"me/dances"}
     files = server.repositories["me/dances"]
     assert files == {path.name: path.read_bytes() for path in out.iterdir()}
-    assert b"stv.load('hf://me/dances')" in files["README.md"]
+    assert b'stv.load("hf://me/dances")' in files["README.md"]
     source = stored.read("hf://me/dances")
     assert_equal(source.params, params)
     assert source.name == "release hf://me/dances" and source.workdir is None

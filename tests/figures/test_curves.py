@@ -79,6 +79,20 @@ def test_accuracy_by_tokens():
     }
 
 
+def test_accuracies_of_other_views_are_not_joined():
+    made = {"evaluation": "v", "stride_scale": 1.0, "tokens": 9, "spatial_views": 3}
+    some = [made | {"temporal_views": t, "top1": t / 10} for t in (2, 4)]
+    some.append(made | {"temporal_views": 4, "tokens": 40, "mAP": 0.1})
+    other = [made | {"temporal_views": 4, "tokens": 20, "top1": 0.8}]
+    (ax,) = figures.accuracy_by_tokens({"a": some, "b": other}).axes
+    got = {label: data[1:] for label, data in lines(ax).items()}
+    assert got == {
+        "v 2x3: Top-1, tokens of training": ([9], [20.0]),
+        "v 4x3: Top-1, tokens of training": ([9, 20], [40.0, 80.0]),
+        "v 4x3: mAP, tokens of training": ([40], [10.0]),
+    }
+
+
 def test_tiles_are_the_weights_of_the_largest_filters():
     kernel = np.random.default_rng(0).normal(size=(2, 8, 8, 3, 5))
     kernel[..., 3] *= 10

@@ -7,7 +7,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from sparse_tube_vit.checkpoints import release
+from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.figures.__main__ import main
+from sparse_tube_vit.figures.run import KINDS, Run
+from tests.datasets.builders.official import encode
 
 
 def drawn(capsys, *arguments):
@@ -42,12 +46,62 @@ def test_tubes_of_a_config_on_a_file(real_data, tmp_path, capsys):
     config = "configs/moving_shapes.py"
     file = sorted((real_data / "ucf10").rglob("*.mp4"))[0]
     options = ("--config", config, "--clip", file, "--out", tmp_path)
+    name = f"{file.parent.name}_{file.stem}"
     assert drawn(capsys, "tubes", *options) == [
-        str(tmp_path / "tubes.png"),
-        str(tmp_path / "tubes_animated.gif"),
+        str(tmp_path / f"tubes_{name}.png"),
+        str(tmp_path / f"tubes_animated_{name}.gif"),
     ]
-    with Image.open(tmp_path / "tubes_animated.gif") as gif:
+    with Image.open(tmp_path / f"tubes_animated_{name}.gif") as gif:
         assert gif.n_frames == 16
+
+
+def test_a_clip_has_pictures_of_its_own_that_name_it(finished, tmp_path, capsys):
+    workdir, _ = finished
+    for name, brightness in (("up/1.mp4", 20), ("down/1.mp4", 200)):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(encode(brightness))
+    paths = [
+        path
+        for name in ("up/1.mp4", "down/1.mp4")
+        for path in drawn(
+            *(capsys, "attention", "--workdir", workdir, "--clip", tmp_path / name)
+        )
+    ]
+    assert [path.rpartition("/")[2] for path in paths] == [
+        f"attention_{kind}_{clip}_1.png"
+        for clip in ("up", "down")
+        for kind in ("pooling", "rollout")
+    ]
+    run = Run(workdir, str(tmp_path / "up/1.mp4"))
+    ((best, probability),) = run.trained.predict(run.clip.view, top=1)
+    title = f"Attention roll-out: up/1.mp4, predicted {best} ({probability:.0%})"
+    for picture, kind in zip(KINDS["attention"](run), ("of", "roll-out"), strict=True):
+        assert picture.caption.startswith(f"Attention {kind}")
+    assert " ".join(picture.drawn.get_suptitle().split()) == title
+
+
+def test_an_example_is_named_with_its_label(finished):
+    run = Run(finished[0])
+    picture, _ = KINDS["attention"](run)
+    split = reading.open_split("moving_shapes/videos", "test", run.config.data_dir)
+    label = split.class_names[split[0]["label"]]
+    said = " ".join(picture.drawn.get_suptitle().split())
+    named = f"Attention of the pooling: {split[0]['id']}, label {label}, predicted "
+    assert said.startswith(named) and run.clip.suffix == ""
+
+
+@pytest.mark.parametrize("model", ["release", "run/checkpoints/6"])
+def test_nothing_is_written_into_a_model_alone(finished, tmp_path, capsys, model):
+    (tmp_path / "run").symlink_to(finished[0])
+    release.release(tmp_path / "run", tmp_path / "release")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(SystemExit):
+        main(["kernels", "--workdir", str(tmp_path / model)])
+    assert "NoDirectory: " in (said := capsys.readouterr().err)
+    assert said.endswith("give --out DIR.\n") and sorted(tmp_path.rglob("*")) == before
+    options = ("--workdir", tmp_path / model, "--out", tmp_path / "new")
+    paths = drawn(capsys, "kernels", *options)
+    assert len(paths) == 2 and all(Path(path).exists() for path in paths)
 
 
 def test_tokens_need_several_and_the_last_step_counts(finished, tmp_path, capsys):
@@ -78,7 +132,7 @@ def test_tokens_need_several_and_the_last_step_counts(finished, tmp_path, capsys
         ),
         (
             ["tubes", "--out", "x"],
-            "one of the arguments --config --workdir is required",
+            "arguments --config --model/--workdir is required",
         ),
         (["tubes", "--config", "configs/ucf101.py"], "--config needs --out"),
         (

@@ -129,6 +129,25 @@ def test_attention_says_what_every_tube_gets():
     ]
 
 
+def test_attention_has_the_colors_of_its_bar():
+    clip = np.random.default_rng(0).integers(0, 256, (*CLIP, 3), np.uint8)
+    counts = [len(windows(tube, CLIP)) for tube in TUBES]
+    shares = np.random.default_rng(1).dirichlet(np.ones(sum(counts)))
+    figure = figures.attention(clip, TUBES, shares, "title")
+    maps = [ax.images[-1] for ax in figure.axes if len(ax.images) == 2]
+    drawn = figure.axes[-1].collections[-1]  # of the colour bar
+    relative = [x.get_array().compressed() for x in maps]
+    expected = [*spread_over_pixels(shares * sum(counts), TUBES, CLIP).values()]
+    shown = frames_read(CLIP, TUBES, 8)
+    expected = [x[t][~np.isnan(x[t])] for x in expected for t in shown]
+    for got, wanted, image in zip(relative, expected, maps, strict=True):
+        np.testing.assert_allclose(got, wanted)
+        assert image.get_alpha() is None  # nothing shines through
+        colors = image.to_rgba(wanted)
+        np.testing.assert_array_equal(colors, drawn.to_rgba(wanted))
+        assert (colors[:, 3] == 1).all()
+
+
 def test_similarity_is_the_cosine_of_every_pair():
     x = np.random.default_rng(0).normal(size=(5, 7))
     x[3] = 0

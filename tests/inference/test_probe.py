@@ -66,7 +66,7 @@ def test_the_linear_probe_measures_what_it_was_not_fitted_to(labelled):
 
 def save_model(directory, config, classes):
     """A model of random parameters."""
-    model = make_model(config, {head: 1 for head in classes})
+    model = make_model(config, {head: len(names) for head, names in classes.items()})
     params = init_params(model, jax.random.key(0), model.clip)
     run = describe_run(config, classes)
     save_params(directory, jax.device_get(params), run)

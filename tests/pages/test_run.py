@@ -78,9 +78,11 @@ def page(run):
 def test_every_section_says_what_the_run_has(run, page):
     assert list(page.texts) == [
         "",
-        *("Configuration", "Curves", "Accuracy", "Classes", "Samples", "Tubes"),
-        *("Kernels", "Positions", "Attention", "Throughput", "Data"),
+        *("Accuracy", "Classes", "Curves", "Samples", "Tubes", "Kernels"),
+        *("Positions", "Attention", "Configuration", "Throughput", "Data"),
     ]
+    accuracy, step = (page.texts[""].index(x) for x in ("2x3 views, ", "Step 6 of 6"))
+    assert accuracy < step
     assert "Step 6 of 6" in page.texts[""] and "a & <b>" in page.texts[""]
     # Nothing is fetched, and everything has a name for those who do not see it.
     for _, tag, attributes in page.media:
@@ -123,6 +125,15 @@ def test_accuracies_come_with_their_protocol(run, page):
     assert video[5:] == ["4 frames at 8 fps, 16x16", "8", "1", "6"]
 
 
+def test_the_command_ends_with_the_results(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(report, "render", lambda *_: "")
+    report.main(["--workdir", str(run.workdir), "--out", str(tmp_path / "page.html")])
+    path, *lines = capsys.readouterr().out.splitlines()
+    assert path == str(tmp_path / "page.html")
+    assert lines == [e["summary"] for e in run.evaluations.values()]
+    assert [line.partition(":")[0] for line in lines] == ["image", "video"]
+
+
 def test_the_worst_classes(run, page):
     tables = page.of("Classes")
     for e, (_, *rows) in zip(run.evaluations.values(), tables, strict=True):
@@ -141,6 +152,8 @@ def test_the_worst_classes(run, page):
                 assert others[other] == int(count.rstrip(")")) == max(others.values())
             else:
                 assert not any(others.values())
+        said = "The 10 worst of 24 classes" if len(names) > 10 else "All classes, the"
+        assert said in page.texts["Classes"]
         left = [x["top1"] for name, x in e["per_class"].items() if x["count"]]
         assert len(rows) == min(10, len(left))
         assert [float(r[2].rstrip("%")) for r in rows] == pytest.approx(
@@ -156,17 +169,17 @@ def test_samples_are_predicted_as_the_evaluation_does(run, page, data_dir):
     for i in (0, 12, 23):  # of 24
         label = result.class_names[result.labels[i]]
         best = np.argsort(-result.scores[i], kind="stable")[:3]
-        verdict = "right" if best[0] == result.labels[i] else "wrong"
+        verdict = "correct" if best[0] == result.labels[i] else "wrong"
         shares = "".join(
             f"{result.class_names[c]} {result.scores[i, c]:.0%}" for c in best
         )
         assert f": {label}{verdict}{shares}" in said
 
 
-def test_a_prediction_is_right_where_the_best_is_a_label(run, data_dir, monkeypatch):
+def test_a_prediction_is_correct_where_the_best_is_a_label(run, data_dir, monkeypatch):
     split = open_split("moving_shapes/videos", "test", data_dir)
     label = split[0]["label"]
-    for best, verdict in ((label, "right"), ((label + 1) % 24, "wrong")):
+    for best, verdict in ((label, "correct"), ((label + 1) % 24, "wrong")):
         scores = 0.7 * np.eye(24)[[best]] + 0.3 * np.eye(24)[[label - 1]]
         monkeypatch.setattr(TrainedTubeViT, "scores", lambda *_, x=scores: x)
         card = pages_run._sample(run, "video", split, 0)

@@ -17,10 +17,12 @@ from sparse_tube_vit.checkpoints.stored import locate
 from sparse_tube_vit.config import InvalidConfig, validate
 from sparse_tube_vit.config.flags import read
 from sparse_tube_vit.datasets import reading
-from sparse_tube_vit.datasets.builders.folders import TooFewExamples
+from sparse_tube_vit.datasets.builders.folders import NoClassFolders, TooFewExamples
 from sparse_tube_vit.datasets.preparing.write import NothingDecodes
 from sparse_tube_vit.train import train
 from sparse_tube_vit.training import finetuning
+from sparse_tube_vit.training.description import describe
+from sparse_tube_vit.training.inspection import examples_of_step
 from tests.datasets.builders import official
 from tests.inference.test_probe import save_model
 from tests.tiny import tiny_config
@@ -61,6 +63,7 @@ def test_everything_open_is_filled_in(clips, finished, tmp_path, caplog):
     for key, value in config.model.items():
         assert json.loads(json.dumps(value)) == theirs["model"][key], key
     assert (config.total_steps, config.optimizer.warmup_steps) == (100, 10)
+    assert config.log_every_steps == 5
     source, views = config.streams.clips, config.evaluations.clips
     assert source.dataset == views.dataset
     splits = [
@@ -89,6 +92,29 @@ def test_clips_are_mirrored_where_those_of_the_model_were(tmp_path, flip):
 
     assert flips() == flip
     assert flips(f"--config.streams.clips.flip={not flip}") != flip
+
+
+def test_what_is_open_is_filled_in_to_be_looked_at(clips, tmp_path):
+    theirs = tiny_config("nowhere")
+    model = save_model(
+        tmp_path / "model", theirs, {"motions": ("a",), "shapes": ("b",)}
+    )
+    text = describe(config_of("", tmp_path, model))  # no data set is needed
+    assert "a clip of 4x16x16" in text
+    assert "Without head_clips, whose data sets are not prepared." in text
+    ((name, batch),) = examples_of_step(config_of(clips, tmp_path, model), 2)
+    assert name == "clips" and len(batch) == 16
+    assert {example.video.shape for example in batch} == {(4, 16, 16, 3)}
+    assert any("walk the dog" in example.target for example in batch)
+
+
+@pytest.mark.parametrize("total, every", [(7, 1), (100, 5), (660, 33), (9000, 50)])
+def test_curves_have_twenty_points(finished, tmp_path, total, every):
+    config = config_of("", tmp_path, finished[0], f"--config.total_steps={total}")
+    config.streams.clips.dataset = config.evaluations.clips.dataset = "clips"
+    assert finetuning.complete(config, tmp_path).log_every_steps == every
+    config.log_every_steps = 3
+    assert finetuning.complete(config, tmp_path).log_every_steps == 3
 
 
 def test_a_folder_is_prepared_once_and_again_when_it_changes(clips, tmp_path):
@@ -155,7 +181,31 @@ def test_a_folder_of_images(tmp_path):
             ("train/a/1.mp4", "train/b/2.mp4", "tset/b/3.mp4"),
             (),
             reading.UnknownSplit,
-            "has the splits train, tset.*train and one of test",
+            "has the splits train, tset.*train and one of test.*held out.$",
+        ),
+        (
+            [f"whole/{name}" for name in CLIPS],
+            (),
+            reading.UnknownSplit,
+            "the splits whole.*classes in whole: --config.data.folder=.*/clips/whole$",
+        ),
+        (
+            [f"my clips/{name}" for name in CLIPS],
+            (),
+            NoClassFolders,
+            "'my clips' cannot name a split: .*; classes are .*clips/<class>/<file>$",
+        ),
+        (
+            ("sport/a/1.mp4", "sport/b/1.mp4", "dance/c/1.mp4"),
+            (),
+            reading.UnknownSplit,
+            "splits dance, sport.*groups of them, put .*/clips/<class>/<file>$",
+        ),
+        (
+            ("a/1.mp4", "a/more/2.mp4", "b/1.mp4"),
+            (),
+            NoClassFolders,
+            "clips/b holds no class folders, though .*/a/more is a folder in a folder",
         ),
     ],
 )

@@ -85,12 +85,16 @@ def read_folder(directory, kind: str, split_list=None) -> builder.Listing:
         listed, left_out = _walk(directory, kind)
     else:
         listed, left_out = _read_split_list(directory, kind, epath.Path(split_list))
+    nested = (
+        f". Folders of {directory} that hold folders are taken for splits; classes are"
+        f" {directory}/<class>/<file>"
+    )
     splits = {}
     for split, path in listed:
         if not re.fullmatch(r"[\w-]+", split) or split.lower() == "all":
             raise NoClassFolders(
                 f"{split!r} cannot name a split: letters, digits, - and _ can, `all`"
-                " cannot"
+                " cannot" + ("" if split_list else nested)
             )
         name = path.relative_to(directory).as_posix()
         example = builder.ListedExample(name, path.parent.name, path)
@@ -187,8 +191,10 @@ def _walk(directory: epath.Path, kind: str):
     for split, folder in splits.items():
         classes = below[folder].folders
         if not classes:
+            nested = [below[f].folders[0] for f in folders if below[f].folders]
+            but = f", though {nested[0]} is a folder in a folder" if nested else ""
             raise NoClassFolders(
-                f"{folder} holds no class folders; expected"
+                f"{folder} holds no class folders{but}; expected"
                 f" {directory}/<class>/<file> or {directory}/<split>/<class>/<file>"
             )
         # Files beside class folders have no class.
