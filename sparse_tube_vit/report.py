@@ -1,6 +1,6 @@
-"""Writes a report on a run: one HTML page with its pictures and clips in it.
+"""Writes a report on a run or a model: one HTML page, with pictures and clips in it.
 
-    python -m sparse_tube_vit.report --workdir DIR [--out FILE] [--clips N]
+    sparse-tube-vit report --model MODEL [--out FILE] [--clips N]
 
 Prints where the page is, and the results of the last evaluations. What the run lacks,
 such as an evaluation or its data, the page names as absent.
@@ -14,7 +14,7 @@ from sparse_tube_vit.config.flags import CommandParser, add_model
 from sparse_tube_vit.errors import reported
 from sparse_tube_vit.figures.run import Run
 from sparse_tube_vit.log import to_stderr
-from sparse_tube_vit.pages.run import check_workdir, render
+from sparse_tube_vit.pages.run import render
 from sparse_tube_vit.storage import whole_file
 
 PAGE = "report.html"
@@ -23,7 +23,7 @@ PAGE = "report.html"
 def main(argv: Sequence[str] | None = None) -> None:
     parser = CommandParser(
         "report",
-        description="Writes one HTML page of a run, with its pictures and clips in it.",
+        description="Writes one HTML page of a run or a model, with its pictures.",
     )
     add = parser.add_argument
     add_model(parser)
@@ -36,8 +36,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     to_stderr()
     with reported():
         run = Run(args.model, data_dir=args.data_dir)
-        check_workdir(run)
-        out = epath.Path(args.out or run.workdir / PAGE)
+        run.trained  # noqa: B018  before a page is begun
+        out = epath.Path(args.out or run.output(PAGE))
         with whole_file(out) as write:
             page = render(run, args.clips)
             write(lambda file: file.write(page.encode()))

@@ -36,7 +36,7 @@ class NothingToDraw(TubeViTError, ValueError):
 
 
 class NoDirectory(TubeViTError, ValueError):
-    """A model without a work directory, where pictures would go."""
+    """A model without a work directory, where pictures and pages would go."""
 
 
 @dataclasses.dataclass
@@ -44,23 +44,30 @@ class Run:
     """A run, finished or not, whose files are read when they are first needed.
 
     Attributes:
-        workdir: Work directory of training; for pictures of the model alone, whatever
-            `load` takes.
+        model: Work directory of training, or whatever else `load` takes: a model alone,
+            without metrics and evaluations.
         clip_file: Video or image to draw on; by default the first of an evaluation.
         data_dir: Prepared data sets, if not those of the config.
     """
 
-    workdir: epath.Path
+    model: str
     clip_file: str | None = None
     data_dir: str | None = None
 
-    def __post_init__(self):
-        self.workdir = epath.Path(self.workdir)
+    @functools.cached_property
+    def workdir(self) -> epath.Path | None:
+        """The work directory; None for a release or one step of a run."""
+        try:
+            found = stored.locate(self.model)
+        except TubeViTError:  # there are curves before the first checkpoint
+            return epath.Path(self.model)
+        alone = found.folder == stored.open_path(self.model)
+        return None if alone else found.workdir
 
     @functools.cached_property
     def trained(self) -> TrainedTubeViT:
         """The model of the latest checkpoint. Raises: As `load`."""
-        trained = load(self.workdir)
+        trained = load(self.model)
         if self.data_dir:
             trained.config.data_dir = self.data_dir
         return trained
@@ -72,14 +79,16 @@ class Run:
     @functools.cached_property
     def metrics(self) -> list[dict]:
         """Lines of metrics.jsonl; none for parameters that were never trained here."""
-        exists = (self.workdir / "metrics.jsonl").exists()
-        return read_metrics(self.workdir) if exists else []
+        if not self.workdir or not (self.workdir / "metrics.jsonl").exists():
+            return []
+        return read_metrics(self.workdir)
 
     @functools.cached_property
     def evaluations(self) -> dict[str, dict]:
         """The last result of every protocol, by the stem of its JSON file."""
         last = {}
-        for stem, result in stored.read_evaluations(self.workdir).items():
+        results = stored.read_evaluations(self.workdir) if self.workdir else {}
+        for stem, result in results.items():
             protocol = re.sub(r"_step\d+", "", stem)
             if protocol not in last or result["step"] > last[protocol][1]["step"]:
                 last[protocol] = stem, result
@@ -90,18 +99,18 @@ class Run:
         """What pictures of a clip show, as `clip_of`."""
         return clip_of(self.config, self.clip_file)
 
-    def directory(self) -> epath.Path:
-        """Where pictures go by default. Raises NoDirectory for a model alone."""
-        try:
-            found = stored.locate(self.workdir)
-        except TubeViTError:  # there are curves before the first checkpoint
-            return self.workdir / "figures"
-        if not found.workdir or found.folder == stored.open_path(self.workdir):
+    def output(self, name: str) -> epath.Path:
+        """Returns the path of a file or folder in the work directory.
+
+        Raises:
+            NoDirectory: It is a model alone.
+        """
+        if self.workdir is None:
             raise NoDirectory(
-                f"{self.workdir} is a release or one step of a run, into which no "
-                "pictures are written: give --out DIR."
+                f"{self.model} is a release or one step of a run, into which nothing "
+                "is written: say with --out where it goes."
             )
-        return found.workdir / "figures"
+        return self.workdir / name
 
 
 class Clip(NamedTuple):
@@ -286,7 +295,7 @@ def confusion(run: Run) -> Pictures:
 
 def tokens(*runs: Run) -> Pictures:
     """Accuracy against the number of tokens, of one run or of several."""
-    results = {str(run.workdir): [*run.evaluations.values()] for run in runs}
+    results = {str(run.model): [*run.evaluations.values()] for run in runs}
     protocols = [protocol_of(e) for es in results.values() for e in es]
     counts = {(protocol_of(e), e["tokens"]) for es in results.values() for e in es}
     if len(counts) > len({*protocols}):
@@ -330,10 +339,10 @@ def draw_run(runs: Sequence[Run], kind: str = "run", out=None) -> list[epath.Pat
         And what reading the run raises.
     """
     kinds = KINDS if kind == "run" else {kind: KINDS[kind]}
-    out = out or runs[0].directory()
+    out = out or runs[0].output("figures")
     paths = [path for draw in kinds.values() for path in write(draw(*runs), out)]
     if not paths:
-        names = ", ".join(str(run.workdir) for run in runs)
+        names = ", ".join(str(run.model) for run in runs)
         why = ABSENT.get(kind, "")
         raise NothingToDraw(
             f"{names}: nothing there that {kind} could show. {why}".strip()

@@ -25,7 +25,7 @@ from sparse_tube_vit.config import (
 from sparse_tube_vit.datasets import manifest, reading
 from sparse_tube_vit.datasets.classes import ClassNamesDiffer, check_classes
 from sparse_tube_vit.datasets.times import SPAN
-from sparse_tube_vit.errors import DatasetError, TubeViTError
+from sparse_tube_vit.errors import DatasetError
 from sparse_tube_vit.evaluation.results import tokens_in_words
 from sparse_tube_vit.figures.run import ABSENT, KINDS, Picture, Run, labels_of
 from sparse_tube_vit.input import examples
@@ -45,21 +45,16 @@ _SAMPLE = Transcode(short_side=144, gop=60, crf=30)
 _ANIMATION = Transcode(short_side=480, gop=60, crf=26)
 
 
-class NoWorkDirectory(TubeViTError, ValueError):
-    """A release or a single checkpoint step, where a run's work directory is needed."""
-
-
 def render(run: Run, clips: int) -> str:
-    """Returns the page of a run as HTML.
+    """Returns the page of a run, or of a model alone, as HTML.
 
     Args:
-        run: A work directory with a checkpoint.
+        run: A work directory with a checkpoint, or a release.
         clips: Examples shown of every evaluation, with their predictions.
 
     Raises:
-        NoWorkDirectory: As `check_workdir`; and what `load` raises.
+        TubeViTError: As `load`.
     """
-    check_workdir(run)
     sections = {
         "Accuracy": _accuracy(run),
         "Classes": _classes(run),
@@ -78,22 +73,8 @@ def render(run: Run, clips: int) -> str:
     for name, lines in sections.items():
         inside = "\n".join(lines)
         body.append(f'<section id="{name}"><h2>{name}</h2>\n{inside}</section>')
-    return html.page(f"Run {run.workdir.resolve().name}", "\n".join(body), _STYLE)
-
-
-def check_workdir(run: Run) -> None:
-    """Checks that a run has a model and a work directory.
-
-    Raises:
-        NoWorkDirectory: It is a release, or one step of a run's checkpoints.
-        And what `load` raises.
-    """
-    run.trained  # noqa: B018  reads the model
-    if not (run.workdir / "checkpoints").is_dir():
-        raise NoWorkDirectory(
-            f"{run.workdir} holds a model alone. A report needs the work directory of "
-            "its run, which holds its checkpoints, metrics and evaluations."
-        )
+    title = f"Run {run.workdir.resolve().name}" if run.workdir else run.trained.name
+    return html.page(title, "\n".join(body), _STYLE)
 
 
 def _summary(run) -> Iterator[str]:
@@ -106,7 +87,7 @@ def _summary(run) -> Iterator[str]:
     yield f"{count:,} parameters{averaged}"
     for head, names in trained.class_names.items():
         yield f"Head {head}: {len(names):,} classes"
-    yield f"{run.workdir}"
+    yield f"{run.model}"
 
 
 def _name(e: dict) -> str:
@@ -188,7 +169,8 @@ def _absent(why: str) -> str:
 
 
 def _configuration(run):
-    saved = stored.locate(run.workdir, run.trained.step).read_description()
+    step = run.trained.step if run.workdir else None
+    saved = stored.locate(run.model, step).read_description()
     # As it was trained: the loaded config is changed to suit this device.
     config = json.loads(from_json(saved["config"]).to_json())
     rows = [
@@ -218,7 +200,10 @@ def _accuracy(run):
     if not run.evaluations:
         yield _absent(
             "No evaluation yet. It comes with the last step, or from "
-            f"python -m sparse_tube_vit.evaluate --workdir {run.workdir}"
+            f"sparse-tube-vit evaluate --model {run.model}"
+            if run.workdir
+            else "A model alone has no evaluations; see its card, or evaluate it: "
+            f"sparse-tube-vit evaluate --model {run.model}"
         )
         return
     protocol = ("examples", "views", "clip", "tokens", "undecodable", "step")

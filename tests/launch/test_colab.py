@@ -87,7 +87,7 @@ def environment_of_this_python(directory, monkeypatch):
 
 #: As in Colab: other versions than those of requirements.txt.
 COLAB = (
-    *("jax==0.7.2", "flax==0.10.7", "optax==0.2.6", "orbax-checkpoint==0.11.28"),
+    *("jax==0.9.0.1", "flax==0.12.0", "optax==0.2.6", "orbax-checkpoint==0.11.36"),
     *("numpy==2.0.2", "protobuf==5.29.5", "tensorflow-cpu==2.19.1"),
     *("tensorflow-datasets==4.9.9", "tensorflow-metadata==1.17.3"),
     *("tensorboard==2.19.0", "matplotlib==3.10.0", "pillow==11.3.0"),

@@ -5,6 +5,7 @@ import html.parser
 import json
 import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -217,7 +218,7 @@ def test_what_is_absent_is_said(run, tmp_path, capsys):
     page = Page((tmp_path / "report.html").read_text(encoding="utf-8"))
     for section, what in {
         "Curves": "no metrics.jsonl",
-        "Accuracy": f"from python -m sparse_tube_vit.evaluate --workdir {tmp_path}",
+        "Accuracy": f"from sparse-tube-vit evaluate --model {tmp_path}",
         "Classes": "No evaluation yet.",
         "Samples": str(error.value),
         "Tubes": str(error.value),
@@ -229,14 +230,21 @@ def test_what_is_absent_is_said(run, tmp_path, capsys):
     assert {name for name, *_ in page.media} == {"Kernels", "Positions"}
 
 
-def test_a_model_alone_is_no_run(run, tmp_path, capsys):
+def test_a_model_alone_has_a_page_where_it_is_told(run, tmp_path, capsys):
     release.release(run.workdir, tmp_path / "release")
-    for model in (tmp_path / "release", run.workdir / "checkpoints" / "6"):
+    for model in (tmp_path / "release", Path(run.workdir, "checkpoints", "6")):
+        files = sorted(model.rglob("*"))
         with pytest.raises(SystemExit):
-            report.main(["--workdir", str(model)])
+            report.main(["--model", str(model)])
         said = capsys.readouterr().err
-        assert f"NoWorkDirectory: {model} holds a model alone" in said
-        assert not (model / "report.html").exists()
+        assert f"NoDirectory: {model} is a release or one step of a run" in said
+        out = tmp_path / "page.html"
+        report.main(["--model", str(model), "--out", str(out), "--clips", "1"])
+        assert sorted(model.rglob("*")) == files
+        page = Page(out.read_text(encoding="utf-8"))
+        assert "A model alone has no evaluations" in page.texts["Accuracy"]
+        assert "no metrics.jsonl" in page.texts["Curves"]
+        assert {"Kernels", "Positions", "Tubes"} <= {name for name, *_ in page.media}
 
 
 def test_a_page_that_cannot_be_written_is_not_made(run, tmp_path, monkeypatch, capsys):
