@@ -53,7 +53,17 @@ def load(path, step: int | None = None, ema: bool = True) -> "TrainedTubeViT":
         NoCheckpoint, UnfinishedCheckpoint, ForeignCheckpoint, DamagedCheckpoint,
         NewerCheckpoint, UnreachableStorage: As `stored.locate`.
     """
-    source = stored.read(path, step, ema)
+    tubevit = from_stored(stored.read(path, step, ema))
+    params = jax.device_put(tubevit.params, jax.local_devices()[0])
+    return dataclasses.replace(tubevit, params=params)
+
+
+def from_stored(source: stored.StoredModel) -> "TrainedTubeViT":
+    """Returns a stored model to be used, its parameters as they are, on the host.
+
+    Raises:
+        DamagedCheckpoint: Its parameters are not those of its config.
+    """
     config = from_json(source.run["config"])
     config.model.attention = "auto"  # the devices here may be others
     class_names = {h: tuple(names) for h, names in source.run["class_names"].items()}
@@ -64,9 +74,14 @@ def load(path, step: int | None = None, ema: bool = True) -> "TrainedTubeViT":
         raise
     except TubeViTError as error:  # of options that no run could be trained with
         raise damaged(source.name, f"its config makes no model: {error}") from error
-    params = jax.device_put(source.params, jax.local_devices()[0])
     return TrainedTubeViT(
-        source.name, source.step, config, class_names, model, params, source.averaged
+        source.name,
+        source.step,
+        config,
+        class_names,
+        model,
+        source.params,
+        source.averaged,
     )
 
 
