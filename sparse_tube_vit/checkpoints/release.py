@@ -1,8 +1,9 @@
-"""Releases: a trained model as a folder of three files, see `stored`."""
+"""Releases: a trained model as a folder of files, see `stored`."""
 
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,7 @@ def release(
     overwrite: bool = False,
     push: str = "",
     private: bool = False,
+    add: Callable[[Path, StoredModel], str] | None = None,
 ) -> StoredModel:
     """Writes a stored model as a release; returns the model.
 
@@ -48,6 +50,7 @@ def release(
         license: The weights' license for the model card, such as "cc-by-4.0".
         push: hf://USER/NAME to upload the release to; "" to upload nothing.
         private: Whether the repository is private, if uploading creates it.
+        add: As for `write_folder`.
 
     Raises:
         UnreachableStorage: It cannot be read or uploaded; it is written by then.
@@ -61,7 +64,7 @@ def release(
         folder = folder.parent
     name = push.removeprefix("hf://") or folder.name
     card = model_card(name, push or ".", model, dtype, evaluations(model), license)
-    write_folder(directory, model, card, dtype, overwrite)
+    write_folder(directory, model, card, dtype, overwrite, add)
     if push:
         hub.push(directory, push, private, f"Upload {model.name}")
     return model
@@ -86,6 +89,7 @@ def write_folder(
     card: str,
     dtype: str = "float32",
     overwrite: bool = False,
+    add: Callable[[Path, StoredModel], str] | None = None,
 ) -> None:
     """Writes the folder of a release, all of it or nothing.
 
@@ -95,6 +99,8 @@ def write_folder(
         card: The model card, in Markdown.
         dtype: The dtype of the parameters, "float32" or "bfloat16".
         overwrite: Whether to replace an existing release.
+        add: A function of the folder and the model that adds files of its own and
+            returns text, in Markdown, for the end of the card.
 
     Raises:
         ReleaseExists: The directory exists and is no release, or `overwrite` is False.
@@ -133,7 +139,8 @@ def write_folder(
             (new / ARRAYS).write_bytes(data)
             text = json.dumps(sealed(model.run | {"release": release}), indent=1)
             (new / CONFIG).write_text(f"{text}\n")
-            (new / CARD).write_text(card)
+            more = f"\n{add(new, model)}\n" if add else ""
+            (new / CARD).write_text(card + more)
         if directory.exists():
             directory.rename(old)
         new.rename(directory)

@@ -15,6 +15,7 @@ from sparse_tube_vit.figures.curves import (
 )
 from sparse_tube_vit.figures.kernels import kernels
 from sparse_tube_vit.figures.positions import position_similarity
+from sparse_tube_vit.figures.timeline import timeline
 from sparse_tube_vit.figures.tubes import tube_animation, tube_layout
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "position_similarity",
     "save",
     "throughput",
+    "timeline",
     "training_curves",
     "tube_animation",
     "tube_layout",

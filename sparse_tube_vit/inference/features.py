@@ -65,11 +65,10 @@ def tokens(tubevit: TrainedTubeViT, paths: Sequence[str]) -> dict[str, np.ndarra
     Raises:
         SeveralKinds: There are images and videos.
     """
-    each = []
-    for path in paths:
-        each.append(tubevit.features(path))
-        first = each[0]
-        if each[-1].tokens.shape != first.tokens.shape:
+    each = tubevit.features(paths)
+    first = each[0]
+    for path, other in zip(paths, each, strict=True):
+        if other.tokens.shape != first.tokens.shape:
             raise _several_kinds(paths[0], path)
     return {
         "tokens": np.stack([x.tokens for x in each]),

@@ -1,4 +1,4 @@
-"""Files of clips and images: listed, read ahead in threads, computed in batches."""
+"""Clips and images: listed, read ahead in threads, computed in batches."""
 
 import collections
 import concurrent.futures
@@ -12,7 +12,7 @@ import numpy as np
 from etils import epath
 
 from sparse_tube_vit.errors import TubeViTError
-from sparse_tube_vit.log import log
+from sparse_tube_vit.log import log, show_progress
 from sparse_tube_vit.storage import (
     UnreachableStorage,
     files_below,
@@ -82,12 +82,26 @@ def _is_folder(path):
         return False  # reading it tells why
 
 
+def is_path(item) -> bool:
+    """Whether an input is the path of a file, and no array."""
+    return isinstance(item, str | os.PathLike)
+
+
+def are_several(inputs) -> bool:
+    """Whether these are several inputs, a list or other iterable, and no array."""
+    return (
+        isinstance(inputs, Iterable)
+        and not is_path(inputs)
+        and not hasattr(inputs, "__array__")
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Computed:
-    """The result of a file, or why there is none.
+    """The result of an input, or why there is none.
 
     Attributes:
-        path: The file.
+        path: The path of the file; "input 3" for the array of that index.
         group: As `compute`'s `read` gave it.
         result: As `compute`'s `of_batch` gave it.
         problem: The message, without the path, of a named error; "" if there is none.
@@ -95,30 +109,69 @@ class Computed:
 
     path: str
     group: Hashable = None
-    result: np.ndarray | None = None
+    result: object = None
     problem: str = ""
 
 
+class IncompleteResults(TubeViTError):
+    """Some of several inputs have no result.
+
+    Attributes:
+        results: The results in the order of the inputs; None where there is none.
+        problems: Why, by the index of the input.
+    """
+
+    def __init__(self, computed: Sequence[Computed]):
+        self.results = [x.result for x in computed]
+        self.problems = {i: x.problem for i, x in enumerate(computed) if x.problem}
+        shown = [f"{computed[i].path}: {why}" for i, why in self.problems.items()]
+        rest = len(shown) - 10
+        more = [f"and {rest} more, in the error's `problems`"] if rest > 0 else []
+        super().__init__(
+            "\n  ".join(
+                [
+                    f"{len(shown)} of {len(computed)} inputs have no result; those of "
+                    "the others are in the error's `results`:",
+                    *shown[:10],
+                    *more,
+                ]
+            )
+        )
+
+
+def collect(computed: Iterable[Computed], total: int) -> list:
+    """Returns the results of all of several inputs; shows progress in a terminal.
+
+    Raises:
+        IncompleteResults: After the last of them, if some have none.
+    """
+    computed = [*show_progress(computed, total, "inputs")]
+    if any(x.problem for x in computed):
+        raise IncompleteResults(computed)
+    return [x.result for x in computed]
+
+
 def compute(
-    paths: Sequence[str],
-    read: Callable[[str], tuple[Hashable, np.ndarray]],
-    of_batch: Callable[[Hashable, np.ndarray], np.ndarray],
+    inputs: Sequence,
+    read: Callable[[object], tuple[Hashable, np.ndarray]],
+    of_batch: Callable[[Hashable, np.ndarray], Sequence],
     batch_size: int | None = None,
 ) -> Iterator[Computed]:
-    """Yields the results of files in order, computed in batches, read ahead in threads.
+    """Yields the results of inputs in order, in batches, read ahead in threads.
 
-    Files of one group share batches, all of one size. A group that has waited for four
+    Inputs of one group share batches, all of one size. A group that has waited for four
     batches of others is computed with what it has. Progress is logged every ten
     seconds.
 
     Args:
-        paths: Files.
-        read: Maps a path to (group, views), views being (V, T, H, W, 3).
+        inputs: Paths of files, or arrays.
+        read: Maps an input to (group, views), views being (V, T, H, W, 3), of one shape
+            and dtype in a group.
         of_batch: Maps a group and its (B, V, T, H, W, 3) to B results.
-        batch_size: B; None: 4, or the number of files if that is smaller.
+        batch_size: B; None: 4, or the number of inputs if that is smaller.
     """
-    size = batch_size or min(4, len(paths))
-    groups = collections.defaultdict(list)  # group -> [(path, video)], oldest first
+    size = batch_size or min(4, len(inputs))
+    groups = collections.defaultdict(list)  # group -> [(number, video)], oldest first
     done, first = {}, 0  # number -> Computed; the first that is not yielded
 
     def compute_batch(group):
@@ -132,7 +185,8 @@ def compute(
             finish(number, result, group)
 
     def finish(number, result, group=None):
-        path = paths[number]
+        item = inputs[number]
+        path = os.fspath(item) if is_path(item) else f"input {number}"
         if isinstance(result, TubeViTError):
             problem = str(result).removeprefix(f"{path}: ")
             done[number] = Computed(path, problem=problem)
@@ -140,9 +194,9 @@ def compute(
             done[number] = Computed(path, group, result)
 
     logged = time.monotonic()
-    for number, outcome in enumerate(_ahead(read, paths)):
+    for number, outcome in enumerate(_ahead(read, inputs)):
         if time.monotonic() - logged > 10:
-            log.info("%d of %d files", number, len(paths))
+            log.info("%d of %d files", number, len(inputs))
             logged = time.monotonic()
         if isinstance(outcome, TubeViTError):
             finish(number, outcome)
@@ -185,20 +239,20 @@ class UntilInterrupted:
             raise StopIteration from None
 
 
-def _ahead(read, files):
-    """Yields what `read` returns or raises for each file, in order, reading ahead."""
+def _ahead(read, inputs):
+    """Yields what `read` returns or raises for each input, in order, reading ahead."""
 
-    def attempt(path):
+    def attempt(item):
         try:
-            return read(path)
+            return read(item)
         except TubeViTError as error:
             return error
 
     threads = os.cpu_count() or 1
     with concurrent.futures.ThreadPoolExecutor(threads) as executor:
         pending = collections.deque()
-        for path in files:
-            pending.append(executor.submit(attempt, path))
+        for item in inputs:
+            pending.append(executor.submit(attempt, item))
             if len(pending) > 2 * threads:
                 yield pending.popleft().result()
         while pending:

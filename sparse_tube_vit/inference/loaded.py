@@ -5,8 +5,8 @@ It needs no config file, no data set and no mesh, and runs on one device of any 
 
 import dataclasses
 import functools
-import os
 import re
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,10 @@ from sparse_tube_vit.checkpoints import stored
 from sparse_tube_vit.checkpoints.step import DamagedCheckpoint, damaged
 from sparse_tube_vit.config import ConfigDict, from_json, head_loss
 from sparse_tube_vit.errors import TubeViTError
+from sparse_tube_vit.inference import files
 from sparse_tube_vit.inference.clips import naming
+from sparse_tube_vit.inference.predictions import Prediction, classes
+from sparse_tube_vit.inference.windows import windows
 from sparse_tube_vit.input import examples
 from sparse_tube_vit.log import log
 from sparse_tube_vit.models.losses import DIVERGED, NonFiniteScores, make_scores
@@ -51,7 +54,17 @@ def load(path, step: int | None = None, ema: bool = True) -> "TrainedTubeViT":
         NoCheckpoint, UnfinishedCheckpoint, ForeignCheckpoint, DamagedCheckpoint,
         NewerCheckpoint, UnreachableStorage: As `stored.locate`.
     """
-    source = stored.read(path, step, ema)
+    tubevit = from_stored(stored.read(path, step, ema))
+    params = jax.device_put(tubevit.params, jax.local_devices()[0])
+    return dataclasses.replace(tubevit, params=params)
+
+
+def from_stored(source: stored.StoredModel) -> "TrainedTubeViT":
+    """Returns a stored model to be used, its parameters as they are, on the host.
+
+    Raises:
+        DamagedCheckpoint: Its parameters are not those of its config.
+    """
     config = from_json(source.run["config"])
     config.model.attention = "auto"  # the devices here may be others
     class_names = {h: tuple(names) for h, names in source.run["class_names"].items()}
@@ -62,9 +75,14 @@ def load(path, step: int | None = None, ema: bool = True) -> "TrainedTubeViT":
         raise
     except TubeViTError as error:  # of options that no run could be trained with
         raise damaged(source.name, f"its config makes no model: {error}") from error
-    params = jax.device_put(source.params, jax.local_devices()[0])
     return TrainedTubeViT(
-        source.name, source.step, config, class_names, model, params, source.averaged
+        source.name,
+        source.step,
+        config,
+        class_names,
+        model,
+        source.params,
+        source.averaged,
     )
 
 
@@ -135,32 +153,91 @@ class TrainedTubeViT:
         heads = ", ".join(f"{h} ({len(c)})" for h, c in self.class_names.items())
         return f"TubeViT of {self.name}; heads: {heads}"
 
-    def predict(self, clip, head: str | None = None, top: int = 5):
-        """Returns the most probable classes of a clip or an image.
+    def predict(
+        self,
+        clip,
+        head: str | None = None,
+        top: int = 5,
+        batch_size: int | None = None,
+    ):
+        """Returns the most probable classes of a clip or an image, or of several.
 
         Args:
             clip: A file's path, whose evaluation views are scored and averaged; or
                 uint8 in 0..255 or floats in [-1, 1]: an image (H, W, 3), a clip (T, H,
-                W, 3), or views of a clip (V, T, H, W, 3) to be averaged.
+                W, 3), or views of a clip (V, T, H, W, 3) to be averaged. Or a list or
+                other iterable of such, of any kinds.
             head: The head to use; None: the one that was trained on such inputs.
             top: The number of classes, or all if there are fewer.
+            batch_size: Of several inputs, those that go through the model at a time,
+                each with all its views; None: 4, or their number if that is smaller.
 
         Returns:
-            [(class name, probability), ...], the most probable first.
+            [(class name, probability), ...], the most probable first. For several
+            inputs, a list of such in their order, with duplicates; [] for none.
 
         Raises:
             UnknownHead, AmbiguousHead: `head` is wrong, or needed.
             UnreadableFile, UndecodableClip, NotAClip: There is no clip.
             ClipTooSmall, NoImageTube, PositionsMismatch: The model cannot read it.
             NonFiniteScores: The model's scores are not finite.
+            IncompleteResults: One of these happened to some of several inputs. It is
+                raised when all others are done, and has their results in `results`,
+                None where there is none, and the reasons in `problems`.
         """
-        if isinstance(clip, str | os.PathLike):
+        if files.are_several(clip):
+            inputs = list(clip)
+            found = classes(self, inputs, head, top, batch_size=batch_size)
+            return files.collect(found, len(inputs))
+        if files.is_path(clip):
             _, views = self.read(clip, head)
         else:
-            views = _views(clip, self.model.clip)
+            _, views = self.as_views(clip)
         head = self.choose_head(_kind(views), head)
         (scores,) = self.scores(views[None], head)
         return self.best(scores, head, top)
+
+    def windows(
+        self,
+        path,
+        window: float,
+        stride: float | None = None,
+        head: str | None = None,
+        top: int = 5,
+        views: tuple[int, int] | None = None,
+        batch_size: int | None = None,
+    ) -> Iterator[Prediction]:
+        """Yields the most probable classes of a video's sliding windows, in order.
+
+        Each window is sampled as the evaluation samples a video of that length: one
+        shorter than the model's clip loops. Windows begin at 0, `stride`, 2 `stride`
+        seconds and so on. The last one is moved to end with the video; a video that is
+        shorter than a window is one window. The video is decoded once, from its encoded
+        file in memory, and windows are computed in batches, as the caller takes them.
+
+        Args:
+            path: A video's path, local or gs://.
+            window: Length of a window in seconds.
+            stride: Seconds from one window's beginning to the next one's, at least
+                0.01; None: `window`. What lies between windows if it is longer is left
+                out.
+            head: As for `predict`.
+            top: As for `predict`.
+            views: (temporal, spatial) views of each window; None: as in the head's
+                evaluation.
+            batch_size: Windows that go through the model at a time; None: 4.
+
+        Yields:
+            A `Prediction` for each window: `begin` and `end` in seconds, `classes`, and
+            in `scores` the probabilities (C,) of all of them.
+
+        Raises:
+            InvalidWindow: `window` or `stride` is no number of seconds, or too small.
+            UndecodableClip: The file does not decode, after the windows before the
+                damage; or it is an image.
+            TubeViTError: As `predict`.
+        """
+        return windows(self, path, window, stride, head, top, views, batch_size)
 
     def read(
         self,
@@ -186,16 +263,30 @@ class TrainedTubeViT:
             encoded = storage.read_file(path)
             limits = Limits.of(self.config.loader)
             kind = kind_of(encoded, limits)
-            if given:
-                source = examples.unlabelled(kind, *given)
-            else:
-                source = self.protocol(kind, self.choose_head(kind, head))
-            example = examples.EvaluationExample.of(
-                self.config.clip,
-                source,
-                limits=limits,
-            )
-            return kind, example.read(encoded, None)["video"]
+            return kind, self.example(kind, head, given).read(encoded, None)["video"]
+
+    def example(
+        self,
+        kind: str,
+        head: str | None = None,
+        given: tuple[int, int] | None = None,
+    ) -> examples.EvaluationExample:
+        """Returns the map from files of a kind to views; arguments as for `read`."""
+        if given:
+            source = examples.unlabelled(kind, *given)
+        else:
+            source = self.protocol(kind, self.choose_head(kind, head))
+        limits = Limits.of(self.config.loader)
+        return examples.EvaluationExample.of(self.config.clip, source, limits=limits)
+
+    def as_views(self, clip) -> tuple[str, np.ndarray]:
+        """Returns (kind, views (V, T, H, W, 3)) of an array, as for `predict`.
+
+        Raises:
+            NotAClip: It is no such array.
+        """
+        views = _views(clip, self.model.clip)
+        return _kind(views), views
 
     def best(self, scores, head: str, top: int):
         """Returns [(class name, probability), ...] of the highest scores (C,)."""
@@ -217,33 +308,56 @@ class TrainedTubeViT:
         options = protocol.stride_scale, protocol.combine_views
         return self._finite(self._scores(head, *options)(self.params, videos))
 
-    def features(self, clip) -> Features:
+    def features(self, clip, batch_size: int | None = None):
         """Computes the features of a clip or an image, for retrieval and probes.
 
         Args:
             clip: A file's path, whose central view is read; or an image (H, W, 3) or a
-                clip (T, H, W, 3), as for `predict`.
+                clip (T, H, W, 3), as for `predict`. Or a list or other iterable.
+            batch_size: As for `predict`.
+
+        Returns:
+            `Features`; a list of them for several inputs.
 
         Raises:
             TubeViTError: As `predict`.
         """
-        if isinstance(clip, str | os.PathLike):
-            _, clip = self.read(clip, given=(1, 1))
-        views = _views(clip, self.model.clip)
+        if files.are_several(clip):
+            inputs = list(clip)
+            computed = files.compute(
+                inputs, self._central_view, self._features_of, batch_size
+            )
+            return files.collect(computed, len(inputs))
+        group, views = self._central_view(clip)
+        return self._features_of(group, views[None])[0]
+
+    def _central_view(self, clip):
+        """Returns a group, as for `files.compute`, and views (1, T, H, W, 3)."""
+        if files.is_path(clip):
+            kind, views = self.read(clip, given=(1, 1))
+        else:
+            kind, views = self.as_views(clip)
         if len(views) > 1:
             raise NotAClip(f"Features are of one view, but there are {len(views)}.")
-        out = jax.tree.map(self._finite, self._features(self.params, views))
-        size = views.shape[1:4]
+        return (kind, views.dtype.str), views
+
+    def _features_of(self, group, videos):
+        """Returns [Features] of views (B, 1, T, H, W, 3)."""
+        size = videos.shape[2:5]
+        out = jax.tree.map(self._finite, self._features(self.params, videos[:, 0]))
         chosen = tubes_for(self.model.tubes, size[0])
         centres = [self.model.tubes[i].centres(size) for i in chosen]
         middle = np.concatenate(centres)  # (N, 3)
-        return Features(
-            pooled=out["pooled"][0],
-            tokens=out["tokens"][0],
-            tube=np.repeat(chosen, [len(c) for c in centres]),
-            time=middle[:, 0] / self.config.clip.fps,
-            place=middle[:, 1:],
-        )
+        return [
+            Features(
+                pooled=pooled,
+                tokens=tokens,
+                tube=np.repeat(chosen, [len(c) for c in centres]),
+                time=middle[:, 0] / self.config.clip.fps,
+                place=middle[:, 1:],
+            )
+            for pooled, tokens in zip(out["pooled"], out["tokens"], strict=True)
+        ]
 
     def pooled(self, videos) -> np.ndarray:
         """Computes pooled features (B, D) of (B, V, T, H, W, 3), averaged over V."""

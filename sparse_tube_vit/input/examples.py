@@ -5,13 +5,14 @@ training needs.
 """
 
 import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
 from sparse_tube_vit.config import ConfigDict, evaluation
 from sparse_tube_vit.datasets.times import ACTIONS, SPAN
 from sparse_tube_vit.video import sampling
-from sparse_tube_vit.video.decode import UndecodableClip, decode
+from sparse_tube_vit.video.decode import UndecodableClip, decode, decode_clips
 from sparse_tube_vit.video.limits import LIMITS, Limits
 
 #: Config keys of an evaluation's numbers of views, in time and in space.
@@ -109,25 +110,57 @@ class EvaluationExample(ExampleMap):
             UndecodableClip: The file does not decode.
         """
         del rng
-
-        def times(duration):
-            clip = (self.frames, self.fps, duration)
-            starts = sampling.spread_starts(self.temporal_views, *clip)
-            return np.concatenate([sampling.clip_times(s, *clip) for s in starts])
-
-        def crop(height, width):
-            return sampling.whole_picture(height, width, self.size)
-
-        times = sampling.within(times, span)
-        clip, shown = decode(encoded, times, crop, self.limits, self.kind)
-        crops = sampling.spread_crops(clip, self.spatial_views, self.size)
+        times = sampling.within(self._times, span)
+        clip, shown = decode(encoded, times, self._crop, self.limits, self.kind)
         # Views of a short or square video may show the same frames and pixels.
         in_time = np.unique(shown.reshape(self.temporal_views, -1), axis=0)
         in_space = {*sampling.crop_starts(*clip.shape[1:3], self.spatial_views)}
         return {
-            "video": crops.reshape(self.shape),
+            "video": self._views(clip),
             "distinct_views": np.int32(len(in_time) * len(in_space)),
         }
+
+    def read_spans(
+        self,
+        encoded: bytes,
+        spans: Callable[[float], Sequence[tuple[float, float]]],
+    ) -> Iterator[tuple[tuple[float, float], np.ndarray]]:
+        """Yields the views of parts of a video, each as `read` gives it for that span.
+
+        The video is decoded once.
+
+        Args:
+            encoded: Encoded file.
+            spans: Function of the video's duration that returns start and end of each
+                part, in order, all in seconds.
+
+        Yields:
+            (start, end), and uint8 (V, T, H, W, 3).
+
+        Raises:
+            UndecodableClip: As `decode.decode_clips`.
+        """
+
+        def clips(duration):
+            return [
+                (span, sampling.within(self._times, span)(duration))
+                for span in spans(duration)
+            ]
+
+        for span, clip in decode_clips(encoded, clips, self._crop, self.limits):
+            yield span, self._views(clip)
+
+    def _times(self, duration):
+        clip = (self.frames, self.fps, duration)
+        starts = sampling.spread_starts(self.temporal_views, *clip)
+        return np.concatenate([sampling.clip_times(s, *clip) for s in starts])
+
+    def _crop(self, height, width):
+        return sampling.whole_picture(height, width, self.size)
+
+    def _views(self, clip):
+        crops = sampling.spread_crops(clip, self.spatial_views, self.size)
+        return crops.reshape(self.shape)
 
     @property
     def blank(self):

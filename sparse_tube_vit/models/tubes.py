@@ -454,9 +454,9 @@ class SparseTubes(nn.Module):
 def _by_token(z, tube, clip):
     """Groups windows (B, nt, nh, nw, d) to (B, N, windows per token, d)."""
     axes = zip(tube.grid(clip), tube.space_to_depth, strict=True)
-    z = z.reshape(len(z), *(size for axis in axes for size in axis), z.shape[-1])
+    z = z.reshape(z.shape[0], *(size for axis in axes for size in axis), z.shape[-1])
     z = z.transpose(0, 1, 3, 5, 2, 4, 6, 7)
-    return z.reshape(len(z), -1, tube.windows_per_token, z.shape[-1])
+    return z.reshape(z.shape[0], -1, tube.windows_per_token, z.shape[-1])
 
 
 class TubeKernel(nn.Module):

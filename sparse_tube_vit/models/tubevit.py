@@ -144,7 +144,7 @@ class TubeViT(nn.Module):
         z = self.stem(x) + self.place(x.shape[1:4])
         z = constrain(z.astype(self.options.dtype), BATCH)
         if self.pooling == "class_token":
-            token = jnp.broadcast_to(self.class_token, (len(z), 1, z.shape[-1]))
+            token = jnp.broadcast_to(self.class_token, (z.shape[0], 1, z.shape[-1]))
             z = jnp.concatenate([token.astype(z.dtype), z], axis=1)
         return z
 

@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import fractions
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterator, Sequence
 
 import av
 import numpy as np
@@ -499,12 +499,123 @@ class Video:
         return float(ticks[-1] - ticks[0] + last) * self.tick
 
 
+def decode_clips(
+    data: bytes,
+    clips: Callable[[float], Sequence[tuple[Hashable, np.ndarray]]],
+    crop: Callable[[int, int], Crop],
+    limits: Limits = LIMITS,
+) -> Iterator[tuple[Hashable, np.ndarray]]:
+    """Yields clips of a video, one after the other, from one pass over its frames.
+
+    Frames that several clips show are decoded once and kept until the last of them;
+    where clips lie far apart, the frames between them are not decoded.
+
+    Args:
+        data: Encoded file.
+        clips: Function of the video's duration in seconds that returns, for each clip,
+            a key and T presentation times as for `decode`. Clips are in order of time.
+        crop: As for `decode`.
+        limits: Limits of what all of it may take.
+
+    Yields:
+        Key and frames (T, out_height, out_width, 3) of each clip, as `decode` gives.
+
+    Raises:
+        UndecodableClip: As `decode`, after the clips before the damage; or it is an
+            image.
+        DecodeTimeout, ClipTooLarge: It exceeds the limits.
+    """
+    with opened(data, limits) as video:
+        if video.kind == "image":
+            raise UndecodableClip("It is an image: clips in time are of videos.")
+        to_rgb, done = ToRgb(video, crop), 0
+        for attempt in (_by_packets, _by_count):
+            if (found := attempt(video)) is None:
+                continue
+            ticks, clock = found
+            timeline = video.timeline(ticks)
+            wanted = [
+                (key, _indices(video, timeline, times))
+                for key, times in clips(video.seconds(ticks))
+            ]
+            for part in _far_apart(video, ticks, clock, wanted[done:]):
+                before = done
+                for clip in _decode_in_order(video, ticks, clock, part, to_rgb):
+                    done += 1
+                    yield clip
+                if done - before < len(part):
+                    break
+            if done >= len(wanted):
+                return
+        raise UndecodableClip("Decoded again, it has fewer frames.")
+
+
+def _by_packets(video):
+    """Returns (ticks, clock) as the container tells; None where it does not."""
+    ticks = video.packet_times()
+    return None if ticks is None else (ticks, video.clock)
+
+
+def _by_count(video):
+    return video.frame_times(), "count"
+
+
+def _far_apart(video, ticks, clock, clips):
+    """Splits clips (key, indices) where decoding is to start again at a key frame.
+
+    Each start searches all packets: there are at most a hundred.
+    """
+    if clock != "pts":  # which alone can start elsewhere
+        return [clips] if clips else []
+    keys = np.array(sorted(p.pts for p in video.packets if p.is_keyframe))
+    parts, last = [], None
+    for key, indices in clips:
+        first = indices.min()
+        if last is None or (
+            first - last > len(ticks) / 100
+            and np.searchsorted(keys, ticks[last], "right")
+            < np.searchsorted(keys, ticks[first], "right")
+        ):
+            parts.append([])
+        parts[-1].append((key, indices))
+        last = max(indices.max(), last or 0)
+    return parts
+
+
+def _decode_in_order(video, ticks, clock, clips, to_rgb):
+    """Yields (key, frames) of clips (key, indices) until the order is broken."""
+    wanted = np.unique(np.concatenate([indices for _, indices in clips]))
+    needed, pictures, n = {*wanted.tolist()}, {}, 0
+    firsts = [indices.min() for _, indices in clips]
+    # The first frame that a clip or any later one needs.
+    firsts = np.minimum.accumulate(firsts[::-1])[::-1]
+    for i, frame in frames_by_index(video, ticks, wanted, clock):
+        if i in needed:
+            pictures[i] = to_rgb(frame).copy()
+        while n < len(clips) and clips[n][1].max() <= i:
+            key, indices = clips[n]
+            if not pictures.keys() >= {*indices.tolist()}:
+                return
+            yield key, np.stack([pictures[j] for j in indices.tolist()])
+            n += 1
+            if n < len(clips):
+                for j in [j for j in pictures if j < firsts[n]]:
+                    del pictures[j]
+        if n == len(clips):
+            return
+
+
+def _indices(video, timeline, seconds):
+    """Returns indices of the frames shown at times in seconds after the first."""
+    ticks = np.asarray(seconds) / video.tick + timeline[0]
+    # The last frame presented by then; a thousandth of a tick absorbs rounding.
+    return np.searchsorted(timeline, ticks + 1e-3, side="right").clip(1) - 1
+
+
 def _decode_at(video, ticks, times, to_rgb, clock):
     """Returns what `decode` does; None where one of the frames does not come."""
     timeline = video.timeline(ticks)
-    wanted = times(video.seconds(ticks)) / video.tick + ticks[0]
-    # The last frame presented by then; a thousandth of a tick absorbs rounding.
-    wanted = np.searchsorted(timeline, wanted + 1e-3, side="right").clip(1) - 1
+    wanted = _indices(video, timeline, times(video.seconds(ticks)))
     missing, last, clip = {*wanted.tolist()}, wanted.max(), None
     for i, frame in frames_by_index(video, ticks, wanted, clock):
         if i in missing:

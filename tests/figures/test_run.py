@@ -98,10 +98,8 @@ def test_nothing_is_written_into_a_model_alone(finished, tmp_path, capsys, model
     with pytest.raises(SystemExit):
         main(["kernels", "--workdir", str(tmp_path / model)])
     assert "NoDirectory: " in (said := capsys.readouterr().err)
-    assert (
-        said.endswith("--out where it goes.\n")
-        and sorted(tmp_path.rglob("*")) == before
-    )
+    assert said.endswith("--out where it goes.\n")
+    assert sorted(tmp_path.rglob("*")) == before
     options = ("--workdir", tmp_path / model, "--out", tmp_path / "new")
     paths = drawn(capsys, "kernels", *options)
     assert len(paths) == 2 and all(Path(path).exists() for path in paths)

@@ -22,7 +22,7 @@ from sparse_tube_vit.datasets.reading import open_split
 from sparse_tube_vit.evaluation import evaluator
 from sparse_tube_vit.inference import loaded, predictions
 from sparse_tube_vit.inference.features import pooled
-from sparse_tube_vit.inference.files import compute
+from sparse_tube_vit.inference.files import IncompleteResults, compute
 from sparse_tube_vit.inference.loaded import AmbiguousHead, NotAClip
 from sparse_tube_vit.models.positions import token_centres
 from sparse_tube_vit.models.tubevit import UnknownHead
@@ -160,6 +160,77 @@ def test_arrays_files_and_views_give_the_same(tubevit, files):
     assert picture.shape == (16, 16, 3)
     assert tubevit.predict(picture) == tubevit.predict(str(image))
     assert len(tubevit.predict(picture, top=2)) == 2
+
+
+def test_several_inputs_give_what_each_gives(tubevit, files):
+    """Files of both kinds, arrays of both dtypes, views, duplicates, a Path, a name."""
+    clip = stv.read_clip(files["crowds"][1], tubevit.config)
+    views = stv.read_clip(files["crowds"][2], tubevit.config, views=(2, 1))
+    image = stv.read_image(files["images"][0], tubevit.config)
+    floats = clip / np.float32(127.5) - 1
+    inputs = [
+        files["crowds"][0],
+        clip,
+        files["images"][1],
+        views,
+        str(files["crowds"][0]),
+    ]
+    inputs += [image, floats, files["crowds"][3]]
+    expected = [tubevit.predict(x, top=3) for x in inputs]
+    for several in (inputs, tuple(inputs), iter(inputs)):
+        found = tubevit.predict(several, top=3)
+        assert [[n for n, _ in x] for x in found] == [
+            [n for n, _ in x] for x in expected
+        ]
+        np.testing.assert_allclose(
+            [[p for _, p in x] for x in found],
+            [[p for _, p in x] for x in expected],
+            rtol=1e-5,
+        )
+    assert found[0] == found[4]
+    assert tubevit.predict([]) == tubevit.features([]) == []
+    features = tubevit.features([x for x in inputs if x is not views], batch_size=3)
+    assert len(features) == len(inputs) - 1
+    single = tubevit.features(image)
+    np.testing.assert_allclose(features[4].tokens, single.tokens, atol=1e-5)
+    np.testing.assert_array_equal(features[4].place, single.place)
+
+
+def test_a_list_of_files_is_scored_as_the_command_does_bit_for_bit(tubevit, files):
+    paths = [*map(str, files["crowds"])]
+    told = [*predictions.predict(tubevit, paths, top=99, batch_size=4)]
+    found = tubevit.predict(paths, top=99, batch_size=4)
+    assert found == [[*x.classes] for x in told]
+
+
+def test_inputs_without_a_result_cost_no_other(tubevit, files):
+    clip = stv.read_clip(files["crowds"][0], tubevit.config)
+    inputs = [files["crowds"][0], "nothing.mp4", clip, clip / 255, files["images"][0]]
+    with pytest.raises(IncompleteResults) as caught:
+        tubevit.predict(inputs)
+    error = caught.value
+    assert [x is None for x in error.results] == [False, True, False, True, False]
+    for i in (0, 2, 4):
+        assert error.results[i][0][0] == tubevit.predict(inputs[i])[0][0]
+    assert list(error.problems) == [1, 3]
+    assert "2 of 5 inputs have no result" in str(error)
+    assert "nothing.mp4: No such file" in str(error)
+    assert "input 3: Expected floats in [-1, 1]" in str(error)
+    with pytest.raises(UnknownHead):
+        tubevit.predict(inputs, "dogs")
+    with pytest.raises(IncompleteResults, match="and 2 more"):
+        tubevit.features(["nothing"] * 12)
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_several_inputs_show_progress_in_a_terminal(
+    tubevit, files, monkeypatch, capsys, terminal
+):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    tubevit.predict([files["crowds"][0]] * 3)
+    shown = capsys.readouterr().err
+    assert (shown.split("\r")[-1].split("in")[0].strip("# ") == "3 of 3") == terminal
+    assert terminal or not shown
 
 
 def test_floats_are_from_black_to_white(tubevit, files):

@@ -8,7 +8,9 @@ import pytest
 from sparse_tube_vit.config import ConfigDict, evaluation, stream
 from sparse_tube_vit.datasets.times import ACTIONS, SPAN
 from sparse_tube_vit.input.examples import EvaluationExample, TrainingExample
-from tests.video.test_decode import numbered, write_video
+from sparse_tube_vit.video import decode
+from sparse_tube_vit.video.decode import UndecodableClip
+from tests.video.test_decode import moving, numbered, write_video
 
 CLIP = ConfigDict({"frames": 4, "fps": 5.0, "size": 16})
 # Ten seconds, whose brightness tells the number of a frame: five a second.
@@ -92,3 +94,97 @@ def test_records_without_times_are_read_as_ever():
     fields = dataclasses.asdict(training())
     Read(**fields)(record(), np.random.default_rng(0))
     assert calls == [VIDEO]
+
+
+@pytest.mark.parametrize(
+    "video",
+    [
+        {"b_frames": 2},
+        {"codec": "mpeg4", "container": "avi", "b_frames": 2},  # times by dts
+        {"codec": "mpeg2video", "container": "mpeg"},  # guessed times
+        {"rate": "30000/1001", "container": "matroska", "codec": "libvpx-vp9"},
+    ],
+)
+@pytest.mark.parametrize("stride", [0.3, 1.0, 2.5])
+def test_parts_read_together_are_those_read_one_by_one(video, stride):
+    encoded = write_video(moving(160), **video)
+    source = evaluation(**SOURCE, temporal_views=2, spatial_views=3)
+    example = EvaluationExample.of(CLIP, source)
+
+    def spans(duration):
+        return [(t, t + 1.0) for t in np.arange(0, duration - 1, stride)]
+
+    read = [*example.read_spans(encoded, spans)]
+    assert len(read) >= 2
+    for span, views in read:
+        expected = example.read(encoded, None, span=span)["video"]
+        np.testing.assert_array_equal(views, expected)
+
+
+def test_frames_between_parts_far_apart_are_not_decoded(monkeypatch):
+    encoded = write_video(moving(400), 25)
+    example = EvaluationExample.of(CLIP, evaluation(**SOURCE))
+    decoded, original = [], decode.Video.frames
+
+    def counted(self, *args):
+        for frame in original(self, *args):
+            decoded.append(frame.pts)
+            yield frame
+
+    monkeypatch.setattr(decode.Video, "frames", counted)
+    sparse = [*example.read_spans(encoded, lambda _: [(1, 2), (8, 9), (15, 16)])]
+    assert len(sparse) == 3 and len(decoded) < 3 * (20 + 8)
+    decoded.clear()
+    dense = [(t / 10, t / 10 + 2) for t in range(140)]
+    assert len([*example.read_spans(encoded, lambda _: dense)]) == 140
+    assert len(decoded) <= 400  # each once
+
+
+def in_spans(duration):
+    return [(t, t + 1.0) for t in np.arange(0, duration - 1, 0.5)]
+
+
+def test_frames_that_do_not_come_when_told_are_counted(monkeypatch):
+    """Parts before the first such frame are read once, those after it by counting."""
+    encoded = write_video(moving(160))
+    example = EvaluationExample.of(CLIP, evaluation(**SOURCE))
+    expected = [*example.read_spans(encoded, in_spans)]
+    assert len(expected) > 8
+    original = decode.frames_by_index
+
+    def stops(video, ticks, wanted, clock):
+        for i, frame in original(video, ticks, wanted, clock):
+            if clock == "pts" and i > 60:
+                return
+            yield i, frame
+
+    monkeypatch.setattr(decode, "frames_by_index", stops)
+    found = [*example.read_spans(encoded, in_spans)]
+    assert [span for span, _ in found] == [span for span, _ in expected]
+    for (_, views), (_, others) in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(views, others)
+
+
+def test_damage_costs_the_parts_after_it_alone(monkeypatch):
+    encoded = write_video(moving(160))
+    example = EvaluationExample.of(CLIP, evaluation(**SOURCE))
+    original = decode.Video.frames
+
+    def damaged(self, *args):
+        for frame in original(self, *args):
+            if frame.time > 3:
+                raise UndecodableClip("cut short")
+            yield frame
+
+    monkeypatch.setattr(decode.Video, "frames", damaged)
+    spans = []
+    with pytest.raises(UndecodableClip, match="cut short"):
+        for span, _ in example.read_spans(encoded, in_spans):
+            spans.append(span)
+    assert spans == [(0, 1), (0.5, 1.5), (1, 2), (1.5, 2.5), (2, 3)]
+
+
+def test_an_image_has_no_parts_in_time():
+    example = EvaluationExample.of(CLIP, evaluation(**SOURCE))
+    with pytest.raises(UndecodableClip, match="It is an image"):
+        [*example.read_spans(write_video(moving(1)), in_spans)]
