@@ -13,6 +13,7 @@ CORE = [
     "absl-py>=1.4",
     "optax>=0.2.6",
     "av>=17",
+    "flatbuffers>=24",  # jax.export
 ]
 TRAIN = [
     "clu>=0.0.12",

@@ -1,6 +1,9 @@
 """Axes of the device mesh."""
 
+import dataclasses
+
 import jax
+from jax.sharding import AbstractDevice
 from jax.sharding import PartitionSpec as P
 
 AXES = ("data", "fsdp", "tensor")
@@ -17,6 +20,15 @@ def constrain(x: jax.Array, *axes) -> jax.Array:
     if jax.sharding.get_abstract_mesh().empty:
         return x
     return jax.lax.with_sharding_constraint(x, P(*axes))
+
+
+def traced_for_cpu():
+    """Context manager in which programs are traced for a CPU, on whatever machine."""
+    fields = dataclasses.fields(AbstractDevice)  # without platform before jax 0.10
+    cpu = {"device_kind": "cpu", "num_cores": None, "platform": "cpu"}
+    device = AbstractDevice(*(cpu[field.name] for field in fields))
+    mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
+    return jax.sharding.use_abstract_mesh(mesh)
 
 
 def platform() -> str:

@@ -16,6 +16,7 @@ from jax import export
 
 from sparse_tube_vit.checkpoints.stored import ARRAYS, StoredModel
 from sparse_tube_vit.config import head_loss
+from sparse_tube_vit.distributed.mesh import traced_for_cpu
 from sparse_tube_vit.inference.loaded import TrainedTubeViT, from_stored
 from sparse_tube_vit.models.losses import make_scores
 
@@ -69,10 +70,7 @@ def export_scores(
     frames, *size = tubevit.model.clip
     shape = (b, frames, *size, 3) if kind == "video" else (b, *size, 3)
     inputs = jax.ShapeDtypeStruct(shape, np.uint8)
-    # Traced as for a CPU on whatever machine: models choose kernels by the device.
-    device = jax.sharding.AbstractDevice("cpu", None, "cpu")
-    mesh = jax.sharding.AbstractMesh((), (), abstract_device=device)
-    with jax.sharding.use_abstract_mesh(mesh):
+    with traced_for_cpu():  # on whatever machine: models choose kernels by the device
         exported = export.export(jax.jit(program), platforms=PLATFORMS)
         return exported(parameters, inputs)
 
