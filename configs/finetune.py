@@ -1,6 +1,6 @@
 """Fine-tuning a trained model on a folder of own clips or images.
 
-    python -m sparse_tube_vit.train --config configs/finetune.py --workdir DIR \
+    sparse-tube-vit train --config configs/finetune.py --workdir DIR \
         --config.data.folder=CLIPS --config.init.weights=MODEL
 
 CLIPS holds `<class>/<file>`, of which a fifth is held out for testing, or

@@ -1,6 +1,6 @@
 """Prints a config's model: tubes, tokens, parameters and FLOPs.
 
-    python -m sparse_tube_vit.describe --config configs/X.py [--config.key=value ...]
+    sparse-tube-vit describe --config configs/X.py [--config.key=value ...]
 
 FLOPs are those of one view forward, a multiply-add counted as two: of the matrix
 products by formula, and of the whole program as XLA counts.

@@ -1,6 +1,6 @@
 """Measures accuracy, or mAP of several labels, over temporal x spatial views.
 
-python -m sparse_tube_vit.evaluate --workdir MODEL [--step N] [--views 4x3] [...]
+sparse-tube-vit evaluate --model MODEL [--step N] [--views 4x3] [...]
 """
 
 import signal

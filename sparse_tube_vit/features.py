@@ -1,6 +1,6 @@
 """Writes the features of clips and images, for retrieval and probes.
 
-    python -m sparse_tube_vit.features --model DIR FILE... --out FILE.npz [--tokens]
+    sparse-tube-vit features --model MODEL FILE... --out FILE.npz [--tokens]
         [--views 4x3]
 
 The file holds `path` (N,) and `kind` (N,), and `pooled` (N, D), averaged over views;

@@ -1,11 +1,11 @@
 """Predicts the classes of clips and images, with the views of the evaluation.
 
-    python -m sparse_tube_vit.predict --model DIR FILE... [--head NAME] [--top 5]
+    sparse-tube-vit predict --model MODEL FILE... [--head NAME] [--top 5]
         [--views 4x3] [--format table|json|csv]
-    python -m sparse_tube_vit.predict --model DIR VIDEO... --window 4 [--stride 2]
+    sparse-tube-vit predict --model MODEL VIDEO... --window 4 [--stride 2]
         [--plot FILE.png]
 
-DIR is a run's work directory, a checkpoint or a release. A FILE is a clip in any
+MODEL is a run's work directory, a checkpoint or a release. A FILE is a clip in any
 container, an image, or a folder of such; "-" stands for the files that standard input
 names, one a line. Results are printed as they are computed, and Ctrl-C keeps them. What
 cannot be read is named; the exit code is then 1. With the batch size of `evaluate` on

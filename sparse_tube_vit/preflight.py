@@ -1,6 +1,6 @@
 """Predicts what a config's training takes on a TPU pod, without one.
 
-    python -m sparse_tube_vit.preflight --config configs/X.py --topology v5e:16x16
+    sparse-tube-vit preflight --config configs/X.py --topology v5e:16x16
 
 Compiles the train step for the pod, with its shardings, on a machine that has the TPU
 compiler (pip install "jax[tpu]") and no TPU, and reads memory, time and collectives in

@@ -1,17 +1,15 @@
 """Prepares a data set for training.
 
-    sparse-tube-vit prepare NAME --data_dir DIR ...
-
-    python -m sparse_tube_vit.prepare moving_shapes --data_dir data
-    python -m sparse_tube_vit.prepare ucf101 --split 1 \
+    sparse-tube-vit prepare moving_shapes --data_dir data
+    sparse-tube-vit prepare ucf101 --split 1 \
         --videos UCF-101 --annotations ucfTrainTestlist --data_dir data
-    python -m sparse_tube_vit.prepare kinetics400 \
+    sparse-tube-vit prepare kinetics400 \
         --videos DIR --annotations DIR --data_dir data \
         --transcode short_side=256,gop=30,crf=23
-    python -m sparse_tube_vit.prepare imagenet2012 --images DIR --data_dir data
-    python -m sparse_tube_vit.prepare video_folder --name dances \
+    sparse-tube-vit prepare imagenet2012 --images DIR --data_dir data
+    sparse-tube-vit prepare video_folder --name dances \
         --videos DIR --data_dir data
-    python -m sparse_tube_vit.prepare image_folder --name tiny_imagenet \
+    sparse-tube-vit prepare image_folder --name tiny_imagenet \
         --images DIR [--split_list FILE] --data_dir data
 
 kinetics600, kinetics700, something_something_v2 and charades take the options of

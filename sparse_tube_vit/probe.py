@@ -1,6 +1,6 @@
 """Measures how well a frozen model's features tell a folder's classes apart.
 
-    python -m sparse_tube_vit.probe --model DIR --clips FOLDER [--kind image]
+    sparse-tube-vit probe --model MODEL --clips FOLDER [--kind image]
         [--split_list FILE] [--views 4x3] [--neighbours 5] [--format text|json]
 
 FOLDER holds `<class>/<file>` or `<split>/<class>/<file>`. With splits, what is fitted

@@ -1,6 +1,6 @@
 """Writes a release: a folder with a trained model, which `load` takes.
 
-    python -m sparse_tube_vit.release --workdir RUN --out DIR [--dtype bfloat16]
+    sparse-tube-vit release --model MODEL --out DIR [--dtype bfloat16]
         [--no-ema] [--step N] [--license NAME] [--overwrite]
         [--push hf://USER/NAME [--private]]
         [--export stablehlo [--export_kind video] [--export_batch 8]]

@@ -1,6 +1,6 @@
 """Combines a small video model and a large image ViT to a large one (paper 3.6).
 
-    python -m sparse_tube_vit.scale_up --small DIR --big DIR|FILE --workdir DIR
+    sparse-tube-vit scale_up --small DIR --big DIR|FILE --workdir DIR
 
 The result is trained with configs/scale_up.py.
 """

@@ -1,6 +1,6 @@
 """Trains TubeViT on streams of images and videos.
 
-    python -m sparse_tube_vit.train --config FILE --workdir DIR [--config.key=value]
+    sparse-tube-vit train --config FILE --workdir DIR [--config.key=value]
 
 The same command again resumes an interrupted run from its latest checkpoint.
 """

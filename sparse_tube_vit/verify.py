@@ -1,7 +1,7 @@
 """Verifies a prepared data set: decodes all of it, and shows it on a page.
 
-    python -m sparse_tube_vit.verify ucf101/split1 --data_dir data
-    python -m sparse_tube_vit.verify kinetics400 --data_dir data --workers 64 \
+    sparse-tube-vit verify ucf101/split1 --data_dir data
+    sparse-tube-vit verify kinetics400 --data_dir data --workers 64 \
         --config configs/kinetics.py --out kinetics400.html
 
 Reads every record, decodes every frame, and compares with the manifest that prepare

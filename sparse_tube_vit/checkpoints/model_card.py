@@ -117,7 +117,7 @@ def _use(path, config, class_names):
         f"\n\n```python\n{code}\n```\n\n"
         "This prints the most probable classes and their probabilities. For any number "
         "of files, in a terminal:\n\n"
-        f"```bash\npython -m sparse_tube_vit.predict --model {shlex.quote(path)} "
+        f"```bash\nsparse-tube-vit predict --model {shlex.quote(path)} "
         "clip.mp4 folder/\n```"
     )
 

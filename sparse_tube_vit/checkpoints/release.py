@@ -157,7 +157,7 @@ def release_last(workdir) -> None:
     """Writes a run's last checkpoint to WORKDIR/release, in place of an earlier one."""
     if is_remote(workdir):
         log.warning(
-            "A release is written to a local disk: python -m sparse_tube_vit.release "
+            "A release is written to a local disk: sparse-tube-vit release "
             "--workdir %s --out DIR",
             workdir,
         )

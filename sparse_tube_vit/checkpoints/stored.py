@@ -46,7 +46,7 @@ DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16)}
 #: Release of the small model that comes with the package, of moving_shapes.
 DEMO = Path(__file__).parents[1] / "demo"
 
-_TRAIN = "Train first: python -m sparse_tube_vit.train --config FILE --workdir DIR"
+_TRAIN = "Train first: sparse-tube-vit train --config FILE --workdir DIR"
 _SCHEMES = ("gs", "s3", "az", "hf")
 
 

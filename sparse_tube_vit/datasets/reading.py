@@ -207,7 +207,7 @@ class Split:
         version = 0 if directory.parts[-len(parts) :] == parts else 1
         data_dir = directory.parents[len(parts) - 1 + version]
         return (
-            f"python -m sparse_tube_vit.verify {self.name}"
+            f"sparse-tube-vit verify {self.name}"
             f" --data_dir {shlex.quote(str(data_dir))}"
         )
 
@@ -392,7 +392,7 @@ def _features(dataset: str, directory: epath.Path, info):
     if not isinstance(feature, tfds.features.Image) and feature.shape != ():
         raise UnsupportedDataset(
             f"{dataset} in {directory} stores `{kinds[0]}` as {feature}, not as the"
-            " encoded file; prepare it with python -m sparse_tube_vit.prepare"
+            " encoded file; prepare it with sparse-tube-vit prepare"
         )
     _check_names(dataset, directory, label, "labels" if multi_label else "label")
     if info.file_format.value != "array_record":
@@ -443,7 +443,7 @@ def _how_to_prepare(dataset: str, data_dir) -> str:
     options = [f"--{option} {values.get(option, 'DIR')}" for option in required]
     if name == "ucf101":
         options.insert(0, f"--split {config.removeprefix('split') or 1}")
-    command = ["python -m sparse_tube_vit.prepare", name, *options]
+    command = ["sparse-tube-vit prepare", name, *options]
     return (
         f"Prepare it with: {' '.join(command)} --data_dir {shlex.quote(str(data_dir))}"
     )

@@ -1,6 +1,6 @@
 """Figures of models and runs: functions from arrays to matplotlib figures.
 
-    python -m sparse_tube_vit.figures KIND ...
+    sparse-tube-vit figures KIND ...
 
 writes them to files, see `__main__`.
 """

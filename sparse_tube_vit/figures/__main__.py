@@ -1,9 +1,9 @@
 """Draws a run, or the batches that the model gets, to files.
 
-    python -m sparse_tube_vit.figures KIND --workdir DIR [--clip FILE] [--out DIR]
-    python -m sparse_tube_vit.figures tubes --config FILE --clip FILE --out DIR
-    python -m sparse_tube_vit.figures tokens --workdir DIR DIR ... --out DIR
-    python -m sparse_tube_vit.figures batch --config FILE [--config.key=value ...] \
+    sparse-tube-vit figures KIND --model MODEL [--clip FILE] [--out DIR]
+    sparse-tube-vit figures tubes --config FILE --clip FILE --out DIR
+    sparse-tube-vit figures tokens --model RUN RUN ... --out DIR
+    sparse-tube-vit figures batch --config FILE [--config.key=value ...] \
         [--step K] --out DIR
 
 KIND is one of `run.KINDS`, or `run` for all of them. `batch` draws all frames of a

@@ -206,6 +206,5 @@ _CAUSES = {
     signal.SIGBUS: "Batches travel through /dev/shm, which is full: enlarge it (docker "
     "run --shm-size), or set loader.workers or loader.prefetch lower; with "
     "loader.workers 0 nothing goes through it.",
-    signal.SIGSEGV: "A file made the decoder crash: `python -m sparse_tube_vit.verify` "
-    "finds it.",
+    signal.SIGSEGV: "A file made the decoder crash: `sparse-tube-vit verify` finds it.",
 }

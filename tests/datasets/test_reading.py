@@ -109,22 +109,21 @@ def test_a_version_directory_and_the_highest_version(prepared, tmp_path):
     [
         (
             "ucf101/split2",
-            "python -m sparse_tube_vit.prepare ucf101 --split 2 --videos DIR"
+            "sparse-tube-vit prepare ucf101 --split 2 --videos DIR"
             " --annotations DIR --data_dir ",
         ),
         (
             "image_folder/mine",
-            "python -m sparse_tube_vit.prepare image_folder --name mine --images DIR"
-            " --data_dir ",
+            "sparse-tube-vit prepare image_folder --name mine --images DIR --data_dir ",
         ),
         ("cifar10", "Prepare cifar10 with TFDS"),
         (
             "imagenet2012",
-            "python -m sparse_tube_vit.prepare imagenet2012 --images DIR --data_dir ",
+            "sparse-tube-vit prepare imagenet2012 --images DIR --data_dir ",
         ),
         (
             "kinetics600",
-            "python -m sparse_tube_vit.prepare kinetics600 --videos DIR"
+            "sparse-tube-vit prepare kinetics600 --videos DIR"
             " --annotations DIR --data_dir ",
         ),
     ],
@@ -239,7 +238,7 @@ def test_a_damaged_record_is_named(prepared, tmp_path):
     ((index, message),) = errors.items()
     place = f"train record {index}, number {index} of {path.name}, cannot be read: "
     assert f"video_folder/tiny in {path.parent}: {place}" in message
-    verify = f"python -m sparse_tube_vit.verify video_folder/tiny --data_dir {tmp_path}"
+    verify = f"sparse-tube-vit verify video_folder/tiny --data_dir {tmp_path}"
     assert message.endswith(verify)
     later = reading.open_split("video_folder/tiny", f"train[{index}:]", tmp_path)
     message = f"record 0, number {index} of {path.name}"
