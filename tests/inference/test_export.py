@@ -165,6 +165,16 @@ def test_every_kind_of_model_is_exported(options):
         export_scores(tubevit, "image")
 
 
+def test_a_program_is_the_same_on_any_machine(monkeypatch):
+    """Where other devices are there, models would choose kernels for these."""
+    tubevit, programs = stv.load("demo"), []
+    for platform in ("cpu", "tpu", "gpu"):
+        monkeypatch.setattr(jax, "default_backend", lambda: platform)  # noqa: B023
+        # In one line, which is in the program too.
+        programs.append(export_scores(tubevit, "video").mlir_module_serialized)
+    assert programs[0] == programs[1] == programs[2]
+
+
 def test_the_largest_variant_is_exported_without_its_parameters():
     def shapes(model, *options):
         return jax.eval_shape(lambda: init_params(model, *options))
@@ -191,6 +201,7 @@ def test_options_of_the_export_go_with_it(tmp_path, capsys):
 
 @pytest.mark.slow
 def test_the_documented_lines_for_tensorflow_give_the_scores(released):
+    pytest.importorskip("tensorflow")
     tubevit = stv.load(released)
     clips = clips_of(tubevit)
     np.save(released / "clips.npy", clips)
