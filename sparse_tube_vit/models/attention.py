@@ -20,9 +20,9 @@ def choose(implementation: str, queries, keys, dtype) -> str:
 
     Args:
         implementation: One of `IMPLEMENTATIONS`, or "auto": on TPUs splash for
-            self-attention of many tokens; on GPUs cudnn for 16-bit floats with d a
-            multiple of 8 up to 128; otherwise xla on both, and heads_first on other
-            devices.
+            self-attention of many tokens; on NVIDIA GPUs from Ampere on cudnn for
+            16-bit floats with d a multiple of 8 up to 128; otherwise xla on both, and
+            heads_first on other devices.
         queries: Shape (B, M, heads, d).
         keys: Shape (B, N, heads, d).
         dtype: Dtype of both.
@@ -37,7 +37,7 @@ def choose(implementation: str, queries, keys, dtype) -> str:
     narrow = jnp.dtype(dtype).itemsize == 2 and d % 8 == 0 and d <= 128
     fits = {
         "splash": device == "tpu" and queries == keys,
-        "cudnn": device == "gpu" and narrow,
+        "cudnn": device == "gpu" and narrow and _has_fused_kernel(),
     }
     if implementation == "auto":
         if device == "tpu":
@@ -50,10 +50,19 @@ def choose(implementation: str, queries, keys, dtype) -> str:
         raise UnavailableAttention(
             f"model.attention is {implementation!r}, which does not run on {device} "
             f"with queries {queries} and keys {keys} of {dtype}: splash is for "
-            "self-attention on TPUs, cudnn for 16-bit floats on NVIDIA GPUs. Set it to "
-            "'auto'."
+            "self-attention on TPUs, cudnn for 16-bit floats on NVIDIA GPUs from "
+            "Ampere on. Set it to 'auto'."
         )
     return implementation
+
+
+def _has_fused_kernel():
+    """Returns whether cuDNN has one for the GPU that is attached, if one is.
+
+    Its compute capability must be 8.0; AMD's GPUs have names in its place.
+    """
+    capability = getattr(jax.local_devices()[0], "compute_capability", "8.0")
+    return capability[:1].isdigit() and float(capability) >= 8
 
 
 def attention(q, k, v, implementation: str = "auto", tokens: int | None = None):
@@ -95,6 +104,23 @@ def attention_weights(q, k) -> jax.Array:
     """Returns softmax(q k^T / sqrt(d)), (B, heads, M, N) float32, as in `attention`."""
     q, k = q.transpose(0, 2, 1, 3) * q.shape[-1] ** -0.5, k.transpose(0, 2, 3, 1)
     return jax.nn.softmax(jnp.matmul(q, k, preferred_element_type=jnp.float32))
+
+
+def cudnn(q, k, v, implementation: str = "cudnn"):
+    """Computes attention with cuDNN's fused kernel: no scores are in main memory.
+
+    jax refuses gradients for odd numbers of tokens: zeros make them even, masked.
+    """
+    b, m, n = *q.shape[:2], k.shape[1]
+    lengths = {}
+    if m % 2 or n % 2:
+        lengths["query_seq_lengths"] = jnp.full(b, m, jnp.int32)
+        lengths["key_value_seq_lengths"] = jnp.full(b, n, jnp.int32)
+        q, k, v = (
+            jnp.pad(x, [(0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)]) for x in (q, k, v)
+        )
+    y = jax.nn.dot_product_attention(q, k, v, **lengths, implementation=implementation)
+    return y[:, :m]
 
 
 # From here on splash is faster than XLA by the TPU compiler's estimate, because scores
@@ -189,6 +215,6 @@ def splash(q, k, v, tokens: int | None = None, interpret: bool = False):
 IMPLEMENTATIONS = {
     "heads_first": heads_first,
     "xla": functools.partial(jax.nn.dot_product_attention, implementation="xla"),
-    "cudnn": functools.partial(jax.nn.dot_product_attention, implementation="cudnn"),
+    "cudnn": cudnn,
     "splash": splash,
 }
