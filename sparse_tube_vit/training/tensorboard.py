@@ -81,12 +81,16 @@ def _records(messages):
 
 
 def _read_records(content: bytes) -> Iterator[bytes]:
-    """Yields records: length (8 bytes), checksum (4), content, checksum (4)."""
+    """Yields records: length (8 bytes), checksum (4), content, checksum (4).
+
+    It ends before the first that is cut short or damaged.
+    """
     at = 0
     while at + 12 <= len(content):
         (length,) = struct.unpack_from("<Q", content, at)
         end = at + 12 + length
-        if end + 4 > len(content):
+        record = content[at + 12 : end]
+        if content[at : end + 4] != _records([record]):
             return
-        yield content[at + 12 : end]
+        yield record
         at = end + 4
