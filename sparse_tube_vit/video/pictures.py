@@ -16,6 +16,9 @@ _SIGNATURES = {
     b"MM\0*": "tiff_pipe",
 }
 
+# Sizes in bytes of BMP's second header, by versions of Windows and OS/2.
+_BMP_HEADERS = (12, 40, 52, 56, 64, 108, 124)
+
 # Of TIFF, the tags that tell how pixels are stored and that FFmpeg knows.
 _TIFF_TAGS = {
     *(254, 256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 292, 293),
@@ -31,12 +34,15 @@ _JPEG_METADATA, _JPEG_ADOBE, _JPEG_SCAN = {*range(0xE0, 0xF0), 0xFE}, 0xEE, 0xDA
 
 
 def demuxer(encoded: bytes) -> str | None:
-    """Returns FFmpeg's demuxer for a JPEG, PNG, TIFF or WebP file; None for others.
+    """Returns FFmpeg's demuxer for a JPEG, PNG, TIFF, WebP or BMP file, else None.
 
     An animated PNG is among the others.
     """
     if encoded[:4] == b"RIFF" and encoded[8:12] == b"WEBP":
         return "webp_pipe"
+    header_bytes = int.from_bytes(encoded[14:18], "little")
+    if encoded[:2] == b"BM" and header_bytes in _BMP_HEADERS:
+        return "bmp_pipe"
     for signature, name in _SIGNATURES.items():
         if encoded.startswith(signature):
             # A PNG with this chunk before its pixels is animated.

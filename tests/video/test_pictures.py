@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, ImageOps
 
+from sparse_tube_vit.video import pictures
 from sparse_tube_vit.video.decode import SUFFIXES, UndecodableClip, decode, kind_of
 from tests.video.test_decode import at, moving, whole, write_video
 
@@ -61,6 +62,17 @@ def test_what_follows_the_end_of_a_picture_changes_nothing(file_format, after):
     np.testing.assert_array_equal(first(data), first(alone))
     np.testing.assert_array_equal(first(data, "image"), first(alone))
     assert_same(data)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "1"])
+def test_bmp_of_few_colours_is_not_taken_for_another_format(mode):
+    """FFmpeg's guess depends on the pixels: from its headers a BMP is told at once."""
+    picture = Image.fromarray(PICTURE // 64 * 64).convert(mode)
+    file = io.BytesIO()
+    picture.save(file, "BMP")
+    assert pictures.demuxer(file.getvalue()) == "bmp_pipe"
+    assert_same(file.getvalue())
+    assert pictures.demuxer(b"BM, a text of no headers") is None
 
 
 def test_of_several_pictures_the_first_is_read():
