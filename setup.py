@@ -51,7 +51,8 @@ setup(
         "hub": ["huggingface_hub>=1.0"],  # models at hf://
         "probe": ["scikit-learn>=1.7"],
         "tpu": ["jax[tpu]>=0.9"],
-        "cuda": ["jax[cuda13]>=0.9"],
+        "cuda12": ["jax[cuda12]>=0.9"],
+        "cuda13": ["jax[cuda13]>=0.9"],
         "beam": ["apache-beam[gcp]>=2.77", *GCS],
         "dev": [
             "pytest>=9",

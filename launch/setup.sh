@@ -1,6 +1,9 @@
 # shellcheck shell=bash
-# Sourced by the other scripts: makes .venv with everything pinned, and activates it.
-# PYTHON names the interpreter to use, 3.11 or newer.
+# Sourced by the other scripts: makes an environment, and activates it. .venv has
+# everything pinned; .venv-newest, with $newest set, the newest versions that setup.py
+# allows.
+# PYTHON names the interpreter to use, 3.11 or newer; an environment of another version
+# is made anew.
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit
 python="${PYTHON:-python3}"
 "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
@@ -8,16 +11,28 @@ python="${PYTHON:-python3}"
     echo "Name another one: PYTHON=python3.12 $0" >&2
     exit 1
 }
-# Installed again only when what is to be installed changes.
-wanted="$(cat requirements.txt setup.py | cksum)"
-if [ "$(cat .venv/installed 2>/dev/null)" != "$wanted" ]; then
-    [ -x .venv/bin/pip ] || "$python" -m venv --clear .venv
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check \
-        -r requirements.txt
-    .venv/bin/python -m pip install --quiet --disable-pip-version-check \
-        --no-deps --editable .
-    echo "$wanted" >.venv/installed
+environment=.venv${newest:+-newest}
+pip_install() {
+    "$environment/bin/python" -m pip install --quiet --disable-pip-version-check "$@"
+}
+if ! [ -x "$environment/bin/pip" ] || { [ -n "${PYTHON:-}" ] &&
+    [ "$("$environment/bin/python" --version)" != "$("$python" --version)" ]; }; then
+    "$python" -m venv --clear "$environment"
+fi
+if [ -n "${newest:-}" ]; then
+    # Every time: there may be newer versions.
+    pip_install --upgrade --upgrade-strategy eager --editable '.[dev,hub,probe,train]'
+    "$environment/bin/python" --version
+    "$environment/bin/python" -m pip freeze --exclude-editable | paste -sd ' '
+else
+    # Installed again only when what is to be installed changes.
+    wanted="$(cat requirements.txt setup.py | cksum)"
+    if [ "$(cat "$environment/installed" 2>/dev/null)" != "$wanted" ]; then
+        pip_install -r requirements.txt
+        pip_install --no-deps --editable .
+        echo "$wanted" >"$environment/installed"
+    fi
 fi
 # shellcheck source=/dev/null
-source .venv/bin/activate
+source "$environment/bin/activate"
 export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"

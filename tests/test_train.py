@@ -277,6 +277,7 @@ def test_a_work_directory_of_another_config_is_refused(finished, data_dir):
     assert "streams.video.mixup: 0.2 then, 0.0 now" in str(error.value)
 
 
+@pytest.mark.smoke
 def test_metrics_tell_of_both_streams_and_of_speed(finished):
     workdir, _ = finished
     lines = read_metrics(workdir)
@@ -297,6 +298,7 @@ def test_metrics_tell_of_both_streams_and_of_speed(finished):
     assert "encoder/block_0/mlp/up/kernel" in (workdir / "parameters.txt").read_text()
 
 
+@pytest.mark.smoke
 def test_evaluation_result(finished, data_dir):
     workdir, _ = finished
     config = from_json(locate(workdir, 6).read_description()["config"])

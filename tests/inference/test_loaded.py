@@ -97,6 +97,7 @@ def test_one_device_loads_what_eight_trained_and_imports_nothing_of_training(
     np.testing.assert_allclose(*([p for _, p in x] for x in (theirs, ours)), rtol=1e-5)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", ["video", "image"])
 def test_predicts_what_evaluate_scores_bit_for_bit(
     run, files, tubevit, name, monkeypatch
@@ -124,6 +125,7 @@ def test_predicts_what_evaluate_scores_bit_for_bit(
     assert (abs(total - 1) < 1e-5) == (name == "image")
 
 
+@pytest.mark.smoke
 def test_the_model_of_the_package_knows_its_clips(tmp_path, monkeypatch):
     """From any directory, beside a folder of its name too."""
     (tmp_path / "demo").mkdir()

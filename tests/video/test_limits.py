@@ -131,6 +131,7 @@ def test_files_that_claim_to_be_large_are_refused_in_little_memory():
         assert size < 40_000 or name == "edits"
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("kind", KINDS)
 def test_pixels_of_a_frame_are_limited(kind):
     container, codec, options = KINDS[kind]
@@ -143,6 +144,7 @@ def test_pixels_of_a_frame_are_limited(kind):
             decode(video, at(second), whole, limits)
 
 
+@pytest.mark.smoke
 @pytest.mark.parametrize("name", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF"])
 def test_pixels_of_a_picture_are_limited(name):
     data, limit = picture(name), "3,071 pixels a frame .config.loader.max_frame_pixels"
