@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax._src.cudnn import fused_attention_stablehlo as stablehlo
 
 from sparse_tube_vit.distributed.mesh import AXES
 from sparse_tube_vit.models import attention as attentions
@@ -84,6 +85,34 @@ def test_splash_keeps_what_it_reads_as_it_reads_it(capsys):
     kept = re.findall(r"f32\[([\d,]+)\]", capsys.readouterr().out)
     # Queries, keys, values; the output; the logarithms of the sums of the softmax.
     assert sorted(kept) == ["2,2,128", "2,2,128,8", *["2,2,8,128"] * 3]
+
+
+@pytest.mark.parametrize("tokens, queries", [(9, None), (8, 1)])
+def test_odd_numbers_of_tokens_are_padded_for_cudnn(tokens, queries, monkeypatch):
+    """Lowered for a GPU with its gradient; its result by xla from the same padding."""
+    q, k, v, gradient = inputs(tokens, queries)
+
+    def both(function):
+        def run(*inputs):
+            out, back = jax.vjp(function, *inputs)
+            return out, back(gradient)
+
+        return jax.jit(run)(q, k, v)
+
+    expected = both(attentions.heads_first)
+    found = both(lambda *x: attentions.cudnn(*x, implementation="xla"))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected
+    )
+
+    def loss(*x):
+        return attentions.cudnn(*x).astype(jnp.float32).sum()
+
+    monkeypatch.setattr(stablehlo, "check_cudnn_version", lambda: 91000)
+    narrow = (x.astype(jnp.bfloat16) for x in (q, k, v))
+    traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(*narrow)
+    lowered = traced.lower(lowering_platforms=("cuda",)).as_text()
+    assert "cudnn$fmha" in lowered
 
 
 @pytest.mark.parametrize("name", ["heads_first", "xla"])
