@@ -420,7 +420,7 @@ def test_a_run_resumes_from_the_latest_whole_checkpoint(
     steps, aside = workdir / "checkpoints", workdir / "damaged"
     DAMAGE[damage](steps / "7")
     assert_equal(resume(workdir, run), small_state(5))
-    (message,) = [record.message for record in caplog.records]
+    (message,) = [r.message for r in caplog.records if r.levelname == "ERROR"]
     assert message.startswith(f"{steps / '7'}") and "It is moved to" in message
     assert "goes on from 5" in message and "take another" not in message
     assert [path.name for path in aside.iterdir()] == ["7"]  # not deleted
