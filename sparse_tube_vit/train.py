@@ -29,7 +29,7 @@ from sparse_tube_vit.config.flags import CommandParser, add_config, describe_key
 from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.datasets.classes import classes_by_head, warn_of_flips
 from sparse_tube_vit.datasets.preparing.embedded import prepare_embedded
-from sparse_tube_vit.distributed import hosts, sharding
+from sparse_tube_vit.distributed import devices, hosts, sharding
 from sparse_tube_vit.errors import reported
 from sparse_tube_vit.evaluation import evaluator
 from sparse_tube_vit.log import log, to_stderr
@@ -106,6 +106,7 @@ def _train(config, workdir, lock):
     )
 
     # ---- model, optimizer and step as one program, and the state to start from
+    devices.log_devices()
     mesh = sharding.make_mesh(config)
     classes = {head: len(names) for head, names in class_names.items()}
     program = Program(config, classes, mesh)
