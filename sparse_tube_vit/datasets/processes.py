@@ -16,6 +16,16 @@ from sparse_tube_vit.errors import DatasetError
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
+class _Worker(multiprocessing.context.SpawnProcess):
+    def terminate(self):
+        """Ends it where another died: by SIGKILL, since it ignores SIGTERM."""
+        self.kill()
+
+
+class _Spawn(multiprocessing.context.SpawnContext):
+    Process = _Worker
+
+
 class WorkerDied(DatasetError):
     """A worker process ended without an error of its own."""
 
@@ -58,7 +68,7 @@ def run(
             done = ()
             while not done and not failed:
                 done, _ = concurrent.futures.wait([future], 0.5)
-                now = counter.value
+                now = counter.get_obj().value  # a killed worker may hold the lock
                 progress(now - reported)
                 reported = now
             yield (failed[0] if failed else future).result()
@@ -90,7 +100,7 @@ def pool(
         WorkerDied: A process was killed.
     """
     # Spawned, not forked: a fork of a process with threads may hang.
-    spawn = multiprocessing.get_context("spawn")
+    spawn = _Spawn()
     needed, stop = spawn.Pipe(duplex=False)
     executor = concurrent.futures.ProcessPoolExecutor(
         workers,
