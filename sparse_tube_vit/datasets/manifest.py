@@ -131,7 +131,9 @@ def inspect(encoded: bytes, kind: str) -> dict:
             "seconds": None,
         }
         if kind == "video":
-            columns["frame_rate"] = video.stream.average_rate
+            # A number type of PyAV's own from version 19 on, None or 0 where unknown.
+            rate = video.stream.average_rate or None
+            columns["frame_rate"] = rate and fractions.Fraction(rate)
             columns["seconds"] = round(_seconds(video), 6)
         return columns
 
