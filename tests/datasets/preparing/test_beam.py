@@ -10,6 +10,8 @@ from sparse_tube_vit.datasets.preparing import beam, write
 from tests.datasets.preparing.conftest import CLIPS, builder
 from tests.datasets.preparing.test_write import contents
 
+pytest.importorskip("apache_beam")
+
 BEAM = (
     "--runner=DirectRunner --direct_num_workers=2"
     " --direct_running_mode=multi_processing"
