@@ -20,9 +20,9 @@ def choose(implementation: str, queries, keys, dtype) -> str:
 
     Args:
         implementation: One of `IMPLEMENTATIONS`, or "auto": on TPUs splash for
-            self-attention of many tokens; on GPUs cudnn for 16-bit floats with d a
-            multiple of 8 up to 128; otherwise xla on both, and heads_first on other
-            devices.
+            self-attention of many tokens; on NVIDIA GPUs from Ampere on cudnn for
+            16-bit floats with d a multiple of 8 up to 128; otherwise xla on both, and
+            heads_first on other devices.
         queries: Shape (B, M, heads, d).
         keys: Shape (B, N, heads, d).
         dtype: Dtype of both.
@@ -37,7 +37,7 @@ def choose(implementation: str, queries, keys, dtype) -> str:
     narrow = jnp.dtype(dtype).itemsize == 2 and d % 8 == 0 and d <= 128
     fits = {
         "splash": device == "tpu" and queries == keys,
-        "cudnn": device == "gpu" and narrow,
+        "cudnn": device == "gpu" and narrow and _has_fused_kernel(),
     }
     if implementation == "auto":
         if device == "tpu":
@@ -50,10 +50,19 @@ def choose(implementation: str, queries, keys, dtype) -> str:
         raise UnavailableAttention(
             f"model.attention is {implementation!r}, which does not run on {device} "
             f"with queries {queries} and keys {keys} of {dtype}: splash is for "
-            "self-attention on TPUs, cudnn for 16-bit floats on NVIDIA GPUs. Set it to "
-            "'auto'."
+            "self-attention on TPUs, cudnn for 16-bit floats on NVIDIA GPUs from "
+            "Ampere on. Set it to 'auto'."
         )
     return implementation
+
+
+def _has_fused_kernel():
+    """Returns whether cuDNN has one for the GPU that is attached, if one is.
+
+    Its compute capability must be 8.0; AMD's GPUs have names in its place.
+    """
+    capability = getattr(jax.local_devices()[0], "compute_capability", "8.0")
+    return capability[:1].isdigit() and float(capability) >= 8
 
 
 def attention(q, k, v, implementation: str = "auto", tokens: int | None = None):

@@ -1,5 +1,6 @@
 import dataclasses
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -157,6 +158,16 @@ def test_what_each_device_computes_attention_with(monkeypatch):
     assert chosen("tpu", monkeypatch, tokens=539, queries=1) == ["xla"]
     assert chosen("tpu", monkeypatch, tokens=196) == ["xla"]
     assert chosen("gpu", monkeypatch, tokens=9) == ["xla"]
+    for capability, expected in {
+        "7.5": "xla",  # Turing, as Colab's T4
+        "8.0": "cudnn",
+        "12.0": "cudnn",
+        "gfx942": "xla",  # of AMD
+    }.items():
+        attached = types.SimpleNamespace(compute_capability=capability)
+        monkeypatch.setattr(jax, "local_devices", lambda attached=attached: [attached])
+        assert chosen("gpu", monkeypatch, tokens=9, **bfloat16) == [expected]
+    monkeypatch.undo()  # no GPU is attached, as where a step is compiled for one
     assert chosen("gpu", monkeypatch, tokens=9, **bfloat16) == ["cudnn"]
 
 
