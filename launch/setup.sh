@@ -21,7 +21,7 @@ if ! [ -x "$environment/bin/pip" ] || { [ -n "${PYTHON:-}" ] &&
 fi
 if [ -n "${newest:-}" ]; then
     # Every time: there may be newer versions.
-    pip_install --upgrade --upgrade-strategy eager --editable '.[dev,hub,probe,train]'
+    pip_install --upgrade --upgrade-strategy eager --editable '.[dev,gcs,hub,probe,train]'
     "$environment/bin/python" --version
     "$environment/bin/python" -m pip freeze --exclude-editable | paste -sd ' '
 else

@@ -32,7 +32,7 @@ FLAGS = "-m pip install --quiet --disable-pip-version-check"
 PINNED = [f".venv {FLAGS} -r requirements.txt", f".venv {FLAGS} --no-deps --editable ."]
 NEWEST = (
     f".venv-newest {FLAGS} --upgrade --upgrade-strategy eager --editable"
-    " .[dev,hub,probe,train]"
+    " .[dev,gcs,hub,probe,train]"
 )
 
 
