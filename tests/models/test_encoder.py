@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.extend import core
 
 from sparse_tube_vit.config import EncoderOptions
 from sparse_tube_vit.config.model import ENCODER
@@ -223,7 +224,7 @@ def equations(jaxpr):
     """All of a program, those of its inner programs too."""
     for equation in jaxpr.eqns:
         yield equation
-        for inner in jax.core.jaxprs_in_params(equation.params):
+        for inner in core.jaxprs_in_params(equation.params):
             yield from equations(inner)
 
 
