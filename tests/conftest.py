@@ -9,6 +9,7 @@ os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["EPATH_USE_TF"] = "0"  # gs:// by gcsfs, also where tensorflow is there
 
 import jax
 import pytest
