@@ -14,6 +14,7 @@ CORE = [
     "optax>=0.2.6",
     "av>=17",
     "flatbuffers>=24",  # jax.export
+    "tqdm>=4.66",
 ]
 TRAIN = [
     "clu>=0.0.12",
@@ -24,7 +25,6 @@ TRAIN = [
     "matplotlib>=3.10",
     "pillow>=11",
     "opencv-python-headless>=4.12",
-    "tqdm>=4.66",
 ]
 # Files at gs://, and orbax's checkpoints there.
 GCS = ["gcsfs>=2025.3", "google-cloud-storage>=3"]

@@ -16,7 +16,7 @@ class UnwritableOutput(TubeViTError, OSError):
 #: Packages of the extra `train`, by the names that they are imported by.
 TRAIN = (
     *("PIL", "array_record", "clu", "cv2", "grain", "matplotlib", "tensorboard"),
-    *("tensorflow_datasets", "tqdm"),
+    "tensorflow_datasets",
 )
 
 

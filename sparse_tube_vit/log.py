@@ -2,8 +2,7 @@
 
 import logging
 import sys
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 
 from absl import logging as absl_logging
 
@@ -80,43 +79,3 @@ def format_table(rows: Sequence[tuple]) -> list[str]:
         ).rstrip()
         for row in rows
     ]
-
-
-def show_progress(items: Iterable, total: int, what: str) -> Iterator:
-    """Yields items, and shows how many of `total` there were, with the time left.
-
-    The line on stderr is written again and again, in a terminal or a notebook; nothing
-    is written elsewhere.
-
-    Args:
-        items: The items.
-        total: Their number.
-        what: Their name in the plural.
-    """
-    stream = sys.stderr
-    if not (stream.isatty() or type(stream).__module__.startswith("ipykernel")):
-        yield from items
-        return
-    began = shown = time.monotonic()
-
-    def show(number):
-        nonlocal shown
-        now = time.monotonic()
-        if number not in (0, total) and now - shown < 0.2:
-            return
-        shown, seconds = now, now - began
-        bar = ("#" * (30 * number // max(total, 1))).ljust(30, ".")
-        line = f"{bar} {number} of {total} {what}"
-        if number == total:
-            line += f" in {seconds:.1f} s"
-        elif number:
-            line += f", {seconds / number * (total - number):.0f} s left"
-        print(f"\r{line:<79}", end="", file=stream, flush=True)
-
-    try:
-        show(0)
-        for number, item in enumerate(items, start=1):
-            show(number)
-            yield item
-    finally:
-        print(file=stream, flush=True)

@@ -10,9 +10,10 @@ from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 
 import numpy as np
 from etils import epath
+from tqdm import tqdm
 
 from sparse_tube_vit.errors import TubeViTError
-from sparse_tube_vit.log import log, show_progress
+from sparse_tube_vit.log import log
 from sparse_tube_vit.storage import (
     UnreachableStorage,
     files_below,
@@ -140,12 +141,16 @@ class IncompleteResults(TubeViTError):
 
 
 def collect(computed: Iterable[Computed], total: int) -> list:
-    """Returns the results of all of several inputs; shows progress in a terminal.
+    """Returns the results of all of several inputs.
+
+    Shows a progress bar on stderr, in a terminal or a notebook alone.
 
     Raises:
         IncompleteResults: After the last of them, if some have none.
     """
-    computed = [*show_progress(computed, total, "inputs")]
+    notebook = type(sys.stderr).__module__.startswith("ipykernel")
+    hidden = not (notebook or sys.stderr.isatty())
+    computed = [*tqdm(computed, total=total, unit=" inputs", disable=hidden)]
     if any(x.problem for x in computed):
         raise IncompleteResults(computed)
     return [x.result for x in computed]

@@ -231,8 +231,7 @@ def test_several_inputs_show_progress_in_a_terminal(
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     tubevit.predict([files["crowds"][0]] * 3)
     shown = capsys.readouterr().err
-    assert (shown.split("\r")[-1].split("in")[0].strip("# ") == "3 of 3") == terminal
-    assert terminal or not shown
+    assert "3/3" in shown if terminal else not shown
 
 
 def test_floats_are_from_black_to_white(tubevit, files):

@@ -3,6 +3,8 @@
 import sys
 import time
 
+from tqdm import tqdm
+
 
 class Progress:
     """A progress bar on a terminal; elsewhere an equivalent line every 30 seconds.
@@ -17,8 +19,6 @@ class Progress:
     LINE = "{n_fmt} of {total_fmt}{unit} [{elapsed}<{remaining}, {rate_fmt}]"
 
     def __init__(self, total: int, unit: str, task: str | None = None):
-        from tqdm import tqdm
-
         self.bar = tqdm(desc=task, total=total, unit=unit, disable=None)
         self.total, self.unit, self.count = total, unit, 0
         self.start = self.printed = time.monotonic()
