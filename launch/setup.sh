@@ -12,13 +12,14 @@ python="${PYTHON:-python3}"
     exit 1
 }
 environment=.venv${newest:+-newest}
+if [ -n "${PYTHON:-}" ] && [ -x "$environment/bin/python" ] &&
+    [ "$("$environment/bin/python" --version)" != "$("$python" --version)" ]; then
+    rm -rf "$environment"
+fi
 pip_install() {
+    [ -x "$environment/bin/pip" ] || "$python" -m venv --clear "$environment"
     "$environment/bin/python" -m pip install --quiet --disable-pip-version-check "$@"
 }
-if ! [ -x "$environment/bin/pip" ] || { [ -n "${PYTHON:-}" ] &&
-    [ "$("$environment/bin/python" --version)" != "$("$python" --version)" ]; }; then
-    "$python" -m venv --clear "$environment"
-fi
 if [ -n "${newest:-}" ]; then
     # Every time: there may be newer versions.
     pip_install --upgrade --upgrade-strategy eager --editable '.[dev,gcs,hub,probe,train]'

@@ -12,6 +12,7 @@ import urllib.parse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import gcsfs
+from etils import epath
 
 
 class Storage:
@@ -73,7 +74,9 @@ def use(monkeypatch) -> Storage:
         "TENSORSTORE_GCS_HTTP_VERSION": "1",
     }.items():
         monkeypatch.setenv(name, value)
-    gcsfs.GCSFileSystem.clear_instance_cache()  # they keep addresses and listings
+    # Clients keep addresses and listings.
+    gcsfs.GCSFileSystem.clear_instance_cache()
+    epath.backend.fsspec_backend._get_filesystem.cache_clear()
     return storage
 
 

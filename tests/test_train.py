@@ -524,7 +524,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(data_dir, tm
 
 
 def test_no_checkpoint_is_a_named_error(tmp_path):
-    with pytest.raises(NoCheckpoint, match="sparse_tube_vit.train"):
+    with pytest.raises(NoCheckpoint, match="sparse-tube-vit train"):
         locate(tmp_path)
 
 
