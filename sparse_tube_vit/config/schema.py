@@ -100,6 +100,19 @@ SCHEMA = {
     # Adam with decoupled weight decay on kernels, linear warm-up, cosine decay to 0.
     "optimizer": {
         "learning_rate": Key(5e-5, "Peak learning rate.", POSITIVE),
+        "layer_decay": Key(
+            1.0,
+            "Layer-wise decay of the learning rate: the factor from a block to the one "
+            "below it; pooling and heads have the whole rate. 1: no decay.",
+            Rule(lambda x: 0 < x <= 1, "above 0 and up to 1"),
+        ),
+        "video_tubes_rate": Key(
+            None,
+            "Learning rate of tubes of several frames and of model.position_gain, as a "
+            "fraction of learning_rate. None: as other tubes, by layer_decay.",
+            Rule(lambda x: x is None or 0 <= x <= 1, "None, or between 0 and 1"),
+            value_type=float,
+        ),
         "warmup_steps": Key(10_000, "Steps of linear warm-up from 0.", NOT_NEGATIVE),
         "weight_decay": Key(0.001, "Decoupled weight decay of kernels.", NOT_NEGATIVE),
         "beta1": Key(0.9, "Adam's decay of the first moment.", RATE),
