@@ -1,6 +1,7 @@
 """Section `model` of a config, and the encoder's part of it as one value."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 
 from ml_collections import ConfigDict
@@ -12,6 +13,7 @@ from sparse_tube_vit.config.keys import (
     RATE,
     SWITCH,
     Key,
+    Rule,
     one_of,
     whole,
 )
@@ -143,6 +145,14 @@ MODEL = {
         "Position embeddings (paper 3.3): sines and cosines of a token's centre "
         "(fixed) or of its index (fixed_no_stride), learned, or none.",
         one_of("fixed", "fixed_no_stride", "learned", "none"),
+    ),
+    "position_gain": Key(
+        None,
+        "Start of a learned scalar that fixed positions are multiplied by; to learned "
+        "ones, fixed ones are added times it. Pretrained trunks have small positions "
+        "of their own. None: no scalar, 1.",
+        Rule(lambda x: x is None or abs(x) < math.inf, "None, or a finite number"),
+        value_type=float,
     ),
     "pooling": Key(
         "attention",

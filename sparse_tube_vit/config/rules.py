@@ -157,7 +157,12 @@ def _listed(heads):
 
 
 def _wrong_layers(config):
-    """Yields options of the encoder and frozen layers that do not go together."""
+    """Yields options of the model and frozen layers that do not go together."""
+    if config.model.positions == "none" and config.model.position_gain is not None:
+        yield (
+            f"model.position_gain is {config.model.position_gain}, but model.positions "
+            "'none': there is nothing to scale. Set one of them to None or 'fixed'."
+        )
     options = EncoderOptions.of(config)
     yield from options.conflicts("model.")
     gate, frozen = options.gate_after, config.optimizer.frozen_layers
@@ -203,12 +208,18 @@ def _wrong_init(config, heads):
             f"init.weights is {init.weights!r}, whose patches no tube can take: "
             "model.kernels is 'interpolated', one kernel of 8x8x8 for all."
         )
-    for key in ("inflate", "head"):
-        if init[key] != SCHEMA["init"][key].default and not image_vit:
-            yield (
-                f"init.{key} is {init[key]!r}, but init.weights {init.weights!r} is no "
-                "file of an image ViT's weights (.npz, .safetensors)."
-            )
+    if init.inflate != "none" and config.model.kernels == "interpolated":
+        yield (
+            f"init.inflate is {init.inflate!r}, but model.kernels is 'interpolated': "
+            "no tube has a kernel of its own that could be made from 2-D patches."
+        )
+    if init.inflate != "none" and not init.weights:
+        yield f"init.inflate is {init.inflate!r}, but there are no init.weights."
+    if init.head and not image_vit:
+        yield (
+            f"init.head is {init.head!r}, but init.weights {init.weights!r} is no file "
+            "of an image ViT's weights (.npz, .safetensors)."
+        )
 
 
 def _wrong_steps(config):

@@ -50,6 +50,8 @@ class TubeViT(nn.Module):
         kernels: "separate" or "interpolated", as in `SparseTubes`.
         positions: "fixed", "fixed_no_stride", "learned" or "none", as in `positions`.
         clip: (T, H, W) that learned positions are for.
+        position_gain: Start of the learned scalar of fixed positions, as in
+            `positions.Positions`; None: no scalar.
         pooling: "attention" by a learned probe, "mean" of all tokens, or "class_token".
 
     Raises:
@@ -63,6 +65,7 @@ class TubeViT(nn.Module):
     positions: str = MODEL["positions"].default
     clip: tuple[int, int, int] | None = None
     pooling: str = MODEL["pooling"].default
+    position_gain: float | None = None
 
     def _check(self):
         values = vars(self) | vars(self.options)
@@ -74,6 +77,8 @@ class TubeViT(nn.Module):
         wrong = list(filter(None, wrong)) or [*self.options.conflicts()]
         if self.positions == "learned" and self.clip is None:
             wrong.append("Learned positions need clip, the (T, H, W) they fit.")
+        if self.positions == "none" and self.position_gain is not None:
+            wrong.append("Without positions, position_gain must be None.")
         if wrong:
             raise InvalidModel("\n".join(wrong))
 
@@ -82,7 +87,12 @@ class TubeViT(nn.Module):
         width, dtype = self.options.width, self.options.dtype
         self.stem = SparseTubes(self.tubes, width, self.kernels, dtype)
         self.place = Positions(
-            self.positions, self.tubes, width, self.clip, name="positions"
+            self.positions,
+            self.tubes,
+            width,
+            self.clip,
+            self.position_gain,
+            name="positions",
         )
         if self.pooling == "class_token":
             self.class_token = self.param(
@@ -232,4 +242,5 @@ def make_model(config: ConfigDict, classes: Mapping[str, int]) -> TubeViT:
         positions=config.model.positions,
         clip=(config.clip.frames, config.clip.size, config.clip.size),
         pooling=config.model.pooling,
+        position_gain=config.model.position_gain,
     )

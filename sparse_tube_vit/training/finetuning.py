@@ -122,7 +122,8 @@ def _take_sizes(config, workdir):
             f"{', '.join(keys)}. Name a run that they can be taken from, or set them."
         )
     theirs = from_json(run["config"])
-    for section, _, key in (key.partition(".") for key in [*keys, "model.gate_after"]):
+    keys += ["model.gate_after", "model.position_gain"]  # None is a value of these
+    for section, _, key in (key.partition(".") for key in keys):
         if config[section][key] is None:
             config[section][key] = theirs[section][key]
     clip = config.clip

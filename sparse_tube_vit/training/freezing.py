@@ -55,12 +55,15 @@ def join(params: Mapping, other: Mapping) -> dict:
 def check_new(names: Iterable[str], config: ConfigDict) -> None:
     """Raises NewButFrozen if parameters that `init.weights` lacks are frozen.
 
+    The gain of positions may be: the config sets its value.
+
     Args:
         names: Paths a/b/c of the new parameters.
         config: The config of the run.
     """
     parts = frozen_parts(config)
-    if lacking := [name for name in names if _inside(name, parts)]:
+    drawn = [name for name in names if name != "positions/gain"]
+    if lacking := [name for name in drawn if _inside(name, parts)]:
         raise NewButFrozen(
             f"{config.init.weights} has no {', '.join(lacking)}, which "
             f"optimizer.frozen_layers {config.optimizer.frozen_layers} keeps from "

@@ -131,6 +131,7 @@ def test_features(model, params, videos):
         ({"options": {"heads": 5}}, "width 24 is not a multiple of heads 5"),
         ({"options": {"depth": 0}}, "depth is 0: it must be a whole number"),
         ({"positions": "learned"}, "need clip"),
+        ({"positions": "none", "position_gain": 0.1}, "position_gain must be None"),
     ],
 )
 def test_options_that_make_no_model(model, option, message):

@@ -32,13 +32,15 @@ SCALES = {
     "head_h/": 1,
 }
 
+NEW = ("stem/tube_0/", "positions/gain")
+
 
 def make_config(**optimizer):
     config = default_config()
     config.total_steps = 10
     config.clip.update(frames=CLIP[0], size=CLIP[1])
     config.model.update(depth=2, width=8, mlp_dim=16, heads=2, new_layers=1)
-    config.model.update(gate_after=1, positions="learned")
+    config.model.update(gate_after=1, positions="learned", position_gain=0.0)
     config.model.tubes = (
         {"kernel": (2, 4, 4), "stride": (2, 4, 4)},
         {"kernel": (1, 4, 4), "stride": (2, 4, 4)},
@@ -120,8 +122,8 @@ def assert_close(params, expected):
     "decay, tubes, scales",
     [
         (0.5, 0.3, SCALES),
-        (0.5, None, SCALES | {"stem/tube_0/": 0.125, "positions/gain": 0.125}),
-        (1.0, 0.3, dict.fromkeys(SCALES, 1) | {"stem/tube_0/": 0.3}),
+        (0.5, None, SCALES | dict.fromkeys(NEW, 0.125)),
+        (1.0, 0.3, dict.fromkeys(SCALES, 1) | dict.fromkeys(NEW, 0.3)),
         (1.0, None, dict.fromkeys(SCALES, 1)),
     ],
     ids=["both", "decay", "tubes", "neither"],
@@ -168,7 +170,7 @@ def test_the_rates_in_words():
         "Peak learning rates by layer:",
         "  0.01     encoder/gate, encoder/new_block_0, encoder/norm, head_h, pooling",
         "  0.005    encoder/block_1",
-        "  0.003    stem/tube_0",
+        "  0.003    positions/gain, stem/tube_0",
         "  0.0025   encoder/block_0",
         "  0.00125  positions/tube_0, positions/tube_1, stem/tube_1",
     ]
