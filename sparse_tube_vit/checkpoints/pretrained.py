@@ -18,9 +18,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sparse_tube_vit.checkpoints import stored
 from sparse_tube_vit.checkpoints.vit_formats import read_vit
-from sparse_tube_vit.config import ConfigDict, is_weights_file
+from sparse_tube_vit.config import ConfigDict, from_json, is_weights_file
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.models.tubevit import TubeViT
+from sparse_tube_vit.models.variants import make_tubes
 
 
 class WeightsDoNotMatch(TubeViTError, ValueError):
@@ -152,7 +153,7 @@ def _from_vit(path, config, model, shapes):
     width = vit["patch/kernel"].shape[-1]
     source = f"{path} ({kind.name}, {depth} blocks, width {width})"
 
-    new = ["encoder/new_block_", "encoder/gate", "pooling/"]
+    new = ["encoder/new_block_", "encoder/gate", "pooling/", "positions/gain"]
     new += [f"head_{head}/" for head in model.classes if head != init.head]
     if init.positions == "drop":
         new.append("positions/")
@@ -225,6 +226,12 @@ def _our_layout(kind, name, x, heads):
     return x
 
 
+_WHOLE_TOKENS = (
+    "a ViT's kernel makes whole tokens; take tubes without space-to-depth, as set '4', "
+    "or init.inflate 'none'"
+)
+
+
 def _patch_kernel(match, vit, inflate, model, shapes, names):
     """Matches the 2-D patch kernel to tubes of one frame, and inflated to others."""
     kernel, bias = vit.pop("patch/kernel"), vit.pop("patch/bias", None)
@@ -237,8 +244,7 @@ def _patch_kernel(match, vit, inflate, model, shapes, names):
         if tube.windows_per_token > 1:
             match.wrong[f"{layer}/kernel"] = (
                 shapes[f"{layer}/kernel"],
-                f"{tube}: a ViT's kernel makes whole tokens; take tubes without "
-                "space-to-depth, as set '4', or init.inflate 'none'",
+                f"{tube}: {_WHOLE_TOKENS}",
             )
             continue
         x = resize_patches(kernel, size)
@@ -348,7 +354,7 @@ def _from_run(path, config, shapes, class_names):
     source = stored.read(path)
     run, params = source.run, _flat(source.params)
     fresh = tuple(f"{part}/" for part in config.init.fresh)
-    new = ["head_", "encoder/new_block_", "encoder/gate", *fresh]
+    new = ["head_", "encoder/new_block_", "encoder/gate", "positions/gain", *fresh]
     if config.init.positions == "drop":
         new.append("positions/")
     match = _Match(may_be_new=lambda name: name.startswith(tuple(new)))
@@ -356,10 +362,17 @@ def _from_run(path, config, shapes, class_names):
         if not any(f"{name}/".startswith(part) for name in shapes):
             parts = ", ".join(sorted({name.partition("/")[0] for name in shapes}))
             match.wrong[part[:-1]] = "in init.fresh", f"the model's parts are {parts}"
+    used, refused = _tubes_from_run(match, params, run["config"], config, fresh)
     for name, x in params.items():
         head = re.match(r"head_(.*)/", name)
         if f"{name}/".startswith(fresh):
             match.drop(name, x, "in init.fresh")
+        elif name in match.arrays and name not in used:
+            match.drop(name, x, "this tube takes the patches of another")
+        elif name in used and x.shape != shapes.get(name):
+            continue  # a tube of another number takes it
+        elif name.startswith(refused):
+            continue
         elif name == "encoder/gate" and name not in shapes:
             match.drop(name, x, "model.gate_after is None")
         elif head and head[1] not in class_names:
@@ -383,6 +396,55 @@ def _from_run(path, config, shapes, class_names):
         if _plain(theirs.get(key)) != _plain(value)
     ]
     return source.name, match
+
+
+def _tubes_from_run(match, params, theirs, config, fresh):
+    """Matches 2-D patches of a run to the tubes that take them from another tube.
+
+    Tubes of one frame take them wherever they stand among the run's tubes, and with
+    `init.inflate` tubes of several frames take them too.
+
+    Returns:
+        (used, refused): Names of the run's arrays that are taken; and the paths of
+        tubes that cannot take any.
+    """
+    used, refused = set(), ()
+    inflate, ours = config.init.inflate, make_tubes(config.model.tubes)
+    tubes = make_tubes(from_json(theirs).model.tubes)
+    patches = {
+        i: f"stem/tube_{i}"
+        for i, tube in enumerate(tubes)
+        if _makes_patches(tube) and f"stem/tube_{i}/kernel" in params
+    }
+    if config.model.kernels != "separate":
+        return used, refused
+    if inflate != "none" and not patches:
+        match.wrong["stem"] = "no kernel of one frame", "init.inflate needs one"
+    for i, tube in enumerate(ours) if patches else ():
+        layer, (t, *size) = f"stem/tube_{i}", tube.kernel
+        here = i in patches and tubes[i].kernel == tube.kernel
+        if f"{layer}/".startswith(fresh) or (t == 1 and here):
+            continue
+        if t > 1 and inflate == "none":
+            continue
+        if tube.windows_per_token > 1:
+            match.wrong[f"{layer}/kernel"] = f"{tube}", _WHOLE_TOKENS
+            refused += (f"{layer}/",)
+            continue
+        same = [j for j in patches if tubes[j].kernel[1:] == (*size,)]
+        source = patches[next(iter([*same, *patches]))]
+        kernel = params[f"{source}/kernel"][0]
+        x = kernel if same else resize_patches(kernel, size)
+        x = inflate_kernel(x, t, inflate) if t > 1 else x[None]
+        how = [f"of {source}", *([inflate] if t > 1 else [])]
+        match.resize(f"{layer}/kernel", x, ", ".join(how))
+        match.load(f"{layer}/bias", params[f"{source}/bias"], how[0])
+        used |= {f"{source}/kernel", f"{source}/bias"}
+    return used, refused
+
+
+def _makes_patches(tube):
+    return tube.kernel[0] == 1 and tube.windows_per_token == 1
 
 
 def _plain(value):

@@ -78,8 +78,8 @@ SCHEMA = {
         ),
         "inflate": Key(
             "none",
-            "Kernels of tubes of several frames from an image ViT's patches: none, "
-            "repeat on all frames, or on the central_frame only.",
+            "Kernels of tubes of several frames from the 2-D patches of the weights: "
+            "none, repeat on all frames, or on the central_frame only.",
             one_of("none", "repeat", "central_frame"),
         ),
         "head": Key("", "Head that takes an image ViT's classifier.", TEXT),
