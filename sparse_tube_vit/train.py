@@ -37,7 +37,7 @@ from sparse_tube_vit.log import log, to_stderr
 from sparse_tube_vit.models.losses import check_loss
 from sparse_tube_vit.models.tubevit import check_tubes
 from sparse_tube_vit.storage import remove_leftovers, writing
-from sparse_tube_vit.training import finetuning
+from sparse_tube_vit.training import finetuning, forecast
 from sparse_tube_vit.training.batches import TrainingBatches
 from sparse_tube_vit.training.freezing import frozen_parts, split
 from sparse_tube_vit.training.initialization import initial_params
@@ -196,6 +196,13 @@ def _train(config, workdir, lock):
             if stopping or evaluating or is_due(step, config.checkpoint.every_steps):
                 check_finite(metrics, step)
                 save()
+            if step == first_step + forecast.STEPS:
+                counts = {e.name: len(e.split) for e in evaluations}
+                on_cpu, seconds = (
+                    jax.default_backend() == "cpu",
+                    reporter.step_seconds(),
+                )
+                log.info("%s", forecast.forecast(config, counts, step, seconds, on_cpu))
             if stopping and step < config.total_steps:
                 raise batches.stopped(f"Step {step} is saved in {workdir}.")
             if evaluating:

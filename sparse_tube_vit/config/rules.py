@@ -166,6 +166,12 @@ def _wrong_layers(config):
     options = EncoderOptions.of(config)
     yield from options.conflicts("model.")
     gate, frozen = options.gate_after, config.optimizer.frozen_layers
+    trained = config.optimizer.trained_layers
+    if trained is not None and frozen != options.layers - trained:
+        yield (
+            f"optimizer.trained_layers is {trained}, but frozen_layers {frozen} of "
+            f"{options.layers} layers: set one of them."
+        )
     if frozen is None:
         return
     if not 0 <= frozen <= options.layers:

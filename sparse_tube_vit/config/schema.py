@@ -46,6 +46,11 @@ SCHEMA = {
         "split_list": Key(
             "", "File of `relative/path,split` lines that splits the folder.", TEXT
         ),
+        "images": Key(
+            "",
+            "Folder of own images, <class>/<file>, to train on jointly with the clips.",
+            TEXT,
+        ),
         "test_share": Key(
             0.2,
             "Fraction of every class that is held out where nothing splits the folder.",
@@ -128,6 +133,13 @@ SCHEMA = {
         ),
         "ema_decay": Key(
             0.0, "Decay of the parameters' moving average; 0: no average.", RATE
+        ),
+        "trained_layers": Key(
+            None,
+            "In fine-tuning, the last blocks that train, 0: pooling and heads alone; "
+            "frozen_layers is set to the others. None: as frozen_layers.",
+            Rule(lambda x: x is None or x >= 0, "None, or at least 0"),
+            value_type=int,
         ),
         "frozen_layers": Key(
             None,
