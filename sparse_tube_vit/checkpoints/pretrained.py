@@ -157,6 +157,7 @@ class _Match:
 def _from_vit(vit, config, model, shapes):
     """Matches an image ViT to our parameters."""
     init, pooling = config.init, model.pooling
+    interpolation = vit.family.interpolation
     arrays = {name: vit.array(name, model.options.heads) for name in vit.arrays}
     new = ["encoder/new_block_", "encoder/gate", "pooling/"]
     new += [f"head_{head}/" for head in model.classes if head != init.head]
@@ -199,8 +200,8 @@ def _from_vit(vit, config, model, shapes):
             for i, tube in enumerate(model.tubes):
                 match.resize(
                     f"positions/tube_{i}",
-                    positions_at(positions, tube, model.clip),
-                    f"from {'x'.join(map(str, positions.shape[:-1]))}",
+                    positions_at(positions, tube, model.clip, interpolation),
+                    f"from {'x'.join(map(str, positions.shape[:-1]))}, {interpolation}",
                 )
     if (token := arrays.pop("class_token", None)) is not None:
         if pooling == "class_token":
@@ -340,16 +341,19 @@ def inflate_kernel(kernel: np.ndarray, frames: int, how: str) -> np.ndarray:
     return tube
 
 
-def positions_at(grid: np.ndarray, tube, clip) -> np.ndarray:
-    """Interpolates positions of patches linearly at a tube's centres.
+def positions_at(
+    grid: np.ndarray, tube, clip, interpolation: str = "linear"
+) -> np.ndarray:
+    """Interpolates positions of patches at a tube's centres.
 
-    Both grids span the whole clip. Beyond the centres of the outer patches, positions
-    are constant.
+    Both grids span the whole clip. Beyond the centres of the outer patches, linearly
+    interpolated positions are constant.
 
     Args:
         grid: (g, g, D), the same at all times, or (gt, g, g, D).
         tube: The tube.
         clip: (T, H, W).
+        interpolation: "linear" or "cubic" in space; linear in time.
 
     Returns:
         (nt, nh, nw, D).
@@ -358,14 +362,33 @@ def positions_at(grid: np.ndarray, tube, clip) -> np.ndarray:
     centres = tube.centres(clip).reshape(nt, nh, nw, 3)
     centres = centres[:, 0, 0, 0], centres[0, :, 0, 1], centres[0, 0, :, 2]
     grid = grid if grid.ndim == 4 else grid[None]
+    spatial = {"linear": _linear, "cubic": _cubic}[interpolation]
     frames, rows, columns = (
-        np.stack(
-            [np.interp(x / size * g - 0.5, np.arange(g), e) for e in np.eye(g)], -1
+        weights(x / size * g - 0.5, g)
+        for weights, x, size, g in zip(
+            (_linear, spatial, spatial), centres, clip, grid.shape[:3], strict=True
         )
-        for x, size, g in zip(centres, clip, grid.shape[:3], strict=True)
     )  # (nt, gt), (nh, g), (nw, g)
     resized = np.einsum("yh,xw,ghwd->gyxd", rows, columns, grid)
     return np.einsum("tg,gyxd->tyxd", frames, resized)
+
+
+def _linear(places, g):
+    """Returns the weights (n, g) of g values at places, counted from the first."""
+    return np.stack([np.interp(places, np.arange(g), e) for e in np.eye(g)], -1)
+
+
+def _cubic(places, g, a=-0.75):
+    """Returns the weights of Keys' convolution (1981), with the a that torch has."""
+    first = np.floor(places).astype(int)
+    weights = np.zeros((len(places), g))
+    for i in range(-1, 3):
+        d = np.abs(places - first - i)
+        near = ((a + 2) * d - (a + 3)) * d**2 + 1
+        far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
+        row, column = np.arange(len(places)), np.clip(first + i, 0, g - 1)
+        np.add.at(weights, (row, column), np.where(d <= 1, near, far))
+    return weights
 
 
 # ---- runs of this package

@@ -37,6 +37,8 @@ class Family:
             dropped together with the classifier.
         unused: Reasons by pattern for arrays that are dropped.
         shared: Models of other normalization that have the same names.
+        interpolation: Interpolation of position embeddings, as its models resize them:
+            "linear" or "cubic".
     """
 
     name: str
@@ -57,6 +59,7 @@ class Family:
     before_head: tuple[str, ...] = ()
     unused: Mapping[str, str] = dataclasses.field(default_factory=dict)
     shared: str = ""
+    interpolation: str = "cubic"
 
     def __str__(self):
         return f"{self.name}, {self.library}"
@@ -161,6 +164,7 @@ _JAX = {
     "norm_epsilon": 1e-6,
     "normalization": "half",
     "before_head": ("pre_logits/kernel", "pre_logits/bias"),
+    "interpolation": "linear",
 }
 _JAX_LAYERS = {
     "patch": "embedding",
@@ -269,7 +273,6 @@ _TIMM = Family(
     },
     before_head=("fc_norm.weight", "fc_norm.bias"),
     unused={r"head_dist\.": "the classifier of the distillation token"} | _MASK,
-    shared="DeiT, DINO and MAE",
     **_TORCH,
 )
 TIMM = (
@@ -278,7 +281,6 @@ TIMM = (
         name="distilled DeiT",
         normalization="imagenet",
         marks=("distillation_token",),
-        shared="",
     ),
     dataclasses.replace(
         _TIMM,
@@ -287,17 +289,15 @@ TIMM = (
         normalization="clip",
         marks=("encoder/pre_norm",),
         without_bias=("patch", "head"),
-        shared="",
     ),
-    dataclasses.replace(_TIMM, name="SigLIP", marks=("pooling/probe",), shared=""),
+    dataclasses.replace(_TIMM, name="SigLIP", marks=("pooling/probe",)),
     dataclasses.replace(
         _TIMM,
         name="DINOv2 or DeiT-III",
         normalization="imagenet",
         marks=("encoder/block_0/scale_1",),
-        shared="",
     ),
-    _TIMM,
+    dataclasses.replace(_TIMM, interpolation="linear", shared="DeiT, DINO and MAE"),
 )
 
 # ---- Hugging Face transformers
@@ -361,7 +361,6 @@ def _hugging_face_vits(column):
         name="ViT",
         normalization="half",
         model_types=("vit",),
-        shared="DeiT, DINO and MAE",
     )
     distilled = {
         r"distillation_classifier\.": "the classifier of the distillation token"
@@ -375,7 +374,6 @@ def _hugging_face_vits(column):
             model_types=("deit",),
             marks=("distillation_token",),
             unused=vit.unused | distilled,
-            shared="",
         ),
         _hugging_face(
             column,
@@ -398,9 +396,8 @@ def _hugging_face_vits(column):
             normalization="imagenet",
             model_types=("vit_mae",),
             marks=("decoder",),
-            shared="",
         ),
-        vit,
+        dataclasses.replace(vit, interpolation="linear", shared="DeiT, DINO and MAE"),
     )
 
 
