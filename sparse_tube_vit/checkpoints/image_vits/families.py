@@ -524,7 +524,7 @@ REFUSED = (
     ),
     Refusal(
         r"\.(q_norm|k_norm)\.",
-        r"siglip2_vision_model|siglip2$|aimv2|swin|convnext|resnet",
+        r"siglip2_vision_model|siglip2$|aimv2|convnext|resnet|_rpn_|_xp_|x[12]_224$",
         "is no plain ViT of square patches. Take a ViT, DINOv2, CLIP or SigLIP "
         "(SigLIP 2 of a fixed size, not NaFlex).",
     ),

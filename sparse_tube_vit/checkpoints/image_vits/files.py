@@ -13,9 +13,11 @@ from collections.abc import Mapping
 import ml_dtypes
 import numpy as np
 import safetensors
+from etils import epath
 
 from sparse_tube_vit import storage
 from sparse_tube_vit.checkpoints import stored
+from sparse_tube_vit.checkpoints.hub import HubPath
 from sparse_tube_vit.checkpoints.image_vits.families import ELSEWHERE, FUSED
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.storage import UnreachableStorage
@@ -41,7 +43,7 @@ class Files:
         preprocessor: Content of `preprocessor_config.json`, {} without one.
     """
 
-    weights: object
+    weights: epath.Path | HubPath
     config: Mapping
     preprocessor: Mapping
 
@@ -164,7 +166,7 @@ def read_arrays(path) -> dict[str, np.ndarray]:
         UnreachableStorage: The storage does not answer.
     """
     try:
-        path = stored.open_path(path)
+        path = path if isinstance(path, HubPath) else stored.open_path(path)
         if path.name.endswith(INDEX):
             names = sorted(set(json.loads(path.read_bytes())["weight_map"].values()))
             parts = [_read_file(path.parent / name) for name in names]

@@ -29,6 +29,13 @@ _GELUS = {
 }
 
 
+#: timm's architectures with the tanh approximation.
+_TANH = (
+    r"(base_patch32|giantopt_patch16|so400m_patch16)_siglip"
+    r"|large_patch16_siglip(_gap)?_512$"
+)
+
+
 class UnsupportedViT(TubeViTError, ValueError):
     """An image ViT that this model cannot compute."""
 
@@ -229,12 +236,13 @@ def _model(family, config, arrays, depth):
     if query.ndim == 3:
         model["heads"] = query.shape[1]
         told.add("heads")
-    for key, theirs in (
-        ("heads", "num_attention_heads"),
+    vision = config.get("model_args", {}) | vision
+    for key, *theirs in (
+        ("heads", "num_attention_heads", "num_heads"),
         ("norm_epsilon", "layer_norm_eps"),
     ):
-        if theirs in vision:
-            model[key] = vision[theirs]
+        if values := [vision[name] for name in theirs if vision.get(name)]:
+            model[key] = values[0]
             told.add(key)
     if (act := vision.get("hidden_act")) is not None:
         if act not in _GELUS:
@@ -247,6 +255,8 @@ def _model(family, config, arrays, depth):
     elif architecture:
         if "quickgelu" in architecture:
             model["gelu"] = "quick"
+        elif re.search(_TANH, architecture):
+            model["gelu"] = "tanh"
         told.add("gelu")
     return model, told
 
