@@ -14,7 +14,7 @@ import shlex
 
 from etils import epath
 
-from sparse_tube_vit.checkpoints import stored
+from sparse_tube_vit.checkpoints import image_vits, stored
 from sparse_tube_vit.checkpoints.step import NoCheckpoint
 from sparse_tube_vit.config import (
     ConfigDict,
@@ -23,7 +23,6 @@ from sparse_tube_vit.config import (
     default_config,
     from_json,
     head_loss,
-    is_weights_file,
     open_keys,
 )
 from sparse_tube_vit.datasets import manifest
@@ -61,9 +60,10 @@ def complete(config: ConfigDict, workdir=None, data: bool = True) -> ConfigDict:
     """Returns a copy of the config with all open keys filled in.
 
     Open keys of `clip` and `model` are taken from the run in `workdir`, if there is
-    one, or from that of `init.weights`. The folder of section `data` is prepared below
-    `data_dir`, unless the same files are there already, and becomes the data set of
-    the streams and evaluations without one. Open keys `flip` are taken from that run's
+    one, or from that of `init.weights`; from an image ViT those that its files tell,
+    and the others' defaults. The folder of section `data` is prepared below `data_dir`,
+    unless the same files are there already, and becomes the data set of the streams and
+    evaluations without one. Open keys `flip` are taken from that run's
     streams of the same kind. `total_steps`, `optimizer.warmup_steps` and
     `log_every_steps` follow from the number of its examples.
 
@@ -116,12 +116,18 @@ def _take_sizes(config, workdir):
     if not keys:
         return
     source, run = _run_before(config, workdir)
-    if run is None:
+    if run is not None:
+        theirs = from_json(run["config"])
+    elif config.init.weights:  # no run, so that it is an image ViT
+        vit = image_vits.read(config.init.weights)
+        source, theirs = vit.source, default_config()
+        theirs.model.update(vit.model)
+    else:
         raise InvalidConfig(
             f"config.init.weights is {config.init.weights!r}, and these are open: "
-            f"{', '.join(keys)}. Name a run that they can be taken from, or set them."
+            f"{', '.join(keys)}. Name a run or an image ViT that they can be taken "
+            "from, or set them."
         )
-    theirs = from_json(run["config"])
     for section, _, key in (key.partition(".") for key in [*keys, "model.gate_after"]):
         if config[section][key] is None:
             config[section][key] = theirs[section][key]
@@ -182,7 +188,8 @@ def _run_before(config, workdir):
         with contextlib.suppress(NoCheckpoint):
             source = stored.locate(epath.Path(workdir) / "checkpoints")
     if source is None:
-        if not config.init.weights or is_weights_file(config.init.weights):
+        weights = config.init.weights
+        if not weights or image_vits.holds_image_vit(weights):
             return None, None
         source = stored.locate(config.init.weights)
     return source.name, source.read_description()

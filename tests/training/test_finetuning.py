@@ -5,12 +5,14 @@ import logging
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 import sparse_tube_vit as stv
 from sparse_tube_vit.checkpoints import release
+from sparse_tube_vit.checkpoints.image_vits import UnreadableWeights
 from sparse_tube_vit.checkpoints.run import OtherRun
 from sparse_tube_vit.checkpoints.step import NoCheckpoint
 from sparse_tube_vit.checkpoints.stored import locate
@@ -75,6 +77,23 @@ def test_everything_open_is_filled_in(clips, finished, tmp_path, caplog):
     assert sorted(ids[0] | ids[1]) == sorted(CLIPS) and not ids[0] & ids[1]
     for said in ("4 frames at 5 fps", "20% of each class", "test:", "100 steps of 16"):
         assert said in caplog.text
+
+
+def test_an_image_vit_gives_its_sizes_and_the_rest_has_defaults(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "sparse_tube_vit")
+    official.write_clips(tmp_path / "clips", *CLIPS)
+    weights = Path(__file__).parents[1] / "golden/image_vits/hugging_face_clip"
+    arguments = "--config.model.tubes=image", "--config.model.norm_epsilon=0.5"
+    given = config_of(tmp_path / "clips", tmp_path, weights, *arguments)
+    config = finetuning.complete(given, tmp_path / "run")
+    validate(config)
+    model = {"depth": 2, "width": 16, "mlp_dim": 32, "heads": 2, "pre_norm": True}
+    model |= {"gelu": "quick", "pooling": "class_token", "registers": 0}
+    model |= {"tubes": "image", "norm_epsilon": 0.5, "positions": "fixed"}
+    for key, value in model.items():
+        assert config.model[key] == value, key
+    assert config.clip.frames == 32
+    assert "2 layers of width 16, as in " in caplog.text
 
 
 @pytest.mark.parametrize("flip", [True, False])
@@ -217,9 +236,10 @@ def test_folders_that_cannot_be_learnt_from(tmp_path, names, damaged, error, mes
         finetuning.prepare_folder(config_of(tmp_path / "clips", tmp_path))
 
 
-@pytest.mark.parametrize("weights", ["", "vit.npz"])
-def test_what_is_open_needs_a_run(tmp_path, weights):
-    config = config_of("", tmp_path, weights)
+def test_what_is_open_needs_a_run_or_an_image_vit(tmp_path):
+    with pytest.raises(UnreadableWeights, match="vit.npz cannot be read"):
+        finetuning.complete(config_of("", tmp_path, "vit.npz"), tmp_path)
+    config = config_of("", tmp_path)
     with pytest.raises(InvalidConfig, match="are open: clip.fps, .*model.width"):
         finetuning.complete(config, tmp_path)
     with pytest.raises(InvalidConfig, match="keys are open: clip.fps, .*model.width"):
