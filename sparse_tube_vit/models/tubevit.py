@@ -199,6 +199,8 @@ def init_params(model: TubeViT, key: jax.Array, clip: tuple[int, int, int]):
     @jax.jit  # far faster than running op by op
     def init(key):
         x = jnp.zeros((1, *clip, 3), jnp.float32)
+        if not model.classes:
+            return model.init(key, x, method="features")["params"]
         return model.init(key, x, next(iter(model.classes)))["params"]
 
     return init(key)

@@ -72,7 +72,10 @@ def holds_image_vit(path) -> bool:
             weights = [f for f in files if f.endswith((".npz", INDEX, *_PICKLES))]
             weights += [f for f in files if re.search(r"\.safetensors$", f)]
             return bool(weights) and stored.ARRAYS not in files
-        config = _json(folder / stored.CONFIG)
+        try:
+            config = _json(folder / stored.CONFIG)
+        except UnreadableWeights:  # whose release it is says so better
+            return False
     return bool({"model_type", "architecture", "architectures"} & {*config})
 
 

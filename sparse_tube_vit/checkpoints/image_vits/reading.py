@@ -59,6 +59,9 @@ class ImageViT:
             norm_epsilon, pre_norm, registers and pooling.
         told: Keys of `model` that a config or the arrays tell; the others are guessed.
         normalization: Of its inputs.
+        frames, size: Frames and pixels of its inputs.
+        labels: Class names of its classifier, by number where no config tells; ()
+            without one.
     """
 
     source: str
@@ -71,6 +74,9 @@ class ImageViT:
     model: dict
     told: frozenset[str]
     normalization: normalization.Normalization
+    frames: int
+    size: int
+    labels: tuple[str, ...]
 
     @property
     def patch(self) -> tuple[int, int, int]:
@@ -153,7 +159,36 @@ def read(path, asked: str = "") -> ImageViT:
         normalization=normalization.choose(
             asked, found.config, found.preprocessor, family
         ),
+        frames=found.config.get("num_frames", 16) if family.tubelets else 1,
+        size=_size(found, arrays),
+        labels=_labels(found.config, arrays.get("head/kernel")),
     )
+
+
+def _size(found, arrays):
+    """Returns the pixels of inputs, a multiple of the patches'."""
+    *_, patch = arrays["patch/kernel"].shape[:-2]
+    vision = found.config.get("vision_config", found.config)
+    timm = found.config.get("pretrained_cfg", found.config).get("input_size", [None])
+    size = timm[-1] or vision.get("image_size")
+    for key in ("size", "crop_size"):  # that of a crop is the last
+        given = found.preprocessor.get(key)
+        given = given.get("height") if isinstance(given, dict) else given
+        size = given if isinstance(given, int) else size
+    if not isinstance(size, int) and "positions" in arrays:
+        size = arrays["positions"].shape[-2] * patch
+    return max(round((size or 224) / patch), 1) * patch
+
+
+def _labels(config, kernel):
+    if kernel is None:
+        return ()
+    numbers = [str(i) for i in range(kernel.shape[-1])]
+    given = config.get("id2label") or dict(
+        zip(numbers, config.get("label_names", ()), strict=False)
+    )
+    names = tuple(str(given.get(i, i)) for i in numbers)
+    return names if len(set(names)) == len(names) else tuple(numbers)
 
 
 def _refuse_by_config(path, config):
