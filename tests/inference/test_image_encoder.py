@@ -47,8 +47,9 @@ def test_a_clip_goes_through_the_image_tube():
     # Frames that no patch reads change nothing.
     clip[[1, 7, 9]] = 0
     np.testing.assert_array_equal(tubevit.features(clip).pooled, found.pooled)
-    with pytest.raises(UnknownHead, match="no head to predict with.*finetune.py"):
-        tubevit.predict(clip)
+    for several in (clip, [clip, clip]):
+        with pytest.raises(UnknownHead, match="no head to predict with.*finetune.py"):
+            tubevit.predict(several)
     with pytest.raises(NoCheckpoint, match="without steps"):
         stv.load(GOLDEN / "hugging_face_dino", step=3)
 
