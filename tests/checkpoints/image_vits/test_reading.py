@@ -233,6 +233,33 @@ def test_heads_epsilon_and_gelu_are_the_configs(tmp_path):
         image_vits.read(copy("hugging_face_dino", tmp_path / "relu", hidden_act="relu"))
 
 
+@pytest.mark.parametrize(
+    "name, gelu, epsilon, normalization",
+    [
+        ("hugging_face_deit_distilled", "erf", 1e-12, "imagenet"),
+        ("hugging_face_mae", "erf", 1e-12, "imagenet"),
+        ("hugging_face_dino", "erf", 1e-12, "half"),
+        ("hugging_face_dinov2_registers", "erf", 1e-6, "imagenet"),
+        ("hugging_face_clip", "quick", 1e-5, "clip"),
+        ("hugging_face_siglip", "tanh", 1e-6, "half"),
+        ("hugging_face_videomae", "erf", 1e-12, "imagenet"),
+        ("timm_deit", "erf", 1e-6, "half"),
+        ("timm_deit_distilled", "erf", 1e-6, "imagenet"),
+        ("timm_deit3", "erf", 1e-6, "imagenet"),
+        ("timm_clip", "erf", 1e-5, "clip"),
+        ("timm_siglip", "erf", 1e-6, "half"),
+    ],
+)
+def test_a_file_alone_has_its_familys_options(
+    tmp_path, name, gelu, epsilon, normalization
+):
+    shutil.copy(GOLDEN / name / "model.safetensors", tmp_path / "a.safetensors")
+    vit = image_vits.read(tmp_path / "a.safetensors")
+    assert not vit.left_over and vit.family == image_vits.read(GOLDEN / name).family
+    assert (vit.model["gelu"], vit.model["norm_epsilon"]) == (gelu, epsilon)
+    assert str(vit.normalization).startswith(f"{normalization} (")
+
+
 def test_wrong_heads_are_an_error_that_gives_the_sizes():
     config = config_of(GOLDEN / "hugging_face_dino", heads=4, depth=3)
     with pytest.raises(ValueError, match="model.heads  2 is 4 here") as error:
