@@ -71,9 +71,16 @@ SCHEMA = {
     "init": {
         "weights": Key(
             "",
-            "Weights to start from: an image ViT's .npz or .safetensors file, a run's "
-            "work directory or checkpoint, or a release. Empty: random parameters.",
+            "Weights to start from: an image ViT's .npz or .safetensors file or folder "
+            "of the Hub, a run's work directory or checkpoint, or a release. Empty: "
+            "random parameters.",
             TEXT,
+        ),
+        "normalization": Key(
+            "",
+            "Normalization of an image ViT's inputs: half, imagenet or clip, by their "
+            "mean and standard deviation. Empty: as its files tell.",
+            one_of("", "half", "imagenet", "clip"),
         ),
         "positions": Key(
             "drop",

@@ -16,7 +16,7 @@ import shlex
 
 from etils import epath
 
-from sparse_tube_vit.checkpoints import stored, vit_formats
+from sparse_tube_vit.checkpoints import image_vits, stored
 from sparse_tube_vit.checkpoints.step import NoCheckpoint
 from sparse_tube_vit.config import (
     MODEL,
@@ -27,7 +27,6 @@ from sparse_tube_vit.config import (
     default_config,
     from_json,
     head_loss,
-    is_weights_file,
     open_keys,
 )
 from sparse_tube_vit.datasets import manifest
@@ -142,8 +141,8 @@ def _take_settings(config, workdir):
         _log_model(config, resumed.name)
         return
     weights = config.init.weights
-    if is_weights_file(weights):
-        image = read_image_vit(weights)
+    if weights and image_vits.holds_image_vit(weights):
+        image = image_vits.read(weights)
         ours = recipe.from_image_vit(config, image.patch)
         values = {f"model.{k}": key.default for k, key in MODEL.items()}
         values |= {f"model.{key}": x for key, x in image.model.items()} | ours
@@ -214,43 +213,6 @@ def _log_model(config, source):
         *(clip.frames, clip.fps, clip.size, clip.size),
         *(config.model.depth, config.model.width, source),
     )
-
-
-@dataclasses.dataclass(frozen=True)
-class ImageViT:
-    """Sizes of an image ViT.
-
-    Attributes:
-        source: Its name.
-        model: Values of keys of `config.model`.
-        patch: Size of its patches as a tube's kernel, (frames, pixels, pixels).
-    """
-
-    source: str
-    model: dict
-    patch: tuple[int, int, int]
-
-
-def read_image_vit(path) -> ImageViT:
-    """Returns the sizes of an image ViT's weights.
-
-    Raises:
-        UnreadableWeights: The file is missing or of another kind.
-    """
-    kind, file = vit_formats.read_vit(path)
-    depth = kind.depth(file)
-    up = file[kind.name_of("encoder/block_0/mlp/up", "kernel")]
-    mlp_dim, width = up.shape if kind.torch else up.shape[::-1]
-    model = {
-        "depth": depth,
-        "width": width,
-        "mlp_dim": mlp_dim,
-        "heads": max(width // 64, 1),
-        "gelu": kind.gelu,
-        "norm_epsilon": kind.norm_epsilon,
-    }
-    source = f"{path} ({kind.name}, {depth} blocks, width {width})"
-    return ImageViT(source, model, (1, *kind.patch(file)))
 
 
 def _freeze(config):
@@ -352,7 +314,8 @@ def _run_before(config, workdir):
     """Returns name and description of the model to resume or start from, or Nones."""
     source = _resumed(workdir)
     if source is None:
-        if not config.init.weights or is_weights_file(config.init.weights):
+        weights = config.init.weights
+        if not weights or image_vits.holds_image_vit(weights):
             return None, None
         source = stored.locate(config.init.weights)
     return source.name, source.read_description()

@@ -14,6 +14,7 @@ import pytest
 import sparse_tube_vit as stv
 from configs import finetune
 from sparse_tube_vit.checkpoints import pretrained, release
+from sparse_tube_vit.checkpoints.image_vits import UnreadableWeights
 from sparse_tube_vit.checkpoints.run import OtherRun
 from sparse_tube_vit.checkpoints.step import NoCheckpoint
 from sparse_tube_vit.checkpoints.stored import locate
@@ -112,6 +113,22 @@ def test_an_image_vit_gives_its_sizes_and_a_recipe_the_rest(caplog):
     assert o.frozen_layers is None and config.data.epochs == 10
     assert "  --config.clip.size=112\n" in caplog.text
     assert "--config.optimizer.layer_decay" not in caplog.text  # it was set
+
+
+def test_an_image_vit_of_the_hub_gives_its_options(caplog):
+    caplog.set_level(logging.INFO, "sparse_tube_vit")
+    weights = Path(__file__).parents[1] / "golden/image_vits/hugging_face_clip"
+    arguments = "--config.model.tubes=image", "--config.model.norm_epsilon=0.5"
+    config = config_of("", "data", weights, *arguments)
+    config = finetuning.complete(config, data=False)
+    validate(config, data=False)
+    model = {"depth": 2, "width": 16, "mlp_dim": 32, "heads": 2, "pre_norm": True}
+    model |= {"gelu": "quick", "pooling": "attention", "registers": 0}
+    model |= {"tubes": "image", "norm_epsilon": 0.5, "positions": "learned"}
+    for key, value in model.items():
+        assert config.model[key] == value, key
+    assert config.clip.frames == 16
+    assert "2 layers of width 16, as in " in caplog.text
 
 
 def test_what_is_set_is_heeded_by_the_recipe():
@@ -236,7 +253,7 @@ def test_an_image_vit_is_trained_jointly_with_images_of_the_same_classes(
     names = {path.name for path in (tmp_path / "run/evaluations").glob("*.json")}
     assert names == {"clips_step3_1x3.json", "images_step3.json"}
     # To go on, the weights are not needed.
-    monkeypatch.setattr(finetuning, "read_image_vit", None)
+    monkeypatch.setattr(finetuning, "image_vits", None)
     again = finetuning.complete(config, tmp_path / "run")
     saved = locate(tmp_path / "run", 3).read_description()["config"]
     assert again.to_json() == json.dumps(saved)
@@ -382,7 +399,9 @@ def test_folders_that_cannot_be_learnt_from(tmp_path, names, damaged, error, mes
         finetuning.prepare_folder(config_of(tmp_path / "clips", tmp_path))
 
 
-def test_what_is_open_needs_weights(tmp_path):
+def test_what_is_open_needs_a_run_or_an_image_vit(tmp_path):
+    with pytest.raises(UnreadableWeights, match="vit.npz cannot be read"):
+        finetuning.complete(config_of("", tmp_path, "vit.npz"), tmp_path)
     config = config_of("", tmp_path)
     with pytest.raises(InvalidConfig, match="are open: clip.fps, .*model.width"):
         finetuning.complete(config, tmp_path)
