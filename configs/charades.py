@@ -4,7 +4,8 @@
         --config.init.weights=RUN --config.data_dir=DATA
 
 RUN is the work directory of `configs/kinetics.py:classes=600,variant=L`; its encoder is
-taken, its tubes are of other shapes. Arguments, separated by commas:
+taken, and with separate kernels its image tube: those of several frames are of other
+shapes. Arguments, separated by commas:
 
     kernels=interpolated    one kernel resized to all tubes; or separate: one a tube
     variant=L               or B, H, S, Ti
@@ -15,7 +16,7 @@ has been measured with this code. 64 clips of 128x224x224 a step are for a TPU p
 """
 
 from sparse_tube_vit.config import arguments, default_config, evaluation, smoke, stream
-from sparse_tube_vit.models.variants import VARIANTS
+from sparse_tube_vit.models.variants import TUBE_SETS, VARIANTS
 
 
 def get_config(argument: str = ""):
@@ -39,9 +40,10 @@ def get_config(argument: str = ""):
         scan=large,
         remat="dots" if large else "none",
     )
-    config.init.update(
-        {"weights": f"runs/kinetics600_{args.variant}", "fresh": ("stem",)}
-    )
+    several = [i for i, t in enumerate(TUBE_SETS["charades"]) if t.kernel[0] > 1]
+    separate = tuple(f"stem/tube_{i}" for i in several)
+    fresh = separate if args.kernels == "separate" else ("stem",)
+    config.init.update({"weights": f"runs/kinetics600_{args.variant}", "fresh": fresh})
     config.optimizer.update(
         learning_rate=1e-3,
         warmup_steps=10_000,

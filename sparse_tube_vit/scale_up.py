@@ -8,7 +8,6 @@ The result is trained with configs/scale_up.py.
 from collections.abc import Sequence
 
 from sparse_tube_vit.checkpoints.scaling import scale_up
-from sparse_tube_vit.config import is_weights_file
 from sparse_tube_vit.config.flags import CommandParser
 from sparse_tube_vit.errors import reported
 from sparse_tube_vit.log import to_stderr
@@ -35,8 +34,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--frozen_layers", type=int, help="of the new model; 26 of 32 if not given"
     )
     args = parser.parse_args(argv)
-    if is_weights_file(args.big) != bool(args.variant):
-        parser.error("--variant goes with a file of weights, and only with one")
     sizes = VARIANTS.get(args.variant)
     to_stderr()
     with reported():

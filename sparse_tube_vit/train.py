@@ -19,6 +19,7 @@ from collections.abc import Sequence
 import jax
 from clu import parameter_overview
 from etils import epath
+from flax.traverse_util import flatten_dict
 from jax.experimental.compilation_cache import compilation_cache
 
 from sparse_tube_vit.checkpoints import release
@@ -36,9 +37,11 @@ from sparse_tube_vit.log import log, to_stderr
 from sparse_tube_vit.models.losses import check_loss
 from sparse_tube_vit.models.tubevit import check_tubes
 from sparse_tube_vit.storage import remove_leftovers, writing
-from sparse_tube_vit.training import finetuning
+from sparse_tube_vit.training import finetuning, forecast
 from sparse_tube_vit.training.batches import TrainingBatches
+from sparse_tube_vit.training.freezing import frozen_parts, split
 from sparse_tube_vit.training.initialization import initial_params
+from sparse_tube_vit.training.optimizer import describe_rates, has_rates_by_layer
 from sparse_tube_vit.training.profiling import traced_steps
 from sparse_tube_vit.training.program import Program
 from sparse_tube_vit.training.reporting import Reporter
@@ -117,6 +120,7 @@ def _train(config, workdir, lock):
         state = program.init(initial_params(config, program, class_names))
     first_step = int(state.step)
     write_overview(state.params, workdir, first_host)
+    log_rates(config, state.params)
 
     # ---- the loop, and what ends it in whatever way
     reporter = Reporter(workdir, first_step, config.total_steps, first_host)
@@ -192,6 +196,13 @@ def _train(config, workdir, lock):
             if stopping or evaluating or is_due(step, config.checkpoint.every_steps):
                 check_finite(metrics, step)
                 save()
+            if step == first_step + forecast.STEPS:
+                counts = {e.name: len(e.split) for e in evaluations}
+                on_cpu, seconds = (
+                    jax.default_backend() == "cpu",
+                    reporter.step_seconds(),
+                )
+                log.info("%s", forecast.forecast(config, counts, step, seconds, on_cpu))
             if stopping and step < config.total_steps:
                 raise batches.stopped(f"Step {step} is saved in {workdir}.")
             if evaluating:
@@ -219,6 +230,13 @@ def write_overview(params, workdir: epath.Path, first_host: bool) -> None:
             path.write_text(overview + "\n")
     count = sum(x.size for x in jax.tree.leaves(params))
     log.info("%s parameters, listed in %s/parameters.txt", f"{count:,}", workdir)
+
+
+def log_rates(config: ConfigDict, params) -> None:
+    """Logs the learning rates of layers, where they differ."""
+    if has_rates_by_layer(config):
+        trained, _ = split(params, frozen_parts(config))
+        log.info("%s", describe_rates(config, flatten_dict(trained, sep="/")))
 
 
 def main(argv: Sequence[str] | None = None) -> None:

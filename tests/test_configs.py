@@ -180,6 +180,20 @@ def test_what_scaling_up_trains(trained, gate, frozen):
     assert config.model.gelu == "erf"
 
 
+@pytest.mark.parametrize(
+    "kernels, fresh",
+    [
+        ("interpolated", ("stem",)),
+        ("separate", ("stem/tube_0", "stem/tube_1", "stem/tube_2")),
+    ],
+)
+def test_charades_keeps_the_image_tube_that_has_a_kernel_of_its_own(kernels, fresh):
+    config = get_config("charades", f"kernels={kernels}")
+    validate(config)
+    assert config.init.fresh == fresh
+    assert make_tubes(config.model.tubes)[3] == make_tubes("main")[3]
+
+
 @pytest.mark.parametrize("argument", ["", "variant=B", "smoke"])
 def test_something_something_is_never_flipped(argument):
     for stream in get_config("something_something_v2", argument).streams.values():

@@ -24,8 +24,8 @@ from sparse_tube_vit import (
     verify,
 )
 from sparse_tube_vit.checkpoints import stored
+from sparse_tube_vit.checkpoints.image_vits import read_arrays
 from sparse_tube_vit.checkpoints.release import release as make_release
-from sparse_tube_vit.checkpoints.vit_formats import read_arrays
 from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.figures import __main__ as figures
 from tests import bucket

@@ -1,14 +1,11 @@
 """Initial parameters from an image ViT's weights, another run, or a release.
 
-Weights of image ViTs are read from the files of google-research/vision_transformer
-(AugReg `.npz`), timm and Hugging Face transformers (`.safetensors`) by explicit maps of
-names. Every array of the file and every parameter of the model is loaded, resized, new
-or dropped; an error lists all others.
+Image ViTs are read by `image_vits`. Every array of the file and every parameter of the
+model is loaded, resized, new or dropped; an error lists all others.
 """
 
 import dataclasses
 import functools
-import math
 import re
 from collections.abc import Callable, Mapping
 
@@ -16,11 +13,11 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from sparse_tube_vit.checkpoints import stored
-from sparse_tube_vit.checkpoints.vit_formats import read_vit
-from sparse_tube_vit.config import ConfigDict, is_weights_file
+from sparse_tube_vit.checkpoints import image_vits, stored
+from sparse_tube_vit.config import ConfigDict, InvalidConfig, from_json, wrong_source
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.models.tubevit import TubeViT
+from sparse_tube_vit.models.variants import make_tubes
 
 
 class WeightsDoNotMatch(TubeViTError, ValueError):
@@ -43,7 +40,8 @@ def initial_params(
         parameters; and the report.
 
     Raises:
-        UnreadableWeights: The file is of another kind.
+        UnreadableWeights, UnsupportedViT: The file is of another kind.
+        InvalidConfig: Keys of section `init` do not go with such weights.
         WeightsDoNotMatch: Arrays have other shapes, are left over in the file, or are
             missing there. Lists all.
         NoCheckpoint, ForeignCheckpoint: The path is neither a file of weights nor a run
@@ -52,10 +50,15 @@ def initial_params(
     """
     path = config.init.weights
     shapes = {name: x.shape for name, x in _flat(shapes).items()}
-    if is_weights_file(path):
-        source, match = _from_vit(path, config, model, shapes)
+    image = image_vits.holds_image_vit(path)
+    if wrong := [*wrong_source(config, image)]:
+        raise InvalidConfig("\n".join(["The configuration cannot work:", *wrong]))
+    if image:
+        vit = image_vits.read(path, config.init.normalization)
+        source, theirs = vit.source, vit.model
+        match = _from_vit(vit, config, model, shapes)
     else:
-        source, match = _from_run(path, config, shapes, class_names)
+        source, theirs, match = _from_run(path, config, shapes, class_names)
     layers_wrong = {name.rpartition("/")[0] for name in match.wrong}
     for name, shape in shapes.items():
         if name not in match.arrays:
@@ -77,13 +80,23 @@ def initial_params(
                     f"config.init.weights is {source}, which does not fit config.model "
                     f"(depth {config.model.depth}, width {config.model.width}):",
                     *(f"  {line}" for line in _table(match.wrong)),
-                    "Set config.model to these sizes, or choose other weights.",
+                    _advice(config.model, theirs),
                 ]
             )
         )
     arrays = {name: x.astype(np.float32) for name, x in match.arrays.items()}
     report = dataclasses.replace(match.report, source=source)
     return unflatten_dict(arrays, sep="/"), report
+
+
+def _advice(ours, theirs):
+    """Returns what to do about weights that do not fit."""
+    keys = ("depth", "width", "mlp_dim", "heads", "pre_norm", "registers")
+    wrong = [key for key in keys if theirs.get(key, ours[key]) != ours[key]]
+    if not wrong:
+        return "Change what the lines above name, or choose other weights."
+    sizes = ", ".join(f"{key}={theirs[key]}" for key in wrong)
+    return f"Set config.model to these sizes ({sizes}), or choose other weights."
 
 
 @dataclasses.dataclass
@@ -142,121 +155,151 @@ class _Match:
 # ---- image ViTs
 
 
-def _from_vit(path, config, model, shapes):
-    """Matches a file of weights to our parameters."""
-    kind, file = read_vit(path)
-    init, depth = config.init, kind.depth(file)
-    names = {a: b for a, b in kind.names(depth).items() if b in file}
-    heads = model.options.heads
-    vit = {a: _our_layout(kind, a, file.pop(b), heads) for a, b in names.items()}
-    width = vit["patch/kernel"].shape[-1]
-    source = f"{path} ({kind.name}, {depth} blocks, width {width})"
-
-    new = ["encoder/new_block_", "encoder/gate", "pooling/"]
+def _from_vit(vit, config, model, shapes):
+    """Matches an image ViT to our parameters."""
+    init, pooling = config.init, model.pooling
+    interpolation = vit.family.interpolation
+    arrays = {name: vit.array(name, model.options.heads) for name in vit.arrays}
+    new = ["encoder/new_block_", "encoder/gate", "pooling/", "positions/gain"]
     new += [f"head_{head}/" for head in model.classes if head != init.head]
     if init.positions == "drop":
         new.append("positions/")
     if init.inflate == "none":
-        new += [f"stem/tube_{i}/" for i, t in enumerate(model.tubes) if t.kernel[0] > 1]
+        taken = {1, vit.patch[0]}
+        tubes = enumerate(model.tubes)
+        new += [f"stem/tube_{i}/" for i, t in tubes if t.kernel[0] not in taken]
+    if vit.family.tubelets:
+        new.append("encoder/norm/")  # its trunk has none
     match = _Match(may_be_new=lambda name: name.startswith(tuple(new)))
+    match.report.dropped |= vit.dropped
+    match.report.notes.append(f"inputs are normalized by {vit.normalization}")
 
     # Other arrays than a trunk's: known ones are dropped, others an error.
-    for name, x in file.items():
-        if name in kind.unused or (name in kind.before_head and not init.head):
-            match.drop(name, x, "has no part in a TubeViT")
-        elif name in kind.before_head:
+    for name, shape in vit.left_over.items():
+        match.wrong[name] = shape, "left over in the file"
+    for name, x in vit.before_head.items():
+        leaf = "bias" if name.endswith("bias") else "scale"
+        if init.head:
             match.wrong[name] = x.shape, "stands before the head, which init.head asks"
+        elif name.startswith("fc_norm") and f"encoder/norm/{leaf}" not in arrays:
+            how = "its norm of the tokens' mean; here each token is normalized"
+            match.load(f"encoder/norm/{leaf}", x, how)
         else:
-            match.wrong[name] = x.shape, "left over in the file"
+            match.drop(name, x, "has no part in a TubeViT")
 
-    _patch_kernel(match, vit, init.inflate, model, shapes, names)
+    _patch_kernel(match, vit, init.inflate, model, shapes)
+    for part in ("patch/kernel", "patch/bias"):
+        arrays.pop(part, None)
 
-    class_token = vit.pop("class_token", None)
-    if (positions := vit.pop("positions", None)) is not None:
-        name = names["positions"]
-        of_class, grid = split_positions(positions)
-        if grid is None:
+    if (positions := arrays.pop("positions", None)) is not None:
+        name = vit.names["positions"]
+        if init.positions == "drop":
+            match.drop(name, positions, "init.positions is 'drop'")
+        elif positions.ndim < 3:
             match.wrong[name] = positions.shape, "no square grid of patches"
-        elif init.positions == "keep":
+        else:
             for i, tube in enumerate(model.tubes):
                 match.resize(
                     f"positions/tube_{i}",
-                    positions_at(grid, tube, model.clip),
-                    f"from {grid.shape[0]}x{grid.shape[1]}",
+                    positions_at(positions, tube, model.clip, interpolation),
+                    f"from {'x'.join(map(str, positions.shape[:-1]))}, {interpolation}",
                 )
+    if (token := arrays.pop("class_token", None)) is not None:
+        if pooling == "class_token":
+            match.load("class_token", token, "with its position added")
         else:
-            match.drop(name, positions, "init.positions is 'drop'")
-        if class_token is not None:
-            class_token = class_token + of_class
-    if class_token is not None and model.pooling == "class_token":
-        match.load("class_token", class_token, "with its position added")
-    elif class_token is not None:
-        match.drop(names["class_token"], class_token, f"pooling is {model.pooling!r}")
+            match.drop(vit.names["class_token"], token, f"pooling is {pooling!r}")
+    if (registers := arrays.pop("registers", None)) is not None:
+        if model.registers:
+            match.load("registers", registers)
+        else:
+            match.drop(vit.names["registers"], registers, "model.registers is 0")
 
-    for name, x in vit.items():
-        if not name.startswith("head/"):
-            match.load(name, x)
+    for name, x in arrays.items():
+        if name.startswith("pooling/") and name not in shapes:
+            ours = "which has no MLP; 'map' has" if pooling == "attention" else ""
+            why = ", ".join(filter(None, [f"pooling is {pooling!r}", ours]))
+            match.drop(vit.names[name], x, why)
+        elif not name.startswith("head/"):
+            match.load(name, x, "" if name in vit.names else "the file has none: zeros")
         elif init.head:
             match.load(name.replace("head", f"head_{init.head}"), x)
         else:
-            match.drop(names[name], x, "init.head is not set")
+            match.drop(vit.names[name], x, "init.head is not set")
 
-    for key in ("gelu", "norm_epsilon"):
-        theirs, ours = getattr(kind, key), getattr(model.options, key)
-        if theirs != ours:
+    options = vars(model.options)
+    for key, theirs in vit.model.items():
+        if key not in options or options[key] == theirs:
+            continue
+        if key == "heads" and key in vit.told:
+            match.wrong["model.heads"] = f"{theirs} is {options[key]} here", ""
+        elif key == "pre_norm":
+            match.wrong["model.pre_norm"] = f"{theirs} is {options[key]} here", ""
+        elif key in vit.told and key in ("gelu", "norm_epsilon"):
             match.report.notes.append(
-                f"model.{key} is {ours!r}; a file does not tell, but most models of "
-                f"{kind.name} have {theirs!r}"
+                f"model.{key} is {options[key]!r}; that of the file is {theirs!r}"
             )
-    return source, match
+        elif key in ("gelu", "norm_epsilon"):
+            match.report.notes.append(
+                f"model.{key} is {options[key]!r}; a file does not tell, but most "
+                f"{vit.family.name} models of {vit.family.library} have {theirs!r}"
+            )
+    if "heads" not in vit.told:
+        match.report.notes.append(
+            f"model.heads is {options['heads']}; a file does not tell them"
+        )
+    return match
 
 
-def _our_layout(kind, name, x, heads):
-    """Returns a file's array in the shape of our parameter `name`."""
-    *_, layer, leaf = ("", *name.split("/"))
-    if not kind.torch or leaf not in ("kernel", "bias"):
-        return x
-    if leaf == "kernel":
-        x = x.transpose(2, 3, 1, 0) if x.ndim == 4 else x.T
-    if layer in ("query", "key", "value") and x.shape[-1] % heads == 0:
-        return x.reshape(*x.shape[:-1], heads, -1)
-    if layer == "out" and leaf == "kernel" and x.shape[0] % heads == 0:
-        return x.reshape(heads, -1, x.shape[-1])
-    return x
+_WHOLE_TOKENS = (
+    "a ViT's kernel makes whole tokens; take tubes without space-to-depth, as set '4', "
+    "or init.inflate 'none'"
+)
 
 
-def _patch_kernel(match, vit, inflate, model, shapes, names):
-    """Matches the 2-D patch kernel to tubes of one frame, and inflated to others."""
-    kernel, bias = vit.pop("patch/kernel"), vit.pop("patch/bias", None)
-    taken = False
+def _patch_kernel(match, vit, inflate, model, shapes):
+    """Matches the patch kernel to tubes of one frame, and inflated to others."""
+    kernel, bias = vit.arrays["patch/kernel"], vit.arrays.get("patch/bias")
+    kernel = kernel if kernel.ndim == 5 else kernel[None]
+    patch, taken = vit.patch, False
     for i, tube in enumerate(model.tubes):
         layer, (t, *size) = f"stem/tube_{i}", tube.kernel
-        if f"{layer}/kernel" not in shapes or (t > 1 and inflate == "none"):
+        if f"{layer}/kernel" not in shapes:
+            continue
+        if t not in (1, patch[0]) and inflate == "none":
             continue
         taken = True
         if tube.windows_per_token > 1:
             match.wrong[f"{layer}/kernel"] = (
                 shapes[f"{layer}/kernel"],
-                f"{tube}: a ViT's kernel makes whole tokens; take tubes without "
-                "space-to-depth, as set '4', or init.inflate 'none'",
+                f"{tube}: {_WHOLE_TOKENS}",
             )
             continue
-        x = resize_patches(kernel, size)
-        x = inflate_kernel(x, t, inflate) if t > 1 else x[None]
-        if x.shape[:3] == (1, *kernel.shape[:2]):
-            match.load(f"{layer}/kernel", x)
+        x, how = kernel, []
+        if (*size,) != patch[1:]:
+            x = np.stack([resize_patches(frame, size) for frame in kernel])
+            how.append(f"from {patch[1]}x{patch[2]}")
+        if t != patch[0]:
+            x = x.sum(0)  # a still clip's
+            how += [f"summed over {patch[0]} frames"] * (patch[0] > 1)
+            x = inflate_kernel(x, t, inflate) if t > 1 else x[None]
+            how += [inflate] * (t > 1)
+        b = bias
+        if not vit.normalization.is_ours:
+            b = np.zeros(x.shape[-1], np.float32) if bias is None else bias
+            x, b = vit.normalization.fold(x, b)
+        if how:
+            match.resize(f"{layer}/kernel", x, ", ".join(how))
         else:
-            how = f", {inflate}" if t > 1 else ""
-            match.resize(
-                f"{layer}/kernel", x, f"from {kernel.shape[0]}x{kernel.shape[1]}{how}"
-            )
-        if bias is not None:
-            match.load(f"{layer}/bias", bias)
+            match.load(f"{layer}/kernel", x)
+        if b is not None:
+            match.load(f"{layer}/bias", b)
     if not taken:
-        match.wrong[names["patch/kernel"]] = (
-            kernel.shape,
-            "no tube takes it; add one of a single frame with a kernel of its own, or "
-            "set init.inflate",
+        frames = "a single frame" if patch[0] == 1 else f"{patch[0]} frames"
+        match.wrong[vit.names["patch/kernel"]] = (
+            vit.arrays["patch/kernel"].shape,
+            f"no tube takes it; add one of {frames} with a kernel of its own, or set "
+            "init.inflate",
         )
 
 
@@ -304,40 +347,54 @@ def inflate_kernel(kernel: np.ndarray, frames: int, how: str) -> np.ndarray:
     return tube
 
 
-def split_positions(positions: np.ndarray):
-    """Splits learned positions (1, N, D) into the class token's and the patches'.
+def positions_at(
+    grid: np.ndarray, tube, clip, interpolation: str = "linear"
+) -> np.ndarray:
+    """Interpolates positions of patches at a tube's centres.
+
+    Both grids span the whole clip. Beyond the centres of the outer patches, linearly
+    interpolated positions are constant.
+
+    Args:
+        grid: (g, g, D), the same at all times, or (gt, g, g, D).
+        tube: The tube.
+        clip: (T, H, W).
+        interpolation: "linear" or "cubic" in space; linear in time.
 
     Returns:
-        (of_class, grid): (1, 1, D), or 0 without a class token; and (g, g, D), or None
-        if neither N nor N - 1 is a square.
-    """
-    *_, n, width = positions.shape
-    for of_class in (0, 1):
-        side = math.isqrt(n - of_class)
-        if side * side == n - of_class:
-            grid = positions[0, of_class:].reshape(side, side, width)
-            return (positions[:, :1] if of_class else 0), grid
-    return 0, None
-
-
-def positions_at(grid: np.ndarray, tube, clip) -> np.ndarray:
-    """Interpolates positions of patches (g, g, D) bilinearly at a tube's centres.
-
-    Both grids span the whole image. Beyond the centres of the outer patches, positions
-    are constant. They are the same at all times.
-
-    Returns:
-        (nt, nh, nw, D) for a clip of (T, H, W).
+        (nt, nh, nw, D).
     """
     nt, nh, nw = tube.grid(clip)
-    centres = tube.centres(clip).reshape(nt, nh, nw, 3)[0]
-    places = (centres[:, 0, 1] / clip[1], centres[0, :, 2] / clip[2])  # in 0..1
-    rows, columns = (
-        np.stack([np.interp(place * g - 0.5, np.arange(g), e) for e in np.eye(g)], -1)
-        for place, g in zip(places, grid.shape[:2], strict=True)
-    )  # (nh, g), (nw, g)
-    resized = np.einsum("yh,xw,hwd->yxd", rows, columns, grid)
-    return np.repeat(resized[None], nt, axis=0)
+    centres = tube.centres(clip).reshape(nt, nh, nw, 3)
+    centres = centres[:, 0, 0, 0], centres[0, :, 0, 1], centres[0, 0, :, 2]
+    grid = grid if grid.ndim == 4 else grid[None]
+    spatial = {"linear": _linear, "cubic": _cubic}[interpolation]
+    frames, rows, columns = (
+        weights(x / size * g - 0.5, g)
+        for weights, x, size, g in zip(
+            (_linear, spatial, spatial), centres, clip, grid.shape[:3], strict=True
+        )
+    )  # (nt, gt), (nh, g), (nw, g)
+    resized = np.einsum("yh,xw,ghwd->gyxd", rows, columns, grid)
+    return np.einsum("tg,gyxd->tyxd", frames, resized)
+
+
+def _linear(places, g):
+    """Returns the weights (n, g) of g values at places, counted from the first."""
+    return np.stack([np.interp(places, np.arange(g), e) for e in np.eye(g)], -1)
+
+
+def _cubic(places, g, a=-0.75):
+    """Returns the weights of Keys' convolution (1981), with the a that torch has."""
+    first = np.floor(places).astype(int)
+    weights = np.zeros((len(places), g))
+    for i in range(-1, 3):
+        d = np.abs(places - first - i)
+        near = ((a + 2) * d - (a + 3)) * d**2 + 1
+        far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
+        row, column = np.arange(len(places)), np.clip(first + i, 0, g - 1)
+        np.add.at(weights, (row, column), np.where(d <= 1, near, far))
+    return weights
 
 
 # ---- runs of this package
@@ -348,7 +405,7 @@ def _from_run(path, config, shapes, class_names):
     source = stored.read(path)
     run, params = source.run, _flat(source.params)
     fresh = tuple(f"{part}/" for part in config.init.fresh)
-    new = ["head_", "encoder/new_block_", "encoder/gate", *fresh]
+    new = ["head_", "encoder/new_block_", "encoder/gate", "positions/gain", *fresh]
     if config.init.positions == "drop":
         new.append("positions/")
     match = _Match(may_be_new=lambda name: name.startswith(tuple(new)))
@@ -356,10 +413,17 @@ def _from_run(path, config, shapes, class_names):
         if not any(f"{name}/".startswith(part) for name in shapes):
             parts = ", ".join(sorted({name.partition("/")[0] for name in shapes}))
             match.wrong[part[:-1]] = "in init.fresh", f"the model's parts are {parts}"
+    used, refused = _tubes_from_run(match, params, run["config"], config, fresh)
     for name, x in params.items():
         head = re.match(r"head_(.*)/", name)
         if f"{name}/".startswith(fresh):
             match.drop(name, x, "in init.fresh")
+        elif name in match.arrays and name not in used:
+            match.drop(name, x, "this tube takes the patches of another")
+        elif name in used and x.shape != shapes.get(name):
+            continue  # a tube of another number takes it
+        elif name.startswith(refused):
+            continue
         elif name == "encoder/gate" and name not in shapes:
             match.drop(name, x, "model.gate_after is None")
         elif head and head[1] not in class_names:
@@ -382,7 +446,56 @@ def _from_run(path, config, shapes, class_names):
         for key, value in ours.items()
         if _plain(theirs.get(key)) != _plain(value)
     ]
-    return source.name, match
+    return source.name, theirs, match
+
+
+def _tubes_from_run(match, params, theirs, config, fresh):
+    """Matches 2-D patches of a run to the tubes that take them from another tube.
+
+    Tubes of one frame take them wherever they stand among the run's tubes, and with
+    `init.inflate` tubes of several frames take them too.
+
+    Returns:
+        (used, refused): Names of the run's arrays that are taken; and the paths of
+        tubes that cannot take any.
+    """
+    used, refused = set(), ()
+    inflate, ours = config.init.inflate, make_tubes(config.model.tubes)
+    tubes = make_tubes(from_json(theirs).model.tubes)
+    patches = {
+        i: f"stem/tube_{i}"
+        for i, tube in enumerate(tubes)
+        if _makes_patches(tube) and f"stem/tube_{i}/kernel" in params
+    }
+    if config.model.kernels != "separate":
+        return used, refused
+    if inflate != "none" and not patches:
+        match.wrong["stem"] = "no kernel of one frame", "init.inflate needs one"
+    for i, tube in enumerate(ours) if patches else ():
+        layer, (t, *size) = f"stem/tube_{i}", tube.kernel
+        here = i in patches and tubes[i].kernel == tube.kernel
+        if f"{layer}/".startswith(fresh) or (t == 1 and here):
+            continue
+        if t > 1 and inflate == "none":
+            continue
+        if tube.windows_per_token > 1:
+            match.wrong[f"{layer}/kernel"] = f"{tube}", _WHOLE_TOKENS
+            refused += (f"{layer}/",)
+            continue
+        same = [j for j in patches if tubes[j].kernel[1:] == (*size,)]
+        source = patches[next(iter([*same, *patches]))]
+        kernel = params[f"{source}/kernel"][0]
+        x = kernel if same else resize_patches(kernel, size)
+        x = inflate_kernel(x, t, inflate) if t > 1 else x[None]
+        how = [f"of {source}", *([inflate] if t > 1 else [])]
+        match.resize(f"{layer}/kernel", x, ", ".join(how))
+        match.load(f"{layer}/bias", params[f"{source}/bias"], how[0])
+        used |= {f"{source}/kernel", f"{source}/bias"}
+    return used, refused
+
+
+def _makes_patches(tube):
+    return tube.kernel[0] == 1 and tube.windows_per_token == 1
 
 
 def _plain(value):

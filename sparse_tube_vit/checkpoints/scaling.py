@@ -15,13 +15,12 @@ import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from sparse_tube_vit.checkpoints import pretrained, stored, vit_formats
+from sparse_tube_vit.checkpoints import image_vits, pretrained, stored
 from sparse_tube_vit.checkpoints.run import describe_run, save_params
 from sparse_tube_vit.config import (
     ConfigDict,
     default_config,
     from_json,
-    is_weights_file,
     validate,
 )
 from sparse_tube_vit.errors import TubeViTError
@@ -153,7 +152,10 @@ class ImageViT:
 
 
 #: The keys of `config.model` that an encoder's parameters depend on.
-_ENCODER = ("depth", "width", "mlp_dim", "heads", "new_layers", "gelu", "norm_epsilon")
+_ENCODER = (
+    *("depth", "width", "mlp_dim", "heads", "new_layers"),
+    *("gelu", "norm_epsilon", "pre_norm"),
+)
 
 
 def read_image_vit(path, sizes: Mapping | None = None) -> ImageViT:
@@ -162,18 +164,20 @@ def read_image_vit(path, sizes: Mapping | None = None) -> ImageViT:
     Args:
         path: A file as for `config.init.weights`; or any stored model whose only tube
             reads single frames.
-        sizes: depth, width, mlp_dim and heads of the weights in a file.
+        sizes: depth, width, mlp_dim and heads of an image ViT's weights; None: as
+            they tell.
 
     Raises:
         NotScalable: The model is more than an image ViT.
         UnreadableWeights, WeightsDoNotMatch: The file cannot be read.
         The errors of `stored`.
     """
-    if is_weights_file(str(path)):
-        kind, file = vit_formats.read_vit(path)
-        h, w = kind.patch(file)
+    if image_vits.holds_image_vit(path):
+        vit = image_vits.read(path)
+        _, h, w = vit.patch
         config = default_config()
-        config.model.update(sizes, gelu=kind.gelu, norm_epsilon=kind.norm_epsilon)
+        values = {key: vit.model[key] for key in _ENCODER if key in vit.model}
+        config.model.update(values | dict(sizes or {}))
         config.model.tubes = ({"kernel": (1, h, w), "stride": (1, h, w)},)
         config.init.weights = str(path)
         model = _model(config, {"classes": ()})

@@ -12,6 +12,7 @@ from sparse_tube_vit.config.rules import (
     is_weights_file,
     profiled_steps,
     validate,
+    wrong_source,
 )
 from sparse_tube_vit.config.schema import (
     default_config,
@@ -41,4 +42,5 @@ __all__ = [
     "smoke",
     "stream",
     "validate",
+    "wrong_source",
 ]

@@ -92,8 +92,8 @@ def add_model(container, **options) -> None:
         "--workdir",
         dest="model",
         **{"required": True, "metavar": "MODEL"} | options,
-        help="a run's work directory, a step of its checkpoints, or a release; a path, "
-        "gs://..., hf://USER/NAME, or demo",
+        help="a run's work directory, a step of its checkpoints, a release, or weights "
+        "of an image ViT; a path, gs://..., hf://USER/NAME, or demo",
     )
 
 

@@ -1,6 +1,7 @@
 """Section `model` of a config, and the encoder's part of it as one value."""
 
 import dataclasses
+import math
 from collections.abc import Iterator
 
 from ml_collections import ConfigDict
@@ -12,6 +13,7 @@ from sparse_tube_vit.config.keys import (
     RATE,
     SWITCH,
     Key,
+    Rule,
     one_of,
     whole,
 )
@@ -60,11 +62,14 @@ class EncoderOptions:
     )
     gelu: str = _option(
         "tanh",
-        "GELU by its tanh approximation, as in ViTs of JAX, or exact by erf, as in "
-        "those of PyTorch.",
-        one_of("tanh", "erf"),
+        "GELU by its tanh approximation, as in ViTs of JAX, exact by erf, as in those "
+        "of PyTorch, or quick, by a sigmoid, as in OpenAI's CLIP.",
+        one_of("tanh", "erf", "quick"),
     )
     norm_epsilon: float = _option(1e-6, "Epsilon of the LayerNorms.", POSITIVE)
+    pre_norm: bool = _option(
+        False, "A LayerNorm before the first block, as in CLIP.", SWITCH
+    )
     dtype: str = _option(
         "float32", "Dtype of the computation; parameters are float32.", DTYPE
     )
@@ -144,10 +149,25 @@ MODEL = {
         "(fixed) or of its index (fixed_no_stride), learned, or none.",
         one_of("fixed", "fixed_no_stride", "learned", "none"),
     ),
+    "position_gain": Key(
+        None,
+        "Start of a learned scalar that fixed positions are multiplied by; to learned "
+        "ones, fixed ones are added times it. Pretrained trunks have small positions "
+        "of their own. None: no scalar, 1.",
+        Rule(lambda x: x is None or abs(x) < math.inf, "None, or a finite number"),
+        value_type=float,
+    ),
     "pooling": Key(
         "attention",
-        "Pooling of the tokens: attention by a learned probe, mean, or class_token.",
-        one_of("attention", "mean", "class_token"),
+        "Pooling of the tokens: attention by a learned probe, mean, class_token, or "
+        "map, attention followed by an MLP, as in SigLIP.",
+        one_of("attention", "mean", "class_token", "map"),
+    ),
+    "registers": Key(
+        0,
+        "Learned tokens without a place that join a clip's and are not pooled "
+        "(Darcet et al., ICLR 2024); a distilled DeiT's second token is one.",
+        whole(0, 1000),
     ),
     **ENCODER,
 }

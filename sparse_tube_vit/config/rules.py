@@ -157,10 +157,21 @@ def _listed(heads):
 
 
 def _wrong_layers(config):
-    """Yields options of the encoder and frozen layers that do not go together."""
+    """Yields options of the model and frozen layers that do not go together."""
+    if config.model.positions == "none" and config.model.position_gain is not None:
+        yield (
+            f"model.position_gain is {config.model.position_gain}, but model.positions "
+            "'none': there is nothing to scale. Set one of them to None or 'fixed'."
+        )
     options = EncoderOptions.of(config)
     yield from options.conflicts("model.")
     gate, frozen = options.gate_after, config.optimizer.frozen_layers
+    trained = config.optimizer.trained_layers
+    if trained is not None and frozen != options.layers - trained:
+        yield (
+            f"optimizer.trained_layers is {trained}, but frozen_layers {frozen} of "
+            f"{options.layers} layers: set one of them."
+        )
     if frozen is None:
         return
     if not 0 <= frozen <= options.layers:
@@ -179,35 +190,53 @@ def _wrong_layers(config):
 def _wrong_init(config, heads):
     """Yields keys of section `init` that do not fit the rest."""
     init = config.init
-    image_vit = is_weights_file(init.weights)
     if init.positions == "keep" and config.model.positions != "learned":
         yield (
             f"init.positions is 'keep', but model.positions {config.model.positions!r} "
             "are not learned."
         )
+    if init.inflate != "none" and not init.weights:
+        yield f"init.inflate is {init.inflate!r}, but there are no init.weights."
+    elif init.inflate != "none" and config.model.kernels == "interpolated":
+        yield (
+            f"init.inflate is {init.inflate!r}, but model.kernels is 'interpolated': "
+            "no tube has a kernel of its own that could be made from 2-D patches."
+        )
     if init.head and init.head not in heads:
         yield f"init.head is {init.head!r}, but the streams train {_listed(heads)}."
+    if both := heads.intersection(init.keep_heads):
+        yield (
+            f"init.keep_heads has {_listed(both)}, which the streams train: leave it "
+            "out; a head of the same classes goes on from there."
+        )
+    if is_weights_file(init.weights) or not init.weights:
+        yield from wrong_source(config, bool(init.weights))  # a folder may be either
+
+
+def wrong_source(config: ConfigDict, image_vit: bool) -> Iterator[str]:
+    """Yields keys of section `init` that do not go with the kind of `init.weights`.
+
+    Args:
+        config: The config of a run.
+        image_vit: Whether they are of an image ViT; else of a run or a release.
+    """
+    init = config.init
     for key in ("fresh", "keep_heads"):
         if init[key] and (not init.weights or image_vit):
             yield (
                 f"init.{key} is {init[key]!r}, but init.weights {init.weights!r} is "
                 "not a run whose parameters could be left out or kept."
             )
-    if both := heads.intersection(init.keep_heads):
-        yield (
-            f"init.keep_heads has {_listed(both)}, which the streams train: leave it "
-            "out; a head of the same classes goes on from there."
-        )
     if image_vit and config.model.kernels == "interpolated":
         yield (
             f"init.weights is {init.weights!r}, whose patches no tube can take: "
             "model.kernels is 'interpolated', one kernel of 8x8x8 for all."
         )
-    for key in ("inflate", "head"):
+    for key in ("head", "normalization"):
         if init[key] != SCHEMA["init"][key].default and not image_vit:
             yield (
-                f"init.{key} is {init[key]!r}, but init.weights {init.weights!r} is no "
-                "file of an image ViT's weights (.npz, .safetensors)."
+                f"init.{key} is {init[key]!r}, but init.weights {init.weights!r} is "
+                "not of an image ViT (.npz, .safetensors, or a folder of the Hub)."
             )
 
 
@@ -228,8 +257,11 @@ def _wrong_steps(config):
 
 
 def is_weights_file(path: str) -> bool:
-    """Returns whether `init.weights` names an image ViT's weights rather than a run."""
-    return path.endswith((".npz", ".safetensors"))
+    """Returns whether `init.weights` is a file rather than a folder.
+
+    Files are of image ViTs; a folder may be of one too, or a run or a release.
+    """
+    return path.endswith((".npz", ".safetensors", ".json", ".bin", ".pth", ".pt"))
 
 
 def head_loss(config: ConfigDict, head: str) -> str:

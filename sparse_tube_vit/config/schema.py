@@ -46,6 +46,11 @@ SCHEMA = {
         "split_list": Key(
             "", "File of `relative/path,split` lines that splits the folder.", TEXT
         ),
+        "images": Key(
+            "",
+            "Folder of own images, <class>/<file>, to train on jointly with the clips.",
+            TEXT,
+        ),
         "test_share": Key(
             0.2,
             "Fraction of every class that is held out where nothing splits the folder.",
@@ -66,9 +71,16 @@ SCHEMA = {
     "init": {
         "weights": Key(
             "",
-            "Weights to start from: an image ViT's .npz or .safetensors file, a run's "
-            "work directory or checkpoint, or a release. Empty: random parameters.",
+            "Weights to start from: an image ViT's .npz or .safetensors file or folder "
+            "of the Hub, a run's work directory or checkpoint, or a release. Empty: "
+            "random parameters.",
             TEXT,
+        ),
+        "normalization": Key(
+            "",
+            "Normalization of an image ViT's inputs: half, imagenet or clip, by their "
+            "mean and standard deviation. Empty: as its files tell.",
+            one_of("", "half", "imagenet", "clip"),
         ),
         "positions": Key(
             "drop",
@@ -78,8 +90,8 @@ SCHEMA = {
         ),
         "inflate": Key(
             "none",
-            "Kernels of tubes of several frames from an image ViT's patches: none, "
-            "repeat on all frames, or on the central_frame only.",
+            "Kernels of tubes of several frames from the 2-D patches of the weights: "
+            "none, repeat on all frames, or on the central_frame only.",
             one_of("none", "repeat", "central_frame"),
         ),
         "head": Key("", "Head that takes an image ViT's classifier.", TEXT),
@@ -100,6 +112,19 @@ SCHEMA = {
     # Adam with decoupled weight decay on kernels, linear warm-up, cosine decay to 0.
     "optimizer": {
         "learning_rate": Key(5e-5, "Peak learning rate.", POSITIVE),
+        "layer_decay": Key(
+            1.0,
+            "Layer-wise decay of the learning rate: the factor from a block to the one "
+            "below it; pooling and heads have the whole rate. 1: no decay.",
+            Rule(lambda x: 0 < x <= 1, "above 0 and up to 1"),
+        ),
+        "video_tubes_rate": Key(
+            None,
+            "Learning rate of tubes of several frames and of model.position_gain, as a "
+            "fraction of learning_rate. None: as other tubes, by layer_decay.",
+            Rule(lambda x: x is None or 0 <= x <= 1, "None, or between 0 and 1"),
+            value_type=float,
+        ),
         "warmup_steps": Key(10_000, "Steps of linear warm-up from 0.", NOT_NEGATIVE),
         "weight_decay": Key(0.001, "Decoupled weight decay of kernels.", NOT_NEGATIVE),
         "beta1": Key(0.9, "Adam's decay of the first moment.", RATE),
@@ -115,6 +140,13 @@ SCHEMA = {
         ),
         "ema_decay": Key(
             0.0, "Decay of the parameters' moving average; 0: no average.", RATE
+        ),
+        "trained_layers": Key(
+            None,
+            "In fine-tuning, the last blocks that train, 0: pooling and heads alone; "
+            "frozen_layers is set to the others. None: as frozen_layers.",
+            Rule(lambda x: x is None or x >= 0, "None, or at least 0"),
+            value_type=int,
         ),
         "frozen_layers": Key(
             None,

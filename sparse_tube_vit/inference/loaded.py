@@ -14,11 +14,11 @@ import numpy as np
 from flax.traverse_util import flatten_dict
 
 from sparse_tube_vit import storage
-from sparse_tube_vit.checkpoints import stored
-from sparse_tube_vit.checkpoints.step import DamagedCheckpoint, damaged
+from sparse_tube_vit.checkpoints import image_vits, stored
+from sparse_tube_vit.checkpoints.step import DamagedCheckpoint, NoCheckpoint, damaged
 from sparse_tube_vit.config import ConfigDict, from_json, head_loss
 from sparse_tube_vit.errors import TubeViTError
-from sparse_tube_vit.inference import files
+from sparse_tube_vit.inference import files, image_encoder
 from sparse_tube_vit.inference.clips import naming
 from sparse_tube_vit.inference.predictions import Prediction, classes
 from sparse_tube_vit.inference.windows import windows
@@ -45,7 +45,8 @@ def load(path, step: int | None = None, ema: bool = True) -> "TrainedTubeViT":
     Args:
         path: A run's work directory, one step's directory below its `checkpoints`, or
             a release; local, at gs://, or hf://USER/NAME on the Hugging Face Hub; or
-            "demo", the small model that comes with the package.
+            "demo", the small model that comes with the package; or the weights of an
+            image ViT, as for `init.weights`, see `image_encoder`.
         step: A step of a work directory; None for the latest.
         ema: Whether to read averaged parameters, if there are any. A release has only
             one kind.
@@ -53,8 +54,15 @@ def load(path, step: int | None = None, ema: bool = True) -> "TrainedTubeViT":
     Raises:
         NoCheckpoint, UnfinishedCheckpoint, ForeignCheckpoint, DamagedCheckpoint,
         NewerCheckpoint, UnreachableStorage: As `stored.locate`.
+        UnreadableWeights, UnsupportedViT: As `image_vits.read`.
     """
-    tubevit = from_stored(stored.read(path, step, ema))
+    if image_vits.holds_image_vit(path):
+        if step is not None:
+            raise NoCheckpoint(f"{path} is an image ViT's weights, without steps.")
+        source = image_encoder.read(path)
+    else:
+        source = stored.read(path, step, ema)
+    tubevit = from_stored(source)
     params = jax.device_put(tubevit.params, jax.local_devices()[0])
     return dataclasses.replace(tubevit, params=params)
 
@@ -381,6 +389,11 @@ class TrainedTubeViT:
             UnknownHead: The model has no such head.
             AmbiguousHead: None, or several heads were trained on inputs of that kind.
         """
+        if not self.class_names:
+            raise UnknownHead(
+                f"{self.name} has no head to predict with, features alone. Train one: "
+                "configs/finetune.py with --config.init.weights."
+            )
         if head is not None:
             if head not in self.class_names:
                 raise UnknownHead(

@@ -85,7 +85,7 @@ def classes(
     The result of each is [(class name, probability), ...]; its group begins with its
     kind and its head.
     """
-    if head is not None:
+    if head is not None or not tubevit.class_names:
         tubevit.choose_head("", head)
 
     def read(item):

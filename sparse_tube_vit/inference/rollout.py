@@ -72,17 +72,23 @@ def attention_shares(model: TubeViT, params, x) -> dict[str, jax.Array]:
         if options.gate_after is not None:
             gate = options.gate_after, jnp.tanh(params["encoder"]["gate"])
         b, n, _ = layers[0].shape
-        if model.pooling == "attention":
-            pooling = weights(kept["pooling"])[:, 0]
+        extra = model.extra_tokens
+        if model.pooling in ("attention", "map"):
+            pooling = start = weights(kept["pooling"])[:, 0]
         elif model.pooling == "mean":
-            pooling = jnp.full((b, n), 1 / n)
+            pooling = start = jnp.full((b, n - extra), 1 / (n - extra))
         else:
-            token = jnp.zeros((b, n)).at[:, 0].set(1)
-            looked = [layers[-1][:, 0], rollout(token, layers, gate)]
-            pooling, rolled = (
-                x[:, 1:] / x[:, 1:].sum(1, keepdims=True) for x in looked
-            )
-            return {"pooling": pooling, "rollout": rolled}
-        return {"pooling": pooling, "rollout": rollout(pooling, layers, gate)}
+            pooling = layers[-1][:, 0, extra:]
+            start = jnp.zeros((b, n - extra + 1)).at[:, 0].set(1)
+        if not extra:
+            return {"pooling": pooling, "rollout": rollout(start, layers, gate)}
+        unpooled = jnp.zeros((b, n - start.shape[1]))
+        if model.pooling == "class_token":
+            start = jnp.concatenate([start[:, :1], unpooled, start[:, 1:]], axis=1)
+        else:
+            start = jnp.concatenate([unpooled, start], axis=1)
+        rolled = rollout(start, layers, gate)[:, extra:]
+        parts = {"pooling": pooling, "rollout": rolled}
+        return {k: x / x.sum(1, keepdims=True) for k, x in parts.items()}
 
     return shares(params, x)

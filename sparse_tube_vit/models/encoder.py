@@ -56,6 +56,7 @@ class Attention(nn.Module):
 GELUS = {
     "tanh": lambda x: jax.nn.gelu(x, approximate=True),
     "erf": lambda x: jax.nn.gelu(x, approximate=False),
+    "quick": lambda x: x * jax.nn.sigmoid(1.702 * x),
 }
 
 
@@ -130,7 +131,7 @@ def block_names(depth: int, new_layers: int) -> list[str]:
 
 
 class Encoder(nn.Module):
-    """A stack of blocks and a final LayerNorm.
+    """A stack of blocks and a final LayerNorm; with `pre_norm` one before them too.
 
     With `scan` the blocks run in a loop that is compiled once. Their parameters stay
     separate, `block_<i>`, and their intermediates cannot be collected. Without it,
@@ -153,6 +154,9 @@ class Encoder(nn.Module):
         names = block_names(o.depth, o.new_layers)
         xs, tree = jax.tree.flatten(x)
         keys, skip_rates = [None] * len(xs), None
+        norm = {"epsilon": o.norm_epsilon, "dtype": jnp.dtype(o.dtype)}
+        if o.pre_norm:
+            xs = [*map(nn.LayerNorm(**norm, name="pre_norm"), xs)]
         if train and (o.dropout or o.stochastic_depth):
             keys = [self.make_rng("dropout") for _ in xs]
             keys = [jax.random.split(key, len(names) + 1) for key in keys]
@@ -173,8 +177,7 @@ class Encoder(nn.Module):
             part = slice(start, stop)
             noise = jax.tree.map(lambda a, part=part: a[part], (keys, skip_rates))
             xs = self._run(names[part], xs, noise)
-        norm = nn.LayerNorm(o.norm_epsilon, dtype=jnp.dtype(o.dtype), name="norm")
-        return jax.tree.unflatten(tree, map(norm, xs))
+        return jax.tree.unflatten(tree, map(nn.LayerNorm(**norm, name="norm"), xs))
 
     @nn.nowrap
     def _run(self, names, xs, noise):
@@ -212,16 +215,24 @@ class Encoder(nn.Module):
 
 
 class AttentionPooling(nn.Module):
-    """Attention of a learned probe to all tokens: (B, N, D) to (B, D)."""
+    """Attention of a learned probe to all tokens: (B, N, D) to (B, D).
 
-    heads: int
-    dtype: DTypeLike = "float32"
+    With `mlp`, what it gives goes through a block's second half, x + MLP(LN x), which
+    makes it the MAP head of SigLIP and big_vision (Zhai et al., 2022).
+    """
+
+    options: EncoderOptions
+    mlp: bool = False
 
     @nn.compact
     def __call__(self, x):
+        o = self.options
         b, _, d = x.shape
         probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, d))
-        probe = jnp.broadcast_to(probe, (b, 1, d)).astype(self.dtype)
+        probe = jnp.broadcast_to(probe, (b, 1, d)).astype(o.dtype)
         probe = constrain(probe, BATCH)
-        attend = Attention(self.heads, dtype=self.dtype, name="attention")
-        return attend(probe, x)[:, 0]
+        x = Attention(o.heads, dtype=o.dtype, name="attention")(probe, x)
+        if self.mlp:
+            norm = nn.LayerNorm(o.norm_epsilon, dtype=jnp.dtype(o.dtype), name="norm")
+            x = x + Mlp(o, name="mlp")(norm(x))
+        return x[:, 0]

@@ -18,7 +18,7 @@ def forward_flops(
     Only matrix products count, a multiply-add as two. With N tokens of D channels, M
     hidden units, and windows of K = 3 kt kh kw inputs and d output channels: 2 K d for
     a window, 2 N (4 D^2 + 2 D M) + 4 N^2 D for a block, 2 (2 N + 2) D^2 + 4 N D for
-    attention pooling, 2 D C for a head of C classes.
+    attention pooling, 4 D M for its MLP, 2 D C for a head of C classes.
 
     Args:
         model: The model.
@@ -32,13 +32,17 @@ def forward_flops(
         tube = model.tubes[i]
         windows = math.prod(tube.grid(clip)) * tube.windows_per_token
         stem += 2 * windows * 3 * math.prod(tube.kernel) * tube.kernel_channels(d)
-    pooling = 2 * (2 * n + 2) * d**2 + 4 * n * d
-    n += model.pooling == "class_token"
+    pooling = 0
+    if model.pooling in ("attention", "map"):
+        pooling = 2 * (2 * n + 2) * d**2 + 4 * n * d
+    if model.pooling == "map":
+        pooling += 4 * d * m
+    n += model.extra_tokens
     block = 2 * n * (4 * d**2 + 2 * d * m) + 4 * n**2 * d
     return {
         "stem": stem,
         "encoder": o.layers * block,
-        "pooling": pooling if model.pooling == "attention" else 0,
+        "pooling": pooling,
         "head": 2 * d * model.classes[head],
     }
 

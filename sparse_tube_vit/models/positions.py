@@ -2,7 +2,8 @@
 
 `fixed`: sines and cosines of a token's centre, in frames and pixels of the input.
 `fixed_no_stride`: the same with neighbouring tokens 1 frame and 1 pixel apart.
-`learned`: one vector per token. `none`: zeros.
+`learned`: one vector per token. `none`: zeros. A gain scales the fixed ones, or adds
+them to learned ones: positions of pretrained ViTs are some 0.01 large, sines are 1.
 """
 
 from collections.abc import Sequence
@@ -74,12 +75,16 @@ class Positions(nn.Module):
         width: D, channels of a token.
         clip: (T, H, W) of learned positions, parameters `tube_<i>` (nt, nh, nw, D). An
             image takes those of the first frame. The other kinds ignore it.
+        gain: Start of a learned scalar, parameter `gain`, that fixed positions are
+            multiplied by; with learned ones, fixed ones times it are added. None: no
+            scalar.
     """
 
     kind: str
     tubes: tuple[Tube, ...]
     width: int
     clip: tuple[int, int, int] | None = None
+    gain: float | None = None
 
     @nn.compact
     def __call__(self, clip):
@@ -88,12 +93,18 @@ class Positions(nn.Module):
         Raises:
             PositionsMismatch: Learned positions are for clips of another size.
         """
-        if self.kind == "learned":
-            return self._learned(clip)
-        centres = token_centres(self.tubes, clip, stride=self.kind == "fixed")
+        learned = self._learned(clip) if self.kind == "learned" else 0
+        if self.kind == "learned" and self.gain is None:
+            return learned
+        stride = self.kind != "fixed_no_stride"
+        centres = token_centres(self.tubes, clip, stride)
         if self.kind == "none":
             return jnp.zeros((len(centres), self.width))
-        return jnp.asarray(sincos(centres, self.width))
+        fixed = jnp.asarray(sincos(centres, self.width))
+        if self.gain is None:
+            return fixed
+        gain = self.param("gain", nn.initializers.constant(self.gain), ())
+        return learned + gain * fixed
 
     def _learned(self, clip):
         grids = {

@@ -50,7 +50,11 @@ class TubeViT(nn.Module):
         kernels: "separate" or "interpolated", as in `SparseTubes`.
         positions: "fixed", "fixed_no_stride", "learned" or "none", as in `positions`.
         clip: (T, H, W) that learned positions are for.
-        pooling: "attention" by a learned probe, "mean" of all tokens, or "class_token".
+        position_gain: Start of the learned scalar of fixed positions, as in
+            `positions.Positions`; None: no scalar.
+        pooling: "attention" by a learned probe, "mean" of all tokens, "class_token", or
+            "map", attention and an MLP.
+        registers: Number of learned tokens that join a clip's and are not pooled.
 
     Raises:
         InvalidModel: An option has no such value, or options do not go together.
@@ -63,6 +67,8 @@ class TubeViT(nn.Module):
     positions: str = MODEL["positions"].default
     clip: tuple[int, int, int] | None = None
     pooling: str = MODEL["pooling"].default
+    position_gain: float | None = None
+    registers: int = MODEL["registers"].default
 
     def _check(self):
         values = vars(self) | vars(self.options)
@@ -74,6 +80,8 @@ class TubeViT(nn.Module):
         wrong = list(filter(None, wrong)) or [*self.options.conflicts()]
         if self.positions == "learned" and self.clip is None:
             wrong.append("Learned positions need clip, the (T, H, W) they fit.")
+        if self.positions == "none" and self.position_gain is not None:
+            wrong.append("Without positions, position_gain must be None.")
         if wrong:
             raise InvalidModel("\n".join(wrong))
 
@@ -82,21 +90,35 @@ class TubeViT(nn.Module):
         width, dtype = self.options.width, self.options.dtype
         self.stem = SparseTubes(self.tubes, width, self.kernels, dtype)
         self.place = Positions(
-            self.positions, self.tubes, width, self.clip, name="positions"
+            self.positions,
+            self.tubes,
+            width,
+            self.clip,
+            self.position_gain,
+            name="positions",
         )
         if self.pooling == "class_token":
             self.class_token = self.param(
                 "class_token", nn.initializers.zeros, (1, 1, width)
             )
-        if self.pooling == "attention":
+        if self.registers:
+            self.register_tokens = self.param(
+                "registers", nn.initializers.normal(0.02), (1, self.registers, width)
+            )
+        if self.pooling in ("attention", "map"):
             self.attention_pooling = AttentionPooling(
-                self.options.heads, dtype, name="pooling"
+                self.options, self.pooling == "map", name="pooling"
             )
         self.encoder = Encoder(self.options)
         self.head = {
             name: nn.Dense(outputs, kernel_init=nn.initializers.zeros)
             for name, outputs in self.classes.items()
         }
+
+    @property
+    def extra_tokens(self) -> int:
+        """Number of tokens before a clip's own: class token and registers."""
+        return (self.pooling == "class_token") + self.registers
 
     def restride(self, scale: float) -> "TubeViT":
         """Returns the model with more or fewer tokens, as `Tube.restride`."""
@@ -124,10 +146,11 @@ class TubeViT(nn.Module):
         """
         z = self.encoder(jax.tree.map(self._tokens, x), train)
         if self.pooling == "class_token":
-            return {
-                "tokens": jax.tree.map(lambda z: z[:, 1:], z),
-                "pooled": jax.tree.map(lambda z: z[:, 0], z),
-            }
+            pooled = jax.tree.map(lambda z: z[:, 0], z)
+        if self.extra_tokens:
+            z = jax.tree.map(lambda z: z[:, self.extra_tokens :], z)
+        if self.pooling == "class_token":
+            return {"tokens": z, "pooled": pooled}
         mean = functools.partial(jnp.mean, axis=1)
         pool = mean if self.pooling == "mean" else self.attention_pooling
         return {"tokens": z, "pooled": jax.tree.map(pool, z)}
@@ -143,9 +166,12 @@ class TubeViT(nn.Module):
             )
         z = self.stem(x) + self.place(x.shape[1:4])
         z = constrain(z.astype(self.options.dtype), BATCH)
-        if self.pooling == "class_token":
-            token = jnp.broadcast_to(self.class_token, (z.shape[0], 1, z.shape[-1]))
-            z = jnp.concatenate([token.astype(z.dtype), z], axis=1)
+        extra = [self.class_token] if self.pooling == "class_token" else []
+        extra += [self.register_tokens] if self.registers else []
+        if extra:
+            extra = jnp.concatenate(extra, axis=1)  # (1, class token and registers, D)
+            extra = jnp.broadcast_to(extra, (z.shape[0], *extra.shape[1:]))
+            z = jnp.concatenate([extra.astype(z.dtype), z], axis=1)
         return z
 
     def __call__(self, x, head, train=False):
@@ -183,6 +209,8 @@ def init_params(model: TubeViT, key: jax.Array, clip: tuple[int, int, int]):
     @jax.jit  # far faster than running op by op
     def init(key):
         x = jnp.zeros((1, *clip, 3), jnp.float32)
+        if not model.classes:
+            return model.init(key, x, method="features")["params"]
         return model.init(key, x, next(iter(model.classes)))["params"]
 
     return init(key)
@@ -232,4 +260,6 @@ def make_model(config: ConfigDict, classes: Mapping[str, int]) -> TubeViT:
         positions=config.model.positions,
         clip=(config.clip.frames, config.clip.size, config.clip.size),
         pooling=config.model.pooling,
+        position_gain=config.model.position_gain,
+        registers=config.model.registers,
     )

@@ -1,7 +1,9 @@
 """Fine-tuning on a folder of clips: completes what a config leaves open.
 
 `configs/finetune.py` leaves open what it cannot know: the model's sizes and tubes, the
-data set, and the number of steps. `complete` fills them in before a run begins.
+data set, the rates, and the number of steps. `complete` fills them in before a run
+begins: as a run that it resumes has them, as the model that it starts from has them, or
+as `recipe` has them for such weights.
 """
 
 import collections
@@ -14,16 +16,17 @@ import shlex
 
 from etils import epath
 
-from sparse_tube_vit.checkpoints import stored
+from sparse_tube_vit.checkpoints import image_vits, stored
 from sparse_tube_vit.checkpoints.step import NoCheckpoint
 from sparse_tube_vit.config import (
+    MODEL,
     ConfigDict,
+    EncoderOptions,
     InvalidConfig,
     check_values,
     default_config,
     from_json,
     head_loss,
-    is_weights_file,
     open_keys,
 )
 from sparse_tube_vit.datasets import manifest
@@ -32,9 +35,13 @@ from sparse_tube_vit.datasets.preparing import prepare
 from sparse_tube_vit.datasets.reading import UnknownSplit
 from sparse_tube_vit.log import log
 from sparse_tube_vit.models.losses import LOSSES
+from sparse_tube_vit.training import recipe
 
 #: Names of the test split; the first that a folder has is used.
 TEST_SPLITS = ("test", "val", "validation")
+
+#: Name of the stream and the evaluation of the folder `data.images`.
+IMAGES = "images"
 
 #: Steps that a new head needs to learn even a handful of examples.
 LEAST_STEPS = 100
@@ -49,23 +56,27 @@ class FolderDataset:
         kind: "video" or "image".
         test: The name of its test split.
         examples: The number of examples of split `train`.
+        class_names: The names of its classes.
     """
 
     dataset: str
     kind: str
     test: str
     examples: int
+    class_names: tuple[str, ...]
 
 
 def complete(config: ConfigDict, workdir=None, data: bool = True) -> ConfigDict:
     """Returns a copy of the config with all open keys filled in.
 
-    Open keys of `clip` and `model` are taken from the run in `workdir`, if there is
-    one, or from that of `init.weights`. The folder of section `data` is prepared below
-    `data_dir`, unless the same files are there already, and becomes the data set of
-    the streams and evaluations without one. Open keys `flip` are taken from that run's
-    streams of the same kind. `total_steps`, `optimizer.warmup_steps` and
-    `log_every_steps` follow from the number of its examples.
+    Open keys are taken from the run in `workdir`, if there is one; else those of `clip`
+    and `model` from `init.weights`, a run or an image ViT, and others from `recipe`.
+    `optimizer.trained_layers` becomes `frozen_layers`. The folders of section `data`
+    are prepared below `data_dir`, unless the same files are there already, and become
+    the data sets of the streams and evaluations without one: `images` of those named
+    so, which go where there is none, and `folder` of the others. Open keys `flip` are
+    taken from that run's streams of the same kind. `total_steps`,
+    `optimizer.warmup_steps` and `log_every_steps` follow from the number of examples.
 
     Args:
         config: The config, which is not changed.
@@ -80,11 +91,18 @@ def complete(config: ConfigDict, workdir=None, data: bool = True) -> ConfigDict:
     """
     config = config.copy_and_resolve_references()
     check_values(config)
-    _take_sizes(config, workdir)
+    if not config.data.images:
+        _leave_out_images(config)
+    _take_settings(config, workdir)
+    _freeze(config)
     if not data:
         return config
     streams, evaluations = (
-        {name: source for name, source in section.items() if not source.dataset}
+        {
+            name: source
+            for name, source in section.items()
+            if not source.dataset and not (name == IMAGES and config.data.images)
+        }
         for section in (config.streams, config.evaluations)
     )
     if (streams or evaluations) and not config.data.folder:
@@ -100,6 +118,8 @@ def complete(config: ConfigDict, workdir=None, data: bool = True) -> ConfigDict:
             evaluation.update(dataset=data.dataset, kind=data.kind, split=data.test)
         if streams and config.total_steps is None:
             _set_steps(config, data, streams.values())
+    if config.data.images:
+        _add_images(config, data if config.data.folder else None, streams)
     _take_flips(config, workdir)
     if config.total_steps:
         if config.optimizer.warmup_steps is None:
@@ -110,21 +130,82 @@ def complete(config: ConfigDict, workdir=None, data: bool = True) -> ConfigDict:
     return config
 
 
-def _take_sizes(config, workdir):
-    """Fills in the open keys of `clip` and `model`."""
-    keys = open_keys(config)
-    if not keys:
+def _take_settings(config, workdir):
+    """Fills in the open keys of models, clips, rates and initial parameters."""
+    keys = [key for key in _SETTINGS if _get(config, key) is None]
+    if not (keys := [*open_keys(config), *keys]):
         return
-    source, run = _run_before(config, workdir)
-    if run is None:
+    if (resumed := _resumed(workdir)) is not None:
+        before = from_json(resumed.read_description()["config"])
+        _fill(config, {key: _get(before, key) for key in [*keys, *_NONE_IS_A_VALUE]})
+        _log_model(config, resumed.name)
+        return
+    weights = config.init.weights
+    if weights and image_vits.holds_image_vit(weights):
+        image = image_vits.read(weights)
+        ours = recipe.from_image_vit(config, image.patch)
+        values = {f"model.{k}": key.default for k, key in MODEL.items()}
+        values |= {f"model.{key}": x for key, x in image.model.items()} | ours
+        source = image.source
+    elif weights and open_keys(config):
+        stored_model = stored.locate(weights)
+        theirs = from_json(stored_model.read_description()["config"])
+        ours = recipe.from_run(config)
+        values = ours | {
+            f"{section}.{key}": x
+            for section in ("clip", "model")
+            for key, x in theirs[section].items()
+        }
+        source = stored_model.name
+    elif open_keys(config):
         raise InvalidConfig(
-            f"config.init.weights is {config.init.weights!r}, and these are open: "
-            f"{', '.join(keys)}. Name a run that they can be taken from, or set them."
+            f"config.init.weights is {weights!r}, and these are open: "
+            f"{', '.join(open_keys(config))}. Name a run or an image ViT that they can "
+            "be taken from, or set them."
         )
-    theirs = from_json(run["config"])
-    for section, _, key in (key.partition(".") for key in [*keys, "model.gate_after"]):
-        if config[section][key] is None:
-            config[section][key] = theirs[section][key]
+    else:
+        values = ours = recipe.from_run(config)
+        source = "the config"
+    if config.model.positions is not None:
+        values.pop("model.position_gain", None)
+    values = {key: values[key] for key in [*keys, *_NONE_IS_A_VALUE] if key in values}
+    took_sizes = bool(open_keys(config))
+    filled = _fill(config, values)
+    if took_sizes:
+        _log_model(config, source)
+    if told := [key for key in filled if key in ours]:
+        lines = [f"\n  --config.{key}={_get(config, key)!r}" for key in told]
+        log.info("Defaults for fine-tuning, where none was set:%s", "".join(lines))
+
+
+#: Open keys of other sections than `clip` and `model`.
+_SETTINGS = tuple(key for key in recipe.KEYS if key != "optimizer.video_tubes_rate")
+
+#: Keys for which None is a value, too.
+_NONE_IS_A_VALUE = (
+    "model.gate_after",
+    "model.position_gain",
+    "optimizer.video_tubes_rate",
+)
+
+
+def _get(config, key):
+    section, _, name = key.rpartition(".")
+    return config[section][name]
+
+
+def _fill(config, values):
+    """Sets those keys that are open; returns their names."""
+    filled = []
+    for key, value in values.items():
+        section, _, name = key.rpartition(".")
+        if config[section][name] is None and value is not None:
+            config[section][name] = value
+            filled.append(key)
+    return filled
+
+
+def _log_model(config, source):
     clip = config.clip
     log.info(
         "Clips of %d frames at %g fps, %dx%d pixels, and a model of %d layers of width "
@@ -132,6 +213,60 @@ def _take_sizes(config, workdir):
         *(clip.frames, clip.fps, clip.size, clip.size),
         *(config.model.depth, config.model.width, source),
     )
+
+
+def _freeze(config):
+    """Sets `frozen_layers` to what `trained_layers` leaves."""
+    trained = config.optimizer.trained_layers
+    if trained is None:
+        return
+    layers = EncoderOptions.of(config).layers
+    if trained > layers:
+        raise InvalidConfig(
+            f"optimizer.trained_layers is {trained}: the model has {layers} layers."
+        )
+    config.optimizer.frozen_layers = layers - trained
+
+
+def _leave_out_images(config):
+    """Removes the stream and evaluation of `data.images`, where there are none."""
+    for section in (config.streams, config.evaluations):
+        if IMAGES in section and not section[IMAGES].dataset and len(section) > 1:
+            del section[IMAGES]
+
+
+def _add_images(config, clips, streams):
+    """Makes `data.images` the data set of the stream and evaluation of that name.
+
+    Args:
+        config: The config, which is changed.
+        clips: The data set of `data.folder`, or None.
+        streams: Its streams, by name.
+    """
+    if IMAGES not in config.streams or config.streams[IMAGES].dataset:
+        raise InvalidConfig(
+            f"config.data.images is {config.data.images!r}, but the config has no "
+            f"stream {IMAGES!r} without a data set; configs/finetune.py has one."
+        )
+    data = prepare_folder(config, IMAGES)
+    if data.kind != "image":
+        raise InvalidConfig(
+            f"config.data.images is {config.data.images!r}, which holds videos: they "
+            "go into config.data.folder."
+        )
+    stream = config.streams[IMAGES]
+    stream.update(dataset=data.dataset, split="train")
+    if clips and data.class_names == clips.class_names:
+        stream.head = next(iter(streams.values())).head
+    log.info(
+        "%s trains jointly with the clips, with head %s",
+        config.data.images,
+        stream.head,
+    )
+    if IMAGES in config.evaluations:
+        config.evaluations[IMAGES].update(
+            dataset=data.dataset, split=data.test, head=stream.head
+        )
 
 
 def _take_flips(config, workdir):
@@ -177,15 +312,21 @@ def kept_heads(config: ConfigDict, workdir) -> dict[str, tuple[str, ...]]:
 
 def _run_before(config, workdir):
     """Returns name and description of the model to resume or start from, or Nones."""
-    source = None
-    if workdir is not None:
-        with contextlib.suppress(NoCheckpoint):
-            source = stored.locate(epath.Path(workdir) / "checkpoints")
+    source = _resumed(workdir)
     if source is None:
-        if not config.init.weights or is_weights_file(config.init.weights):
+        weights = config.init.weights
+        if not weights or image_vits.holds_image_vit(weights):
             return None, None
         source = stored.locate(config.init.weights)
     return source.name, source.read_description()
+
+
+def _resumed(workdir):
+    """Returns the run in a work directory, or None."""
+    if workdir is not None:
+        with contextlib.suppress(NoCheckpoint):
+            return stored.locate(epath.Path(workdir) / "checkpoints")
+    return None
 
 
 def _set_steps(config, data, streams):
@@ -200,27 +341,32 @@ def _set_steps(config, data, streams):
     )
 
 
-def prepare_folder(config: ConfigDict) -> FolderDataset:
-    """Prepares the folder of section `data`, unless it is prepared already.
+def prepare_folder(config: ConfigDict, key: str = "folder") -> FolderDataset:
+    """Prepares a folder of section `data`, unless it is prepared already.
 
     The data set's name holds a digest of its files and splits: when these change, it
     is another data set.
+
+    Args:
+        config: The config of the run.
+        key: "folder" for `data.folder`, which `data.split_list` may split, or "images".
 
     Raises:
         TooFewExamples: There is one class, or one lacks examples to train or test on.
         UnknownSplit: The folder has splits, but not `train` and one of `TEST_SPLITS`.
         DatasetError: The other named errors of listing and preparing it.
     """
-    data, folder = config.data, epath.Path(config.data.folder)
+    data, folder = config.data, epath.Path(config.data[key])
+    split_list = data.split_list if key == "folder" else ""
     kind = folders.folder_kind(folder)
-    listing = folders.read_folder(folder, kind, data.split_list or None)
+    listing = folders.read_folder(folder, kind, split_list or None)
     if len(listing.class_names) < 2:
         raise folders.TooFewExamples(
             f"{folder} has one class, {listing.class_names[0]!r}: there is nothing to "
             f"tell apart. Give every class a folder of its own: {folder}/<class>/<file>"
         )
     digests = folders.digests(listing)
-    how = f"splits as in {data.split_list or folder}"
+    how = f"splits as in {split_list or folder}"
     if set(listing.splits) == {"train"}:
         listing = folders.hold_out(listing, data.test_share, digests)
         how = (
@@ -230,9 +376,10 @@ def prepare_folder(config: ConfigDict) -> FolderDataset:
     test = next((name for name in TEST_SPLITS if name in listing.splits), None)
     if "train" not in listing.splits or test is None:
         raise UnknownSplit(
-            f"{data.split_list or folder} has the splits {', '.join(listing.splits)}. "
+            f"{split_list or folder} has the splits {', '.join(listing.splits)}. "
             f"It takes train and one of {', '.join(TEST_SPLITS)}; or class folders "
-            f"alone, of which some clips are held out.{_advice(data, listing)}"
+            "alone, of which some clips are held out."
+            + _advice(folder, key, split_list, listing)
         )
     lines = [
         (split, example.id, digests[example.id])
@@ -252,21 +399,21 @@ def prepare_folder(config: ConfigDict) -> FolderDataset:
     counts = _counts(builder)
     _check(folder, builder, counts, ("train", test))
     examples = sum(n for (split, _), n in counts.items() if split == "train")
-    return FolderDataset(builder.dataset, kind, test, examples)
+    class_names = tuple(builder.listing.class_names)
+    return FolderDataset(builder.dataset, kind, test, examples, class_names)
 
 
-def _advice(data, listing):
+def _advice(folder, key, split_list, listing):
     """What to do about folders that are nested too deep, if they are no splits."""
     names = list(listing.splits)
-    if data.split_list or {"train", *TEST_SPLITS} & {*names}:
+    if split_list or {"train", *TEST_SPLITS} & {*names}:
         return ""
     if len(names) == 1:
-        within = epath.Path(data.folder) / names[0]
-        option = shlex.quote(f"--config.data.folder={within}")
+        option = shlex.quote(f"--config.data.{key}={folder / names[0]}")
         return f" For the classes in {names[0]}: {option}"
     return (
         f" If these are classes or groups of them, put the files of every class into "
-        f"one folder: {data.folder}/<class>/<file>"
+        f"one folder: {folder}/<class>/<file>"
     )
 
 

@@ -20,9 +20,9 @@ class NewButFrozen(TubeViTError, ValueError):
 def frozen_parts(config: ConfigDict) -> tuple[str, ...]:
     """Returns the path prefixes of the parameters that a config freezes.
 
-    `optimizer.frozen_layers` N freezes tubes, positions, class token and the first N
-    blocks; with all blocks, the encoder's norm too, so that only pooling and heads
-    train. The heads of `init.keep_heads` are always frozen.
+    `optimizer.frozen_layers` N freezes tubes, positions, class token, registers and the
+    first N blocks; with all blocks, the encoder's norm too, so that only pooling and
+    heads train. The heads of `init.keep_heads` are always frozen.
     """
     s = config.optimizer.frozen_layers
     kept = tuple(f"head_{head}" for head in config.init.keep_heads)
@@ -34,6 +34,8 @@ def frozen_parts(config: ConfigDict) -> tuple[str, ...]:
         "stem",
         "positions",
         "class_token",
+        "registers",
+        "encoder/pre_norm",
         *(f"encoder/{layer}" for layer in layers),
         *kept,
     )
@@ -55,12 +57,15 @@ def join(params: Mapping, other: Mapping) -> dict:
 def check_new(names: Iterable[str], config: ConfigDict) -> None:
     """Raises NewButFrozen if parameters that `init.weights` lacks are frozen.
 
+    The gain of positions may be: the config sets its value.
+
     Args:
         names: Paths a/b/c of the new parameters.
         config: The config of the run.
     """
     parts = frozen_parts(config)
-    if lacking := [name for name in names if _inside(name, parts)]:
+    drawn = [name for name in names if name != "positions/gain"]
+    if lacking := [name for name in drawn if _inside(name, parts)]:
         raise NewButFrozen(
             f"{config.init.weights} has no {', '.join(lacking)}, which "
             f"optimizer.frozen_layers {config.optimizer.frozen_layers} keeps from "

@@ -1,6 +1,8 @@
-"""Adam with warm-up and cosine decay (paper 5, table 10)."""
+"""Adam with warm-up and cosine decay (paper 5, table 10), at a rate by layer."""
 
 import functools
+import re
+from collections.abc import Iterable
 
 import jax
 import optax
@@ -24,15 +26,87 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     """Returns clipping by global norm, Adam, decoupled weight decay on kernels.
 
     Biases, norms and the pooling's probe are not decayed, nor are the kernels of tubes
-    that no stream trains: nothing would hold them against the decay.
+    that no stream trains: nothing would hold them against the decay. Each parameter's
+    rate, and with it its weight decay, is scaled by `rate_scale`.
     """
     o = config.optimizer
     decayed = functools.partial(_decayed, _untrained_tubes(config))
+    by_layer = [_scale_rates(config)] if has_rates_by_layer(config) else []
     return optax.chain(
         optax.clip_by_global_norm(o.clip_norm) if o.clip_norm else optax.identity(),
         optax.scale_by_adam(b1=o.beta1, b2=o.beta2, mu_dtype=o.first_moment_dtype),
         optax.add_decayed_weights(o.weight_decay, mask=decayed),
+        *by_layer,
         optax.scale_by_learning_rate(learning_rate(config)),
+    )
+
+
+def has_rates_by_layer(config: ConfigDict) -> bool:
+    """Returns whether some parameters have another rate than `learning_rate`."""
+    o = config.optimizer
+    return o.layer_decay != 1 or o.video_tubes_rate is not None
+
+
+def rate_scale(config: ConfigDict, name: str) -> float:
+    """Returns the fraction of the learning rate that a parameter trains at.
+
+    With `optimizer.layer_decay` d and L pretrained blocks it is d^(L - i) in block i,
+    counted from 0, and d^(L + 1) below the blocks, as in the fine-tuning of BEiT and
+    MAE. The encoder's norm, fresh blocks on top, the gate, pooling and heads have 1.
+    Tubes that image ViTs lack, those of several frames, and the gain of the positions
+    have `optimizer.video_tubes_rate`, where it is set.
+
+    Args:
+        config: The config of a run.
+        name: The parameter's path a/b/c.
+    """
+    o, depth = config.optimizer, config.model.depth
+    if block := re.match(r"encoder/block_(\d+)/", name):
+        return o.layer_decay ** (depth - int(block[1]))
+    if not name.startswith(_BELOW_BLOCKS):
+        return 1.0
+    if o.video_tubes_rate is not None and name.startswith(_video_tubes(config)):
+        return o.video_tubes_rate
+    return o.layer_decay ** (depth + 1)
+
+
+#: Paths of parameters that stand before the first block.
+_BELOW_BLOCKS = ("stem/", "positions/", "class_token", "registers", "encoder/pre_norm/")
+
+
+def _video_tubes(config):
+    """Returns the paths of tubes of several frames, and of the positions' gain."""
+    tubes = make_tubes(config.model.tubes)
+    several = [f"stem/tube_{i}/" for i, tube in enumerate(tubes) if tube.kernel[0] > 1]
+    return ("stem/shared/", "positions/gain", *several)
+
+
+def _scale_rates(config):
+    """Returns the transformation that multiplies updates by their `rate_scale`."""
+
+    def scale(path, update):
+        return update * rate_scale(config, "/".join(key.key for key in path))
+
+    return optax.stateless(
+        lambda updates, _: jax.tree_util.tree_map_with_path(scale, updates)
+    )
+
+
+def describe_rates(config: ConfigDict, names: Iterable[str]) -> str:
+    """Returns text on the peak learning rates of parameters a/b/c, the highest first.
+
+    Args:
+        config: The config of the run.
+        names: Paths of the trained parameters.
+    """
+    groups = {}
+    for name in names:
+        layer = re.match(r"(encoder|stem|positions)/[^/]*|[^/]*", name)[0]
+        groups.setdefault(rate_scale(config, name), {})[layer] = None
+    peak = config.optimizer.learning_rate
+    return "Peak learning rates by layer:" + "".join(
+        f"\n  {peak * scale:<8.3g} {', '.join(groups[scale])}"
+        for scale in sorted(groups, reverse=True)
     )
 
 

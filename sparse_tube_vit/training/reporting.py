@@ -18,6 +18,9 @@ from sparse_tube_vit.training.tensorboard import EventFile, keep_events
 #: The parts that the time of a run is split into, see `Stopwatch`.
 PARTS = ("input", "step", "logging", "checkpoint", "evaluation")
 
+#: The parts that make the step time of training.
+TRAINING = ("input", "step", "logging")
+
 
 class DamagedMetrics(TubeViTError, ValueError):
     """A line of metrics.jsonl that no run has written."""
@@ -98,6 +101,11 @@ class Stopwatch:
         self._settle()
         self._done = self._wait.submit(self._when_ready, result)
 
+    def peek(self) -> dict[str, float]:
+        """Returns the seconds of every part since the last reading, and reads on."""
+        self._settle()
+        return dict(self._seconds)
+
     def read(self) -> dict[str, float]:
         """Returns the seconds of every part since the last reading."""
         self._settle()
@@ -149,6 +157,7 @@ class Reporter:
             drop_from(workdir, start)
             self.events = EventFile(workdir)
         self._watch, self._steps = Stopwatch(), 0
+        self._since_compiled = 0, 0.0
         self._total = dict.fromkeys(PARTS, 0.0)
 
     def time(self, part: str):
@@ -159,12 +168,24 @@ class Reporter:
         """Counts a step that the devices were given, whose result is `metrics`."""
         self._watch.given(metrics)
         self._steps += 1
+        steps, seconds = self._since_compiled
+        self._since_compiled = steps + 1, seconds
 
     def compiled(self):
         """Excludes the first step, mostly compilation, from the step time."""
         seconds, self._steps = self._watch.read(), 0
         self._total = {"compilation": seconds["step"]} | seconds | {"step": 0.0}
+        self._since_compiled = 0, self._training_seconds()
         log.info("Compiled in %.1f s", seconds["step"])
+
+    def step_seconds(self) -> float:
+        """Returns the mean step time since the first step, as `training` reports it."""
+        steps, before = self._since_compiled
+        return (self._training_seconds() - before) / steps
+
+    def _training_seconds(self):
+        seconds = self._watch.peek()
+        return sum(self._total[part] + seconds[part] for part in TRAINING)
 
     def training(self, step: int, metrics: dict, clips_per_step: int):
         """Reports the metrics of a step, and the time spent since the last report.
@@ -182,7 +203,7 @@ class Reporter:
             steps, self._steps = self._steps, 0
             if steps:  # else it was just compiled, and there is no speed to report
                 seconds = self._read()
-                training = seconds["input"] + seconds["step"] + seconds["logging"]
+                training = sum(seconds[part] for part in TRAINING)
                 waits = multihost_utils.process_allgather(np.float32(seconds["input"]))
                 speed = {
                     "step_seconds": training / steps,
@@ -214,7 +235,7 @@ class Reporter:
             100 * speed["waiting_share"],
             longest,
             _shares(seconds),
-            _clock_time(speed["step_seconds"] * (self.total_steps - step)),
+            clock_time(speed["step_seconds"] * (self.total_steps - step)),
         )
 
     def write(self, step: int, scalars: dict):
@@ -235,7 +256,7 @@ class Reporter:
         self._read()
         self._watch.close()
         total = sum(self._total.values())
-        log.info("%s in all: %s", _clock_time(total), _shares(self._total))
+        log.info("%s in all: %s", clock_time(total), _shares(self._total))
 
 
 def _shares(seconds):
@@ -246,6 +267,7 @@ def _shares(seconds):
     return ", ".join(f"{share:.0%} {part}" for part, share in ordered)
 
 
-def _clock_time(seconds):
+def clock_time(seconds: float) -> str:
+    """Returns a time in words, as "1 d 00:17:30"."""
     days, rest = divmod(round(seconds), 24 * 3600)
     return f"{days} d " * bool(days) + time.strftime("%H:%M:%S", time.gmtime(rest))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sparse_tube_vit import release as command
-from sparse_tube_vit.checkpoints import hub, stored, vit_formats
+from sparse_tube_vit.checkpoints import hub, image_vits, stored
 from sparse_tube_vit.checkpoints.run import describe_run, save_params
 from sparse_tube_vit.checkpoints.step import ForeignCheckpoint, NoCheckpoint
 from sparse_tube_vit.inference import loaded
@@ -101,9 +101,9 @@ def test_weights_are_files_of_a_repository(server):
     file = io.BytesIO()
     np.savez(file, **arrays)
     server.repositories["me/vit"] = {"big/vit.npz": file.getvalue()}
-    assert_equal(vit_formats.read_arrays("hf://me/vit/big/vit.npz"), arrays)
+    assert_equal(image_vits.read_arrays("hf://me/vit/big/vit.npz"), arrays)
     with pytest.raises(UnreachableStorage, match="small.npz: .* has big/vit.npz"):
-        vit_formats.read_arrays("hf://me/vit/small.npz")
+        image_vits.read_arrays("hf://me/vit/small.npz")
 
 
 def test_what_cannot_be_reached_is_named(

@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
-from sparse_tube_vit.checkpoints import pretrained, vit_formats
+from sparse_tube_vit.checkpoints import image_vits, pretrained
+from sparse_tube_vit.checkpoints.image_vits import UnreadableWeights
 from sparse_tube_vit.checkpoints.pretrained import WeightsDoNotMatch
 from sparse_tube_vit.checkpoints.run import Checkpoints, describe_run
 from sparse_tube_vit.checkpoints.step import ForeignCheckpoint
-from sparse_tube_vit.checkpoints.vit_formats import UnreadableWeights
 from sparse_tube_vit.config import default_config
 from sparse_tube_vit.models.tubevit import init_params, make_model
 from sparse_tube_vit.training.state import TrainState
@@ -95,8 +95,11 @@ def test_gelu_and_epsilon_show_in_the_logits_and_are_noted(references):
         config = vit_config(file, 16, 48)
         config.model.update(change)
         assert np.abs(logits(config, images) - expected).max() > 1e-4
-        (note,) = load(config)[2].notes
-        assert note.startswith(f"model.{[*change][-1]} is ")
+        key, value = [*change.items()][-1]
+        assert any(
+            note.startswith(f"model.{key} is {value!r}; a file does not tell")
+            for note in load(config)[2].notes
+        )
 
 
 # What `save_pretrained` of transformers 5 undoes when it writes.
@@ -118,7 +121,7 @@ def hugging_face_names(name):
 
 
 def test_hugging_face_names_of_modules_and_of_a_trunk_alone(references, tmp_path):
-    arrays = vit_formats.read_arrays(GOLDEN / "hugging_face.safetensors")
+    arrays = image_vits.read_arrays(GOLDEN / "hugging_face.safetensors")
     renamed = {hugging_face_names(k): v for k, v in arrays.items()}
     assert sorted(renamed) == references["hugging_face/module_names"].tolist()
     save_file(renamed, tmp_path / "modules.safetensors")
@@ -161,7 +164,7 @@ def test_a_video_model_takes_the_trunk_and_reports_the_rest():
     assert sorted(params["encoder"]) == ["block_0", "block_1", "norm"]
     assert sorted(params["stem"]) == ["tube_2"]
     lines = str(report).splitlines()
-    assert lines[0].endswith("timm.safetensors (timm, 2 blocks, width 24)")
+    assert lines[0].endswith("timm.safetensors (ViT, timm; 2 blocks, width 24)")
     up = "encoder/block_0..1/mlp/up  kernel (24, 48), bias (48,)"
     for line in (
         f"  loaded   {up}",
@@ -169,7 +172,7 @@ def test_a_video_model_takes_the_trunk_and_reports_the_rest():
         "  new      encoder/gate  ()",
         "  new      encoder/new_block_0/mlp/up  kernel (24, 48), bias (48,)",
         "  new      stem/tube_0  kernel (4, 8, 8, 3, 24), bias (24,)",
-        "  dropped  pos_embed  (1, 10, 24): init.positions is 'drop'",
+        "  dropped  pos_embed  (3, 3, 24): init.positions is 'drop'",
         "  dropped  cls_token  (1, 1, 24): pooling is 'attention'",
     ):
         assert line in lines, "\n".join(lines)
@@ -245,6 +248,17 @@ def test_positions_at_a_tubes_centres():
     np.testing.assert_array_equal(at[0], at[1])
     at = pretrained.positions_at(plane, image, model.clip)
     np.testing.assert_allclose(at[5], plane, atol=1e-12)
+
+
+def test_kept_positions_are_those_of_all_tubes_and_the_gain_is_new():
+    config = video_config(positions="keep")
+    config.model.update(positions="learned", position_gain=0.0)
+    _, params, report = load(config)
+    assert sorted(params["positions"]) == ["tube_0", "tube_1", "tube_2"]
+    assert report.new["positions/gain"] == ((), "")
+    theirs = load_file(config.init.weights)["pos_embed"]
+    grid = params["positions"]["tube_2"].reshape(-1, 24)  # of two moments
+    np.testing.assert_array_equal(grid, np.tile(theirs[0, 1:], (len(grid) // 9, 1)))
 
 
 def test_the_central_frame_of_an_even_number_is_the_later():
@@ -352,6 +366,11 @@ def test_files_of_another_kind_are_named(tmp_path):
         with pytest.raises(UnreadableWeights, match=message):
             load(config)
     config.init.weights = str(tmp_path)
+    with pytest.raises(UnreadableWeights, match="several files .*: name one of other"):
+        load(config)
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "todo.txt").touch()
+    config.init.weights = str(tmp_path / "none")
     with pytest.raises(ForeignCheckpoint, match="neither a work dir"):
         load(config)
 
@@ -405,3 +424,101 @@ def test_another_run_gives_all_but_heads_of_other_classes(tmp_path):
     del shapes["pooling"]
     with pytest.raises(WeightsDoNotMatch, match="pooling/probe .*: a parameter"):
         pretrained.initial_params(config, model, shapes, classes)
+
+
+def from_run(config, workdir, **init):
+    """What a model takes of the run in `workdir`, and the report."""
+    config.init.update({"weights": str(workdir), **init})
+    model = make_model(config, {"a": 2})
+    shapes = jax.eval_shape(
+        lambda k: init_params(model, k, model.clip), jax.random.key(0)
+    )
+    return pretrained.initial_params(config, model, shapes, {"a": ("x", "y")})
+
+
+@pytest.fixture(scope="module")
+def run_of_three_tubes(tmp_path_factory):
+    """(workdir, parameters) of a run whose last tube reads images."""
+    workdir = tmp_path_factory.mktemp("run")
+    params = save_run(video_config(), {"a": ("x", "y")}, workdir)
+    return workdir, jax.device_get(params)
+
+
+def test_the_image_tube_of_a_run_is_taken_wherever_it_stands(run_of_three_tubes):
+    workdir, theirs = run_of_three_tubes
+    config = video_config()
+    config.model.tubes = (
+        image_tube(16),
+        {"kernel": (8, 4, 4), "stride": (8, 16, 16)},
+        image_tube(8),
+    )
+    several = ("stem/tube_0", "stem/tube_1")
+    ours, report = from_run(config, workdir, fresh=several[1:])
+    image = theirs["stem"]["tube_2"]
+    np.testing.assert_array_equal(ours["stem"]["tube_0"]["kernel"], image["kernel"])
+    np.testing.assert_array_equal(ours["stem"]["tube_0"]["bias"], image["bias"])
+    small = pretrained.resize_patches(image["kernel"][0], (8, 8))
+    np.testing.assert_allclose(ours["stem"]["tube_2"]["kernel"][0], small, atol=1e-6)
+    assert sorted(ours["stem"]) == ["tube_0", "tube_2"]
+    assert "stem/tube_1/kernel" in report.new
+    dropped = {name: why for name, (_, why) in report.dropped.items()}
+    assert dropped["stem/tube_0/kernel"] == "this tube takes the patches of another"
+    assert dropped["stem/tube_1/kernel"] == "in init.fresh"
+    assert report.resized["stem/tube_0/kernel"][1] == "of stem/tube_2"
+
+
+def test_a_shape_of_charades_keeps_the_image_tube_in_its_place(run_of_three_tubes):
+    workdir, theirs = run_of_three_tubes
+    config = video_config()
+    config.model.tubes = (
+        {"kernel": (8, 4, 4), "stride": (8, 16, 16)},
+        {"kernel": (4, 4, 4), "stride": (4, 16, 16)},
+        image_tube(16),
+    )
+    with pytest.raises(WeightsDoNotMatch, match="tube_0  kernel .4, 8, 8.* is .8, 4"):
+        from_run(config, workdir)
+    ours, report = from_run(config, workdir, fresh=("stem/tube_0", "stem/tube_1"))
+    assert [*ours["stem"]] == ["tube_2"]
+    jax.tree.map(
+        np.testing.assert_array_equal, ours["stem"]["tube_2"], theirs["stem"]["tube_2"]
+    )
+    assert "stem/tube_2/kernel" in report.loaded
+
+
+@pytest.mark.parametrize("how", ["repeat", "central_frame"])
+def test_tubes_of_several_frames_are_inflated_from_a_run(run_of_three_tubes, how):
+    workdir, theirs = run_of_three_tubes
+    ours, report = from_run(video_config(), workdir, inflate=how)
+    image = theirs["stem"]["tube_2"]
+    for i, (frames, size) in enumerate(((4, 8), (3, 16))):
+        tube = ours["stem"][f"tube_{i}"]
+        patch = pretrained.resize_patches(image["kernel"][0], (size, size))
+        weights = {
+            "repeat": np.full(frames, 1 / frames),
+            "central_frame": np.eye(frames)[frames // 2],
+        }[how]
+        expected = weights[:, None, None, None, None] * patch
+        np.testing.assert_allclose(tube["kernel"], expected, atol=1e-6)
+        np.testing.assert_array_equal(tube["bias"], image["bias"])
+        remark = report.resized[f"stem/tube_{i}/kernel"][1]
+        assert remark == f"of stem/tube_2, {how}"
+    jax.tree.map(np.testing.assert_array_equal, ours["stem"]["tube_2"], image)
+    config = video_config()
+    config.model.tubes[0]["space_to_depth"] = (2, 1, 1)
+    with pytest.raises(WeightsDoNotMatch, match="a ViT's kernel makes whole tokens"):
+        from_run(config, workdir, inflate=how)
+
+
+def test_an_image_run_of_one_tube_is_inflated(tmp_path):
+    config = video_config()
+    config.clip.frames = 1
+    config.model.tubes = (image_tube(16),)
+    theirs = jax.device_get(save_run(config, {"a": ("x", "y")}, tmp_path))
+    ours, report = from_run(video_config(), tmp_path, inflate="repeat")
+    assert sorted(ours["stem"]) == ["tube_0", "tube_1", "tube_2"]
+    for x in (
+        ours["stem"]["tube_2"]["kernel"][0],
+        ours["stem"]["tube_1"]["kernel"].sum(0),
+    ):
+        np.testing.assert_allclose(x, theirs["stem"]["tube_0"]["kernel"][0], atol=1e-6)
+    assert not any(name.startswith("stem") for name in report.dropped)

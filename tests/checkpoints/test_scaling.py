@@ -12,6 +12,7 @@ from flax.traverse_util import flatten_dict
 from sparse_tube_vit import scale_up as scale_up_command
 from sparse_tube_vit import train
 from sparse_tube_vit.checkpoints import stored
+from sparse_tube_vit.checkpoints.image_vits import read_arrays
 from sparse_tube_vit.checkpoints.run import (
     Checkpoints,
     OtherRun,
@@ -24,7 +25,6 @@ from sparse_tube_vit.checkpoints.scaling import (
     scale_tube,
     scale_up,
 )
-from sparse_tube_vit.checkpoints.vit_formats import read_arrays
 from sparse_tube_vit.config import InvalidConfig, default_config, from_json
 from sparse_tube_vit.models.tubes import SparseTubes, Tube, resize_kernel
 from sparse_tube_vit.models.tubevit import init_params, make_model

@@ -78,11 +78,24 @@ def test_a_config_that_makes_sense(config):
         (lambda c: c.loader.update(threads=0), "loader.threads is 0"),
         (lambda c: c.model.update(stochastic_depth=1.0), "stochastic_depth is 1.0"),
         (lambda c: c.init.update(inflate="tile"), "one of none, repeat, central_frame"),
+        (lambda c: c.init.update(inflate="repeat"), "there are no init.weights"),
+        (
+            lambda c: (
+                c.init.update(inflate="repeat", weights="runs/x"),
+                c.model.update(kernels="interpolated"),
+            ),
+            "inflate is 'repeat', but model.kernels is 'interpolated'",
+        ),
         (lambda c: c.init.update(positions="keep"), "'fixed' are not learned"),
         (
-            lambda c: c.init.update({"weights": "a/run", "head": "h"}),
-            "'a/run' is no file",
+            lambda c: c.model.update(positions="none", position_gain=0.1),
+            "position_gain is 0.1, but model.positions 'none'",
         ),
+        (
+            lambda c: c.model.update(position_gain=float("nan")),
+            "position_gain is nan: it must be None, or a finite number",
+        ),
+        (lambda c: c.init.update(normalization="clip"), "'' is not of an image ViT"),
         (
             lambda c: c.init.update({"weights": "a.npz", "head": "x"}),
             "head is 'x', but",

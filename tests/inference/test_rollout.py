@@ -31,8 +31,8 @@ def weights_of(queries, x, p):
 
 def by_loops(z, p, blocks, pooling, gate_after):
     """(pooling, roll-out), each (N,), of the tokens z (N, D) that the tubes made."""
-    if pooling == "class_token":
-        z = np.concatenate([p["class_token"][0], z])
+    extra = [p[name][0] for name in ("class_token", "registers") if name in p]
+    z, extra = np.concatenate([*extra, z]), sum(map(len, extra))
     n, e, x = len(z), p["encoder"], z
     flow = np.eye(n)  # how much of every first token is in every token
     for i, block in enumerate(blocks):
@@ -54,13 +54,14 @@ def by_loops(z, p, blocks, pooling, gate_after):
         x = x + y @ b["mlp"]["down"]["kernel"] + b["mlp"]["down"]["bias"]
     x = np.stack([layer_norm(row, e["norm"]) for row in x])
     if pooling == "class_token":
-        pooled, rolled = last[0, 1:], flow[0, 1:]
+        pooled, rolled = last[0, extra:], flow[0, extra:]
         return pooled / pooled.sum(), rolled / rolled.sum()
-    pooled = np.full(n, 1 / n)
+    pooled = np.full(n - extra, 1 / (n - extra))
     if pooling == "attention":
         probe = p["pooling"]["probe"][0]
-        (pooled,) = weights_of(probe, x, p["pooling"]["attention"])
-    return pooled, pooled @ flow
+        (pooled,) = weights_of(probe, x[extra:], p["pooling"]["attention"])
+    rolled = pooled @ flow[extra:, extra:]
+    return pooled, rolled / rolled.sum()
 
 
 def random_params(model):
@@ -79,14 +80,19 @@ def random_params(model):
         ("attention", {"new_layers": 1, "gate_after": 1}),
         ("mean", {}),
         ("class_token", {}),
+        ("attention", {"registers": 2}),
+        ("class_token", {"registers": 2}),
     ],
 )
 def test_shares_are_those_of_loops(pooling, options):
+    options = dict(options)
+    registers = options.pop("registers", 0)
     model = TubeViT(
         tubes=(Tube((2, 8, 8), (2, 8, 8)), Tube((1, 16, 16), (2, 16, 16))),
         classes={"h": 2},
         options=EncoderOptions(depth=2, width=12, mlp_dim=20, heads=3, **options),
         pooling=pooling,
+        registers=registers,
     )
     params = random_params(model)
     videos = np.random.default_rng(0).integers(0, 256, (2, *CLIP, 3), np.uint8)

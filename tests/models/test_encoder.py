@@ -1,3 +1,4 @@
+import dataclasses
 import math
 
 import flax.linen as nn
@@ -264,7 +265,7 @@ def test_remat_keeps_what_its_name_says():
 
 
 def test_pooling_is_that_of_loops():
-    model = AttentionPooling(heads=2)
+    model = AttentionPooling(EncoderOptions(heads=2))
     x = np.random.default_rng(0).normal(size=(3, 7, 8)).astype(np.float32)
     params = random_like(model.init(jax.random.key(0), x)["params"])
     out = model.apply({"params": params}, x)
@@ -272,6 +273,38 @@ def test_pooling_is_that_of_loops():
     for pooled, example in zip(out, x, strict=True):
         expected = multi_head(host["probe"][0], example, host["attention"])[0]
         np.testing.assert_allclose(pooled, expected, atol=1e-5)
+
+
+def test_map_pooling_adds_an_mlp():
+    options = EncoderOptions(heads=2, mlp_dim=6)
+    model = AttentionPooling(options, mlp=True)
+    x = jax.random.normal(jax.random.key(0), (3, 7, 8))
+    p = random_like(model.init(jax.random.key(1), x)["params"])
+    out = model.apply({"params": p}, x)
+    attention = {name: p[name] for name in ("probe", "attention")}
+    y = AttentionPooling(options).apply({"params": attention}, x)
+    centred = y - y.mean(-1, keepdims=True)
+    z = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
+    z = z * p["norm"]["scale"] + p["norm"]["bias"]
+    up, down = p["mlp"]["up"], p["mlp"]["down"]
+    z = jax.nn.gelu(z @ up["kernel"] + up["bias"]) @ down["kernel"] + down["bias"]
+    np.testing.assert_allclose(out, y + z, atol=1e-5)
+
+
+def test_a_norm_before_the_first_block_and_quick_gelu():
+    """Quick GELU is x / (1 + exp(-1.702 x)), as published with CLIP."""
+    x = np.linspace(-4, 4, 9)
+    expected = x / (1 + np.exp(-1.702 * x))
+    np.testing.assert_allclose(GELUS["quick"](x), expected, atol=1e-6)
+
+    options = EncoderOptions(depth=2, heads=2, mlp_dim=6)
+    model = Encoder(dataclasses.replace(options, pre_norm=True))
+    x = jax.random.normal(jax.random.key(0), (3, 7, 8))
+    p = random_like(model.init(jax.random.key(1), x)["params"])
+    normed = nn.LayerNorm(1e-6).apply({"params": p["pre_norm"]}, x)
+    rest = {k: v for k, v in p.items() if k != "pre_norm"}
+    expected = Encoder(options).apply({"params": rest}, normed)
+    np.testing.assert_allclose(model.apply({"params": p}, x), expected, atol=1e-5)
 
 
 def test_dropout_acts_in_training_alone():

@@ -72,6 +72,22 @@ def test_fixed_and_no_positions():
     np.testing.assert_array_equal(none, np.zeros((8 + 16, 24)))
 
 
+@pytest.mark.parametrize("kind", ["fixed", "fixed_no_stride", "learned"])
+def test_a_gain_scales_fixed_positions_and_adds_them_to_learned_ones(kind):
+    positions = Positions(kind, TUBES, 24, CLIP, 0.02)
+    params = positions.init(jax.random.key(0), CLIP)["params"]
+    assert params["gain"] == np.float32(0.02)
+    params |= {"gain": np.float32(3)}
+    centres = token_centres(TUBES, CLIP, stride=kind != "fixed_no_stride")
+    expected = 3 * sincos(centres, 24)
+    if kind == "learned":
+        tubes = [params[f"tube_{i}"].reshape(-1, 24) for i in range(2)]
+        expected += np.concatenate(tubes)
+    np.testing.assert_allclose(
+        positions.apply({"params": params}, CLIP), expected, atol=1e-6
+    )
+
+
 def test_learned_positions_are_one_a_token_and_an_image_takes_the_first_frame():
     positions = Positions("learned", TUBES, 24, CLIP)
     params = positions.init(jax.random.key(0), (1, 32, 32))["params"]

@@ -131,6 +131,7 @@ def test_features(model, params, videos):
         ({"options": {"heads": 5}}, "width 24 is not a multiple of heads 5"),
         ({"options": {"depth": 0}}, "depth is 0: it must be a whole number"),
         ({"positions": "learned"}, "need clip"),
+        ({"positions": "none", "position_gain": 0.1}, "position_gain must be None"),
     ],
 )
 def test_options_that_make_no_model(model, option, message):
@@ -189,7 +190,31 @@ def test_a_class_token_joins_the_sequence(model, videos):
     np.testing.assert_allclose(out["tokens"], z[:, 1:], atol=1e-6)
 
 
-@pytest.mark.parametrize("pooling", ["attention", "mean", "class_token"])
+@pytest.mark.parametrize("pooling", ["mean", "class_token"])
+def test_registers_join_the_sequence_and_are_not_pooled(model, videos, pooling):
+    model, params = with_option(model, pooling=pooling, registers=2)
+    out = model.apply({"params": params}, videos, method="features")
+
+    def by_hand(model, x):
+        z = model.stem(x) + model.place(x.shape[1:4])
+        extra = [model.class_token] if pooling == "class_token" else []
+        extra = jnp.concatenate([*extra, model.register_tokens], 1)
+        extra = jnp.tile(extra, (len(z), 1, 1))
+        return model.encoder(jnp.concatenate([extra, z], axis=1))
+
+    z = model.apply({"params": params}, videos, method=by_hand)
+    extra = 2 + (pooling == "class_token")
+    pooled = z[:, 0] if pooling == "class_token" else z[:, extra:].mean(1)
+    np.testing.assert_allclose(out["pooled"], pooled, atol=1e-6)
+    np.testing.assert_allclose(out["tokens"], z[:, extra:], atol=1e-6)
+    # They are not idle: without them the tokens are others.
+    alone = model.clone(registers=0)
+    params = {k: v for k, v in params.items() if k != "registers"}
+    alone = alone.apply({"params": params}, videos, method="features")
+    assert np.abs(alone["tokens"] - out["tokens"]).max() > 1e-4
+
+
+@pytest.mark.parametrize("pooling", ["attention", "mean", "class_token", "map"])
 @pytest.mark.parametrize("positions", ["fixed", "fixed_no_stride", "learned", "none"])
 def test_one_tree_serves_images_and_videos_whatever_the_options(
     model, videos, positions, pooling

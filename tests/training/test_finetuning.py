@@ -5,12 +5,16 @@ import logging
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 import sparse_tube_vit as stv
-from sparse_tube_vit.checkpoints import release
+from configs import finetune
+from sparse_tube_vit.checkpoints import pretrained, release
+from sparse_tube_vit.checkpoints.image_vits import UnreadableWeights
 from sparse_tube_vit.checkpoints.run import OtherRun
 from sparse_tube_vit.checkpoints.step import NoCheckpoint
 from sparse_tube_vit.checkpoints.stored import locate
@@ -19,9 +23,11 @@ from sparse_tube_vit.config.flags import read
 from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.datasets.builders.folders import NoClassFolders, TooFewExamples
 from sparse_tube_vit.datasets.preparing.write import NothingDecodes
+from sparse_tube_vit.models.tubevit import init_params, make_model
 from sparse_tube_vit.train import train
-from sparse_tube_vit.training import finetuning
+from sparse_tube_vit.training import finetuning, forecast
 from sparse_tube_vit.training.description import describe
+from sparse_tube_vit.training.freezing import check_new
 from sparse_tube_vit.training.inspection import examples_of_step
 from tests.datasets.builders import official
 from tests.inference.test_probe import save_model
@@ -38,11 +44,14 @@ def clips(tmp_path):
     return folder
 
 
-def config_of(clips, data_dir, model="", *arguments):
+IMAGE_VIT = Path(__file__).parents[1] / "golden" / "timm.safetensors"  # 2 blocks
+
+
+def config_of(clips, data_dir, model="", *arguments, train=""):
     """The config file's, as on the command line."""
     return read(
         [
-            "--config=configs/finetune.py",
+            f"--config=configs/finetune.py:{train}",
             f"--config.data_dir={data_dir}",
             f"--config.data.folder={clips}",
             f"--config.init.weights={model}",
@@ -75,6 +84,179 @@ def test_everything_open_is_filled_in(clips, finished, tmp_path, caplog):
     assert sorted(ids[0] | ids[1]) == sorted(CLIPS) and not ids[0] & ids[1]
     for said in ("4 frames at 5 fps", "20% of each class", "test:", "100 steps of 16"):
         assert said in caplog.text
+
+
+def from_image_vit(*arguments, train=""):
+    """The config of a run that starts from an image ViT, without its data."""
+    config = config_of("", "data", IMAGE_VIT, *arguments, train=train)
+    config = finetuning.complete(config, data=False)
+    validate(config, data=False)
+    return config
+
+
+def test_an_image_vit_gives_its_sizes_and_a_recipe_the_rest(caplog):
+    caplog.set_level(logging.INFO, "sparse_tube_vit")
+    config = from_image_vit("--config.optimizer.layer_decay=0.9")
+    model = config.model
+    assert (model.depth, model.width, model.mlp_dim, model.gelu) == (2, 24, 48, "erf")
+    assert config.clip.to_dict() == {"frames": 16, "fps": 8.0, "size": 112}
+    assert [tube["kernel"] for tube in model.tubes] == [
+        (8, 8, 8),
+        (16, 4, 4),
+        (4, 12, 12),
+        (1, 16, 16),
+    ]
+    assert (model.positions, model.position_gain) == ("learned", 0.0)
+    assert (config.init.positions, config.init.inflate) == ("keep", "central_frame")
+    o = config.optimizer
+    assert (o.learning_rate, o.layer_decay, o.video_tubes_rate) == (3e-4, 0.9, 0.1)
+    assert o.frozen_layers is None and config.data.epochs == 10
+    assert "  --config.clip.size=112\n" in caplog.text
+    assert "--config.optimizer.layer_decay" not in caplog.text  # it was set
+
+
+def test_an_image_vit_of_the_hub_gives_its_options(caplog):
+    caplog.set_level(logging.INFO, "sparse_tube_vit")
+    weights = Path(__file__).parents[1] / "golden/image_vits/hugging_face_clip"
+    arguments = "--config.model.tubes=image", "--config.model.norm_epsilon=0.5"
+    config = config_of("", "data", weights, *arguments)
+    config = finetuning.complete(config, data=False)
+    validate(config, data=False)
+    model = {"depth": 2, "width": 16, "mlp_dim": 32, "heads": 2, "pre_norm": True}
+    model |= {"gelu": "quick", "pooling": "attention", "registers": 0}
+    model |= {"tubes": "image", "norm_epsilon": 0.5, "positions": "learned"}
+    for key, value in model.items():
+        assert config.model[key] == value, key
+    assert config.clip.frames == 16
+    assert "2 layers of width 16, as in " in caplog.text
+
+
+def test_what_is_set_is_heeded_by_the_recipe():
+    fixed = from_image_vit("--config.model.positions=fixed")
+    assert fixed.model.position_gain is None and fixed.init.positions == "drop"
+    fixed = from_image_vit(
+        "--config.model.positions=fixed", "--config.model.position_gain=0.02"
+    )
+    assert fixed.model.position_gain == 0.02
+    tubes = from_image_vit("--config.model.tubes=main", "--config.clip.frames=32")
+    assert (tubes.model.tubes, tubes.init.inflate) == ("main", "none")
+    assert from_image_vit("--config.init.inflate=none").optimizer.video_tubes_rate == 1
+    short = from_image_vit("--config.clip.frames=6").model.tubes
+    assert [tube["kernel"][0] for tube in short] == [6, 6, 4, 1]
+
+
+@pytest.mark.parametrize(
+    "train, frozen, rate", [("head_only", 2, 3e-3), ("last=1", 1, 3e-4)]
+)
+def test_what_is_frozen_comes_from_the_image_vit(train, frozen, rate):
+    config = from_image_vit("--config.model.heads=2", train=train)
+    assert config.optimizer.frozen_layers == frozen
+    assert config.optimizer.learning_rate == rate
+    (tube,) = config.model.tubes
+    assert tube == {"kernel": (1, 16, 16), "stride": (4, 16, 16)}
+    model = make_model(config, {"clips": 2})
+    shapes = jax.eval_shape(
+        lambda: init_params(model, jax.random.key(0), (16, 112, 112))
+    )
+    names = {"clips": ("a", "b")}
+    _, report = pretrained.initial_params(config, model, shapes, names)
+    check_new(report.new, config)
+    assert {name.partition("/")[0] for name in report.new} == {"pooling", "head_clips"}
+
+
+def test_arguments_of_the_config_file():
+    given = {"": None, "all": None, "last=4": 4, "head_only": 0}
+    for argument, trained in given.items():
+        config = config_of("", "data", train=argument)
+        assert config.optimizer.trained_layers == trained
+    for argument, message in (
+        ("last=0", "last=0: give a number of blocks, as last=4"),
+        ("last=4,head_only", "Give one of all, last=N and head_only"),
+        ("first=2", "takes no argument 'first=2'"),
+    ):
+        with pytest.raises(InvalidConfig, match=message):
+            finetune.get_config(argument)
+    with pytest.raises(InvalidConfig, match="trained_layers is 3: the model has 2"):
+        from_image_vit(train="last=3")
+
+
+def test_trained_layers_of_a_model(finished, tmp_path):
+    given = config_of("", tmp_path, finished[0], train="head_only")
+    config = finetuning.complete(given, data=False)
+    assert (config.optimizer.frozen_layers, config.optimizer.layer_decay) == (1, 1.0)
+    assert config.optimizer.learning_rate == 3e-3
+    assert (config.init.positions, config.init.inflate) == ("drop", "none")
+    config.optimizer.frozen_layers = 0
+    with pytest.raises(InvalidConfig, match="trained_layers is 0, but frozen_layers 0"):
+        validate(config, data=False)
+
+
+def write_images(folder, *classes):
+    for i, name in enumerate(f"{c}/{n}.png" for c in classes for n in range(4)):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(official.encode_image(10 * i))
+
+
+def test_images_of_other_classes_get_a_head_of_their_own(clips, finished, tmp_path):
+    write_images(tmp_path / "images", "cat", "dog")
+    images = f"--config.data.images={tmp_path / 'images'}"
+    given = config_of(clips, tmp_path, finished[0], images)
+    config = finetuning.complete(given, tmp_path / "run")
+    validate(config)
+    assert {k: s.kind for k, s in config.streams.items()} == {
+        "clips": "video",
+        "images": "image",
+    }
+    stream, views = config.streams.images, config.evaluations.images
+    assert (stream.head, views.head, views.split) == ("images", "images", "test")
+    assert stream.dataset == views.dataset != config.streams.clips.dataset
+    assert config.total_steps == 100  # that of the clips
+    given.data.images = str(clips)
+    with pytest.raises(InvalidConfig, match="holds videos: they go into"):
+        finetuning.complete(given, tmp_path / "run")
+    given.data.images = ""
+    assert [*finetuning.complete(given, tmp_path / "run").streams] == ["clips"]
+
+
+def test_an_image_vit_is_trained_jointly_with_images_of_the_same_classes(
+    clips, tmp_path, monkeypatch, caplog
+):
+    caplog.set_level(logging.INFO, "sparse_tube_vit")
+    monkeypatch.setattr(forecast, "STEPS", 2)
+    write_images(tmp_path / "images", "Kür & pas", "walk the dog")
+    config = config_of(
+        clips,
+        tmp_path / "data",
+        IMAGE_VIT,
+        f"--config.data.images={tmp_path / 'images'}",
+        "--config.clip.size=48",
+        "--config.model.heads=2",
+        "--config.total_steps=3",
+        "--config.streams.clips.batch_size=8",
+        "--config.streams.images.batch_size=8",
+        "--config.evaluations.images.batch_size=8",
+        "--config.evaluations.clips.temporal_views=1",
+    )
+    state = train(config, tmp_path / "run")
+    assert [k for k in state.params if k.startswith("head_")] == ["head_clips"]
+    positions = state.params["positions"]
+    assert positions["gain"] != 0 and positions["tube_3"].shape == (2, 3, 3, 24)
+    for said in (
+        "stem/tube_0  kernel (8, 8, 8, 3, 24): from 16x16, central_frame",
+        "resized  positions/tube_3  (2, 3, 3, 24): from 3x3",
+        "Peak learning rates by layer:\n  0.0003   ",
+        "s a step this run takes about 00:00:0",
+        "for 1 step, 00:00:0",
+    ):
+        assert said in caplog.text, said
+    names = {path.name for path in (tmp_path / "run/evaluations").glob("*.json")}
+    assert names == {"clips_step3_1x3.json", "images_step3.json"}
+    # To go on, the weights are not needed.
+    monkeypatch.setattr(finetuning, "image_vits", None)
+    again = finetuning.complete(config, tmp_path / "run")
+    saved = locate(tmp_path / "run", 3).read_description()["config"]
+    assert again.to_json() == json.dumps(saved)
 
 
 @pytest.mark.parametrize("flip", [True, False])
@@ -217,9 +399,10 @@ def test_folders_that_cannot_be_learnt_from(tmp_path, names, damaged, error, mes
         finetuning.prepare_folder(config_of(tmp_path / "clips", tmp_path))
 
 
-@pytest.mark.parametrize("weights", ["", "vit.npz"])
-def test_what_is_open_needs_a_run(tmp_path, weights):
-    config = config_of("", tmp_path, weights)
+def test_what_is_open_needs_a_run_or_an_image_vit(tmp_path):
+    with pytest.raises(UnreadableWeights, match="vit.npz cannot be read"):
+        finetuning.complete(config_of("", tmp_path, "vit.npz"), tmp_path)
+    config = config_of("", tmp_path)
     with pytest.raises(InvalidConfig, match="are open: clip.fps, .*model.width"):
         finetuning.complete(config, tmp_path)
     with pytest.raises(InvalidConfig, match="keys are open: clip.fps, .*model.width"):

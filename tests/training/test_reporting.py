@@ -131,7 +131,7 @@ def test_shares_and_times_as_the_log_tells_them():
     assert reporting._shares({"step": 3.0, "input": 0.99, "logging": 0.01}) == (
         "75% step, 25% input"
     )
-    assert reporting._clock_time(3 * 24 * 3600 + 61) == "3 d 00:01:01"
+    assert reporting.clock_time(3 * 24 * 3600 + 61) == "3 d 00:01:01"
 
 
 def test_a_line_that_a_killed_run_left_is_left_out(tmp_path, caplog):

@@ -1,0 +1,531 @@
+"""Table of the image ViTs that can be read, by family and library.
+
+A file is of the first family whose names and marks it has. Families that several
+models share (a timm `ViT` may be AugReg's, DeiT, DINO or MAE) differ in the
+normalization of their inputs, which a config beside the file tells.
+"""
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Collection, Mapping
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """One kind of ViT in one library's names. Names may stand behind a prefix.
+
+    Attributes:
+        name, library: As "DINOv2" and "timm".
+        layers: Its name of every layer outside the blocks, by our name.
+        block: Its name of block {i}.
+        block_layers: Its name of every layer of a block, by our name. "scale_1" and
+            "scale_2" are LayerScale after attention and MLP.
+        arrays: Its name of every array that belongs to no layer, by our name.
+        leaves: Its suffixes for a layer's kernel, scale and bias.
+        torch: Whether kernels are (out, in) and patch kernels (D, 3, *size).
+        gelu, norm_epsilon: Options of its models, see `EncoderOptions`, where no config
+            tells.
+        normalization: Normalization of its inputs, where no config tells.
+        marks: Layers or arrays, by our name, or the first part of its names, without
+            which a file is of another family.
+        tubelets: Whether patches have several frames.
+        without_bias: Ends of our names of layers that have no bias, which is then 0.
+        model_types: Values of `model_type` in Hugging Face's config.json that are of
+            this family whatever the marks.
+        before_head: Layers between trunk and classifier, which TubeViT lacks. They are
+            dropped together with the classifier.
+        unused: Reasons by pattern for arrays that are dropped.
+        shared: Models of other normalization that have the same names.
+        interpolation: Interpolation of position embeddings, as its models resize them:
+            "linear" or "cubic".
+    """
+
+    name: str
+    library: str
+    layers: Mapping[str, str]
+    block: str
+    block_layers: Mapping[str, str]
+    arrays: Mapping[str, str]
+    leaves: Mapping[str, str]
+    torch: bool
+    gelu: str
+    norm_epsilon: float
+    normalization: str
+    marks: tuple[str, ...] = ()
+    tubelets: bool = False
+    without_bias: tuple[str, ...] = ()
+    model_types: tuple[str, ...] = ()
+    before_head: tuple[str, ...] = ()
+    unused: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    shared: str = ""
+    interpolation: str = "cubic"
+
+    def __str__(self):
+        return f"{self.name}, {self.library}"
+
+    def recognizes(
+        self, shapes: Mapping[str, tuple], model_type: str | None = None
+    ) -> bool:
+        """Returns whether a file is of this family.
+
+        Args:
+            shapes: Shapes of its arrays by name.
+            model_type: Of the config beside it.
+        """
+        names = self.names(1)
+        signature = ["patch/kernel", "encoder/block_0/attention/query/kernel"]
+        marks = [] if model_type in self.model_types else self.marks
+        return (
+            all(names[ours] in shapes for ours in signature)
+            and (len(shapes[names["patch/kernel"]]) == 5) == self.tubelets
+            and all(self._has(mark, names, shapes) for mark in marks)
+        )
+
+    def _has(self, mark, names, shapes):
+        marked = [b for a, b in names.items() if f"{a}/".startswith(f"{mark}/")]
+        return any(b in shapes for b in marked) or any(
+            name.startswith(f"{mark}.") for name in shapes
+        )
+
+    def name_of(self, layer: str, leaf: str) -> str:
+        """Returns the name in the file of our layer's kernel, scale or bias."""
+        if block := re.fullmatch(r"encoder/block_(\d+)/(.*)", layer):
+            theirs = self.block.format(i=block[1]) + self.block_layers[block[2]]
+        else:
+            theirs = self.layers[layer]
+        return theirs + self.leaves[leaf]
+
+    def names(self, depth: int) -> dict[str, str]:
+        """Returns the names in the file of a ViT's arrays, by our names."""
+        blocks = [f"encoder/block_{i}/" for i in range(depth)]
+        scales = [k for k in self.block_layers if k.startswith("scale")]
+        layers = [*self.layers] + [
+            f"{block}{layer}"
+            for block in blocks
+            for layer in self.block_layers
+            if layer not in scales
+        ]
+        return (
+            dict(self.arrays)
+            | {
+                f"encoder/block_{i}/{scale}": self.block.format(i=i)
+                + self.block_layers[scale]
+                for i in range(depth)
+                for scale in scales
+            }
+            | {
+                f"{layer}/{leaf}": self.name_of(layer, leaf)
+                for layer in layers
+                for leaf in ("scale" if "norm" in layer else "kernel", "bias")
+            }
+        )
+
+    def depth(self, names: Collection[str]) -> int:
+        """Returns the number of blocks in a file."""
+        return next(
+            i
+            for i in itertools.count()
+            if not any(name.startswith(self.block.format(i=i)) for name in names)
+        )
+
+
+#: Prefixes of an image ViT's names in a larger model.
+PREFIXES = (
+    "",
+    *("vit.", "deit.", "dinov2.", "dinov2_with_registers.", "videomae."),
+    *("vision_model.", "model.", "module.", "visual.trunk."),
+    *("params/img/", "params/", "img/", "opt/target/"),
+)
+
+#: Layers that a file keeps as one array: its name, and those of the equal parts.
+FUSED = {
+    "attn.qkv": ("attn.q", "attn.k", "attn.v"),
+    "attn_pool.kv": ("attn_pool.k", "attn_pool.v"),
+    "attention.in_proj": ("attention.q_proj", "attention.k_proj", "attention.v_proj"),
+}
+
+#: Arrays that are never read: reasons by pattern.
+ELSEWHERE = {
+    r"text_model\.|text\.|params/txt/|txt/|text_projection": "of the text encoder",
+    r"decoder\.|encoder_to_decoder\.|decoder_": "of the decoder",
+    r"logit_scale|logit_bias|params/[tb]$|visual_projection\.": "compares with texts",
+    r"opt/(?!target/)": "state of the optimizer",
+}
+
+_MASK = {r"(embeddings\.)?mask_token$": "for inputs with masked patches"}
+
+# ---- google-research: vision_transformer (AugReg) and big_vision
+
+_JAX = {
+    "leaves": {"kernel": "/kernel", "scale": "/scale", "bias": "/bias"},
+    "torch": False,
+    "gelu": "tanh",
+    "norm_epsilon": 1e-6,
+    "normalization": "half",
+    "before_head": ("pre_logits/kernel", "pre_logits/bias"),
+    "interpolation": "linear",
+}
+_JAX_LAYERS = {
+    "patch": "embedding",
+    "encoder/norm": "Transformer/encoder_norm",
+    "head": "head",
+}
+
+
+def _jax_block(norm_2, mlp, attention):
+    return {
+        "norm_1": "LayerNorm_0",
+        "attention/query": f"{attention}/query",
+        "attention/key": f"{attention}/key",
+        "attention/value": f"{attention}/value",
+        "attention/out": f"{attention}/out",
+        "norm_2": norm_2,
+        "mlp/up": f"{mlp}/Dense_0",
+        "mlp/down": f"{mlp}/Dense_1",
+    }
+
+
+AUGREG = Family(
+    name="ViT",
+    library="AugReg",
+    layers=_JAX_LAYERS,
+    block="Transformer/encoderblock_{i}/",
+    block_layers=_jax_block(
+        "LayerNorm_2", "MlpBlock_3", "MultiHeadDotProductAttention_1"
+    ),
+    arrays={
+        "class_token": "cls",
+        "positions": "Transformer/posembed_input/pos_embedding",
+    },
+    **_JAX,
+)
+_MAP = "MAPHead_0/MultiHeadDotProductAttention_0"
+BIG_VISION = Family(
+    name="ViT or SigLIP",
+    library="big_vision",
+    layers=_JAX_LAYERS
+    | {
+        "pooling/attention/query": f"{_MAP}/query",
+        "pooling/attention/key": f"{_MAP}/key",
+        "pooling/attention/value": f"{_MAP}/value",
+        "pooling/attention/out": f"{_MAP}/out",
+        "pooling/norm": "MAPHead_0/LayerNorm_0",
+        "pooling/mlp/up": "MAPHead_0/MlpBlock_0/Dense_0",
+        "pooling/mlp/down": "MAPHead_0/MlpBlock_0/Dense_1",
+    },
+    block="Transformer/encoderblock_{i}/",
+    block_layers=_jax_block(
+        "LayerNorm_1", "MlpBlock_0", "MultiHeadDotProductAttention_0"
+    ),
+    arrays={
+        "class_token": "cls",
+        "positions": "pos_embedding",
+        "pooling/probe": "MAPHead_0/probe",
+    },
+    **_JAX,
+)
+
+# ---- timm
+
+_TORCH = {
+    "leaves": {"kernel": ".weight", "scale": ".weight", "bias": ".bias"},
+    "torch": True,
+    "gelu": "erf",
+}
+_TIMM = Family(
+    name="ViT",
+    library="timm",
+    norm_epsilon=1e-6,
+    normalization="half",
+    layers={
+        "patch": "patch_embed.proj",
+        "encoder/pre_norm": "norm_pre",
+        "encoder/norm": "norm",
+        "head": "head",
+        "pooling/attention/query": "attn_pool.q",
+        "pooling/attention/key": "attn_pool.k",  # two parts of attn_pool.kv
+        "pooling/attention/value": "attn_pool.v",
+        "pooling/attention/out": "attn_pool.proj",
+        "pooling/norm": "attn_pool.norm",
+        "pooling/mlp/up": "attn_pool.mlp.fc1",
+        "pooling/mlp/down": "attn_pool.mlp.fc2",
+    },
+    block="blocks.{i}.",
+    block_layers={
+        "norm_1": "norm1",
+        "attention/query": "attn.q",  # three parts of attn.qkv
+        "attention/key": "attn.k",
+        "attention/value": "attn.v",
+        "attention/out": "attn.proj",
+        "scale_1": "ls1.gamma",
+        "norm_2": "norm2",
+        "mlp/up": "mlp.fc1",
+        "mlp/down": "mlp.fc2",
+        "scale_2": "ls2.gamma",
+    },
+    arrays={
+        "class_token": "cls_token",
+        "distillation_token": "dist_token",
+        "registers": "reg_token",
+        "positions": "pos_embed",
+        "pooling/probe": "attn_pool.latent",
+    },
+    before_head=("fc_norm.weight", "fc_norm.bias"),
+    unused={r"head_dist\.": "the classifier of the distillation token"} | _MASK,
+    **_TORCH,
+)
+TIMM = (
+    dataclasses.replace(
+        _TIMM,
+        name="distilled DeiT",
+        normalization="imagenet",
+        marks=("distillation_token",),
+    ),
+    dataclasses.replace(
+        _TIMM,
+        name="CLIP",
+        norm_epsilon=1e-5,
+        normalization="clip",
+        marks=("encoder/pre_norm",),
+        without_bias=("patch", "head"),
+    ),
+    dataclasses.replace(_TIMM, name="SigLIP", marks=("pooling/probe",)),
+    dataclasses.replace(
+        _TIMM,
+        name="DINOv2 or DeiT-III",
+        normalization="imagenet",
+        marks=("encoder/block_0/scale_1",),
+    ),
+    dataclasses.replace(_TIMM, interpolation="linear", shared="DeiT, DINO and MAE"),
+)
+
+# ---- Hugging Face transformers
+
+#: Names of a block's layers: those that `save_pretrained` writes, and those of the
+#: modules since transformers 5.
+_VIT_BLOCK = {
+    "norm_1": ("layernorm_before", "layernorm_before"),
+    "attention/query": ("attention.attention.query", "attention.q_proj"),
+    "attention/key": ("attention.attention.key", "attention.k_proj"),
+    "attention/value": ("attention.attention.value", "attention.v_proj"),
+    "attention/out": ("attention.output.dense", "attention.o_proj"),
+    "norm_2": ("layernorm_after", "layernorm_after"),
+    "mlp/up": ("intermediate.dense", "mlp.fc1"),
+    "mlp/down": ("output.dense", "mlp.fc2"),
+}
+_DINOV2_BLOCK = _VIT_BLOCK | {
+    "norm_1": ("norm1", "norm1"),
+    "scale_1": ("layer_scale1.lambda1", "layer_scale1.lambda1"),
+    "norm_2": ("norm2", "norm2"),
+    "mlp/up": ("mlp.fc1", "mlp.fc1"),
+    "mlp/down": ("mlp.fc2", "mlp.fc2"),
+    "scale_2": ("layer_scale2.lambda1", "layer_scale2.lambda1"),
+}
+_VIDEOMAE_BLOCK = _VIT_BLOCK | {
+    "attention/key": ("attention.attention.key", "attention.attention.key"),
+    "attention/query": ("attention.attention.query", "attention.attention.query"),
+    "attention/value": ("attention.attention.value", "attention.attention.value"),
+}
+
+
+def _hugging_face(column, block, block_layers, **changes):
+    """Returns a family of ViT's names outside the blocks, which `changes` replace."""
+    values = {
+        "library": "Hugging Face",
+        "norm_epsilon": 1e-12,
+        "layers": {
+            "patch": "embeddings.patch_embeddings.projection",
+            "encoder/norm": "layernorm",
+            "head": "classifier",
+        },
+        "block": block[column],
+        "block_layers": {k: names[column] for k, names in block_layers.items()},
+        "arrays": {
+            "class_token": "embeddings.cls_token",
+            "distillation_token": "embeddings.distillation_token",
+            "registers": "embeddings.register_tokens",
+            "positions": "embeddings.position_embeddings",
+        },
+        "unused": {r"pooler\.": "has no part in a TubeViT"} | _MASK,
+    }
+    return Family(**values | changes, **_TORCH)
+
+
+def _hugging_face_vits(column):
+    block = ("encoder.layer.{i}.", "layers.{i}.")
+    vit = _hugging_face(
+        column,
+        block,
+        _VIT_BLOCK,
+        name="ViT",
+        normalization="half",
+        model_types=("vit",),
+    )
+    distilled = {
+        r"distillation_classifier\.": "the classifier of the distillation token"
+    }
+    return (
+        dataclasses.replace(
+            vit,
+            name="distilled DeiT",
+            layers=vit.layers | {"head": "cls_classifier"},
+            normalization="imagenet",
+            model_types=("deit",),
+            marks=("distillation_token",),
+            unused=vit.unused | distilled,
+        ),
+        _hugging_face(
+            column,
+            ("encoder.layer.{i}.",) * 2,
+            _DINOV2_BLOCK,
+            name="DINOv2",
+            norm_epsilon=1e-6,
+            normalization="imagenet",
+            model_types=("dinov2", "dinov2_with_registers"),
+            marks=("encoder/block_0/scale_1",),
+            layers={k: v for k, v in vit.layers.items() if k != "head"},
+            unused={
+                r"classifier\.": "reads class token and mean of the patches together"
+            }
+            | _MASK,
+        ),
+        dataclasses.replace(
+            vit,
+            name="MAE",
+            normalization="imagenet",
+            model_types=("vit_mae",),
+            marks=("decoder",),
+        ),
+        dataclasses.replace(vit, interpolation="linear", shared="DeiT, DINO and MAE"),
+    )
+
+
+VIDEOMAE = tuple(
+    _hugging_face(
+        column,
+        ("encoder.layer.{i}.", "layers.{i}."),
+        layers,
+        name="VideoMAE",
+        normalization="imagenet",
+        model_types=("videomae",),
+        tubelets=True,
+        without_bias=("attention/key",),
+        before_head=("fc_norm.weight", "fc_norm.bias"),
+    )
+    for column, layers in ((0, _VIDEOMAE_BLOCK), (1, _VIT_BLOCK))
+)
+
+_CLIP = _hugging_face(
+    0,
+    ("encoder.layers.{i}.",),
+    {
+        "norm_1": ("layer_norm1",),
+        "attention/query": ("self_attn.q_proj",),
+        "attention/key": ("self_attn.k_proj",),
+        "attention/value": ("self_attn.v_proj",),
+        "attention/out": ("self_attn.out_proj",),
+        "norm_2": ("layer_norm2",),
+        "mlp/up": ("mlp.fc1",),
+        "mlp/down": ("mlp.fc2",),
+    },
+    name="CLIP",
+    norm_epsilon=1e-5,
+    normalization="clip",
+    layers={
+        "patch": "embeddings.patch_embedding",
+        "encoder/pre_norm": "pre_layrnorm",
+        "encoder/norm": "post_layernorm",
+    },
+    arrays={
+        "class_token": "embeddings.class_embedding",
+        "positions": "embeddings.position_embedding.weight",
+    },
+    model_types=("clip", "clip_vision_model"),
+    marks=("encoder/pre_norm",),
+    without_bias=("patch",),
+    unused={
+        r"embeddings\.position_ids": "counts from 0",
+        r"classifier\.": "reads the mean of the patches, not the pooled features",
+    },
+)
+CLIP = dataclasses.replace(_CLIP, gelu="quick")
+SIGLIP = dataclasses.replace(
+    _CLIP,
+    name="SigLIP",
+    norm_epsilon=1e-6,
+    gelu="tanh",
+    normalization="half",
+    layers={
+        "patch": "embeddings.patch_embedding",
+        "encoder/norm": "post_layernorm",
+        "pooling/attention/query": "head.attention.q_proj",
+        "pooling/attention/key": "head.attention.k_proj",
+        "pooling/attention/value": "head.attention.v_proj",
+        "pooling/attention/out": "head.attention.out_proj",
+        "pooling/norm": "head.layernorm",
+        "pooling/mlp/up": "head.mlp.fc1",
+        "pooling/mlp/down": "head.mlp.fc2",
+    },
+    arrays={
+        "positions": "embeddings.position_embedding.weight",
+        "pooling/probe": "head.probe",
+    },
+    model_types=("siglip", "siglip_vision_model"),
+    marks=(),
+    without_bias=(),
+)
+
+FAMILIES = (
+    AUGREG,
+    BIG_VISION,
+    *TIMM,
+    *(family for column in (0, 1) for family in _hugging_face_vits(column)),
+    *VIDEOMAE,
+    CLIP,
+    SIGLIP,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Refusal:
+    """A kind of ViT that the model cannot compute.
+
+    Attributes:
+        names: Pattern of names that give it away.
+        model_types: Pattern of Hugging Face's `model_type` and timm's `architecture`.
+        why: The reason, and what to take.
+    """
+
+    names: str
+    model_types: str
+    why: str
+
+
+REFUSED = (
+    Refusal(
+        r"\brope\b|rope_embed|rotary|^(model\.)?layer\.\d+\.|blocks\.\d+\.gamma_1$",
+        r"dinov3|eva02|vit_.*_rope|rope_vit",
+        "has rotary positions (DINOv3, EVA-02), which turn queries and keys in every "
+        "block; here positions are added to the tokens once. Take DINOv2, say "
+        "hf://facebook/dinov2-small.",
+    ),
+    Refusal(
+        r"relative_position_bias|rel_pos",
+        r"beit|data2vec|swin",
+        "adds a bias of relative positions to its attention (BEiT, data2vec, Swin), "
+        "which does not go with tubes. Take a ViT, DINOv2, CLIP or SigLIP.",
+    ),
+    Refusal(
+        r"mlp\.(weights_in|w12|gate_proj|fc1_g)\b",
+        r"vit_giant_.*dinov2",
+        "has gated MLPs (SwiGLU), as DINOv2's giant; here MLPs have one GELU. Take "
+        "small, base or large.",
+    ),
+    Refusal(
+        r"\.(q_norm|k_norm)\.",
+        r"siglip2_vision_model|siglip2$|aimv2|convnext|resnet|_rpn_|_xp_|x[12]_224$",
+        "is no plain ViT of square patches. Take a ViT, DINOv2, CLIP or SigLIP "
+        "(SigLIP 2 of a fixed size, not NaFlex).",
+    ),
+)

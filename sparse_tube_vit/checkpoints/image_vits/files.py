@@ -1,0 +1,223 @@
+"""Files and folders that image ViTs' weights come in.
+
+A file is `.npz` or `.safetensors`, or the index of several of the latter. A folder is
+one of the Hugging Face Hub: weights, `config.json` of transformers or timm, and
+`preprocessor_config.json`. Both files are read beside a single file too.
+"""
+
+import dataclasses
+import json
+import re
+from collections.abc import Mapping
+
+import ml_dtypes
+import numpy as np
+import safetensors
+from etils import epath
+
+from sparse_tube_vit import storage
+from sparse_tube_vit.checkpoints import stored
+from sparse_tube_vit.checkpoints.hub import HubPath
+from sparse_tube_vit.checkpoints.image_vits.families import ELSEWHERE, FUSED
+from sparse_tube_vit.errors import TubeViTError
+from sparse_tube_vit.storage import UnreachableStorage
+
+INDEX = ".safetensors.index.json"
+_PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".tar", ".pkl")
+
+#: Files of weights in a folder, the first that there is.
+_NAMES = ("model.safetensors", f"model{INDEX}")
+
+
+class UnreadableWeights(TubeViTError, ValueError):
+    """Weights that are missing, damaged, or not of a known kind."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """The files of an image ViT.
+
+    Attributes:
+        weights: Path of the weights or of their index.
+        config: Content of `config.json`, {} without one.
+        preprocessor: Content of `preprocessor_config.json`, {} without one.
+    """
+
+    weights: epath.Path | HubPath
+    config: Mapping
+    preprocessor: Mapping
+
+
+def holds_image_vit(path) -> bool:
+    """Returns whether a path is of an image ViT's weights, not of a stored model.
+
+    Folders are told apart by `config.json`: that of a release has a section "release",
+    those of transformers and timm have `model_type` or `architecture`.
+
+    Args:
+        path: As for `init.weights`.
+
+    Raises:
+        UnreachableStorage: The storage does not answer.
+    """
+    name = str(path)
+    if name.endswith((".npz", ".safetensors", INDEX, *_PICKLES)):
+        return True
+    with storage.reaching(name):
+        folder = stored.open_path(name)
+        if not folder.is_dir():
+            return False
+        files = {entry.name for entry in folder.iterdir()}
+        if stored.CONFIG not in files:
+            weights = [f for f in files if f.endswith((".npz", INDEX, *_PICKLES))]
+            weights += [f for f in files if re.search(r"\.safetensors$", f)]
+            return bool(weights) and stored.ARRAYS not in files
+        try:
+            config = _json(folder / stored.CONFIG)
+        except UnreadableWeights:  # whose release it is says so better
+            return False
+    return bool({"model_type", "architecture", "architectures"} & {*config})
+
+
+def find(path) -> Files:
+    """Finds an image ViT's files.
+
+    Raises:
+        UnreadableWeights: There are no weights, or they are pickled.
+        UnreachableStorage: The storage does not answer.
+    """
+    with storage.reaching(str(path)):
+        root = stored.open_path(path)
+        is_folder = root.is_dir()
+        folder = root if is_folder else root.parent
+        weights = _weights_in(root) if is_folder else root
+        if weights.name.endswith(_PICKLES):
+            raise UnreadableWeights(_pickled(weights))
+        config = _json(folder / stored.CONFIG)
+        if "release" in config:
+            raise UnreadableWeights(
+                f"{path} is a part of the release {folder}: give the folder."
+            )
+        preprocessor = _json(folder / "preprocessor_config.json")
+        preprocessor = preprocessor or _json(folder / "processor_config.json")
+    return Files(weights, config, preprocessor.get("image_processor", preprocessor))
+
+
+def _weights_in(folder):
+    names = sorted(entry.name for entry in folder.iterdir())
+    ends = (".safetensors", ".npz", INDEX)
+    for name in (*_NAMES, *[n for n in names if n.endswith(ends)]):
+        if name in names:
+            break
+    else:
+        pickles = [n for n in names if n.endswith(_PICKLES)]
+        if pickles:
+            return folder / pickles[0]
+        raise UnreadableWeights(
+            f"{folder} has no weights (.safetensors or .npz), but "
+            f"{', '.join(names[:8]) or 'nothing'}."
+        )
+    others = [n for n in names if n.endswith(ends) and n not in _NAMES]
+    if name not in _NAMES and len(others) > 1:
+        raise UnreadableWeights(
+            f"{folder} has several files of weights: name one of {', '.join(others)}."
+        )
+    return folder / name
+
+
+def _pickled(path):
+    name = str(path)
+    new = f"{re.sub(r'[.][^.]*$', '', path.name)}.safetensors"
+    return (
+        f"{name} is a pickle, which can run code when it is read: it is not read here. "
+        "To convert it, where torch and safetensors are installed:\n"
+        "  import torch; from safetensors.torch import save_file\n"
+        f"  weights = torch.load({path.name!r}, map_location='cpu', "
+        "weights_only=True)\n"
+        "  weights = weights.get('model', weights.get('state_dict', weights))\n"
+        "  save_file({k: x.contiguous().clone() for k, x in weights.items()}, "
+        f"{new!r})"
+    )
+
+
+def _json(path):
+    """Returns the object in a JSON file, {} where there is none."""
+    if not path.exists():
+        return {}
+    try:
+        content = json.loads(path.read_bytes())
+        if not isinstance(content, dict):
+            raise ValueError("it is no JSON object")
+    except UnreachableStorage:
+        raise
+    except ValueError as error:
+        raise UnreadableWeights(f"{path} cannot be read: {error}") from error
+    return content
+
+
+def read_arrays(path) -> dict[str, np.ndarray]:
+    """Reads all arrays of a file in float32, fused layers split in their parts.
+
+    Those of `ELSEWHERE` (text encoders, decoders) have their shape and no content.
+
+    Args:
+        path: An `.npz` or `.safetensors` file, or the index of several of the latter;
+            local, or at gs:// or hf://.
+
+    Raises:
+        UnreadableWeights: The file is missing, damaged or of another kind.
+        UnreachableStorage: The storage does not answer.
+    """
+    try:
+        path = path if isinstance(path, HubPath) else stored.open_path(path)
+        if path.name.endswith(INDEX):
+            names = sorted(set(json.loads(path.read_bytes())["weight_map"].values()))
+            parts = [_read_file(path.parent / name) for name in names]
+            file = {name: x for part in parts for name, x in part.items()}
+        else:
+            file = _read_file(path)
+    except UnreachableStorage:
+        raise
+    except Exception as error:  # each reader has its own for a damaged file
+        raise UnreadableWeights(f"{path} cannot be read: {error}") from error
+    for name in [n for n in file if _fused(n)]:
+        fused, parts = _fused(name)
+        x = file.pop(name)
+        for part, y in zip(parts, np.split(x, len(parts)), strict=True):
+            # torch's in_proj_weight, and in_proj_bias, have no dot
+            file[name.replace(fused, part).replace("proj_", "proj.")] = y
+    return file
+
+
+def _fused(name):
+    if not re.search(r"[._](weight|bias)$", name):
+        return None
+    return next(
+        ((k, v) for k, v in FUSED.items() if re.search(rf"\b{re.escape(k)}[._]", name)),
+        None,
+    )
+
+
+def _read_file(path):
+    with stored.on_disk(path) as local:
+        if local.name.endswith(".npz"):
+            with np.load(local, allow_pickle=False) as arrays:
+                return {name: _float32(arrays[name]) for name in arrays}
+        with safetensors.safe_open(local, "np") as arrays:
+            return {name: _tensor(arrays, name) for name in arrays.keys()}  # noqa: SIM118
+
+
+def _tensor(arrays, name):
+    if elsewhere(name):
+        return np.broadcast_to(np.float32(0), arrays.get_slice(name).get_shape())
+    return _float32(arrays.get_tensor(name))
+
+
+def _float32(x):
+    # numpy stores bfloat16 as two bytes of nothing known
+    return (x.view(ml_dtypes.bfloat16) if x.dtype == "V2" else x).astype(np.float32)
+
+
+def elsewhere(name: str) -> str:
+    """Returns the reason why an array is not read, or ""."""
+    return next((why for k, why in ELSEWHERE.items() if re.match(k, name)), "")

@@ -1,0 +1,90 @@
+"""Normalization of an image ViT's inputs, folded into its patch kernel.
+
+Image ViTs compute with (x - mean) / std of pixels x in 0..1, TubeViT with 2 x - 1. As
+patches are linear, a kernel and a bias for the latter give the same tokens.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+#: Means and standard deviations of pixels in 0..1, by value of `init.normalization`.
+KINDS = {
+    "half": ((0.5,) * 3, (0.5,) * 3),
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "clip": (
+        (0.48145466, 0.4578275, 0.40821073),
+        (0.26862954, 0.26130258, 0.27577711),
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Normalization:
+    """Mean and standard deviation of inputs, and where they come from.
+
+    Attributes:
+        mean, std: Of red, green and blue, in 0..1.
+        why: "by preprocessor_config.json".
+    """
+
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    why: str
+
+    def __str__(self):
+        known = {v: k for k, v in KINDS.items()}
+        mean, std = (", ".join(f"{x:g}" for x in v) for v in (self.mean, self.std))
+        name = known.get((self.mean, self.std), "its own")
+        return f"{name} (mean {mean}; std {std}), {self.why}"
+
+    @property
+    def is_ours(self) -> bool:
+        return (self.mean, self.std) == KINDS["half"]
+
+    def fold(self, kernel: np.ndarray, bias: np.ndarray):
+        """Returns (kernel, bias) for inputs in [-1, 1] that give the same tokens.
+
+        Args:
+            kernel: (..., h, w, 3, D).
+            bias: (D,).
+        """
+        if self.is_ours:
+            return kernel, bias
+        mean, std = np.array(self.mean), np.array(self.std)
+        of_grey = kernel.astype(np.float64).sum(tuple(range(kernel.ndim - 2)))
+        bias = bias + ((0.5 - mean) / std) @ of_grey
+        return kernel * (0.5 / std)[:, None], bias
+
+
+def choose(asked: str, config: Mapping, preprocessor: Mapping, family) -> Normalization:
+    """Returns the normalization of a file.
+
+    Args:
+        asked: `init.normalization`, which goes before what the files say.
+        config: `config.json`; that of timm has it in `pretrained_cfg`.
+        preprocessor: `preprocessor_config.json` of transformers.
+        family: The file's `Family`.
+    """
+    if asked:
+        return Normalization(*KINDS[asked], "by init.normalization")
+    timm = config.get("pretrained_cfg", config)
+    if "mean" in timm and "std" in timm:
+        return Normalization(tuple(timm["mean"]), tuple(timm["std"]), "by config.json")
+    if "image_mean" in preprocessor and "image_std" in preprocessor:
+        scale = 255 * preprocessor.get("rescale_factor", 1 / 255)
+        scale = scale if preprocessor.get("do_rescale", True) else 255
+        mean, std = np.zeros(3), np.ones(3)
+        if preprocessor.get("do_normalize", True):
+            mean = mean + preprocessor["image_mean"]
+            std = std * preprocessor["image_std"]
+        mean, std = (tuple((x / scale).round(9).tolist()) for x in (mean, std))
+        return Normalization(mean, std, "by preprocessor_config.json")
+    why = f"as most {family.name} models of {family.library}"
+    if family.shared:
+        why += (
+            f"; {family.shared} have the same names: for them, "
+            "--config.init.normalization=imagenet"
+        )
+    return Normalization(*KINDS[family.normalization], why)

@@ -1,0 +1,355 @@
+"""Reading an image ViT: its arrays by our names, its sizes and options."""
+
+import dataclasses
+import math
+import re
+
+import numpy as np
+
+from sparse_tube_vit.checkpoints.image_vits import files, normalization
+from sparse_tube_vit.checkpoints.image_vits.families import (
+    FAMILIES,
+    PREFIXES,
+    REFUSED,
+    Family,
+)
+from sparse_tube_vit.checkpoints.image_vits.files import UnreadableWeights
+from sparse_tube_vit.errors import TubeViTError
+
+#: Heads of ViTs by width, where they are not width / 64: H, g, G and so400m.
+_HEADS = {1280: 16, 1408: 16, 1664: 16, 1152: 16}
+
+#: `hidden_act` of transformers as `EncoderOptions.gelu`.
+_GELUS = {
+    "gelu": "erf",
+    "gelu_python": "erf",
+    "quick_gelu": "quick",
+    "gelu_new": "tanh",
+    "gelu_pytorch_tanh": "tanh",
+}
+
+
+#: timm's architectures with the tanh approximation.
+_TANH = (
+    r"(base_patch32|giantopt_patch16|so400m_patch16)_siglip"
+    r"|large_patch16_siglip(_gap)?_512$"
+)
+
+
+class UnsupportedViT(TubeViTError, ValueError):
+    """An image ViT that this model cannot compute."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageViT:
+    """An image ViT in memory.
+
+    Attributes:
+        source: In words: "vit.npz (ViT, AugReg; 12 blocks, width 768)".
+        family: What its names are of.
+        arrays: Arrays by our names, float32: kernels (in, out), or with heads where the
+            file has them; "patch/kernel" (h, w, 3, D) or (t, h, w, 3, D); "registers"
+            (1, R, D); "positions" (h, w, D) or (t, h, w, D); the positions of class
+            token and registers are added to them, and LayerScale is folded.
+        names: The file's names of these arrays, by ours.
+        before_head: Arrays by the file's names of layers between trunk and classifier.
+        dropped: (shape, reason) by the file's names of arrays without a part here.
+        left_over: Shapes by the file's names of arrays that the family does not know.
+        model: Values of keys of `config.model`: depth, width, mlp_dim, heads, gelu,
+            norm_epsilon, pre_norm, registers and pooling.
+        told: Keys of `model` that a config or the arrays tell; the others are guessed.
+        normalization: Of its inputs.
+        frames, size: Frames and pixels of its inputs.
+        labels: Class names of its classifier, by number where no config tells; ()
+            without one.
+    """
+
+    source: str
+    family: Family
+    arrays: dict[str, np.ndarray]
+    names: dict[str, str]
+    before_head: dict[str, np.ndarray]
+    dropped: dict[str, tuple]
+    left_over: dict[str, tuple]
+    model: dict
+    told: frozenset[str]
+    normalization: normalization.Normalization
+    frames: int
+    size: int
+    labels: tuple[str, ...]
+
+    @property
+    def patch(self) -> tuple[int, int, int]:
+        """Size of its patches as a tube's kernel, (frames, pixels, pixels)."""
+        *size, _, _ = self.arrays["patch/kernel"].shape
+        return (1, *size) if len(size) == 2 else tuple(size)
+
+    def array(self, name: str, heads: int) -> np.ndarray:
+        """Returns an array in the shape of our parameter, for a number of heads."""
+        x = self.arrays[name]
+        *_, layer, leaf = ("", *name.split("/"))
+        projected = layer in ("query", "key", "value")
+        if projected and x.ndim == 1 + (leaf == "kernel") and x.shape[-1] % heads == 0:
+            return x.reshape(*x.shape[:-1], heads, -1)
+        merged = layer == "out" and leaf == "kernel"
+        if merged and x.ndim == 2 and x.shape[0] % heads == 0:
+            return x.reshape(heads, -1, x.shape[-1])
+        return x
+
+
+def read(path, asked: str = "") -> ImageViT:
+    """Reads an image ViT.
+
+    Args:
+        path: An `.npz` or `.safetensors` file or a folder of the Hub; local, or at
+            gs:// or hf://.
+        asked: `init.normalization`.
+
+    Raises:
+        UnreadableWeights: It is missing, damaged, or of no known family.
+        UnsupportedViT: It is of a kind that the model cannot compute.
+        UnreachableStorage: The storage does not answer.
+    """
+    found = files.find(path)
+    _refuse_by_config(path, found.config)
+    file = _unstack(files.read_arrays(found.weights))
+    family, prefix = _family(path, file, found.config)
+    in_file = {name.removeprefix(prefix): name for name in file}
+    file = {name.removeprefix(prefix): x for name, x in file.items()}
+    file = {_bias_of(name): x for name, x in file.items()}
+    depth = family.depth(file)
+    names = {a: b for a, b in family.names(depth).items() if b in file}
+    arrays = {a: _kernel(family, a, file.pop(b)) for a, b in names.items()}
+    before_head = {n: file.pop(n) for n in family.before_head if n in file}
+    dropped, left_over = {}, {}
+    for name, x in file.items():
+        theirs = in_file.get(name, name)
+        why = files.elsewhere(theirs) or next(
+            (why for k, why in family.unused.items() if re.match(k, name)), ""
+        )
+        if why:
+            dropped[theirs] = x.shape, why
+        else:
+            left_over[theirs] = x.shape
+    model, told = _model(family, found.config, arrays, depth)
+    for end in family.without_bias:
+        for name in [n for n in arrays if n.endswith(f"{end}/kernel")]:
+            bias = name.replace("kernel", "bias")
+            arrays.setdefault(bias, np.zeros(arrays[name].shape[-1], np.float32))
+    _fold_layer_scale(arrays)
+    if family.tubelets:
+        arrays["positions"] = _sines(found.config, arrays, model["width"])
+        names["positions"] = "sines of the patches' index"
+    else:
+        _split_tokens(arrays, names)
+    registers = arrays.get("registers")
+    model["registers"] = 0 if registers is None else registers.shape[1]
+    pooling = "map" if "pooling/probe" in arrays else "mean"
+    model["pooling"] = "class_token" if "class_token" in arrays else pooling
+    return ImageViT(
+        source=f"{path} ({family}; {depth} blocks, width {model['width']})",
+        family=family,
+        arrays=arrays,
+        names={a: in_file.get(b, b) for a, b in names.items()},
+        before_head=before_head,
+        dropped=dropped,
+        left_over=left_over,
+        model=model,
+        told=frozenset(told),
+        normalization=normalization.choose(
+            asked, found.config, found.preprocessor, family
+        ),
+        frames=found.config.get("num_frames", 16) if family.tubelets else 1,
+        size=_size(found, arrays),
+        labels=_labels(found.config, arrays.get("head/kernel")),
+    )
+
+
+def _size(found, arrays):
+    """Returns the pixels of inputs, a multiple of the patches'."""
+    *_, patch = arrays["patch/kernel"].shape[:-2]
+    vision = found.config.get("vision_config", found.config)
+    timm = found.config.get("pretrained_cfg", found.config).get("input_size", [None])
+    size = timm[-1] or vision.get("image_size")
+    for key in ("size", "crop_size"):  # that of a crop is the last
+        given = found.preprocessor.get(key)
+        given = given.get("height") if isinstance(given, dict) else given
+        size = given if isinstance(given, int) else size
+    if not isinstance(size, int) and "positions" in arrays:
+        size = arrays["positions"].shape[-2] * patch
+    return max(round((size or 224) / patch), 1) * patch
+
+
+def _labels(config, kernel):
+    if kernel is None:
+        return ()
+    numbers = [str(i) for i in range(kernel.shape[-1])]
+    given = config.get("id2label") or dict(
+        zip(numbers, config.get("label_names", ()), strict=False)
+    )
+    names = tuple(str(given.get(i, i)) for i in numbers)
+    return names if len(set(names)) == len(names) else tuple(numbers)
+
+
+def _refuse_by_config(path, config):
+    kind = f"{config.get('model_type', '')} {config.get('architecture', '')}".strip()
+    for refusal in REFUSED:
+        if kind and re.search(refusal.model_types, kind):
+            raise UnsupportedViT(f"{path} ({kind}) {refusal.why}")
+
+
+def _family(path, file, config):
+    """Returns the family of arrays by name, and the prefix of their names."""
+    shapes = {name: x.shape for name, x in file.items()}
+    model_type = config.get("model_type")
+    rows = sorted(FAMILIES, key=lambda f: model_type not in f.model_types)
+    for prefix in PREFIXES:
+        inside = {name.removeprefix(prefix): x for name, x in shapes.items()}
+        for family in rows:
+            if family.recognizes(inside, model_type):
+                _refuse_by_arrays(path, file)
+                return family, prefix
+    _refuse_by_arrays(path, file)
+    known = ", ".join(dict.fromkeys(f"{f.name}" for f in FAMILIES))
+    raise UnreadableWeights(
+        f"{path} is not a ViT by names that are known here ({known}; of AugReg, "
+        f"big_vision, timm and Hugging Face): it has {len(file)} arrays, the first "
+        f"{', '.join(sorted(file)[:5])}."
+    )
+
+
+def _refuse_by_arrays(path, file):
+    for refusal in REFUSED:
+        if name := next((n for n in file if re.search(refusal.names, n)), None):
+            raise UnsupportedViT(f"{path} (it has {name}) {refusal.why}")
+    for name, x in file.items():
+        if name.endswith("embeddings.patch_embedding.weight") and x.ndim == 2:
+            raise UnsupportedViT(f"{path} (it has {name}) {REFUSED[-1].why}")
+        up = name.replace("mlp.fc2.weight", "mlp.fc1.weight")
+        if up != name and up in file and len(file[up]) == 2 * x.shape[1]:
+            raise UnsupportedViT(f"{path} (it has {up}) {REFUSED[2].why}")
+
+
+def _unstack(file):
+    """Splits big_vision's arrays of all blocks into one for each."""
+    for name in [n for n in file if "/encoderblock/" in n]:
+        for i, x in enumerate(file.pop(name)):
+            file[name.replace("/encoderblock/", f"/encoderblock_{i}/")] = x
+    return file
+
+
+def _bias_of(name):
+    """Returns VideoMAE's q_bias as the bias of its layer; other names unchanged."""
+    name = re.sub(r"\bq_bias$", "query.bias", name)
+    return re.sub(r"\bv_bias$", "value.bias", name)
+
+
+def _kernel(family, name, x):
+    """Returns a file's array with a kernel's inputs first, as in JAX."""
+    if not family.torch or not name.endswith("/kernel"):
+        return x
+    return np.moveaxis(x, (0, 1), (-1, -2))  # (D, 3, ...) and (out, in)
+
+
+def _model(family, config, arrays, depth):
+    """Returns the values of `config.model`, and the keys that are not guessed."""
+    vision = config.get("vision_config", config)
+    width = arrays["patch/kernel"].shape[-1]
+    query = arrays["encoder/block_0/attention/query/kernel"]
+    mlp = arrays.get("encoder/block_0/mlp/up/kernel")
+    architecture = config.get("architecture", "")
+    model = {
+        "depth": depth,
+        "width": width,
+        "mlp_dim": mlp.shape[-1] if mlp is not None else 4 * width,
+        "heads": _HEADS.get(width, max(width // 64, 1)),
+        "gelu": family.gelu,
+        "norm_epsilon": family.norm_epsilon,
+        "pre_norm": "encoder/pre_norm/scale" in arrays,
+    }
+    told = {"depth", "width", "mlp_dim", "pre_norm"}
+    if query.ndim == 3:
+        model["heads"] = query.shape[1]
+        told.add("heads")
+    vision = config.get("model_args", {}) | vision
+    for key, *theirs in (
+        ("heads", "num_attention_heads", "num_heads"),
+        ("norm_epsilon", "layer_norm_eps"),
+    ):
+        if values := [vision[name] for name in theirs if vision.get(name)]:
+            model[key] = values[0]
+            told.add(key)
+    if (act := vision.get("hidden_act")) is not None:
+        if act not in _GELUS:
+            raise UnsupportedViT(
+                f"Its config has hidden_act {act!r}; the model has "
+                f"{', '.join(sorted(_GELUS))}."
+            )
+        model["gelu"] = _GELUS[act]
+        told.add("gelu")
+    elif architecture:
+        if "quickgelu" in architecture:
+            model["gelu"] = "quick"
+        elif re.search(_TANH, architecture):
+            model["gelu"] = "tanh"
+        told.add("gelu")
+    return model, told
+
+
+def _fold_layer_scale(arrays):
+    """Multiplies LayerScale into the layer before it."""
+    for name in [n for n in arrays if re.search(r"/scale_[12]$", n)]:
+        scale, block = arrays.pop(name), name.rpartition("/")[0]
+        layer = "attention/out" if name.endswith("1") else "mlp/down"
+        for leaf in ("kernel", "bias"):
+            if (x := arrays.get(f"{block}/{layer}/{leaf}")) is not None:
+                arrays[f"{block}/{layer}/{leaf}"] = x * scale
+
+
+def _split_tokens(arrays, names):
+    """Adds positions to the tokens that have some; makes those of patches a grid."""
+    order = ("class_token", "distillation_token", "registers")
+    tokens = {a: np.atleast_2d(np.squeeze(arrays.pop(a))) for a in order if a in arrays}
+    if (positions := arrays.get("positions")) is not None:
+        positions = positions.reshape(-1, positions.shape[-1])
+        first, side = _grid(len(positions), sum(map(len, tokens.values())))
+        for name, x in tokens.items():
+            added, positions = np.split(positions, [min(len(x), first)])
+            first -= len(added)
+            tokens[name] = x + np.pad(added, [(0, len(x) - len(added)), (0, 0)])
+        arrays["positions"] = positions
+        if side:
+            arrays["positions"] = positions.reshape(side, side, -1)
+    if "class_token" in tokens:
+        arrays["class_token"] = tokens.pop("class_token")[None]
+    if tokens:
+        arrays["registers"] = np.concatenate([*tokens.values()])[None]
+        names["registers"] = " and ".join(names[name] for name in tokens)
+
+
+def _grid(positions, tokens):
+    """Returns how many tokens have positions, and the side of the patches' grid.
+
+    Args:
+        positions: Number of positions.
+        tokens: Number of tokens without a place. Position embeddings are of none, of
+            the class token alone, or of all of them.
+    """
+    for first in dict.fromkeys((0, min(1, tokens), tokens)):
+        side = math.isqrt(max(positions - first, 0))
+        if side and side * side == positions - first:
+            return first, side
+    return 0, 0
+
+
+def _sines(config, arrays, width):
+    """Returns VideoMAE's fixed positions (t, h, w, D): sines of a patch's index."""
+    t, h, w, *_ = arrays["patch/kernel"].shape
+    frames, size = config.get("num_frames", 16), config.get("image_size", 224)
+    grid = frames // t, size // h, size // w
+    channels = np.arange(width)
+    angles = np.arange(math.prod(grid))[:, None] / 10_000 ** (
+        2 * (channels // 2) / width
+    )
+    table = np.where(channels % 2, np.cos(angles), np.sin(angles))
+    return table.reshape(*grid, width).astype(np.float32)

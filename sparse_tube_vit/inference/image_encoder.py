@@ -1,0 +1,81 @@
+"""An image ViT's weights as a model to be used, without training.
+
+Features of an image are those of the library that the weights come from. A clip goes
+through the same patches: those of two frames, a second apart, attend to each other.
+VideoMAE's clips go through its tubes of two frames. A classifier is a head for images
+and clips.
+"""
+
+import jax
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from sparse_tube_vit.checkpoints import image_vits, pretrained, stored
+from sparse_tube_vit.config import ConfigDict, default_config, stream
+from sparse_tube_vit.log import log
+from sparse_tube_vit.models.tubevit import init_params, make_model
+
+#: Name of the head of a classifier in the weights.
+HEAD = "classifier"
+
+#: Clips of two seconds, of which a ViT of 2-D patches reads two frames.
+FRAMES, FPS, STRIDE = 16, 8.0, 8
+
+#: VideoMAE's clips: every fourth frame of 30 a second.
+_TUBELETS_FPS = 7.5
+
+
+def read(path) -> stored.StoredModel:
+    """Reads an image ViT's weights as a stored model, of step 0.
+
+    Raises:
+        UnreadableWeights, UnsupportedViT: As `image_vits.read`.
+        WeightsDoNotMatch: Arrays are left over or missing.
+        UnreachableStorage: The URL's storage does not answer.
+    """
+    vit = image_vits.read(path)
+    class_names = {HEAD: vit.labels} if vit.labels and not vit.before_head else {}
+    config = encoder_config(str(path), vit, class_names)
+    model = make_model(
+        config, {head: len(names) for head, names in class_names.items()}
+    )
+
+    def fresh():
+        return init_params(model, jax.random.key(config.seed), model.clip)
+
+    shapes = jax.eval_shape(fresh)
+    params, report = pretrained.initial_params(config, model, shapes, class_names)
+    for note in report.notes:
+        log.info("%s: %s", path, note)
+    if report.new:  # the norm after VideoMAE's trunk, which has none: 1 and 0
+        new = flatten_dict(jax.device_get(fresh()))
+        params = unflatten_dict(new | flatten_dict(params))
+    return stored.StoredModel(
+        name=report.source,
+        run={"config": config.to_dict(), "class_names": class_names},
+        step=0,
+        averaged=False,
+        params=params,
+    )
+
+
+def encoder_config(path: str, vit: image_vits.ImageViT, class_names) -> ConfigDict:
+    """Returns the config of an image ViT as a model with its patches as one tube."""
+    config = default_config()
+    config.total_steps = 1  # a stored config has some
+    t, h, w = vit.patch
+    if t == 1:
+        config.clip.update(frames=FRAMES, fps=FPS, size=vit.size)
+    else:
+        config.clip.update(frames=vit.frames, fps=_TUBELETS_FPS, size=vit.size)
+    stride = (STRIDE if t == 1 else t, h, w)
+    positions = "learned" if "positions" in vit.arrays else "none"
+    config.model.update(vit.model | {"positions": positions})
+    config.model.tubes = ({"kernel": vit.patch, "stride": stride},)
+    keep = "keep" if positions == "learned" else "drop"
+    config.init.update({"weights": path, "positions": keep})
+    if class_names:
+        config.init.head = HEAD
+    for kind in ("image", "video") if class_names else ():
+        source = {"kind": kind, "dataset": path, "head": HEAD, "batch_size": 1}
+        config.streams[f"{kind}s"] = stream(**source)
+    return config

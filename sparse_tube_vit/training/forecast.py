@@ -1,0 +1,114 @@
+"""Prediction of the time that a run takes, from the time of its first steps."""
+
+from collections.abc import Iterator, Mapping
+
+from sparse_tube_vit.config import ConfigDict, EncoderOptions
+from sparse_tube_vit.models.tubes import count_tokens
+from sparse_tube_vit.models.variants import make_tubes
+from sparse_tube_vit.training.reporting import clock_time
+
+#: Steps after which a run predicts its time.
+STEPS = 20
+
+#: Seconds above which a run on a CPU says what would be quicker.
+LONG = 300
+
+
+def forecast(
+    config: ConfigDict,
+    examples: Mapping[str, int],
+    done: int,
+    step_seconds: float,
+    on_cpu: bool,
+) -> str:
+    """Returns text on the time that is left of a run, and on what would be quicker.
+
+    Args:
+        config: The config of the run.
+        examples: Number of examples of every evaluation.
+        done: Number of steps taken.
+        step_seconds: Measured seconds of a step.
+        on_cpu: Whether it runs on a CPU; a long run is then told what would be quicker.
+    """
+    total, every = config.total_steps, config.evaluate_every_steps
+    evaluated = {*range(every, total, every), total} if every else {total}
+    times = len([step for step in evaluated if step > done]) if examples else 0
+    training = step_seconds * (total - done)
+    evaluating = (
+        times * step_seconds * evaluation_work(config, examples) / training_work(config)
+    )
+    text = (
+        f"At {step_seconds:.3g} s a step this run takes about "
+        f"{clock_time(training + evaluating)} more: {clock_time(training)} for "
+        f"{_count(total - done, 'step')}, {clock_time(evaluating)} for "
+        f"{_count(times, 'evaluation')}."
+    )
+    if not on_cpu or training + evaluating < LONG:
+        return text
+    options = list(quicker(config))
+    if evaluating > 0.2 * (training + evaluating):
+        name = max(config.evaluations, key=lambda e: evaluation_work(config, {e: 1}))
+        options.append(f"--config.evaluations.{name}.temporal_views=1: fewer views")
+    return "\n  ".join([f"{text} In a new --workdir these are quicker:", *options])
+
+
+def _count(number, what):
+    return f"{number} {what}" + "s" * (number != 1)
+
+
+def training_work(config: ConfigDict) -> float:
+    """Returns the work of a step, in tokens that go forward through all blocks.
+
+    A block's gradient costs twice its forward pass, and frozen blocks have none.
+    """
+    options = EncoderOptions.of(config)
+    trained = 1 - options.frozen_layers / options.layers
+    streams = config.streams.values()
+    return sum(s.batch_size * _tokens(config, s) for s in streams) * (1 + 2 * trained)
+
+
+def evaluation_work(config: ConfigDict, examples: Mapping[str, int]) -> float:
+    """Returns the work of evaluations, in the unit of `training_work`.
+
+    Args:
+        config: The config of the run.
+        examples: Number of examples by the evaluations' names.
+    """
+    work = 0
+    for name, count in examples.items():
+        e = config.evaluations[name]
+        views = e.spatial_views * (e.temporal_views if e.kind == "video" else 1)
+        work += count * views * _tokens(config, e, e.stride_scale)
+    return work
+
+
+def _tokens(config, source, stride_scale=1.0):
+    tubes = [tube.restride(stride_scale) for tube in make_tubes(config.model.tubes)]
+    frames, size = config.clip.frames, config.clip.size
+    return count_tokens(tubes, (frames if source.kind == "video" else 1, size, size))
+
+
+def quicker(config: ConfigDict) -> Iterator[str]:
+    """Yields options that make a run quicker, with the time that they leave.
+
+    Args:
+        config: The config of the run.
+    """
+    layers, now = EncoderOptions.of(config).layers, training_work(config)
+    patch = max(tube.kernel[2] for tube in make_tubes(config.model.tubes))
+    changes = [
+        (("optimizer", "frozen_layers", layers - trained), "optimizer.trained_layers")
+        for trained in (layers // 3, 0)
+    ]
+    if (size := config.clip.size * 3 // 4 // patch * patch) >= 3 * patch:
+        changes.insert(0, (("clip", "size", size), "clip.size"))
+    for (section, key, value), option in changes:
+        changed = config.copy_and_resolve_references()
+        changed[section][key] = value
+        if (share := training_work(changed) / now) < 0.9:
+            given = layers - value if key == "frozen_layers" else value
+            alone = " (pooling and heads alone)" if given == 0 else ""
+            yield f"--config.{option}={given}{alone}: {share:.0%} of the time a step"
+    if config.data.folder:
+        half = max(config.data.epochs // 2, 1)
+        yield f"--config.data.epochs={half}: fewer steps"

@@ -1,0 +1,102 @@
+"""Defaults of fine-tuning, for what the weights and the trained layers are.
+
+`finetuning.complete` sets a config's open keys to these. They suit some ten classes of
+some fifty clips, and two CPU cores.
+"""
+
+from collections.abc import Sequence
+
+from sparse_tube_vit.config import ConfigDict
+
+#: Keys of the config that a recipe sets, beside the sections `clip` and `model`.
+KEYS = (
+    "optimizer.learning_rate",
+    "optimizer.layer_decay",
+    "optimizer.video_tubes_rate",
+    "init.positions",
+    "init.inflate",
+    "data.epochs",
+)
+
+#: Clips of an image ViT: frames, at frames per second, of about so many pixels a side.
+FRAMES, FPS, PIXELS = 16, 8.0, 112
+
+
+def from_run(config: ConfigDict) -> dict[str, object]:
+    """Returns the values of `KEYS` for weights of a run or a release."""
+    return {
+        "optimizer.learning_rate": _rate(config),
+        "optimizer.layer_decay": 1.0,
+        "init.positions": "drop",
+        "init.inflate": "none",
+        "data.epochs": 30,
+    }
+
+
+def from_image_vit(config: ConfigDict, patch: Sequence[int]) -> dict[str, object]:
+    """Returns values of `clip`, `model` and `KEYS` for weights of an image ViT.
+
+    Where layers are frozen, the tube of single frames reads the clip alone: what is
+    frozen has to come from the weights.
+
+    Args:
+        config: The config. Keys of it that are set are heeded.
+        patch: Size of the ViT's patches as a tube's kernel, (frames, pixels, pixels).
+    """
+    everything = config.optimizer.trained_layers is None
+    frames = config.clip.frames or FRAMES
+    values = {
+        "clip.frames": frames,
+        "clip.fps": FPS,
+        "clip.size": patch[1] * max(round(PIXELS / patch[1]), 4),
+        "model.tubes": video_tubes(frames, patch) if everything else (),
+        "model.pooling": "attention",
+        "model.stochastic_depth": 0.0 if config.optimizer.trained_layers == 0 else 0.1,
+        "optimizer.learning_rate": _rate(config),
+        "optimizer.layer_decay": 1.0 if config.optimizer.trained_layers == 0 else 0.7,
+        "init.positions": "drop",
+        "data.epochs": 10,
+    }
+    moments = 2 if everything else 4
+    values["model.tubes"] += (image_tube(frames, patch, moments),)
+    if config.model.positions is None:
+        values["model.positions"] = "learned"
+        values["model.position_gain"] = 0.0 if everything else None
+    if (config.model.positions or "learned") == "learned":
+        values["init.positions"] = "keep"
+    ours = config.model.tubes is None
+    values["init.inflate"] = "central_frame" if ours and everything else "none"
+    if everything and config.init.inflate in (None, "repeat", "central_frame"):
+        values["optimizer.video_tubes_rate"] = 0.1  # they know something already
+    elif everything:
+        values["optimizer.video_tubes_rate"] = 1.0
+    return values
+
+
+def image_tube(frames: int, patch: Sequence[int], moments: int) -> dict:
+    """Returns the tube of an image ViT's patches, at a number of moments of a clip."""
+    t, h, w = patch
+    return {"kernel": (t, h, w), "stride": (max(frames // moments, t), h, w)}
+
+
+def video_tubes(frames: int, patch: Sequence[int]) -> tuple[dict, ...]:
+    """Returns the paper's three tubes of several frames, for shorter clips.
+
+    Their strides are two patches, their windows in the middle of these.
+    """
+    _, h, w = patch
+    tubes = []
+    for t, size in ((8, 8), (16, 4), (4, 12)):
+        t = min(t, frames)
+        tubes.append(
+            {
+                "kernel": (t, size, size),
+                "stride": (max(t, frames // 2), 2 * h, 2 * w),
+                "offset": (0, max(h - size // 2, 0), max(w - size // 2, 0)),
+            }
+        )
+    return tuple(tubes) if frames > 1 else ()
+
+
+def _rate(config):
+    return 3e-3 if config.optimizer.trained_layers == 0 else 3e-4

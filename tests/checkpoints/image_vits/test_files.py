@@ -1,0 +1,98 @@
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from sparse_tube_vit.checkpoints import image_vits, stored
+from sparse_tube_vit.checkpoints.image_vits import UnreadableWeights
+from sparse_tube_vit.checkpoints.step import DamagedCheckpoint
+from sparse_tube_vit.config import InvalidConfig
+from tests import hub as stand_in
+from tests.checkpoints.image_vits.models import GOLDEN, config_of, load
+
+VIT = GOLDEN / "hugging_face_dinov2"
+
+
+def same(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a.arrays, b.arrays)
+    assert a.model == b.model and a.normalization == b.normalization
+
+
+def test_a_file_is_read_with_the_configs_beside_it():
+    same(image_vits.read(VIT / "model.safetensors"), image_vits.read(VIT))
+
+
+def test_shards_and_their_index(tmp_path):
+    shutil.copytree(VIT, tmp_path / "vit")
+    (tmp_path / "vit" / "model.safetensors").unlink()
+    arrays = load_file(VIT / "model.safetensors")
+    parts = [{}, {}]
+    for i, name in enumerate(arrays):
+        parts[i % 2][name] = arrays[name]
+    names = [f"model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    for name, part in zip(names, parts, strict=True):
+        save_file(part, tmp_path / "vit" / name)
+    weight_map = {k: names[i] for i, part in enumerate(parts) for k in part}
+    index = tmp_path / "vit" / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    for path in (tmp_path / "vit", index):
+        assert image_vits.holds_image_vit(path)
+        same(image_vits.read(path), image_vits.read(VIT))
+    (tmp_path / "vit" / names[1]).unlink()
+    with pytest.raises(UnreadableWeights, match="cannot be read: .*00002-of-00002"):
+        image_vits.read(tmp_path / "vit")
+
+
+def test_a_folder_of_the_hub(monkeypatch, tmp_path):
+    with stand_in.running(monkeypatch, tmp_path / "cache") as server:
+        server.repositories["me/vit"] = {p.name: p.read_bytes() for p in VIT.iterdir()}
+        for path in ("hf://me/vit", "hf://me/vit/model.safetensors"):
+            assert image_vits.holds_image_vit(path)
+            same(image_vits.read(path), image_vits.read(VIT))
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "vit.pth", "vit.pt"])
+def test_pickles_are_refused_with_the_way_to_convert_them(tmp_path, name):
+    (tmp_path / name).write_bytes(b"\x80")
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    for path in (tmp_path, tmp_path / name):
+        assert image_vits.holds_image_vit(path)
+        with pytest.raises(UnreadableWeights, match="is a pickle") as error:
+            image_vits.read(path)
+    assert "weights = torch.load" in str(error.value)
+    assert f"{name.split('.')[0]}.safetensors" in str(error.value)
+
+
+def test_releases_and_runs_are_told_apart(tmp_path):
+    assert not image_vits.holds_image_vit("demo")
+    assert not image_vits.holds_image_vit(tmp_path / "nothing")
+    (tmp_path / "checkpoints").mkdir()
+    assert not image_vits.holds_image_vit(tmp_path)
+    # A release without its config is a damaged one, as before.
+    shutil.copy(stored.DEMO / "model.safetensors", tmp_path)
+    assert not image_vits.holds_image_vit(tmp_path)
+    with pytest.raises(DamagedCheckpoint, match="config.json is gone"):
+        stored.read(tmp_path)
+    with pytest.raises(UnreadableWeights, match="part of the release .* give the fold"):
+        image_vits.read(stored.DEMO / "model.safetensors")
+
+
+def test_what_is_no_weights_is_named(tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "vit"}')
+    with pytest.raises(UnreadableWeights, match="no weights .* but config.json"):
+        image_vits.read(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    assert not image_vits.holds_image_vit(tmp_path)  # a release may be damaged so
+    with pytest.raises(UnreadableWeights, match="config.json cannot be read"):
+        (tmp_path / "model.safetensors").touch()
+        image_vits.read(tmp_path)
+
+
+def test_keys_that_do_not_go_with_a_folder_of_an_image_vit():
+    config = config_of(VIT)
+    config.init.fresh = ("stem",)
+    with pytest.raises(InvalidConfig, match="not a run whose parameters"):
+        load(config)

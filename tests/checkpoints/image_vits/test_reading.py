@@ -1,0 +1,331 @@
+"""Features of image ViTs against those of transformers and timm.
+
+The folders in golden/image_vits are made by golden/make.py, of every family and naming.
+"""
+
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from sparse_tube_vit.checkpoints import image_vits
+from sparse_tube_vit.checkpoints.image_vits import UnreadableWeights, UnsupportedViT
+from sparse_tube_vit.checkpoints.image_vits.families import FAMILIES
+from tests.checkpoints.image_vits.models import GOLDEN, config_of, features, load
+
+#: Family that a folder is of, its tokens without a place, and their pooling.
+FOLDERS = {
+    "hugging_face_deit_distilled": ("distilled DeiT", 2, "class_token"),
+    "hugging_face_mae": ("MAE", 1, "class_token"),
+    "hugging_face_dino": ("ViT", 1, "class_token"),
+    "hugging_face_dinov2": ("DINOv2", 1, "class_token"),
+    "hugging_face_dinov2_registers": ("DINOv2", 3, "class_token"),
+    "hugging_face_clip": ("CLIP", 1, "class_token"),
+    "hugging_face_siglip": ("SigLIP", 0, "map"),
+    "timm_deit": ("ViT", 1, "class_token"),
+    "timm_deit_distilled": ("distilled DeiT", 2, "class_token"),
+    "timm_deit3": ("DINOv2 or DeiT-III", 1, "class_token"),
+    "timm_dinov2": ("DINOv2 or DeiT-III", 1, "class_token"),
+    "timm_dinov2_registers": ("DINOv2 or DeiT-III", 5, "class_token"),
+    "timm_clip": ("CLIP", 1, "class_token"),
+    "timm_siglip": ("SigLIP", 0, "map"),
+    "big_vision.npz": ("ViT or SigLIP", 0, "map"),
+}
+
+
+@pytest.fixture(scope="module")
+def references():
+    return dict(np.load(GOLDEN / "references.npz"))
+
+
+def expected(references, name, extra):
+    name = name.removesuffix(".npz")
+    pooled, tokens = (references[f"{name}/{x}"] for x in ("pooled", "tokens"))
+    if name == "timm_deit_distilled":  # the mean of class and distillation token
+        pooled = tokens[:, 0]
+    return pooled, tokens[:, extra:]
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_features_equal_those_of_the_library(references, name):
+    family, extra, pooling = FOLDERS[name]
+    vit = image_vits.read(GOLDEN / name)
+    assert vit.family.name == family and not vit.left_over
+    assert vit.model["pooling"] == pooling
+    ours = features(config_of(GOLDEN / name), references["images"])
+    for x, theirs in zip(ours, expected(references, name, extra), strict=True):
+        assert x.shape == theirs.shape and np.ptp(theirs) > 1
+        np.testing.assert_allclose(x, theirs, atol=1e-4)
+
+
+def test_videomae_reads_clips_with_its_tubes_of_two_frames(references):
+    path = GOLDEN / "hugging_face_videomae"
+    config = config_of(path, frames=4)
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    x = (references["images"] / 255 - mean) / std
+    dimmed = np.stack([x * b for b in (0.25, 0.5, 0.75, 1)], 1)  # as in make.py
+    pooled, tokens = features(config, (2 * (dimmed * std + mean) - 1).astype("f4"))
+    name = "hugging_face_videomae"
+    np.testing.assert_allclose(tokens, references[f"{name}/tokens"], atol=1e-4)
+    np.testing.assert_allclose(pooled, references[f"{name}/pooled"], atol=1e-4)
+    _, _, report = load(config)
+    assert {*report.new} == {
+        *("encoder/norm/scale", "encoder/norm/bias", "head_h/kernel", "head_h/bias")
+    }
+    # An image tube takes the sum over frames: a still clip's.
+    config.model.tubes = (
+        *config.model.tubes,
+        {"kernel": (1, 8, 8), "stride": (4, 8, 8)},
+    )
+    _, params, _ = load(config)
+    kernels = [params["stem"][f"tube_{i}"]["kernel"] for i in (0, 1)]
+    np.testing.assert_allclose(kernels[0].sum(0), kernels[1][0], atol=1e-6)
+
+
+def copy(name, folder, rename=lambda name: name, **config):
+    """A folder with other names, and changes of its config.json."""
+    shutil.copytree(GOLDEN / name, folder)
+    arrays = load_file(folder / "model.safetensors")
+    arrays = {rename(k): x for k, x in arrays.items()}
+    save_file(arrays, folder / "model.safetensors")
+    content = json.loads((folder / "config.json").read_text()) | config
+    (folder / "config.json").write_text(json.dumps(content))
+    return folder
+
+
+def same_arrays(a, b):
+    assert a.arrays.keys() == b.arrays.keys() and not a.left_over
+    jax.tree.map(np.testing.assert_array_equal, a.arrays, b.arrays)
+
+
+@pytest.mark.parametrize(
+    "name, renamed",
+    [
+        (
+            name,
+            (
+                ("encoder.layer.", "encoder.layer." if "dinov2" in name else "layers."),
+                ("attention.attention.query", "attention.q_proj"),
+                ("attention.attention.key", "attention.k_proj"),
+                ("attention.attention.value", "attention.v_proj"),
+                ("attention.output.dense", "attention.o_proj"),
+                ("intermediate.dense", "mlp.fc1"),
+                ("output.dense", "mlp.fc2"),
+                ("decoder_encoder.layers", "decoder_layers"),
+            ),
+        )
+        for name in (
+            "hugging_face_deit_distilled",
+            "hugging_face_mae",
+            "hugging_face_dino",
+            "hugging_face_dinov2",
+            "hugging_face_dinov2_registers",
+        )
+    ]
+    + [
+        (
+            "hugging_face_videomae",
+            (("q_bias", "query.bias"), ("v_bias", "value.bias")),
+        )
+    ],
+)
+def test_names_of_modules_since_transformers_5(references, tmp_path, name, renamed):
+    def rename(array):
+        for old, new in renamed:
+            array = array.replace(old, new)
+        return array
+
+    folder = copy(name, tmp_path / "vit", rename)
+    names = sorted(load_file(folder / "model.safetensors"))
+    module_names = references[f"{name}/module_names"].tolist()
+    if name != "hugging_face_mae":  # the decoder's are others again
+        assert names == module_names
+    assert {n for n in names if n.startswith("vit.")} <= {*module_names}
+    same_arrays(image_vits.read(folder), image_vits.read(GOLDEN / name))
+
+
+@pytest.mark.parametrize(
+    "name, rename",
+    [
+        ("hugging_face_siglip", lambda n: f"vision_model.{n}"),
+        ("hugging_face_clip", lambda n: n.removeprefix("vision_model.")),
+        ("hugging_face_mae", lambda n: n.removeprefix("vit.")),
+        ("timm_dinov2", lambda n: f"module.{n}"),
+    ],
+)
+def test_a_vit_as_a_part_and_alone(tmp_path, name, rename):
+    folder = copy(name, tmp_path / "vit", rename)
+    same_arrays(image_vits.read(folder), image_vits.read(GOLDEN / name))
+
+
+def test_stacked_blocks_of_big_vision_and_its_bfloat16(tmp_path):
+    arrays = dict(np.load(GOLDEN / "big_vision.npz"))
+    stacked = {k: x for k, x in arrays.items() if "encoderblock" not in k}
+    for name in [k for k in arrays if "encoderblock_0/" in k]:
+        both = [arrays[name.replace("_0/", f"_{i}/", 1)] for i in (0, 1)]
+        stacked[name.replace("encoderblock_0/", "encoderblock/")] = np.stack(both)
+    stacked = {k.removeprefix("params/img/"): x for k, x in stacked.items()}
+    stacked["params/txt/head/kernel"] = np.ones(3)
+    np.savez(tmp_path / "stacked.npz", **stacked)
+    vit = image_vits.read(tmp_path / "stacked.npz")
+    same_arrays(vit, image_vits.read(GOLDEN / "big_vision.npz"))
+    assert vit.dropped == {"params/txt/head/kernel": ((3,), "of the text encoder")}
+    # numpy writes bfloat16 as two bytes without a name.
+    rounded = {k: x.astype("bfloat16").view("V2") for k, x in arrays.items()}
+    np.savez(tmp_path / "bfloat16.npz", **rounded)
+    read = image_vits.read(tmp_path / "bfloat16.npz").arrays["patch/kernel"]
+    kernel = arrays["params/img/embedding/kernel"].astype("bfloat16")
+    np.testing.assert_array_equal(read, kernel.astype(np.float32))
+
+
+def test_attention_pooling_takes_siglips_probe_without_its_mlp():
+    config = config_of(GOLDEN / "hugging_face_siglip", pooling="attention")
+    _, params, report = load(config)
+    config.model.pooling = "map"
+    _, whole, _ = load(config)
+    assert {*params["pooling"]} == {"probe", "attention"}
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        params["pooling"],
+        {k: whole["pooling"][k] for k in ("probe", "attention")},
+    )
+    assert report.dropped["head.mlp.fc1.weight"][1].endswith("has no MLP; 'map' has")
+
+
+def test_what_has_no_part_is_dropped_and_said():
+    for name, theirs, why in (
+        ("hugging_face_mae", "decoder.decoder_norm.weight", "of the decoder"),
+        ("hugging_face_clip", "text_model.final_layer_norm.bias", "of the text enc"),
+        ("hugging_face_dinov2", "classifier.weight", "reads class token and mean"),
+        ("timm_deit_distilled", "head_dist.weight", "of the distillation token"),
+    ):
+        vit = image_vits.read(GOLDEN / name)
+        assert why in vit.dropped[theirs][1]
+    _, _, report = load(config_of(GOLDEN / "timm_dinov2_registers", registers=0))
+    assert report.dropped["reg_token"] == ((1, 4, 16), "model.registers is 0")
+
+
+def test_heads_epsilon_and_gelu_are_the_configs(tmp_path):
+    for changes in (
+        {"num_attention_heads": 4, "layer_norm_eps": 0.1},
+        {"hidden_act": "gelu_new"},
+    ):
+        folder = copy("hugging_face_dino", tmp_path / "-".join(changes), **changes)
+        model = image_vits.read(folder).model
+        ours = {"num_attention_heads": "heads", "layer_norm_eps": "norm_epsilon"}
+        for key, value in changes.items():
+            assert model[ours.get(key, "gelu")] in (value, "tanh")
+    assert image_vits.read(GOLDEN / "timm_clip").model["gelu"] == "quick"
+    siglip2 = {"architecture": "vit_so400m_patch16_siglip_256"}
+    folder = copy("timm_siglip", tmp_path / "siglip2", **siglip2)
+    assert image_vits.read(folder).model["gelu"] == "tanh"
+    # Without a config heads are width / 64, but for a few widths.
+    save_file(load_file(folder / "model.safetensors"), tmp_path / "alone.safetensors")
+    vit = image_vits.read(tmp_path / "alone.safetensors")
+    assert vit.model["heads"] == 1 and "heads" not in vit.told
+    config = config_of(tmp_path / "alone.safetensors")
+    notes = load(config)[2].notes
+    assert "model.heads is 1; a file does not tell them" in notes
+    with pytest.raises(UnsupportedViT, match="hidden_act 'relu'"):
+        image_vits.read(copy("hugging_face_dino", tmp_path / "relu", hidden_act="relu"))
+
+
+@pytest.mark.parametrize(
+    "name, gelu, epsilon, normalization",
+    [
+        ("hugging_face_deit_distilled", "erf", 1e-12, "imagenet"),
+        ("hugging_face_mae", "erf", 1e-12, "imagenet"),
+        ("hugging_face_dino", "erf", 1e-12, "half"),
+        ("hugging_face_dinov2_registers", "erf", 1e-6, "imagenet"),
+        ("hugging_face_clip", "quick", 1e-5, "clip"),
+        ("hugging_face_siglip", "tanh", 1e-6, "half"),
+        ("hugging_face_videomae", "erf", 1e-12, "imagenet"),
+        ("timm_deit", "erf", 1e-6, "half"),
+        ("timm_deit_distilled", "erf", 1e-6, "imagenet"),
+        ("timm_deit3", "erf", 1e-6, "imagenet"),
+        ("timm_clip", "erf", 1e-5, "clip"),
+        ("timm_siglip", "erf", 1e-6, "half"),
+    ],
+)
+def test_a_file_alone_has_its_familys_options(
+    tmp_path, name, gelu, epsilon, normalization
+):
+    shutil.copy(GOLDEN / name / "model.safetensors", tmp_path / "a.safetensors")
+    vit = image_vits.read(tmp_path / "a.safetensors")
+    assert not vit.left_over and vit.family == image_vits.read(GOLDEN / name).family
+    assert (vit.model["gelu"], vit.model["norm_epsilon"]) == (gelu, epsilon)
+    assert str(vit.normalization).startswith(f"{normalization} (")
+
+
+def test_wrong_heads_are_an_error_that_gives_the_sizes():
+    config = config_of(GOLDEN / "hugging_face_dino", heads=4, depth=3)
+    with pytest.raises(ValueError, match="model.heads  2 is 4 here") as error:
+        load(config)
+    assert str(error.value).endswith(
+        "Set config.model to these sizes (depth=2, heads=2), or choose other weights."
+    )
+    config = config_of(GOLDEN / "hugging_face_clip", pre_norm=False)
+    with pytest.raises(ValueError, match="these sizes .pre_norm=True"):
+        load(config)
+    config = config_of(GOLDEN / "hugging_face_dino")
+    config.model.tubes = ({"kernel": (4, 8, 8), "stride": (4, 8, 8)},)
+    config.clip.frames = 4
+    with pytest.raises(ValueError, match="no tube takes it") as error:
+        load(config)
+    assert "sizes" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "arrays, config, why",
+    [
+        ({"blocks.0.attn.rope.freqs": 1}, {}, "rotary positions .* Take DINOv2"),
+        ({"layer.0.attention.q_proj.weight": 1}, {}, "rotary"),
+        ({}, {"model_type": "dinov3_vit"}, r"dinov3_vit\) has rotary"),
+        ({}, {"architecture": "vit_small_patch16_dinov3"}, "rotary"),
+        ({"a.relative_position_bias_table": 1}, {}, "relative positions"),
+        ({"encoder.layer.0.mlp.weights_in.weight": 1}, {}, "gated MLPs .* small, base"),
+        ({"blocks.0.attn.q_norm.weight": 1}, {}, "no plain ViT"),
+        ({}, {"model_type": "convnextv2"}, "no plain ViT"),
+    ],
+)
+def test_what_cannot_be_computed_is_refused_with_a_reason(
+    tmp_path, arrays, config, why
+):
+    arrays = {k: np.ones(2, np.float32) for k in arrays} or {"x": np.ones(2)}
+    save_file(arrays, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "any"} | config))
+    with pytest.raises(UnsupportedViT, match=why):
+        image_vits.read(tmp_path)
+
+
+def test_gated_mlps_are_seen_by_their_shapes(tmp_path):
+    folder = copy("timm_dinov2", tmp_path / "vit")
+    arrays = load_file(folder / "model.safetensors")
+    arrays["blocks.0.mlp.fc2.weight"] = arrays["blocks.0.mlp.fc2.weight"][:, :16]
+    arrays = {k: np.ascontiguousarray(x) for k, x in arrays.items()}
+    save_file(arrays, folder / "model.safetensors")
+    with pytest.raises(UnsupportedViT, match="gated MLPs"):
+        image_vits.read(folder)
+
+
+def test_names_of_no_family_are_an_error_that_lists_them(tmp_path):
+    save_file({"a": np.ones(2)}, tmp_path / "model.safetensors")
+    with pytest.raises(UnreadableWeights, match="is not a ViT .* the first a") as error:
+        image_vits.read(tmp_path)
+    assert all(family.name in str(error.value) for family in FAMILIES)
+
+
+DINOV2 = GOLDEN.parents[3] / "shared" / "data" / "dinov2_small"
+
+
+@pytest.mark.skipif(not DINOV2.is_dir(), reason="the weights are not here")
+def test_a_real_dinov2_gives_its_tokens():
+    """float16 weights in float32; positions are resized from 37x37 to 16x16."""
+    reference = np.load(DINOV2 / "reference.npz")
+    config = config_of(DINOV2, size=224)
+    pooled, tokens = features(config, reference["image"][None])
+    error = np.abs(np.concatenate([pooled, tokens[0]]) - reference["tokens"])
+    assert error.max() < 0.02, error.max()

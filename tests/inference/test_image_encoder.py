@@ -1,0 +1,82 @@
+"""Image ViTs' weights used as they are, against their libraries' features."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import sparse_tube_vit as stv
+from sparse_tube_vit import features as features_command
+from sparse_tube_vit.checkpoints.step import NoCheckpoint
+from sparse_tube_vit.models.tubevit import UnknownHead
+from tests.checkpoints.image_vits.models import GOLDEN
+
+
+@pytest.fixture(scope="module")
+def references():
+    return dict(np.load(GOLDEN / "references.npz"))
+
+
+@pytest.mark.parametrize(
+    "name, extra",
+    [
+        ("hugging_face_dinov2_registers", 3),
+        ("hugging_face_siglip", 0),
+        ("timm_clip", 1),
+        ("big_vision.npz", 0),
+    ],
+)
+def test_features_of_an_image_are_the_librarys(references, name, extra):
+    tubevit = stv.load(GOLDEN / name)
+    assert tubevit.step == 0 and "(" in tubevit.name
+    reference = name.removesuffix(".npz")
+    for i, image in enumerate(references["images"]):
+        found = tubevit.features(image)
+        expected = references[f"{reference}/pooled"][i]
+        np.testing.assert_allclose(found.pooled, expected, atol=1e-4)
+        expected = references[f"{reference}/tokens"][i, extra:]
+        np.testing.assert_allclose(found.tokens, expected, atol=1e-4)
+        assert found.place.shape == (9, 2)
+
+
+def test_a_clip_goes_through_the_image_tube():
+    tubevit = stv.load(GOLDEN / "hugging_face_dino")
+    clip = np.random.default_rng(0).integers(0, 256, (16, 24, 24, 3), np.uint8)
+    found = tubevit.features(clip)
+    assert found.tokens.shape == (18, 16)
+    np.testing.assert_allclose(np.unique(found.time), [0.0625, 1.0625])
+    # Frames that no patch reads change nothing.
+    clip[[1, 7, 9]] = 0
+    np.testing.assert_array_equal(tubevit.features(clip).pooled, found.pooled)
+    for several in (clip, [clip, clip]):
+        with pytest.raises(UnknownHead, match="no head to predict with.*finetune.py"):
+            tubevit.predict(several)
+    with pytest.raises(NoCheckpoint, match="without steps"):
+        stv.load(GOLDEN / "hugging_face_dino", step=3)
+
+
+def test_a_classifier_is_a_head(references):
+    tubevit = stv.load(GOLDEN / "timm_deit3")
+    assert tubevit.class_names == {"classifier": ("0", "1", "2")}
+    ((name, probability), *_) = tubevit.predict(references["images"][0])
+    pooled = references["timm_deit3/pooled"][0]
+    head = tubevit.params["head_classifier"]
+    logits = pooled @ head["kernel"] + head["bias"]
+    best = np.exp(logits - logits.max())
+    assert name == str(logits.argmax())
+    assert probability == pytest.approx(best.max() / best.sum(), abs=1e-4)
+
+
+def test_videomae_reads_clips():
+    tubevit = stv.load(GOLDEN / "hugging_face_videomae")
+    clip = np.zeros((4, 24, 24, 3), np.uint8)
+    assert tubevit.features(clip).tokens.shape == (18, 16)
+
+
+def test_the_command_takes_weights(tmp_path):
+    Image.fromarray(np.zeros((30, 40, 3), np.uint8)).save(tmp_path / "a.png")
+    model = str(GOLDEN / "hugging_face_clip")
+    out = tmp_path / "features.npz"
+    features_command.main(
+        ["--model", model, str(tmp_path / "a.png"), "--out", str(out)]
+    )
+    assert np.load(out)["pooled"].shape == (1, 16)
