@@ -359,7 +359,8 @@ def positions_at(
         grid: (g, g, D), the same at all times, or (gt, g, g, D).
         tube: The tube.
         clip: (T, H, W).
-        interpolation: "linear" or "cubic" in space; linear in time.
+        interpolation: "linear", "cubic" or "smoothed_cubic", which averages where the
+            grid shrinks, in space; linear in time.
 
     Returns:
         (nt, nh, nw, D).
@@ -368,33 +369,54 @@ def positions_at(
     centres = tube.centres(clip).reshape(nt, nh, nw, 3)
     centres = centres[:, 0, 0, 0], centres[0, :, 0, 1], centres[0, 0, :, 2]
     grid = grid if grid.ndim == 4 else grid[None]
-    spatial = {"linear": _linear, "cubic": _cubic}[interpolation]
+    spatial = _INTERPOLATIONS[interpolation]
     frames, rows, columns = (
-        weights(x / size * g - 0.5, g)
-        for weights, x, size, g in zip(
-            (_linear, spatial, spatial), centres, clip, grid.shape[:3], strict=True
+        weights(x / size * g - 0.5, g, max(1, stride / size * g))
+        for weights, x, size, stride, g in zip(
+            (_linear, spatial, spatial),
+            *(centres, clip, tube.stride, grid.shape[:3]),
+            strict=True,
         )
     )  # (nt, gt), (nh, g), (nw, g)
     resized = np.einsum("yh,xw,ghwd->gyxd", rows, columns, grid)
     return np.einsum("tg,gyxd->tyxd", frames, resized)
 
 
-def _linear(places, g):
-    """Returns the weights (n, g) of g values at places, counted from the first."""
+def _linear(places, g, step):
+    """Returns the weights (n, g) of g values at n places, `step` values apart."""
     return np.stack([np.interp(places, np.arange(g), e) for e in np.eye(g)], -1)
 
 
-def _cubic(places, g, a=-0.75):
-    """Returns the weights of Keys' convolution (1981), with the a that torch has."""
+def _cubic(places, g, step):
+    """Returns weights as torch's bicubic: values beyond the ends are the last."""
     first = np.floor(places).astype(int)
     weights = np.zeros((len(places), g))
     for i in range(-1, 3):
-        d = np.abs(places - first - i)
-        near = ((a + 2) * d - (a + 3)) * d**2 + 1
-        far = ((a * d - 5 * a) * d + 8 * a) * d - 4 * a
-        row, column = np.arange(len(places)), np.clip(first + i, 0, g - 1)
-        np.add.at(weights, (row, column), np.where(d <= 1, near, far))
+        column = np.clip(first + i, 0, g - 1)
+        row = np.arange(len(places))
+        np.add.at(weights, (row, column), _keys(places - first - i, -0.75))
     return weights
+
+
+def _smoothed_cubic(places, g, step):
+    """Returns weights as torch's bicubic with antialias: there are no values beyond."""
+    weights = _keys((places[:, None] - np.arange(g)) / step, -0.5)
+    return weights / weights.sum(1, keepdims=True)
+
+
+def _keys(x, a):
+    """Returns the kernel of cubic convolution (Keys, 1981)."""
+    x = np.abs(x)
+    near = ((a + 2) * x - (a + 3)) * x**2 + 1
+    far = ((a * x - 5 * a) * x + 8 * a) * x - 4 * a
+    return np.select([x <= 1, x < 2], [near, far])
+
+
+_INTERPOLATIONS = {
+    "linear": _linear,
+    "cubic": _cubic,
+    "smoothed_cubic": _smoothed_cubic,
+}
 
 
 # ---- runs of this package

@@ -17,6 +17,7 @@ from sparse_tube_vit.checkpoints.pretrained import WeightsDoNotMatch
 from sparse_tube_vit.checkpoints.run import Checkpoints, describe_run
 from sparse_tube_vit.checkpoints.step import ForeignCheckpoint
 from sparse_tube_vit.config import default_config
+from sparse_tube_vit.models.tubes import Tube
 from sparse_tube_vit.models.tubevit import init_params, make_model
 from sparse_tube_vit.training.state import TrainState
 
@@ -259,6 +260,17 @@ def test_kept_positions_are_those_of_all_tubes_and_the_gain_is_new():
     theirs = load_file(config.init.weights)["pos_embed"]
     grid = params["positions"]["tube_2"].reshape(-1, 24)  # of two moments
     np.testing.assert_array_equal(grid, np.tile(theirs[0, 1:], (len(grid) // 9, 1)))
+
+
+@pytest.mark.parametrize("side", [3, 7])
+@pytest.mark.parametrize("how", ["cubic", "smoothed_cubic"])
+def test_positions_are_resized_as_torch_does(how, side):
+    references = np.load(GOLDEN / "image_vits" / "references.npz")
+    grid = references["positions/old"][0].transpose(1, 2, 0)
+    expected = references[f"positions/{how}/{side}"][0].transpose(1, 2, 0)
+    tube = Tube((1, 4, 4), (1, 4, 4))
+    at = pretrained.positions_at(grid, tube, (1, 4 * side, 4 * side), how)
+    np.testing.assert_allclose(at[0], expected, atol=1e-5)
 
 
 def test_the_central_frame_of_an_even_number_is_the_later():

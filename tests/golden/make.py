@@ -289,6 +289,15 @@ def make_image_vits():
         pooled = model.forward_head(tokens, pre_logits=True)
         references[f"{name}/pooled"] = pooled.numpy()
 
+    grid = torch.randn(1, 3, 5, 5, generator=torch.Generator().manual_seed(4))
+    references["positions/old"] = grid.numpy()
+    for side in (3, 7):
+        for name, antialias in (("cubic", False), ("smoothed_cubic", True)):
+            new = torch.nn.functional.interpolate(
+                grid, (side, side), mode="bicubic", antialias=antialias
+            )
+            references[f"positions/{name}/{side}"] = new.numpy()
+
     model = timm.create_model(
         "vit_base_patch16_siglip_224",
         **{"patch_size": 8, "img_size": 24, "act_layer": "gelu_tanh"},

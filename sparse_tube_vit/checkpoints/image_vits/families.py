@@ -38,7 +38,7 @@ class Family:
         unused: Reasons by pattern for arrays that are dropped.
         shared: Models of other normalization that have the same names.
         interpolation: Interpolation of position embeddings, as its models resize them:
-            "linear" or "cubic".
+            see `pretrained.positions_at`.
     """
 
     name: str
@@ -273,6 +273,7 @@ _TIMM = Family(
     },
     before_head=("fc_norm.weight", "fc_norm.bias"),
     unused={r"head_dist\.": "the classifier of the distillation token"} | _MASK,
+    interpolation="smoothed_cubic",
     **_TORCH,
 )
 TIMM = (
@@ -362,6 +363,19 @@ def _hugging_face_vits(column):
         normalization="half",
         model_types=("vit",),
     )
+    dinov2 = _hugging_face(
+        column,
+        ("encoder.layer.{i}.",) * 2,
+        _DINOV2_BLOCK,
+        name="DINOv2",
+        norm_epsilon=1e-6,
+        normalization="imagenet",
+        model_types=("dinov2",),
+        marks=("encoder/block_0/scale_1",),
+        layers={k: v for k, v in vit.layers.items() if k != "head"},
+        unused={r"classifier\.": "reads class token and mean of the patches together"}
+        | _MASK,
+    )
     distilled = {
         r"distillation_classifier\.": "the classifier of the distillation token"
     }
@@ -375,21 +389,14 @@ def _hugging_face_vits(column):
             marks=("distillation_token",),
             unused=vit.unused | distilled,
         ),
-        _hugging_face(
-            column,
-            ("encoder.layer.{i}.",) * 2,
-            _DINOV2_BLOCK,
-            name="DINOv2",
-            norm_epsilon=1e-6,
-            normalization="imagenet",
-            model_types=("dinov2", "dinov2_with_registers"),
-            marks=("encoder/block_0/scale_1",),
-            layers={k: v for k, v in vit.layers.items() if k != "head"},
-            unused={
-                r"classifier\.": "reads class token and mean of the patches together"
-            }
-            | _MASK,
+        dataclasses.replace(
+            dinov2,
+            name="DINOv2 with registers",
+            model_types=("dinov2_with_registers",),
+            marks=("encoder/block_0/scale_1", "registers"),
+            interpolation="smoothed_cubic",
         ),
+        dinov2,
         dataclasses.replace(
             vit,
             name="MAE",

@@ -22,7 +22,7 @@ FOLDERS = {
     "hugging_face_mae": ("MAE", 1, "class_token"),
     "hugging_face_dino": ("ViT", 1, "class_token"),
     "hugging_face_dinov2": ("DINOv2", 1, "class_token"),
-    "hugging_face_dinov2_registers": ("DINOv2", 3, "class_token"),
+    "hugging_face_dinov2_registers": ("DINOv2 with registers", 3, "class_token"),
     "hugging_face_clip": ("CLIP", 1, "class_token"),
     "hugging_face_siglip": ("SigLIP", 0, "map"),
     "timm_deit": ("ViT", 1, "class_token"),
