@@ -5,6 +5,7 @@ from flax.traverse_util import flatten_dict
 
 from sparse_tube_vit.config import default_config, stream
 from sparse_tube_vit.models.tubevit import init_params, make_model
+from sparse_tube_vit.training.freezing import NewButFrozen, check_new
 from sparse_tube_vit.training.optimizer import make_optimizer
 from sparse_tube_vit.training.state import TrainState
 from sparse_tube_vit.training.step import make_train_step
@@ -75,6 +76,14 @@ def test_what_is_frozen_stays_and_has_no_state(frozen, options, still):
     assert average.keys() == start.keys()
     for name in start:
         assert np.array_equal(average[name], end[name]) == (name in same)
+
+
+def test_a_gain_may_be_frozen_at_its_start_and_random_parameters_may_not():
+    config = default_config()
+    config.optimizer.frozen_layers = 1
+    check_new(["positions/gain", "pooling/probe"], config)
+    with pytest.raises(NewButFrozen, match="no positions/tube_0, which"):
+        check_new(["positions/gain", "positions/tube_0"], config)
 
 
 def test_no_gradient_is_computed_below_the_trained_layers():
