@@ -118,10 +118,16 @@ SCHEMA = {
             "below it; pooling and heads have the whole rate. 1: no decay.",
             Rule(lambda x: 0 < x <= 1, "above 0 and up to 1"),
         ),
+        "trunk_rate": Key(
+            1.0,
+            "Learning rate of tubes, positions, pretrained blocks and the encoder's "
+            "norm, as a fraction of that of fresh blocks, pooling and heads.",
+            Rule(lambda x: 0 < x <= 1, "above 0 and up to 1"),
+        ),
         "video_tubes_rate": Key(
             None,
             "Learning rate of tubes of several frames and of model.position_gain, as a "
-            "fraction of learning_rate. None: as other tubes, by layer_decay.",
+            "fraction of learning_rate. None: as other tubes.",
             Rule(lambda x: x is None or 0 <= x <= 1, "None, or between 0 and 1"),
             value_type=float,
         ),

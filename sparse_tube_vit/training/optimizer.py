@@ -44,17 +44,18 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
 def has_rates_by_layer(config: ConfigDict) -> bool:
     """Returns whether some parameters have another rate than `learning_rate`."""
     o = config.optimizer
-    return o.layer_decay != 1 or o.video_tubes_rate is not None
+    rates = (o.layer_decay, o.trunk_rate, o.video_tubes_rate)
+    return any(rate not in (1, None) for rate in rates)
 
 
 def rate_scale(config: ConfigDict, name: str) -> float:
     """Returns the fraction of the learning rate that a parameter trains at.
 
     With `optimizer.layer_decay` d and L pretrained blocks it is d^(L - i) in block i,
-    counted from 0, and d^(L + 1) below the blocks, as in the fine-tuning of BEiT and
-    MAE. The encoder's norm, fresh blocks on top, the gate, pooling and heads have 1.
-    Tubes that image ViTs lack, those of several frames, and the gain of the positions
-    have `optimizer.video_tubes_rate`, where it is set.
+    counted from 0, d^(L + 1) below the blocks, and 1 in the encoder's norm, as in the
+    fine-tuning of BEiT and MAE; times `optimizer.trunk_rate`. Fresh blocks on top, the
+    gate, pooling and heads have 1. Tubes that image ViTs lack, those of several frames,
+    and the gain of the positions have `optimizer.video_tubes_rate`, where it is set.
 
     Args:
         config: The config of a run.
@@ -62,12 +63,14 @@ def rate_scale(config: ConfigDict, name: str) -> float:
     """
     o, depth = config.optimizer, config.model.depth
     if block := re.match(r"encoder/block_(\d+)/", name):
-        return o.layer_decay ** (depth - int(block[1]))
+        return o.trunk_rate * o.layer_decay ** (depth - int(block[1]))
+    if name.startswith("encoder/norm/"):
+        return o.trunk_rate
     if not name.startswith(_BELOW_BLOCKS):
         return 1.0
     if o.video_tubes_rate is not None and name.startswith(_video_tubes(config)):
         return o.video_tubes_rate
-    return o.layer_decay ** (depth + 1)
+    return o.trunk_rate * o.layer_decay ** (depth + 1)
 
 
 #: Paths of parameters that stand before the first block.

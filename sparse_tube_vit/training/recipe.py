@@ -12,6 +12,7 @@ from sparse_tube_vit.config import ConfigDict
 KEYS = (
     "optimizer.learning_rate",
     "optimizer.layer_decay",
+    "optimizer.trunk_rate",
     "optimizer.video_tubes_rate",
     "init.positions",
     "init.inflate",
@@ -25,8 +26,11 @@ FRAMES, FPS, PIXELS = 16, 8.0, 112
 def from_run(config: ConfigDict) -> dict[str, object]:
     """Returns the values of `KEYS` for weights of a run or a release."""
     return {
-        "optimizer.learning_rate": _rate(config),
+        "optimizer.learning_rate": 3e-3
+        if config.optimizer.trained_layers == 0
+        else 3e-4,
         "optimizer.layer_decay": 1.0,
+        "optimizer.trunk_rate": 1.0,
         "init.positions": "drop",
         "init.inflate": "none",
         "data.epochs": 30,
@@ -43,7 +47,8 @@ def from_image_vit(config: ConfigDict, patch: Sequence[int]) -> dict[str, object
         config: The config. Keys of it that are set are heeded.
         patch: Size of the ViT's patches as a tube's kernel, (frames, pixels, pixels).
     """
-    everything = config.optimizer.trained_layers is None
+    trained = config.optimizer.trained_layers
+    everything = trained is None
     frames = config.clip.frames or FRAMES
     values = {
         "clip.frames": frames,
@@ -51,9 +56,11 @@ def from_image_vit(config: ConfigDict, patch: Sequence[int]) -> dict[str, object
         "clip.size": patch[1] * max(round(PIXELS / patch[1]), 4),
         "model.tubes": video_tubes(frames, patch) if everything else (),
         "model.pooling": "attention",
-        "model.stochastic_depth": 0.0 if config.optimizer.trained_layers == 0 else 0.1,
-        "optimizer.learning_rate": _rate(config),
-        "optimizer.layer_decay": 1.0 if config.optimizer.trained_layers == 0 else 0.7,
+        "model.stochastic_depth": 0.0 if trained == 0 else 0.1,
+        # A fresh head learns in 100 steps at this rate, which would wreck the trunk.
+        "optimizer.learning_rate": 3e-3,
+        "optimizer.trunk_rate": 1.0 if trained == 0 else 0.1,
+        "optimizer.layer_decay": 1.0 if trained == 0 else 0.7,
         "init.positions": "drop",
         "data.epochs": 10,
     }
@@ -67,9 +74,9 @@ def from_image_vit(config: ConfigDict, patch: Sequence[int]) -> dict[str, object
     ours = config.model.tubes is None
     values["init.inflate"] = "central_frame" if ours and everything else "none"
     if everything and config.init.inflate in (None, "repeat", "central_frame"):
-        values["optimizer.video_tubes_rate"] = 0.1  # they know something already
+        values["optimizer.video_tubes_rate"] = 0.01  # they know something already
     elif everything:
-        values["optimizer.video_tubes_rate"] = 1.0
+        values["optimizer.video_tubes_rate"] = 0.1
     return values
 
 
@@ -96,7 +103,3 @@ def video_tubes(frames: int, patch: Sequence[int]) -> tuple[dict, ...]:
             }
         )
     return tuple(tubes) if frames > 1 else ()
-
-
-def _rate(config):
-    return 3e-3 if config.optimizer.trained_layers == 0 else 3e-4

@@ -118,18 +118,23 @@ def assert_close(params, expected):
         np.testing.assert_allclose(x, expected[name], atol=2e-6, err_msg=name)
 
 
+TRUNK = [name for name in SCALES if name not in (*NEW, "encoder/gate", "pooling/")]
+TRUNK = [n for n in TRUNK if not n.startswith(("head", "encoder/new"))]
+
+
 @pytest.mark.parametrize(
-    "decay, tubes, scales",
+    "decay, trunk, tubes, scales",
     [
-        (0.5, 0.3, SCALES),
-        (0.5, None, SCALES | dict.fromkeys(NEW, 0.125)),
-        (1.0, 0.3, dict.fromkeys(SCALES, 1) | dict.fromkeys(NEW, 0.3)),
-        (1.0, None, dict.fromkeys(SCALES, 1)),
+        (0.5, 1.0, 0.3, SCALES),
+        (0.5, 0.1, 0.3, SCALES | {name: SCALES[name] * 0.1 for name in TRUNK}),
+        (0.5, 1.0, None, SCALES | dict.fromkeys(NEW, 0.125)),
+        (1.0, 1.0, 0.3, dict.fromkeys(SCALES, 1) | dict.fromkeys(NEW, 0.3)),
+        (1.0, 1.0, None, dict.fromkeys(SCALES, 1)),
     ],
-    ids=["both", "decay", "tubes", "neither"],
+    ids=["both", "trunk", "decay", "tubes", "neither"],
 )
-def test_every_layer_trains_at_its_rate(decay, tubes, scales):
-    config = make_config(layer_decay=decay, video_tubes_rate=tubes)
+def test_every_layer_trains_at_its_rate(decay, trunk, tubes, scales):
+    config = make_config(layer_decay=decay, trunk_rate=trunk, video_tubes_rate=tubes)
     params = random_params(config)
     gradients = gradients_of(params)
     ours, _ = take_steps(config, params, gradients)
