@@ -87,7 +87,7 @@ def test_time_goes_to_the_stage_that_takes_it(config, split):
     map_ = TrainingExample.of(config.clip, config.streams.video)
     rng = np.random.default_rng(0)
     clip, _ = map_.sample(split[0]["video"], rng)
-    layers = 100
+    layers = 200
     as_is, plain = here(config, split), {"randaugment_layers": 0}
     changed = {
         "reading": (here(config, Slowed(split, 5)), 5),

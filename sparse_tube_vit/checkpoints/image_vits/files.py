@@ -150,7 +150,7 @@ def _json(path):
             raise ValueError("it is no JSON object")
     except UnreachableStorage:
         raise
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # of brackets too deep
         raise UnreadableWeights(f"{path} cannot be read: {error}") from error
     return content
 

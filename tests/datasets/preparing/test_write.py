@@ -4,11 +4,8 @@ import json
 import os
 import resource
 
-import fsspec
 import pytest
 import tensorflow_datasets as tfds
-from etils import epath
-from fsspec.implementations.memory import MemoryFileSystem
 
 from sparse_tube_vit.datasets import catalog, manifest, reading
 from sparse_tube_vit.datasets.builders import builder, folders
@@ -17,6 +14,7 @@ from sparse_tube_vit.datasets.preparing import plan as planning
 from sparse_tube_vit.datasets.preparing import write
 from sparse_tube_vit.storage import UnreadableFile
 from sparse_tube_vit.video.transcode import Transcode
+from tests import bucket
 from tests.datasets.builders import official
 
 CLASSES = ("wolf", "ant")
@@ -286,25 +284,11 @@ def test_number_of_shards(tmp_path, monkeypatch, examples, shard_bytes, expected
     assert len(Pictures.loaded) <= 64
 
 
-class Bucket(MemoryFileSystem):
-    """Stands for a bucket: gs:// in memory."""
-
-    store, pseudo_dirs = {}, [""]
-
-    @classmethod
-    def _strip_protocol(cls, path):
-        return path.removeprefix("gs:/").rstrip("/")
-
-
 def test_from_a_bucket_into_a_bucket(tmp_path, monkeypatch):
     names = [f"{split}/{c}/1.mp4" for split in ("train", "test") for c in CLASSES]
-    clips = official.write_clips(tmp_path / "clips", *names)
-    monkeypatch.setenv("EPATH_USE_TF", "false")
-    epath.gpath._is_tf_installed.cache_clear()
-    fsspec.register_implementation("gcs", Bucket, clobber=True)
-    bucket = fsspec.filesystem("gcs")
-    for name, clip in clips.items():
-        bucket.pipe(f"gs://bucket/clips/{name}", clip)
+    official.write_clips(tmp_path / "clips", *names)
+    storage = bucket.use(monkeypatch)
+    storage.upload(tmp_path / "clips", "bucket", "clips")
     for source, data_dir in (
         (tmp_path / "clips", tmp_path),
         ("gs://bucket/clips", "gs://bucket/data"),
@@ -314,12 +298,10 @@ def test_from_a_bucket_into_a_bucket(tmp_path, monkeypatch):
         assert write.write_dataset(ours) and not write.write_dataset(ours)
     assert reading.prepared_directory("video_folder/x", "gs://bucket/data")
     written = {
-        path.rpartition("/")[2]: file.getvalue()
-        for path, file in Bucket.store.items()
-        if path.startswith("/bucket/data/")
+        name.rpartition("/")[2]: storage.objects["bucket", name][0]
+        for name in storage.names("bucket", "data/")
     }
     assert written == contents(tmp_path / "video_folder" / "x" / "1.0.0")
-    epath.gpath._is_tf_installed.cache_clear()
 
 
 def test_the_plan_is_for_any_machine(tmp_path, monkeypatch):
