@@ -119,7 +119,7 @@ def write_folder(
                 )
             )
     arrays = {
-        name: np.ascontiguousarray(x, np.dtype(dtype))
+        name: np.asarray(x, np.dtype(dtype), order="C")
         for name, x in flatten_dict(model.params, sep="/").items()
     }
     data = safetensors.numpy.save(arrays, metadata={"format": "sparse_tube_vit"})

@@ -678,6 +678,16 @@ def test_a_release_gives_the_checkpoint_back(run, tmp_path, dtype):
     np.testing.assert_array_equal(x, kernel.astype(dtype))
 
 
+def test_a_release_keeps_scalars(run, tmp_path):
+    """Gates and the gain of the positions have no axes."""
+    found = stored.read(run[0])
+    params = found.params | {"gain": np.float32(0.5)}
+    release.write_folder(
+        tmp_path / "out", dataclasses.replace(found, params=params), "card"
+    )
+    assert stored.read(tmp_path / "out").params["gain"].shape == ()
+
+
 def test_a_model_card_tells_data_steps_and_accuracy_with_its_protocol(copy):
     workdir, _ = copy
     (workdir / "evaluations").mkdir()
