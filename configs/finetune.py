@@ -10,17 +10,18 @@ model for `load` and `predict`.
 
 WEIGHTS is a TubeViT, that is a work directory, one of its checkpoints or a release:
 clips, sizes and tubes are as there. Or it is an image ViT: sizes are as there, clips
-have 16 frames at 8 fps and some 112 pixels a side; the ViT's patches read two frames of
-a clip, three tubes of several frames, inflated from them, read the rest; its positions
-are kept, and the time is told by fixed ones with a gain from 0. Pooling and head train
-at 3e-3, the ViT at a tenth of it that falls by 0.7 a block. What is not set on the
-command line is logged as it could be. Arguments:
+have 16 frames at 8 fps and some 112 pixels a side; the ViT's patches read four frames
+of a clip, three tubes of several frames, inflated from them, read more; its positions
+are kept, and the time is told by fixed ones with a gain from 0. For a third of the
+steps pooling and head train alone; then all of it does, the ViT at 0.3 of their rate,
+less by 0.75 a block. What is not set on the command line is logged as it could be.
+Arguments:
 
     all             trains everything
     last=4          trains pooling, head and the last 4 blocks
     head_only       trains pooling and head
 
-With the latter two and an image ViT its patches alone read a clip, at four moments.
+With the latter two and an image ViT, its patches alone read a clip.
 After 20 steps the log predicts how long the run takes; on a CPU, also what is quicker.
 On a GPU: --config.clip.size=224 --config.clip.frames=32 --config.model.dtype=bfloat16
 
@@ -51,7 +52,7 @@ def get_config(argument: str = ""):
     leave_open(config.model, {*config.model} - {"attention", "remat", "scan"})
     leave_open(config.init, ["positions", "inflate"])
     leave_open(config.optimizer, ["learning_rate", "trunk_rate", "layer_decay"])
-    leave_open(config.optimizer, ["warmup_steps"])
+    leave_open(config.optimizer, ["warmup_steps", "head_steps"])
     leave_open(config.data, ["epochs"])
     leave_open(config, ["log_every_steps"])
     config.optimizer.update(

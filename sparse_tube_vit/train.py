@@ -14,6 +14,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import contextlib
+import functools
 from collections.abc import Sequence
 
 import jax
@@ -123,7 +124,8 @@ def _train(config, workdir, lock):
     log_rates(config, state.params)
 
     # ---- the loop, and what ends it in whatever way
-    reporter = Reporter(workdir, first_step, config.total_steps, first_host)
+    steps_left = functools.partial(forecast.steps_left, config)
+    reporter = Reporter(workdir, first_step, config.total_steps, first_host, steps_left)
     signals = StopSignals()
     batches = TrainingBatches(
         config, splits, mesh, workdir, first_step, signals, reporter
@@ -170,24 +172,25 @@ def _train(config, workdir, lock):
 
         if first_step and is_due(first_step, config.evaluate_every_steps):
             evaluate(first_step)  # an interruption may have left it undone
-        metrics = None
+        metrics, heads = None, config.optimizer.head_steps
         if first_step < config.total_steps:
             log.info("Compiling the training step ...")
         for step in steps:
             previous = metrics
-            state, metrics = program.train_step(state, batches.take())
+            state, metrics = program.train_step(state, batches.take(), step <= heads)
             reporter.given(metrics)
             if step < config.total_steps:
                 batches.prefetch()  # while the devices compute the step
-            if step == first_step + 1:
+            if step in (first_step + 1, heads + 1):
                 jax.block_until_ready(metrics)
                 reporter.compiled()
+            if step == first_step + 1:
                 signals.catch()  # before, there is nothing to save
             # The metrics of the step before are ready by now: no wait for them.
             check_finite(previous, step - 1)
 
             stopping = batches.receive()
-            if stopping or is_due(step, config.log_every_steps):
+            if stopping or step == heads or is_due(step, config.log_every_steps):
                 values = {k: float(v) for k, v in jax.device_get(metrics).items()}
                 check_finite(values, step)
                 values |= batches.undecodable_counts()
@@ -196,7 +199,7 @@ def _train(config, workdir, lock):
             if stopping or evaluating or is_due(step, config.checkpoint.every_steps):
                 check_finite(metrics, step)
                 save()
-            if step == first_step + forecast.STEPS:
+            if step in (first_step + forecast.STEPS, heads + forecast.STEPS):
                 counts = {e.name: len(e.split) for e in evaluations}
                 on_cpu, seconds = (
                     jax.default_backend() == "cpu",

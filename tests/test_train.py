@@ -103,7 +103,7 @@ def test_a_run_with_frozen_layers_resumes_bit_identical(
         config = tiny_config(data_dir)
         config.init.weights = str(finished[0])
         config.model.new_layers = 1
-        config.optimizer.update(frozen_layers=1, layer_decay=0.7)
+        config.optimizer.update(frozen_layers=1, layer_decay=0.7, head_steps=3)
         config.mesh.update(data=2, fsdp=2, tensor=2)
         del config.evaluations.video, config.evaluations.image
         return config

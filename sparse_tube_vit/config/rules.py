@@ -247,6 +247,12 @@ def _wrong_steps(config):
         return  # still open
     if warmup >= total:
         yield f"optimizer.warmup_steps {warmup} is not below total_steps {total}."
+    if (heads := config.optimizer.head_steps) and heads + warmup >= total:
+        yield (
+            f"optimizer.head_steps {heads} and warmup_steps {warmup} are not below "
+            f"total_steps {total}. To train pooling and heads alone, set "
+            "optimizer.frozen_layers to the number of blocks."
+        )
     if config.profile_steps:
         first, last = profiled_steps(config) or (0, 0)
         if not 1 <= first <= last <= total:

@@ -131,6 +131,12 @@ SCHEMA = {
             Rule(lambda x: x is None or 0 <= x <= 1, "None, or between 0 and 1"),
             value_type=float,
         ),
+        "head_steps": Key(
+            0,
+            "First steps, in which pooling and heads alone train, at a fraction of the "
+            "time; the rest warms up after them.",
+            NOT_NEGATIVE,
+        ),
         "warmup_steps": Key(10_000, "Steps of linear warm-up from 0.", NOT_NEGATIVE),
         "weight_decay": Key(0.001, "Decoupled weight decay of kernels.", NOT_NEGATIVE),
         "beta1": Key(0.9, "Adam's decay of the first moment.", RATE),

@@ -76,7 +76,8 @@ def complete(config: ConfigDict, workdir=None, data: bool = True) -> ConfigDict:
     the data sets of the streams and evaluations without one: `images` of those named
     so, which go where there is none, and `folder` of the others. Open keys `flip` are
     taken from that run's streams of the same kind. `total_steps`,
-    `optimizer.warmup_steps` and `log_every_steps` follow from the number of examples.
+    `optimizer.warmup_steps`, `optimizer.head_steps` and `log_every_steps` follow from
+    the number of examples.
 
     Args:
         config: The config, which is not changed.
@@ -124,6 +125,10 @@ def complete(config: ConfigDict, workdir=None, data: bool = True) -> ConfigDict:
     if config.total_steps:
         if config.optimizer.warmup_steps is None:
             config.optimizer.warmup_steps = config.total_steps // 10
+        if config.optimizer.head_steps is None:
+            config.optimizer.head_steps = recipe.head_steps(config)
+            if steps := config.optimizer.head_steps:
+                log.info("Pooling and heads train alone for the first %d steps", steps)
         if config.log_every_steps is None:  # curves of at least 20 points
             most = default_config().log_every_steps
             config.log_every_steps = min(max(config.total_steps // 20, 1), most)

@@ -33,12 +33,15 @@ def forecast(
     total, every = config.total_steps, config.evaluate_every_steps
     evaluated = {*range(every, total, every), total} if every else {total}
     times = len([step for step in evaluated if step > done]) if examples else 0
-    training = step_seconds * (total - done)
-    evaluating = (
-        times * step_seconds * evaluation_work(config, examples) / training_work(config)
-    )
+    training = step_seconds * steps_left(config, done)
+    work = _work_of_step(config, done)
+    evaluating = times * step_seconds * evaluation_work(config, examples) / work
+    later = ""
+    if done < (heads := config.optimizer.head_steps):
+        seconds = step_seconds * training_work(config) / work
+        later = f", and about {seconds:.3g} s after step {heads},"
     text = (
-        f"At {step_seconds:.3g} s a step this run takes about "
+        f"At {step_seconds:.3g} s a step{later} this run takes about "
         f"{clock_time(training + evaluating)} more: {clock_time(training)} for "
         f"{_count(total - done, 'step')}, {clock_time(evaluating)} for "
         f"{_count(times, 'evaluation')}."
@@ -56,10 +59,29 @@ def _count(number, what):
     return f"{number} {what}" + "s" * (number != 1)
 
 
+def steps_left(config: ConfigDict, done: int) -> float:
+    """Returns how many times the work of step `done` is left to do.
+
+    These are the steps that are left, unless step `done` is of the first
+    `optimizer.head_steps`, which cost less than later ones.
+    """
+    heads, total = max(config.optimizer.head_steps - done, 0), config.total_steps
+    later = training_work(config) / _work_of_step(config, done)
+    return heads + (total - done - heads) * later
+
+
+def _work_of_step(config, step):
+    """The work of a step, counted from 1, in the unit of `training_work`."""
+    if step > config.optimizer.head_steps:
+        return training_work(config)
+    return sum(s.batch_size * _tokens(config, s) for s in config.streams.values())
+
+
 def training_work(config: ConfigDict) -> float:
     """Returns the work of a step, in tokens that go forward through all blocks.
 
-    A block's gradient costs twice its forward pass, and frozen blocks have none.
+    A block's gradient costs twice its forward pass, and frozen blocks have none. The
+    first `optimizer.head_steps` steps cost less.
     """
     options = EncoderOptions.of(config)
     trained = 1 - options.frozen_layers / options.layers

@@ -1,14 +1,15 @@
 """Training of the last layers only (paper 3.6, tables 6 and 9).
 
 Frozen parameters are excluded from differentiation, from the optimizer's state and from
-the average. Dropout acts in frozen layers too.
+the average. Dropout acts in frozen layers too. Layers that wait for
+`optimizer.head_steps` steps have a state, and are not differentiated meanwhile.
 """
 
 from collections.abc import Iterable, Mapping
 
 from flax.traverse_util import flatten_dict, unflatten_dict
 
-from sparse_tube_vit.config import ConfigDict
+from sparse_tube_vit.config import ConfigDict, EncoderOptions
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.models.encoder import block_names
 
@@ -26,8 +27,15 @@ def frozen_parts(config: ConfigDict) -> tuple[str, ...]:
     """
     s = config.optimizer.frozen_layers
     kept = tuple(f"head_{head}" for head in config.init.keep_heads)
-    if s is None:
-        return kept
+    return kept if s is None else (*_first_layers(config, s), *kept)
+
+
+def all_layers(config: ConfigDict) -> tuple[str, ...]:
+    """Returns the path prefixes of all parameters but those of pooling and heads."""
+    return (*_first_layers(config, EncoderOptions.of(config).layers), "encoder/gate")
+
+
+def _first_layers(config, s):
     blocks = block_names(config.model.depth, config.model.new_layers)
     layers = [*blocks[:s], *(["norm"] if s == len(blocks) else [])]
     return (
@@ -37,7 +45,6 @@ def frozen_parts(config: ConfigDict) -> tuple[str, ...]:
         "registers",
         "encoder/pre_norm",
         *(f"encoder/{layer}" for layer in layers),
-        *kept,
     )
 
 

@@ -5,20 +5,27 @@ import re
 from collections.abc import Iterable
 
 import jax
+import jax.numpy as jnp
 import optax
 
 from sparse_tube_vit.config import ConfigDict
 from sparse_tube_vit.models.tubes import tubes_for
 from sparse_tube_vit.models.variants import make_tubes
+from sparse_tube_vit.training.freezing import all_layers, join, split
 
 
-def learning_rate(config: ConfigDict) -> optax.Schedule:
-    """Returns linear warm-up from 0, then cosine decay to 0 at the last step."""
+def learning_rate(config: ConfigDict, first_step: int = 0) -> optax.Schedule:
+    """Returns linear warm-up from 0, then cosine decay to 0 at the last step.
+
+    Args:
+        config: The config of a run.
+        first_step: The step from which the schedule counts.
+    """
     return optax.warmup_cosine_decay_schedule(
         init_value=0.0,
         peak_value=config.optimizer.learning_rate,
         warmup_steps=config.optimizer.warmup_steps,
-        decay_steps=config.total_steps,
+        decay_steps=config.total_steps - first_step,
     )
 
 
@@ -27,18 +34,55 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
 
     Biases, norms and the pooling's probe are not decayed, nor are the kernels of tubes
     that no stream trains: nothing would hold them against the decay. Each parameter's
-    rate, and with it its weight decay, is scaled by `rate_scale`.
+    rate, and with it its weight decay, is scaled by `rate_scale`. With
+    `optimizer.head_steps`, `update(..., heads_alone=True)` updates pooling and heads
+    alone; the warm-up of the rest begins after such steps.
     """
+    o = config.optimizer
+    clip = optax.clip_by_global_norm(o.clip_norm) if o.clip_norm else optax.identity()
+    if not o.head_steps:
+        return optax.chain(clip, *_adam(config))
+    transforms = {
+        "heads": optax.chain(*_adam(config)),
+        "rest": _waiting(optax.chain(*_adam(config, o.head_steps))),
+    }
+    return optax.chain(clip, optax.partition(transforms, _heads_and_rest(config)))
+
+
+def _adam(config, first_step=0):
+    """The transformations from gradients to updates; the schedule's first step."""
     o = config.optimizer
     decayed = functools.partial(_decayed, _untrained_tubes(config))
     by_layer = [_scale_rates(config)] if has_rates_by_layer(config) else []
-    return optax.chain(
-        optax.clip_by_global_norm(o.clip_norm) if o.clip_norm else optax.identity(),
+    return (
         optax.scale_by_adam(b1=o.beta1, b2=o.beta2, mu_dtype=o.first_moment_dtype),
         optax.add_decayed_weights(o.weight_decay, mask=decayed),
         *by_layer,
-        optax.scale_by_learning_rate(learning_rate(config)),
+        optax.scale_by_learning_rate(learning_rate(config, first_step)),
     )
+
+
+def _waiting(inner):
+    """Leaves parameters and state as they are while pooling and heads train alone."""
+
+    def update(updates, state, params=None, *, heads_alone=False):
+        if heads_alone:
+            return jax.tree.map(jnp.zeros_like, updates), state
+        return inner.update(updates, state, params)
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def _heads_and_rest(config):
+    """Returns the function that labels parameters as "heads" or "rest"."""
+
+    def labels(params):
+        heads, rest = split(params, all_layers(config))
+        return join(
+            jax.tree.map(lambda _: "rest", rest), jax.tree.map(lambda _: "heads", heads)
+        )
+
+    return labels
 
 
 def has_rates_by_layer(config: ConfigDict) -> bool:

@@ -67,11 +67,14 @@ class Program:
             lambda x: _shaped(x, batched), _batch_shapes(config, model)
         )
         self._init = jax.jit(init, out_shardings=shardings)
-        self._train_step = jax.jit(
-            make_train_step(model, optimizer, config),
-            in_shardings=(shardings, batched),
-            out_shardings=(shardings, NamedSharding(mesh, P())),
-            donate_argnums=0,
+        self._train_step, self._head_step = (
+            jax.jit(
+                make_train_step(model, optimizer, config, heads_alone),
+                in_shardings=(shardings, batched),
+                out_shardings=(shardings, NamedSharding(mesh, P())),
+                donate_argnums=0,
+            )
+            for heads_alone in (False, True)
         )
 
     def init(self, given: Mapping) -> TrainState:
@@ -90,13 +93,16 @@ class Program:
         given = {name: split(name, x) for name, x in flatten_dict(given).items()}
         return self._init(unflatten_dict(given))
 
-    def train_step(self, state: TrainState, batches) -> tuple[TrainState, dict]:
+    def train_step(
+        self, state: TrainState, batches, heads_alone: bool = False
+    ) -> tuple[TrainState, dict]:
         """Returns (state, metrics) after a step, see `step.make_train_step`.
 
         The memory of `state` is donated.
         """
+        step = self._head_step if heads_alone else self._train_step
         with jax.set_mesh(self.mesh):
-            return self._train_step(state, batches)
+            return step(state, batches)
 
     def lower(self) -> jax.stages.Lowered:
         """Lowers the train step for its shapes, to be compiled."""

@@ -6,6 +6,7 @@ some fifty clips, and two CPU cores.
 
 from collections.abc import Sequence
 
+from sparse_tube_vit.checkpoints import image_vits
 from sparse_tube_vit.config import ConfigDict
 
 #: Keys of the config that a recipe sets, beside the sections `clip` and `model`.
@@ -14,6 +15,7 @@ KEYS = (
     "optimizer.layer_decay",
     "optimizer.trunk_rate",
     "optimizer.video_tubes_rate",
+    "optimizer.head_steps",
     "init.positions",
     "init.inflate",
     "data.epochs",
@@ -56,16 +58,15 @@ def from_image_vit(config: ConfigDict, patch: Sequence[int]) -> dict[str, object
         "clip.size": patch[1] * max(round(PIXELS / patch[1]), 4),
         "model.tubes": video_tubes(frames, patch) if everything else (),
         "model.pooling": "attention",
-        "model.stochastic_depth": 0.0 if trained == 0 else 0.1,
-        # A fresh head learns in 100 steps at this rate, which would wreck the trunk.
-        "optimizer.learning_rate": 3e-3,
-        "optimizer.trunk_rate": 1.0 if trained == 0 else 0.1,
-        "optimizer.layer_decay": 1.0 if trained == 0 else 0.7,
+        # Without a block, a ViT that never missed one tells little.
+        "model.stochastic_depth": 0.0,
+        "optimizer.learning_rate": 1e-3,
+        "optimizer.trunk_rate": 1.0 if trained == 0 else 0.3,
+        "optimizer.layer_decay": 1.0 if trained == 0 else 0.75,
         "init.positions": "drop",
         "data.epochs": 10,
     }
-    moments = 2 if everything else 4
-    values["model.tubes"] += (image_tube(frames, patch, moments),)
+    values["model.tubes"] += (image_tube(frames, patch),)
     if config.model.positions is None:
         values["model.positions"] = "learned"
         values["model.position_gain"] = 0.0 if everything else None
@@ -74,16 +75,28 @@ def from_image_vit(config: ConfigDict, patch: Sequence[int]) -> dict[str, object
     ours = config.model.tubes is None
     values["init.inflate"] = "central_frame" if ours and everything else "none"
     if everything and config.init.inflate in (None, "repeat", "central_frame"):
-        values["optimizer.video_tubes_rate"] = 0.01  # they know something already
+        values["optimizer.video_tubes_rate"] = 0.05  # they know something already
     elif everything:
-        values["optimizer.video_tubes_rate"] = 0.1
+        values["optimizer.video_tubes_rate"] = 0.3
     return values
 
 
-def image_tube(frames: int, patch: Sequence[int], moments: int) -> dict:
-    """Returns the tube of an image ViT's patches, at a number of moments of a clip."""
+def head_steps(config: ConfigDict) -> int:
+    """Returns the first steps in which pooling and heads train alone.
+
+    They are for image ViTs: the gradient of a fresh head would spoil them.
+    """
+    everything = config.optimizer.frozen_layers is None
+    weights = config.init.weights
+    if everything and weights and image_vits.holds_image_vit(weights):
+        return config.total_steps // 3
+    return 0
+
+
+def image_tube(frames: int, patch: Sequence[int]) -> dict:
+    """Returns the tube of an image ViT's patches, at four moments of a clip."""
     t, h, w = patch
-    return {"kernel": (t, h, w), "stride": (max(frames // moments, t), h, w)}
+    return {"kernel": (t, h, w), "stride": (max(frames // 4, t), h, w)}
 
 
 def video_tubes(frames: int, patch: Sequence[int]) -> tuple[dict, ...]:

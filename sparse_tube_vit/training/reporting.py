@@ -4,6 +4,7 @@ import concurrent.futures
 import contextlib
 import json
 import time
+from collections.abc import Callable
 
 import jax
 import numpy as np
@@ -148,10 +149,20 @@ class Reporter:
         start: The number of steps already taken.
         total: The number of steps of the run.
         first_host: Whether this host writes.
+        steps_left: How many times the time of a given step is left; by default, the
+            number of steps after it.
     """
 
-    def __init__(self, workdir: epath.Path, start: int, total: int, first_host: bool):
+    def __init__(
+        self,
+        workdir: epath.Path,
+        start: int,
+        total: int,
+        first_host: bool,
+        steps_left: Callable[[int], float] | None = None,
+    ):
         self.total_steps, self.first_host = total, first_host
+        self._steps_left = steps_left or (lambda step: total - step)
         self.lines = workdir / "metrics.jsonl"
         if first_host:
             drop_from(workdir, start)
@@ -172,9 +183,11 @@ class Reporter:
         self._since_compiled = steps + 1, seconds
 
     def compiled(self):
-        """Excludes the first step, mostly compilation, from the step time."""
+        """Excludes the step since the last report, mostly compilation, from times."""
         seconds, self._steps = self._watch.read(), 0
-        self._total = {"compilation": seconds["step"]} | seconds | {"step": 0.0}
+        for part, x in seconds.items():
+            part = "compilation" if part == "step" else part
+            self._total[part] = self._total.get(part, 0.0) + x
         self._since_compiled = 0, self._training_seconds()
         log.info("Compiled in %.1f s", seconds["step"])
 
@@ -235,7 +248,7 @@ class Reporter:
             100 * speed["waiting_share"],
             longest,
             _shares(seconds),
-            clock_time(speed["step_seconds"] * (self.total_steps - step)),
+            clock_time(speed["step_seconds"] * self._steps_left(step)),
         )
 
     def write(self, step: int, scalars: dict):

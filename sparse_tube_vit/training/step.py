@@ -1,5 +1,6 @@
 """One optimizer step on a batch of every stream."""
 
+import functools
 from collections.abc import Callable
 
 import jax
@@ -20,7 +21,7 @@ from sparse_tube_vit.models.losses import (
 )
 from sparse_tube_vit.models.tubes import normalize
 from sparse_tube_vit.models.tubevit import TubeViT
-from sparse_tube_vit.training.freezing import frozen_parts, join, split
+from sparse_tube_vit.training.freezing import all_layers, frozen_parts, join, split
 from sparse_tube_vit.training.optimizer import learning_rate
 from sparse_tube_vit.training.state import TrainState
 
@@ -75,7 +76,10 @@ def model_input(key, stream, batch, classes: int):
 
 
 def make_train_step(
-    model: TubeViT, optimizer: optax.GradientTransformation, config: ConfigDict
+    model: TubeViT,
+    optimizer: optax.GradientTransformation,
+    config: ConfigDict,
+    heads_alone: bool = False,
 ) -> Callable:
     """Returns train_step(state, batches) -> (state, metrics).
 
@@ -84,11 +88,16 @@ def make_train_step(
     losses; one gradient is taken of it, with respect to the trained parameters.
     `precision_at_1` is logged as accuracy where examples have one label.
 
+    With `heads_alone`, the step of the first `optimizer.head_steps`, no gradient is
+    computed below the pooling.
+
     With `optimizer.accumulate_steps` k, gradients of k parts of each batch accumulate.
     Mixup pairs and means are those of the whole batch, so that only the random numbers
     of dropout differ.
     """
-    parts = frozen_parts(config)
+    parts, update = frozen_parts(config), optimizer.update
+    if heads_alone:
+        update = functools.partial(update, heads_alone=True)
     rates = learning_rate(config)
     streams = {name: stream.to_dict() for name, stream in config.streams.items()}
 
@@ -99,14 +108,15 @@ def make_train_step(
     def train_step(state: TrainState, batches):
         dropout, mixup = step_keys(config, state.step)
         trained, frozen = split(state.params, parts)
+        moving, waiting = split(trained, all_layers(config) if heads_alone else ())
         examples = {
             name: examples_of(stream, mixup[name], batches[name])
             for name, stream in streams.items()
         }
 
-        def loss_fn(trained, examples, part):
+        def loss_fn(moving, examples, part):
             logits = model.apply(
-                {"params": join(frozen, trained)},
+                {"params": join(join(frozen, waiting), moving)},
                 {name: model_clips(examples[name]) for name in streams},
                 {name: stream["head"] for name, stream in streams.items()},
                 train=True,
@@ -126,13 +136,14 @@ def make_train_step(
             return total, metrics | {"loss": total}
 
         def gradient(examples, part):
-            gradient, metrics = jax.grad(loss_fn, has_aux=True)(trained, examples, part)
+            gradient, metrics = jax.grad(loss_fn, has_aux=True)(moving, examples, part)
             return constrain_parameters(gradient), metrics
 
         gradients, metrics = sum_of_parts(
             gradient, examples, config.optimizer.accumulate_steps
         )
-        updates, optimizer_state = optimizer.update(gradients, state.optimizer, trained)
+        gradients = join(jax.tree.map(jnp.zeros_like, waiting), gradients)
+        updates, optimizer_state = update(gradients, state.optimizer, trained)
         trained = optax.apply_updates(trained, updates)
         ema = state.ema
         if ema is not None:

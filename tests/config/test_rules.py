@@ -37,6 +37,10 @@ def test_a_config_that_makes_sense(config):
         (lambda c: c.evaluations.video.update(head="x"), "head is 'x', but .* train h"),
         (lambda c: c.model.update(heads=7), "768 is not a multiple of model.heads 7"),
         (lambda c: c.update(total_steps=10), "warmup_steps 10000 is not below"),
+        (
+            lambda c: c.update(total_steps=20_000, optimizer={"head_steps": 10_000}),
+            "head_steps 10000 and warmup_steps 10000 are not below total_steps 20000",
+        ),
         (lambda c: c.streams.update(v={**VIDEO, "fps": 3}), "unknown keys: fps"),
         (lambda c: c.streams.update(v=VIDEO), "streams.v lacks: color_jitter, crop"),
         (lambda c: c.checkpoint.update(every_steps=0), "checkpoint.every_steps is 0"),

@@ -110,7 +110,7 @@ def test_an_image_vit_gives_its_sizes_and_a_recipe_the_rest(caplog):
     assert (config.init.positions, config.init.inflate) == ("keep", "central_frame")
     o = config.optimizer
     rates = (o.learning_rate, o.trunk_rate, o.layer_decay, o.video_tubes_rate)
-    assert rates == (3e-3, 0.1, 0.9, 0.01)
+    assert rates == (1e-3, 0.3, 0.9, 0.05)
     assert o.frozen_layers is None and config.data.epochs == 10
     assert "  --config.clip.size=112\n" in caplog.text
     assert "--config.optimizer.layer_decay" not in caplog.text  # it was set
@@ -142,19 +142,19 @@ def test_what_is_set_is_heeded_by_the_recipe():
     tubes = from_image_vit("--config.model.tubes=main", "--config.clip.frames=32")
     assert (tubes.model.tubes, tubes.init.inflate) == ("main", "none")
     assert (
-        from_image_vit("--config.init.inflate=none").optimizer.video_tubes_rate == 0.1
+        from_image_vit("--config.init.inflate=none").optimizer.video_tubes_rate == 0.3
     )
     short = from_image_vit("--config.clip.frames=6").model.tubes
     assert [tube["kernel"][0] for tube in short] == [6, 6, 4, 1]
 
 
 @pytest.mark.parametrize(
-    "train, frozen, trunk", [("head_only", 2, 1.0), ("last=1", 1, 0.1)]
+    "train, frozen, trunk", [("head_only", 2, 1.0), ("last=1", 1, 0.3)]
 )
 def test_what_is_frozen_comes_from_the_image_vit(train, frozen, trunk):
     config = from_image_vit("--config.model.heads=2", train=train)
     assert config.optimizer.frozen_layers == frozen
-    assert config.optimizer.learning_rate == 3e-3
+    assert config.optimizer.learning_rate == 1e-3
     assert config.optimizer.trunk_rate == trunk
     (tube,) = config.model.tubes
     assert tube == {"kernel": (1, 16, 16), "stride": (4, 16, 16)}
@@ -245,11 +245,11 @@ def test_an_image_vit_is_trained_jointly_with_images_of_the_same_classes(
     state = train(config, tmp_path / "run")
     assert [k for k in state.params if k.startswith("head_")] == ["head_clips"]
     positions = state.params["positions"]
-    assert positions["gain"] != 0 and positions["tube_3"].shape == (2, 3, 3, 24)
+    assert positions["gain"] != 0 and positions["tube_3"].shape == (4, 3, 3, 24)
     for said in (
         "stem/tube_0  kernel (8, 8, 8, 3, 24): from 16x16, central_frame",
-        "resized  positions/tube_3  (2, 3, 3, 24): from 3x3",
-        "Peak learning rates by layer:\n  0.003    head_clips, pooling",
+        "resized  positions/tube_3  (4, 3, 3, 24): from 3x3",
+        "Peak learning rates by layer:\n  0.001    head_clips, pooling",
         "s a step this run takes about 00:00:0",
         "for 1 step, 00:00:0",
     ):

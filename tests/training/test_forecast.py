@@ -49,6 +49,18 @@ def test_the_time_of_a_run_is_that_of_steps_and_evaluations(config):
     assert text.endswith("00:03:20 for 100 steps, 00:00:00 for 0 evaluations.")
 
 
+def test_first_steps_that_train_heads_alone_cost_a_third(config):
+    config.optimizer.head_steps = 40
+    text = forecast.forecast(config, {"a": 64}, 20, 2.0, on_cpu=False)
+    # An evaluation is as much as 16 x 3 such steps.
+    assert text == (
+        "At 2 s a step, and about 6 s after step 40, this run takes about 00:10:16 "
+        "more: 00:08:40 for 100 steps, 00:01:36 for 1 evaluation."
+    )
+    text = forecast.forecast(config, {"a": 64}, 60, 6.0, on_cpu=False)
+    assert text.startswith("At 6 s a step this run takes about 00:07:36 more")
+
+
 def test_a_long_run_on_a_cpu_is_told_what_is_quicker(config):
     config.data.folder = "clips"
     config.data.epochs = 10

@@ -13,7 +13,7 @@ from sparse_tube_vit.training.step import make_train_step
 CLIP = (2, 8, 8)
 
 
-def make_run(frozen, depth, **options):
+def make_run(frozen, depth, head_steps=0, heads_alone=False, **options):
     """(train step, init, batches) of a model that is as small as can be."""
     config = default_config()
     config.total_steps = 10
@@ -21,7 +21,7 @@ def make_run(frozen, depth, **options):
     config.model.update(depth=depth, width=8, mlp_dim=16, heads=2, dropout=0.1)
     config.model.update(options, tubes=({"kernel": (2, 4, 4), "stride": (2, 2, 2)},))
     config.optimizer.update(learning_rate=0.01, warmup_steps=1, ema_decay=0.5)
-    config.optimizer.frozen_layers = frozen
+    config.optimizer.update(frozen_layers=frozen, head_steps=head_steps)
     config.streams.video = stream(kind="video", dataset="d", head="h", batch_size=2)
     model = make_model(config, {"h": 3})
     optimizer = make_optimizer(config)
@@ -35,10 +35,41 @@ def make_run(frozen, depth, **options):
     videos = np.random.default_rng(0).integers(0, 256, (2, *CLIP, 3), np.uint8)
     batch = {"video": videos, "label": np.arange(2), "weight": np.ones(2, np.float32)}
     return (
-        jax.jit(make_train_step(model, optimizer, config)),
+        jax.jit(make_train_step(model, optimizer, config, heads_alone)),
         init,
         {"video": batch},
     )
+
+
+def test_heads_train_alone_first():
+    """As with all layers frozen; then the rest moves, from what it was."""
+    alone, init_alone, batches = make_run(2, 2)
+    first, init, _ = make_run(None, 2, head_steps=3, heads_alone=True)
+    state = before = init()
+    expected = init_alone()
+    for _ in range(3):
+        state, metrics = first(state, batches)
+        expected, as_expected = alone(expected, batches)
+        assert metrics["loss"] == pytest.approx(as_expected["loss"])
+    for tree, rounding in {"params": 0, "ema": 1e-6}.items():
+        start, end, ended = (
+            flatten_dict(getattr(s, tree), sep="/") for s in (before, state, expected)
+        )
+        for name, x in end.items():
+            if name.startswith(("head_h", "pooling")):
+                np.testing.assert_allclose(x, ended[name], atol=1e-6)
+                assert not np.array_equal(x, start[name])
+            else:
+                np.testing.assert_allclose(x, start[name], rounding, rounding)
+    step, _, _ = make_run(None, 2, head_steps=3)
+    for _ in range(2):  # the first of them at a rate of 0, as in every warm-up
+        state, _ = step(state, batches)
+    end = flatten_dict(state.params, sep="/")
+    assert not any(np.array_equal(x, end[name]) for name, x in flat(before).items())
+
+
+def flat(state):
+    return flatten_dict(state.params, sep="/")
 
 
 @pytest.mark.parametrize(
