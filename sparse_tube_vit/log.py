@@ -24,7 +24,7 @@ def to_stderr() -> None:
     """Shows the package's log with the time of day, and other libraries' errors.
 
     Other libraries' warnings are hidden: orbax logs four for every checkpoint it reads.
-    So are traces of errors that orbax raises as well.
+    So are traces of errors that orbax and gcsfs raise as well.
     """
     absl_logging.set_verbosity(absl_logging.ERROR)
     _hide_repeated_errors()
@@ -37,9 +37,10 @@ def to_stderr() -> None:
 
 
 def _hide_repeated_errors():
-    """Hides traces of errors that orbax raises as well, one for each of its tasks."""
+    """Hides traces of errors that orbax and gcsfs raise as well, after every retry."""
     absl_logging.get_absl_logger().addFilter(_is_not_of_orbax)
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    for name in ("asyncio", "gcsfs"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     if sys.unraisablehook is sys.__unraisablehook__:
         sys.unraisablehook = _print_unraisable
 

@@ -67,3 +67,14 @@ def test_the_public_face_is_light():
     face, heavy = run("-c", program).stdout.split("\n")[:2]
     assert sorted(face.split()) == sorted([*sparse_tube_vit.__all__, "__version__"])
     assert not heavy
+
+
+def test_errors_that_gcsfs_raises_as_well_are_not_shown_twice():
+    """It logs them, with their traces, before it raises them."""
+    program = (
+        "import logging, sparse_tube_vit.log\n"
+        "logging.basicConfig()\n"
+        "sparse_tube_vit.log.to_stderr()\n"
+        "logging.getLogger('gcsfs').error('Cannot connect to host')"
+    )
+    assert run("-c", program).stderr == ""

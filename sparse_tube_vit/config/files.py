@@ -1,5 +1,6 @@
 """Config files: finding them, their arguments, and the smoke test's smaller sizes."""
 
+import difflib
 import sys
 from pathlib import Path
 
@@ -28,6 +29,14 @@ def find(name: str) -> Path:
         if shipped.is_file() and not shipped.name.startswith("_"):
             return shipped
     return path
+
+
+def explain_missing(file: Path) -> str:
+    """Returns a message that a config file does not exist, with the nearest name."""
+    names = [path.stem for path in SHIPPED.glob("[!_]*.py")] if SHIPPED else []
+    nearest = difflib.get_close_matches(file.stem, names, n=1)
+    hint = f" Did you mean {nearest[0]}?" if nearest else ""
+    return f"There is no config file {file}.{hint}"
 
 
 def make_neighbours_importable(file: Path) -> None:

@@ -148,6 +148,8 @@ def read(arguments: Sequence[str]) -> ConfigDict:
     values, argv = flags.FlagValues(), ["", *map(_spelt, arguments)]
     file = _config_file(argv)
     if file is not None:
+        if not file.is_file():
+            sys.exit(f"InvalidConfig: {files.explain_missing(file)}")
         files.make_neighbours_importable(file)
     config_flags.DEFINE_config_file(
         "config", lock_config=True, flag_values=values, sys_argv=argv

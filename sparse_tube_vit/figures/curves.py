@@ -25,7 +25,7 @@ def training_curves(metrics: Sequence[dict]) -> Figure:
     """
     figure = new_figure(9, 3.5)
     axes = figure.subplots(1, 2)
-    colors = {"": "0.4"}  # one per stream; the sum of losses is grey
+    colors = {"": "0.8"}  # one per stream; the sum of losses is wide and grey
     for (quantity, (kinds, scale)), ax in zip(_CURVES.items(), axes, strict=True):
         names = {n for line in metrics for n in line if n.rpartition("/")[2] in kinds}
         for name in sorted(names, reverse=True):  # train/... before evaluation/...
@@ -35,10 +35,12 @@ def training_curves(metrics: Sequence[dict]) -> Figure:
             label = f"{' '.join(stream)} {metric.replace('_', ' ')}, {phase}".strip()
             stream = "/".join(stream)
             color = colors.setdefault(stream, f"C{len(colors) - 1}")
-            ax.plot(*zip(*points, strict=True), style, color=color, label=label)
+            beneath = {} if stream else {"linewidth": 5, "zorder": 1.5}
+            x, y = zip(*points, strict=True)
+            ax.plot(x, y, style, color=color, label=label, **beneath)
         ax.set(xlabel="step", ylabel=quantity)
         ax.grid(alpha=0.3)
-    axes[1].set_ylim(0, 100)
+    axes[1].set_ylim(-2, 102)
     for ax in axes:
         add_legend(ax)
     return figure

@@ -93,6 +93,7 @@ def are_several(inputs) -> bool:
     return (
         isinstance(inputs, Iterable)
         and not is_path(inputs)
+        and not isinstance(inputs, bytes | bytearray)
         and not hasattr(inputs, "__array__")
     )
 

@@ -464,6 +464,11 @@ def _views(clip, size):
         clip: An array.
         size: The (T, H, W) of the model's clips; images have one frame.
     """
+    if not np.ndim(clip):
+        raise NotAClip(
+            "Expected a path, an image (H, W, 3), a clip (T, H, W, 3) or its views, or "
+            f"several of them, not {type(clip).__name__}."
+        )
     clip = np.asarray(clip)
     if clip.ndim not in (3, 4, 5) or clip.shape[-1] != 3:
         raise NotAClip(
@@ -491,11 +496,15 @@ def _check_values(views):
             "Expected uint8 in 0..255 or floats in [-1, 1], not an array of "
             f"{views.dtype}."
         )
+    if not np.isfinite(views).all():
+        raise NotAClip(
+            "Expected floats in [-1, 1], black to white, but some are NaN or infinite."
+        )
     low, high = float(views.min()), float(views.max())
     advice = ""
     if low >= 0 and 0 < high <= 1:
         advice = "2 * clip - 1 maps [0, 1] there"
-    elif not -1.001 <= low <= high <= 1.001:  # not a number, too
+    elif not -1.001 <= low <= high <= 1.001:
         advice = "convert 0..255 to uint8, or clip / 127.5 - 1 maps it there"
     if advice:
         raise NotAClip(

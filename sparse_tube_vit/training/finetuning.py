@@ -164,9 +164,8 @@ def _take_settings(config, workdir):
         source = stored_model.name
     elif open_keys(config):
         raise InvalidConfig(
-            f"config.init.weights is {weights!r}, and these are open: "
-            f"{', '.join(open_keys(config))}. Name a run or an image ViT that they can "
-            "be taken from, or set them."
+            "Name a run, a release or an image ViT with --config.init.weights, or set "
+            f"what is taken from it: these are open: {', '.join(open_keys(config))}."
         )
     else:
         values = ours = recipe.from_run(config)

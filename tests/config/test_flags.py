@@ -16,7 +16,11 @@ from sparse_tube_vit.config.schema import EVALUATION, STREAM
     [
         (
             ["--config=no/such.py"],
-            "[Errno 2] No such file or directory: 'no/such.py'",
+            "There is no config file no/such.py.",
+        ),
+        (
+            ["--config=configs/kinetcs.py:smoke"],
+            "There is no config file configs/kinetcs.py. Did you mean kinetics?",
         ),
         (["--config=FILE", "--config.nonsense=1"], "There is no key 'nonsense'."),
         (["--config=FILE", "--config.clip.x.y=1"], "There is no key 'x'."),

@@ -36,6 +36,16 @@ def test_training_curves():
     assert colors == {c for c, *_ in accuracy.values()} != {loss["loss, training"][0]}
 
 
+def test_the_sum_of_losses_shows_beneath_a_single_streams():
+    alone = [{"step": s, "train/loss": 1.0, "train/a/loss": 1.0} for s in (1, 2)]
+    loss, accuracy = figures.training_curves(alone).axes
+    total, of_stream = sorted(loss.lines, key=lambda line: line.get_zorder())
+    assert total.get_label() == "loss, training"
+    assert total.get_linewidth() > 2 * of_stream.get_linewidth()
+    low, high = accuracy.get_ylim()
+    assert low < 0 and high > 100  # a line at 100% is not cut
+
+
 def shown(ax):
     return {text.get_text() for text in ax.get_legend().get_texts()}
 

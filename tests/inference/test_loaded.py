@@ -244,7 +244,7 @@ def test_floats_are_from_black_to_white(tubevit, files):
     for wrong, advice in (
         (clip / 255, r"not in \[0, .*\]: 2 \* clip - 1"),
         (clip.astype(float), r"\[0, 25.\]: convert 0..255 to uint8"),
-        (np.where(clip == clip.max(), np.nan, floats), r"\[nan, nan\]"),
+        (np.where(clip == clip.max(), np.nan, floats), "some are NaN"),
     ):
         with pytest.raises(NotAClip, match=advice):
             tubevit.predict(wrong, "crowds")
@@ -274,6 +274,9 @@ def test_what_is_no_clip_is_named(tubevit, tmp_path):
     for shape in ((2, 16, 16, 3), (4, 16, 24, 3), (2, 1, 32, 32, 3), (20, 16, 3)):
         with pytest.raises(NotAClip, match="clips of 4 frames and images, of 16x16"):
             tubevit.predict(np.zeros(shape, np.uint8), "crowds")
+    for nothing, kind in ((None, "NoneType"), (b"encoded", "bytes"), (3, "int")):
+        with pytest.raises(NotAClip, match=f"Expected a path, .* not {kind}"):
+            tubevit.predict(nothing)
     with pytest.raises(UnreadableFile, match="nothing: No such file"):
         tubevit.predict(tmp_path / "nothing")
     (tmp_path / "text").write_text("no clip")

@@ -407,7 +407,8 @@ def test_what_is_open_needs_a_run_or_an_image_vit(tmp_path):
     with pytest.raises(UnreadableWeights, match="vit.npz cannot be read"):
         finetuning.complete(config_of("", tmp_path, "vit.npz"), tmp_path)
     config = config_of("", tmp_path)
-    with pytest.raises(InvalidConfig, match="are open: clip.fps, .*model.width"):
+    advice = "^Name a run, .* with --config.init.weights, .* are open: clip.fps, "
+    with pytest.raises(InvalidConfig, match=advice):
         finetuning.complete(config, tmp_path)
     with pytest.raises(InvalidConfig, match="keys are open: clip.fps, .*model.width"):
         validate(config)
