@@ -32,16 +32,18 @@ class NoFiles(TubeViTError, FileNotFoundError):
 def expand(paths: Iterable) -> list[str]:
     """Returns files as they are, and all clips and images below folders.
 
+    Among others, a folder that holds none stays, to be named with what cannot be read.
+
     Args:
         paths: Files and folders, local or gs://; "-" stands for those that standard
             input names, one a line.
 
     Raises:
-        NoFiles: A folder has none.
+        NoFiles: The only path is of a folder that holds none.
         UnreadableFile: A folder cannot be listed.
     """
-    files = []
-    for path in _with_input(paths):
+    files, paths = [], [*_with_input(paths)]
+    for path in paths:
         if not _is_folder(path):
             files.append(os.fspath(path))
             continue
@@ -50,10 +52,15 @@ def expand(paths: Iterable) -> list[str]:
             log.warning("%s is left out: %s", entry, reason)
         taken = [f for f in below if f.suffix.lower() in _SUFFIXES]
         if not taken:
-            raise NoFiles(
+            problem = (
                 f"{path} holds no clip and no image: of its {len(below)} files none "
                 f"ends in {', '.join(sorted(_SUFFIXES))}."
             )
+            if len(paths) == 1:
+                raise NoFiles(problem)
+            log.warning("%s", problem)
+            files.append(os.fspath(path))
+            continue
         if len(taken) < len(below):
             log.warning(
                 "%s: %d of %d files are left out, no clips or images by their names",

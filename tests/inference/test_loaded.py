@@ -432,9 +432,15 @@ def test_urls_that_are_not_read_cost_no_other_result(run, files, capsys, url, pr
     assert problem not in printed.err  # told once
 
 
-def test_a_folder_without_clips_is_an_error(run, tmp_path, capsys):
+def test_a_folder_without_clips_is_an_error(run, files, tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("not a clip")
     with pytest.raises(SystemExit):
         predict.main([f"--model={run}", str(tmp_path)])
     assert "NoFiles" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        predict.main([f"--model={run}", str(tmp_path), str(files["images"][0])])
+    printed = capsys.readouterr()
+    assert "holds no clip and no image" in printed.err
+    assert "1 of 2 files could not be read" in printed.err
+    assert files["images"][0].name in printed.out
     assert isinstance(stv.load(run, ema=False), loaded.TrainedTubeViT)
