@@ -22,6 +22,9 @@ from tests.datasets.builders import test_imagenet, test_kinetics
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 
+#: In the place of one of the Hub.
+IMAGE_VIT = ROOT / "tests/golden/image_vits/hugging_face_dinov2"
+
 #: Commands that no test can run, each with the reason.
 NOT_RUN = {
     "./launch/local.sh": "minutes of training, which its own command shows",
@@ -126,7 +129,7 @@ def run(command, clone, environment):
 
 @pytest.mark.slow
 def test_the_first_lines_run_with_the_core_alone(clone, environment):
-    python = next(x for x in commands() if x.startswith("sparse-tube-vit predict"))
+    python = next(x for x in commands() if "predict --model demo" in x)
     assert "star right" in run(python, clone, environment)
     code = "\n".join(blocks("python")[:2])
     code += "\nprint(logits.shape, tubevit.predict(clip, top=1))"
@@ -157,6 +160,9 @@ def test_every_command_runs(clone, environment, monkeypatch, tmp_path):
             "HF_HUB_DISABLE_XET": "1",
             "HF_TOKEN": "hf_test",
             "NO_PROXY": "127.0.0.1",
+        }
+        hub.repositories["facebook/dinov2-small"] = {
+            path.name: path.read_bytes() for path in IMAGE_VIT.iterdir()
         }
         for number, command in enumerate(commands()):
             if command.startswith((*NOT_RUN, "pip install")):
