@@ -84,13 +84,15 @@ def from_image_vit(config: ConfigDict, patch: Sequence[int]) -> dict[str, object
 def head_steps(config: ConfigDict) -> int:
     """Returns the first steps in which pooling and heads train alone.
 
-    They are for image ViTs: the gradient of a fresh head would spoil them.
+    They are for image ViTs, which the gradient of a fresh head would spoil: a third of
+    the run, or some hundred steps where that leaves half of it.
     """
     everything = config.optimizer.frozen_layers is None
-    weights = config.init.weights
-    if everything and weights and image_vits.holds_image_vit(weights):
-        return config.total_steps // 3
-    return 0
+    weights, total = config.init.weights, config.total_steps
+    if not (everything and weights and image_vits.holds_image_vit(weights)):
+        return 0
+    steps = max(total // 3, min(100, total // 2))
+    return max(0, min(steps, total - config.optimizer.warmup_steps - 1))
 
 
 def image_tube(frames: int, patch: Sequence[int]) -> dict:

@@ -25,7 +25,7 @@ from sparse_tube_vit.datasets.builders.folders import NoClassFolders, TooFewExam
 from sparse_tube_vit.datasets.preparing.write import NothingDecodes
 from sparse_tube_vit.models.tubevit import init_params, make_model
 from sparse_tube_vit.train import train
-from sparse_tube_vit.training import finetuning, forecast
+from sparse_tube_vit.training import finetuning, forecast, recipe
 from sparse_tube_vit.training.description import describe
 from sparse_tube_vit.training.freezing import check_new
 from sparse_tube_vit.training.inspection import examples_of_step
@@ -114,6 +114,17 @@ def test_an_image_vit_gives_its_sizes_and_a_recipe_the_rest(caplog):
     assert o.frozen_layers is None and config.data.epochs == 10
     assert "  --config.clip.size=112\n" in caplog.text
     assert "--config.optimizer.layer_decay" not in caplog.text  # it was set
+
+
+@pytest.mark.parametrize(
+    "total, warmup, heads", [(330, 33, 110), (150, 15, 75), (2, 1, 0), (100, 98, 1)]
+)
+def test_a_fresh_head_of_an_image_vit_trains_first(total, warmup, heads):
+    config = from_image_vit()
+    config.total_steps, config.optimizer.warmup_steps = total, warmup
+    assert recipe.head_steps(config) == heads
+    config.optimizer.frozen_layers = 2
+    assert recipe.head_steps(config) == 0
 
 
 def test_an_image_vit_of_the_hub_gives_its_options(caplog):
@@ -236,7 +247,7 @@ def test_an_image_vit_is_trained_jointly_with_images_of_the_same_classes(
         f"--config.data.images={tmp_path / 'images'}",
         "--config.clip.size=48",
         "--config.model.heads=2",
-        "--config.total_steps=3",
+        "--config.total_steps=4",
         "--config.streams.clips.batch_size=8",
         "--config.streams.images.batch_size=8",
         "--config.evaluations.images.batch_size=8",
@@ -251,15 +262,15 @@ def test_an_image_vit_is_trained_jointly_with_images_of_the_same_classes(
         "resized  positions/tube_3  (4, 3, 3, 24): from 3x3",
         "Peak learning rates by layer:\n  0.001    head_clips, pooling",
         "s a step this run takes about 00:00:0",
-        "for 1 step, 00:00:0",
+        "for 2 steps, 00:00:0",
     ):
         assert said in caplog.text, said
     names = {path.name for path in (tmp_path / "run/evaluations").glob("*.json")}
-    assert names == {"clips_step3_1x3.json", "images_step3.json"}
+    assert names == {"clips_step4_1x3.json", "images_step4.json"}
     # To go on, the weights are not needed.
     monkeypatch.setattr(finetuning, "image_vits", None)
     again = finetuning.complete(config, tmp_path / "run")
-    saved = locate(tmp_path / "run", 3).read_description()["config"]
+    saved = locate(tmp_path / "run", 4).read_description()["config"]
     assert again.to_json() == json.dumps(saved)
 
 
