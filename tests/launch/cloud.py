@@ -224,7 +224,9 @@ class Cloud:
         for home in homes:
             host = "t1v-n-1f-w-" + home.name.rpartition("-")[2]
             path = f"{self.path}/on_workers:{os.environ['PATH']}"
-            environment = {k: v for k, v in os.environ.items() if k != "JAX_PLATFORMS"}
+            # launch/test.sh has them for itself.
+            ours = ("JAX_PLATFORMS", "PYTHON")
+            environment = {k: v for k, v in os.environ.items() if k not in ours}
             environment |= {"HOME": str(home), "PATH": path, "HOSTNAME": host}
             environment["ON_WORKERS"] = f"{self.path}/on_workers"
             processes.append(
