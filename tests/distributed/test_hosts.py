@@ -415,7 +415,7 @@ def test_a_signal_to_one_host_saves_the_same_step_on_all(
     two = pod(2, IN_STEP.format(step=3, host=1, signal="SIGTERM"))
     assert two.ended() == (1, {0: 1, 1: 1}), two
     for host in (0, 1):
-        assert f"[{host}] Interrupted: Stopped by a signal; step 4 is saved" in two
+        assert f"[{host}] Interrupted: Stopped by a signal. Step 4 is saved in" in two
     assert locate(tmp_path / "run").step == 4
     again = pod(4)
     assert again.ended() == (0, dict.fromkeys(range(4), 0)), again
@@ -430,7 +430,7 @@ def test_a_signal_to_the_script_stops_all_hosts(pod, tmp_path):
     two.process.terminate()
     assert two.ended() == (1, {0: 1, 1: 1}), two
     step = locate(tmp_path / "run").step
-    assert f"[1] Interrupted: Stopped by a signal; step {step} is saved" in two
+    assert f"[1] Interrupted: Stopped by a signal. Step {step} is saved in" in two
 
 
 @pytest.mark.slow
