@@ -242,7 +242,7 @@ def _from_vit(vit, config, model, shapes):
         elif key in ("gelu", "norm_epsilon"):
             match.report.notes.append(
                 f"model.{key} is {options[key]!r}; a file does not tell, but most "
-                f"{vit.family.name} models of {vit.family.library} have {theirs!r}"
+                f"{vit.family.name} models of {vit.family.codebase} have {theirs!r}"
             )
     if "heads" not in vit.told:
         match.report.notes.append(

@@ -1,4 +1,4 @@
-"""Table of the image ViTs that can be read, by family and library.
+"""Table of the image ViTs that can be read, by family and codebase.
 
 A file is of the first family whose names and marks it has. Families that several
 models share (a timm `ViT` may be AugReg's, DeiT, DINO or MAE) differ in the
@@ -13,10 +13,10 @@ from collections.abc import Collection, Mapping
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """One kind of ViT in one library's names. Names may stand behind a prefix.
+    """One kind of ViT in one codebase's names. Names may stand behind a prefix.
 
     Attributes:
-        name, library: As "DINOv2" and "timm".
+        name, codebase: As "DINOv2" and "timm".
         layers: Its name of every layer outside the blocks, by our name.
         block: Its name of block {i}.
         block_layers: Its name of every layer of a block, by our name. "scale_1" and
@@ -42,7 +42,7 @@ class Family:
     """
 
     name: str
-    library: str
+    codebase: str
     layers: Mapping[str, str]
     block: str
     block_layers: Mapping[str, str]
@@ -62,7 +62,7 @@ class Family:
     interpolation: str = "cubic"
 
     def __str__(self):
-        return f"{self.name}, {self.library}"
+        return f"{self.name}, {self.codebase}"
 
     def recognizes(
         self, shapes: Mapping[str, tuple], model_type: str | None = None
@@ -188,7 +188,7 @@ def _jax_block(norm_2, mlp, attention):
 
 AUGREG = Family(
     name="ViT",
-    library="AugReg",
+    codebase="AugReg",
     layers=_JAX_LAYERS,
     block="Transformer/encoderblock_{i}/",
     block_layers=_jax_block(
@@ -203,7 +203,7 @@ AUGREG = Family(
 _MAP = "MAPHead_0/MultiHeadDotProductAttention_0"
 BIG_VISION = Family(
     name="ViT or SigLIP",
-    library="big_vision",
+    codebase="big_vision",
     layers=_JAX_LAYERS
     | {
         "pooling/attention/query": f"{_MAP}/query",
@@ -235,7 +235,7 @@ _TORCH = {
 }
 _TIMM = Family(
     name="ViT",
-    library="timm",
+    codebase="timm",
     norm_epsilon=1e-6,
     normalization="half",
     layers={
@@ -333,7 +333,7 @@ _VIDEOMAE_BLOCK = _VIT_BLOCK | {
 def _hugging_face(column, block, block_layers, **changes):
     """Returns a family of ViT's names outside the blocks, which `changes` replace."""
     values = {
-        "library": "Hugging Face",
+        "codebase": "Hugging Face",
         "norm_epsilon": 1e-12,
         "layers": {
             "patch": "embeddings.patch_embeddings.projection",

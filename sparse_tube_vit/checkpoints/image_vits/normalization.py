@@ -81,7 +81,7 @@ def choose(asked: str, config: Mapping, preprocessor: Mapping, family) -> Normal
             std = std * preprocessor["image_std"]
         mean, std = (tuple((x / scale).round(9).tolist()) for x in (mean, std))
         return Normalization(mean, std, "by preprocessor_config.json")
-    why = f"as most {family.name} models of {family.library}"
+    why = f"as most {family.name} models of {family.codebase}"
     if family.shared:
         why += (
             f"; {family.shared} have the same names: for them, "
