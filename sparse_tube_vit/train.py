@@ -173,8 +173,6 @@ def _train(config, workdir, lock):
         if first_step and is_due(first_step, config.evaluate_every_steps):
             evaluate(first_step)  # an interruption may have left it undone
         metrics, heads = None, config.optimizer.head_steps
-        forecast_at = {begin + forecast.STEPS for begin in (first_step, heads)}
-        forecast_at -= {heads + 1}  # which is compiled then, and has no time of its own
         if first_step < config.total_steps:
             log.info("Compiling the training step ...")
         for step in steps:
@@ -201,7 +199,7 @@ def _train(config, workdir, lock):
             if stopping or evaluating or is_due(step, config.checkpoint.every_steps):
                 check_finite(metrics, step)
                 save()
-            if step in forecast_at:
+            if reporter.timed_steps == forecast.STEPS:
                 counts = {e.name: len(e.split) for e in evaluations}
                 on_cpu, seconds = (
                     jax.default_backend() == "cpu",

@@ -126,9 +126,9 @@ def complete(config: ConfigDict, workdir=None, data: bool = True) -> ConfigDict:
         if config.optimizer.warmup_steps is None:
             config.optimizer.warmup_steps = config.total_steps // 10
         if config.optimizer.head_steps is None:
-            config.optimizer.head_steps = recipe.head_steps(config)
-            if steps := config.optimizer.head_steps:
-                log.info("Pooling and heads train alone for the first %d steps", steps)
+            steps = recipe.head_steps(config.total_steps, config.optimizer.warmup_steps)
+            config.optimizer.head_steps = steps
+            log.info("Pooling and head train alone for the first %d steps", steps)
         if config.log_every_steps is None:  # curves of at least 20 points
             most = default_config().log_every_steps
             config.log_every_steps = min(max(config.total_steps // 20, 1), most)

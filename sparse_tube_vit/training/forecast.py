@@ -7,7 +7,7 @@ from sparse_tube_vit.models.tubes import count_tokens
 from sparse_tube_vit.models.variants import make_tubes
 from sparse_tube_vit.training.reporting import clock_time
 
-#: Steps after which a run predicts its time.
+#: Steps after a compilation, by which a run predicts its time.
 STEPS = 20
 
 #: Seconds above which a run on a CPU says what would be quicker.

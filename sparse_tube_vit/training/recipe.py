@@ -6,7 +6,6 @@ some fifty clips, and two CPU cores.
 
 from collections.abc import Sequence
 
-from sparse_tube_vit.checkpoints import image_vits
 from sparse_tube_vit.config import ConfigDict
 
 #: Keys of the config that a recipe sets, beside the sections `clip` and `model`.
@@ -33,6 +32,7 @@ def from_run(config: ConfigDict) -> dict[str, object]:
         else 3e-4,
         "optimizer.layer_decay": 1.0,
         "optimizer.trunk_rate": 1.0,
+        "optimizer.head_steps": 0,
         "init.positions": "drop",
         "init.inflate": "none",
         "data.epochs": 30,
@@ -42,6 +42,7 @@ def from_run(config: ConfigDict) -> dict[str, object]:
 def from_image_vit(config: ConfigDict, patch: Sequence[int]) -> dict[str, object]:
     """Returns values of `clip`, `model` and `KEYS` for weights of an image ViT.
 
+    `optimizer.head_steps` is None where it depends on the steps of the run, see below.
     Where layers are frozen, the tube of single frames reads the clip alone: what is
     frozen has to come from the weights.
 
@@ -63,6 +64,7 @@ def from_image_vit(config: ConfigDict, patch: Sequence[int]) -> dict[str, object
         "optimizer.learning_rate": 1e-3,
         "optimizer.trunk_rate": 1.0 if trained == 0 else 0.3,
         "optimizer.layer_decay": 1.0 if trained == 0 else 0.75,
+        "optimizer.head_steps": None if everything else 0,
         "init.positions": "drop",
         "data.epochs": 10,
     }
@@ -81,18 +83,18 @@ def from_image_vit(config: ConfigDict, patch: Sequence[int]) -> dict[str, object
     return values
 
 
-def head_steps(config: ConfigDict) -> int:
-    """Returns the first steps in which pooling and heads train alone.
+def head_steps(total: int, warmup: int) -> int:
+    """Returns the first steps in which pooling and head train alone.
 
     They are for image ViTs, which the gradient of a fresh head would spoil: a third of
     the run, or some hundred steps where that leaves half of it.
+
+    Args:
+        total: Steps of the run.
+        warmup: Steps in which the rest warms up afterwards.
     """
-    everything = config.optimizer.frozen_layers is None
-    weights, total = config.init.weights, config.total_steps
-    if not (everything and weights and image_vits.holds_image_vit(weights)):
-        return 0
     steps = max(total // 3, min(100, total // 2))
-    return max(0, min(steps, total - config.optimizer.warmup_steps - 1))
+    return max(0, min(steps, total - warmup - 1))
 
 
 def image_tube(frames: int, patch: Sequence[int]) -> dict:

@@ -191,8 +191,13 @@ class Reporter:
         self._since_compiled = 0, self._training_seconds()
         log.info("Compiled in %.1f s", seconds["step"])
 
+    @property
+    def timed_steps(self) -> int:
+        """Number of steps since the last compilation."""
+        return self._since_compiled[0]
+
     def step_seconds(self) -> float:
-        """Returns the mean step time since the first step, as `training` reports it."""
+        """Returns the mean time of the timed steps, as `training` reports it."""
         steps, before = self._since_compiled
         return (self._training_seconds() - before) / steps
 

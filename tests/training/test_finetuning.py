@@ -71,7 +71,8 @@ def test_everything_open_is_filled_in(clips, finished, tmp_path, caplog):
     assert config.clip.to_dict() == theirs["clip"] | {"fps": 5.0}
     for key, value in config.model.items():
         assert json.loads(json.dumps(value)) == theirs["model"][key], key
-    assert (config.total_steps, config.optimizer.warmup_steps) == (100, 10)
+    o = config.optimizer
+    assert (config.total_steps, o.warmup_steps, o.head_steps) == (100, 10, 0)
     assert config.log_every_steps == 5
     source, views = config.streams.clips, config.evaluations.clips
     assert source.dataset == views.dataset
@@ -120,11 +121,8 @@ def test_an_image_vit_gives_its_sizes_and_a_recipe_the_rest(caplog):
     "total, warmup, heads", [(330, 33, 110), (150, 15, 75), (2, 1, 0), (100, 98, 1)]
 )
 def test_a_fresh_head_of_an_image_vit_trains_first(total, warmup, heads):
-    config = from_image_vit()
-    config.total_steps, config.optimizer.warmup_steps = total, warmup
-    assert recipe.head_steps(config) == heads
-    config.optimizer.frozen_layers = 2
-    assert recipe.head_steps(config) == 0
+    assert from_image_vit().optimizer.head_steps is None
+    assert recipe.head_steps(total, warmup) == heads
 
 
 def test_an_image_vit_of_the_hub_gives_its_options(caplog):
@@ -165,6 +163,7 @@ def test_what_is_set_is_heeded_by_the_recipe():
 def test_what_is_frozen_comes_from_the_image_vit(train, frozen, trunk):
     config = from_image_vit("--config.model.heads=2", train=train)
     assert config.optimizer.frozen_layers == frozen
+    assert config.optimizer.head_steps == 0
     assert config.optimizer.learning_rate == 1e-3
     assert config.optimizer.trunk_rate == trunk
     (tube,) = config.model.tubes
@@ -238,7 +237,7 @@ def test_an_image_vit_is_trained_jointly_with_images_of_the_same_classes(
     clips, tmp_path, monkeypatch, caplog
 ):
     caplog.set_level(logging.INFO, "sparse_tube_vit")
-    monkeypatch.setattr(forecast, "STEPS", 2)
+    monkeypatch.setattr(forecast, "STEPS", 1)
     write_images(tmp_path / "images", "Kür & pas", "walk the dog")
     config = config_of(
         clips,
