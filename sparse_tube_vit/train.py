@@ -25,7 +25,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from sparse_tube_vit.checkpoints import release
 from sparse_tube_vit.checkpoints.run import Checkpoints, describe_run, set_damaged_aside
-from sparse_tube_vit.checkpoints.workdir import WorkdirLock, make_workdir
+from sparse_tube_vit.checkpoints.workdir import WorkdirLock, make_workdir, remove_empty
 from sparse_tube_vit.config import ConfigDict, check_values, validate
 from sparse_tube_vit.config.flags import CommandParser, add_config, describe_keys
 from sparse_tube_vit.datasets import reading
@@ -60,8 +60,10 @@ def train(config: ConfigDict, workdir) -> TrainState:
     """
     check_values(config)
     workdir = epath.Path(workdir)
-    make_workdir(workdir)
+    made = make_workdir(workdir)
     with contextlib.ExitStack() as stack:
+        if jax.process_index() == 0:
+            stack.callback(remove_empty, made)  # where the run is refused
         lock = None
         with hosts.first_host_first("work directory"):
             if jax.process_index() == 0:

@@ -486,7 +486,12 @@ def test_a_loss_for_one_label_on_several_is_refused(multi_label, data_dir, tmp_p
     config = tiny_multi_label_config(data_dir)
     config.streams.video.loss = "softmax"
     with pytest.raises(LossDoesNotFit, match="streams.video reads .*'sigmoid'"):
-        train.train(config, tmp_path)
+        train.train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "run").mkdir()  # this one is not the run's to remove
+    with pytest.raises(LossDoesNotFit):
+        train.train(config, tmp_path / "run")
+    assert not [*(tmp_path / "run").iterdir()]
     # The other way round is one-against-all: a head of several labels may be trained
     # and measured on one.
     run = locate(multi_label, 3).read_description()

@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import uuid
+from collections.abc import Iterable
 
 from etils import epath
 
@@ -38,17 +39,23 @@ def check_workdir(workdir) -> None:
         ) from error
 
 
-def make_workdir(workdir: epath.Path) -> None:
+def make_workdir(workdir: epath.Path) -> list[epath.Path]:
     """Makes a run's work directory and checks that files can be written to it.
+
+    Returns:
+        The directories that it had to make, inner ones first.
 
     Raises:
         UnusableWorkdir: Its disk is full or read-only, it cannot be made, or its path
             is none for `check_workdir`.
     """
     check_workdir(workdir)
+    made = []
     for directory in (workdir, workdir / "checkpoints"):
         probe = temporary(directory / "written")
         try:
+            if not directory.exists():
+                made.insert(0, directory)
             directory.mkdir(parents=True, exist_ok=True)
             try:
                 probe.write_text("\n")
@@ -58,6 +65,15 @@ def make_workdir(workdir: epath.Path) -> None:
             raise UnusableWorkdir(
                 f"--workdir {directory} cannot be made or written to: {error}"
             ) from error
+    return made
+
+
+def remove_empty(directories: Iterable[epath.Path]) -> None:
+    """Removes those directories that a run has left empty. Buckets have none."""
+    for directory in directories:
+        if not is_remote(directory):
+            with contextlib.suppress(OSError):
+                os.rmdir(directory)
 
 
 class WorkdirLock:
