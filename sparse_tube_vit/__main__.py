@@ -19,6 +19,7 @@ COMMANDS = {
     "Data": ("prepare", "verify"),
     "Training": ("train", "describe", "preflight", "scale_up", "benchmark"),
     "A run": ("figures", "report"),
+    "The paper's tables": ("reproduce",),
 }
 
 

@@ -1,0 +1,244 @@
+"""A row of one of the paper's tables, at full size or shrunk to minutes of a CPU.
+
+    ./launch/reproduce.sh 7b --tasks moving_shapes      # all rows and seeds of a table
+    ./launch/reproduce.sh --full 7b                     # its commands at full size
+
+    sparse-tube-vit train --workdir DIR \
+        --config configs/reproduction.py:table=7b,row=4,task=moving_shapes,seed=0
+
+Rows are listed in sparse_tube_vit/reproduction/tables.py, results in
+docs/reproduction.md. Arguments, after a colon and separated by commas:
+
+    table=7b, row=4     which
+    seed=0              of parameters, examples and augmentation
+    task=               kinetics600: full size, jointly with ImageNet, as
+                        configs/kinetics.py; of the others a run takes minutes:
+        moving_shapes       the embedded data, 24 classes of shape and motion
+        ucf101              videos of data set ucf101/split1, images of
+                            image_folder/tiny_imagenet, from scratch
+        ucf101_directions   the same clips forwards and backwards, as two classes each:
+                            one frame does not tell which
+        ucf101_image_vit    ucf101, for rows that start from an image ViT of size S
+
+Rows that start from another row's model, or from an image ViT, need
+--config.init.weights, which `reproduce.sh` sets.
+"""
+
+import dataclasses
+import math
+
+from sparse_tube_vit.checkpoints.scaling import scale_config
+from sparse_tube_vit.config import arguments, default_config, evaluation, stream
+from sparse_tube_vit.models.tubes import Tube
+from sparse_tube_vit.models.variants import VARIANTS, make_tubes
+from sparse_tube_vit.reproduction.tables import PAPER, evaluations_of
+from sparse_tube_vit.training import recipe
+
+#: What each small task has in place of the full size. Time is halved: clips of 16
+#: frames at half the rate, and half the frames of kernels and strides. Of strides,
+#: those above 16 pixels shrink by `stride`.
+SMALL = {
+    "moving_shapes": {
+        "videos": ("moving_shapes/videos", "motions", 16),
+        "images": ("moving_shapes/images", "shapes", 32),
+        "clip": {"frames": 16, "fps": 8.0, "size": 64},
+        "model": {"depth": 4, "width": 128, "mlp_dim": 512, "heads": 2},
+        "optimizer": {"learning_rate": 1e-3, "weight_decay": 0.01, "ema_decay": 0.99},
+        "stream": {"crop_area": (0.8, 1.0), "flip": False},
+        "views": {"temporal_views": 2, "spatial_views": 1},
+        "image_split": "test",
+        "steps": 600,
+        "stride": 1 / 2,
+    },
+    "ucf101": {
+        "videos": ("ucf101/split1", "ucf101", 16),
+        "images": ("image_folder/tiny_imagenet", "tiny_imagenet", 32),
+        "clip": {"frames": 16, "fps": 8.0, "size": 96},
+        "model": {"depth": 4, "width": 192, "mlp_dim": 768, "heads": 3},
+        "optimizer": {"learning_rate": 1e-3, "weight_decay": 0.3, "ema_decay": 0.99},
+        "stream": {"crop_area": (0.35, 1.0), "flip": True, "color_jitter": 0.4},
+        "views": {"temporal_views": 2, "spatial_views": 3},
+        "image_split": "val",
+        "steps": 1200,
+        "stride": 3 / 4,
+    },
+}
+SMALL["ucf101_directions"] = SMALL["ucf101"] | {
+    "videos": ("video_folder/ucf101_directions", "ucf101_directions", 16)
+}
+SMALL["ucf101_image_vit"] = SMALL["ucf101"] | {
+    "clip": {"frames": 16, "fps": 8.0, "size": 84},
+    "big": {**VARIANTS["S"], "gelu": "erf"},
+    "steps": 120,
+    "stride": 1 / 2,
+}
+
+
+def get_config(argument: str = ""):
+    args = arguments(
+        argument,
+        table=tuple(PAPER),
+        row="",
+        task=("kinetics600", *SMALL),
+        seed="0",
+    )
+    table = PAPER[args.table]
+    row = table.row(args.row or table.rows[0].name)
+    small = SMALL.get(args.task)
+
+    config = default_config()
+    config.seed = int(args.seed)
+    large = (table.big if row.big else table.variant) in ("L", "H")
+    created = row.big and row.after
+    config.total_steps = 50_000 if created else 300_000 * row.steps
+    config.clip.update(frames=64, fps=15.0, size=224)
+    config.model.update(
+        **VARIANTS[table.variant],
+        tubes=row.tubes,
+        dropout=0.0,
+        stochastic_depth=0.0,
+        dtype="bfloat16",
+        scan=large,
+        remat="dots" if large else "none",
+    )
+    config.optimizer.update(
+        learning_rate=1e-5 if large else 5e-5,  # large ones fail with B's (table 10)
+        warmup_steps=2_000 if created else 10_000,
+        weight_decay=1e-5 if large else 1e-3,
+        beta1=0.9,
+        beta2=0.999,
+        clip_norm=1.0,
+    )
+    settings = {
+        "label_smoothing": 0.0,
+        "mixup": 0.0,
+        "crop_area": (0.3, 1.0),
+        "flip": True,
+        "color_jitter": 0.0,
+        "randaugment_layers": 2,
+        "randaugment_magnitude": 10.0,
+    }
+    videos = ("kinetics600", "kinetics600", 256)
+    images = ("imagenet2012", "imagenet2012", 256)
+    big, patch = VARIANTS.get(table.big), 14 if table.big == "H" else 16
+    if small:
+        settings |= {"randaugment_layers": 0} | small["stream"]
+        videos, images = small["videos"], small["images"]
+        big, patch = small.get("big"), 14
+        _shrink(config, small, row)
+
+    scale = row.stride_scale
+    tubes = [tube.restride(scale) for tube in make_tubes(config.model.tubes)]
+    config.model.tubes = tuple(map(dataclasses.asdict, tubes))
+    if created:
+        _scale_up(config, row, big, patch)
+    elif row.big:
+        _start_from_image_vit(config, big, patch)
+    if row.after:
+        config.init.weights = f"runs/{args.task}/{args.table}_{row.after}/{args.seed}"
+    for key, value in row.changes.items():
+        section, _, name = key.partition(".")
+        config[section][name] = value
+
+    _add_streams(config, row, settings, videos, images)
+    _add_evaluations(config, args.table, row, args.task, videos, images)
+    return config
+
+
+def _shrink(config, small, row):
+    """Shrinks clips, tubes and model to those of a small task."""
+    config.clip.update(small["clip"])
+    config.model.update(small["model"], dtype="float32", scan=False, remat="none")
+    config.model.tubes = tuple(
+        dataclasses.asdict(_shrink_tube(tube, small["stride"]))
+        for tube in make_tubes(config.model.tubes)
+    )
+    config.optimizer.update(small["optimizer"], beta2=0.99)
+    config.total_steps = small["steps"] * row.steps
+    config.optimizer.warmup_steps = config.total_steps // 10
+    config.log_every_steps = config.total_steps // 20
+    config.checkpoint.update(every_steps=config.total_steps // 2, keep=1)
+
+
+def _shrink_tube(tube, scale):
+    """Returns the tube with half the frames, and wide strides scaled."""
+
+    def frames(n, least=1):
+        return max(round(n / 2), least)
+
+    def pixels(n):
+        return round(n * scale)
+
+    several = tube.kernel[0] > 1
+    kernel = frames(tube.kernel[0], 2 if several else 1)
+    dense = several and tube.stride[0] == tube.kernel[0]
+    stride = [kernel if dense else frames(tube.stride[0])]
+    stride += [pixels(s) if s > 16 else s for s in tube.stride[1:]]
+    return dataclasses.replace(
+        tube,
+        kernel=(kernel, *tube.kernel[1:]),
+        stride=tuple(stride),
+        offset=(tube.offset[0] // 2, *map(pixels, tube.offset[1:])),
+    )
+
+
+def _scale_up(config, row, big, patch):
+    """Turns the small model's config into the created one's (paper 3.6)."""
+    scale_config(config, big, Tube(kernel=(1, patch, patch), stride=(1, patch, patch)))
+    depth, trained = config.model.depth, row.trained
+    frozen = None if trained is None else depth - math.ceil(trained * depth - 1e-6)
+    config.optimizer.frozen_layers = frozen
+    if frozen is not None:
+        config.model.gate_after = frozen if row.gate else None
+
+
+def _start_from_image_vit(config, big, patch):
+    """Turns the config into that of an image ViT with tubes, as for fine-tuning."""
+    config.model.update(
+        big, positions="learned", position_gain=0.0, pooling="attention"
+    )
+    config.model.tubes = tuple(
+        tube
+        | {"kernel": (1, patch, patch), "stride": (tube["stride"][0], patch, patch)}
+        if tube["kernel"][0] == 1
+        else tube
+        for tube in config.model.tubes
+    )
+    weights = "vit_b.npz" if patch == 16 else "hf://facebook/dinov2-small"
+    config.init.update(weights=weights, positions="keep", inflate="central_frame")
+    steps, warmup = config.total_steps, config.optimizer.warmup_steps
+    config.optimizer.update(
+        trunk_rate=0.3,
+        layer_decay=0.75,
+        video_tubes_rate=0.05,
+        head_steps=recipe.head_steps(steps, warmup),
+    )
+
+
+def _add_streams(config, row, settings, videos, images):
+    for kind, (dataset, head, batch) in (("video", videos), ("image", images)):
+        if row.streams in ("joint", kind):
+            source = {"kind": kind, "dataset": dataset, "head": head}
+            config.streams[kind] = stream(**source, batch_size=batch, **settings)
+
+
+def _add_evaluations(config, table, row, task, videos, images):
+    """Adds accuracy of videos and images, and what other tables measure of this run."""
+    views = {"temporal_views": 4, "spatial_views": 3}
+    splits, batches = ("validation", "validation"), (256, 1024)
+    if task in SMALL:
+        views = SMALL[task]["views"]
+        splits, batches = ("test", SMALL[task]["image_split"]), (16, 50)
+    for kind, (dataset, head, _), split, batch in zip(
+        ("video", "image"), (videos, images), splits, batches, strict=True
+    ):
+        if row.streams not in ("joint", kind):
+            continue
+        keys = {"kind": kind, "dataset": dataset, "head": head}
+        keys |= {"split": split, "batch_size": batch}
+        if kind == "video":
+            others = evaluations_of(table, row, task)
+            for name, changes in {"video": {}, **others}.items():
+                config.evaluations[name] = evaluation(**keys | views | changes)
+        else:
+            config.evaluations[kind] = evaluation(**keys)

@@ -1,0 +1,19 @@
+#!/usr/bin/env bash
+# The paper's tables at a small scale: runs what has no result yet, the cheapest first,
+# and writes docs/reproduction.md. Stopped, the same command goes on.
+#
+#   ./launch/reproduce.sh [TABLE ...] [--tasks TASK ...] [--seeds 3]
+#   ./launch/reproduce.sh 5 --tasks moving_shapes       needs no data
+#   ./launch/reproduce.sh --ucf101 DIR --images DIR     prepares UCF101 and Tiny-ImageNet
+#   ./launch/reproduce.sh --dry_run                     what is left, with minutes
+#   ./launch/reproduce.sh --full 5                      the commands at full size
+#
+# In the background: nohup nice ./launch/reproduce.sh >reproduce.log 2>&1 &
+# With a GPU: JAX_PLATFORMS=cuda ./launch/reproduce.sh, in an environment that has it.
+set -euo pipefail
+# shellcheck source=launch/usage.sh
+source "$(dirname "$0")/usage.sh"
+# An environment that is active is used as it is.
+# shellcheck source=launch/setup.sh
+[ -n "${VIRTUAL_ENV:-}" ] || source "$(dirname "$0")/setup.sh"
+exec python -m sparse_tube_vit.reproduce "$@"

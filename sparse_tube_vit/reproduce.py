@@ -1,0 +1,84 @@
+"""Runs rows of the paper's tables at a small scale, and writes docs/reproduction.md.
+
+sparse-tube-vit reproduce [TABLE ...] [--tasks TASK ...] [--full]
+"""
+
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from sparse_tube_vit.config.flags import CommandParser, positive
+from sparse_tube_vit.errors import reported
+from sparse_tube_vit.log import log, to_stderr
+from sparse_tube_vit.reproduction import data, document, full_size, runner
+from sparse_tube_vit.reproduction.runs import TASKS, WEIGHTS, Results, plan
+from sparse_tube_vit.reproduction.tables import TABLES
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = CommandParser("reproduce", description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("tables", nargs="*", metavar="TABLE", help=f"{', '.join(TABLES)}; default: all")
+    add(
+        "--tasks",
+        nargs="+",
+        choices=TASKS,
+        help=f"{', '.join(TASKS)}; default: those whose data is prepared",
+    )
+    add("--seeds", type=positive, default=3, help="runs of a row; default: 3")
+    add("--data_dir", default="data", help="of the prepared data sets")
+    add("--ucf101", help="folder with videos/ and the lists of UCF101, to be prepared")
+    add("--images", help="folder of Tiny-ImageNet, train/ and val/, to be prepared")
+    add("--weights", default=WEIGHTS, help="image ViT of size S, patches of 14x14")
+    add("--runs", default="runs/reproduction", help="folder of the work directories")
+    add("--results", default="docs/reproduction", help="folder of results and pictures")
+    add("--document", default="docs/reproduction.md", help="what is written")
+    add("--dry_run", action="store_true", help="lists the runs that are left")
+    add("--document_only", action="store_true", help="writes it from the results")
+    add("--full", action="store_true", help="prints the commands at full size")
+    args = parser.parse_args(argv)
+    if unknown := [table for table in args.tables if table not in TABLES]:
+        parser.error(f"no table {', '.join(unknown)}; there are {', '.join(TABLES)}")
+    tables = args.tables or [*TABLES]
+    to_stderr()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # runs save before
+    with reported():
+        if args.full:
+            print("\n".join(full_size.commands(tables)))
+            return
+        results = Results(args.results)
+        if args.document_only:
+            document.write(results, args.document)
+            return
+        data.prepare_data(args.data_dir, args.ucf101, args.images)
+        tasks = args.tasks or prepared_tasks(args.data_dir)
+        runs = plan(tables, tasks, args.seeds, results)
+        if args.dry_run:
+            for run in runs:
+                print(f"{run.folder}: {results.minutes(run):.1f} min")
+            return
+        workdirs = Path(args.runs)
+        try:
+            failed = runner.carry_out(
+                runs, results, workdirs, args.data_dir, args.weights
+            )
+        except KeyboardInterrupt:
+            sys.exit("Stopped. The same command goes on from here.")
+        finally:
+            document.write(results, args.document)
+        if failed:
+            sys.exit("\n".join(map(str, failed)))
+
+
+def prepared_tasks(data_dir: str) -> list[str]:
+    """Returns the tasks whose data sets are prepared, and logs what others lack."""
+    lacking = {task: data.missing(task, data_dir) for task in TASKS}
+    for task, problem in lacking.items():
+        if problem:
+            log.warning("%s is left out: %s", task, problem)
+    return [task for task, problem in lacking.items() if not problem]
+
+
+if __name__ == "__main__":
+    main()

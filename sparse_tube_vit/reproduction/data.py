@@ -1,0 +1,110 @@
+"""Data sets of the small tasks: UCF101, its clips in both directions, and images."""
+
+import fractions
+from pathlib import Path
+
+import av
+from tqdm import tqdm
+
+from sparse_tube_vit.datasets import reading
+from sparse_tube_vit.datasets.builders import folders
+from sparse_tube_vit.datasets.builders.ucf101 import Ucf101
+from sparse_tube_vit.datasets.preparing.prepare import prepare
+from sparse_tube_vit.log import log
+from sparse_tube_vit.reproduction.runs import Run
+from sparse_tube_vit.reproduction.tables import TABLES
+
+#: Directions of a clip, by the step through its frames.
+DIRECTIONS = {"forwards": 1, "backwards": -1}
+
+
+def prepare_data(data_dir: str, ucf101: str | None, images: str | None) -> None:
+    """Prepares data sets, as far as they are not prepared.
+
+    Args:
+        data_dir: Folder of prepared data sets.
+        ucf101: Folder with `videos/` and the official lists of UCF101, classInd.txt,
+            trainlist01.txt and testlist01.txt, of all classes or some.
+        images: Folder of Tiny-ImageNet, `train/<class>/` and `val/<class>/`, of all
+            classes or some.
+
+    Raises:
+        DatasetError: The named errors of listing and preparing them.
+    """
+    if ucf101:
+        listing = Ucf101.read(Path(ucf101) / "videos", ucf101)
+        builder = Ucf101(config="split1", listing=listing, data_dir=data_dir)
+        log.info("%s", prepare(builder))
+        directions = Path(data_dir) / "ucf101_directions"
+        write_directions(listing, directions)
+        listing = folders.read_folder(directions, "video")
+        name = {"config": "ucf101_directions", "data_dir": data_dir}
+        log.info("%s", prepare(folders.VideoFolder(listing=listing, **name)))
+    if images:
+        listing = folders.read_folder(images, "image")
+        name = {"config": "tiny_imagenet", "data_dir": data_dir}
+        log.info("%s", prepare(folders.ImageFolder(listing=listing, **name)))
+
+
+def write_directions(listing, directory: Path) -> None:
+    """Writes every clip forwards and backwards, as clips of two classes.
+
+    Both are encoded anew, in the same way, so that the second encoding does not tell
+    which is which. Traces of the first one are turned round in one of them.
+
+    Args:
+        listing: Clips of UCF101 by split.
+        directory: Where `<split>/<class>_<direction>/<clip>.mp4` are written; those
+            that are there stay.
+    """
+    clips = [(split, x) for split, listed in listing.splits.items() for x in listed]
+    for split, clip in tqdm(clips, desc="Clips in both directions", unit="clip"):
+        file = f"{Path(clip.id).name}.mp4"
+        paths = {
+            directory / split / f"{clip.label}_{name}" / file: step
+            for name, step in DIRECTIONS.items()
+        }
+        if all(path.exists() for path in paths):
+            continue
+        with av.open(str(clip.source)) as source:
+            rate = source.streams.video[0].average_rate
+            frames = [f.to_ndarray(format="yuv420p") for f in source.decode(video=0)]
+        for path, step in paths.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished = path.with_suffix(".part")
+            _encode(frames[::step], rate, unfinished)
+            unfinished.replace(path)
+
+
+def _encode(frames, rate, path):
+    """Writes frames, uint8 in planes of YUV 4:2:0 (3/2 H, W), as H.264."""
+    options = {"preset": "medium", "crf": "18", "threads": "1"}
+    with av.open(str(path), "w", format="mp4") as target:
+        stream = target.add_stream("libx264", rate=rate, options=options)
+        height, width = frames[0].shape
+        stream.height, stream.width = height * 2 // 3, width
+        stream.pix_fmt, stream.gop_size = "yuv420p", 12
+        for i, frame in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(frame, format="yuv420p")
+            frame.pts, frame.time_base = i, fractions.Fraction(1) / rate
+            target.mux(stream.encode(frame))
+        target.mux(stream.encode(None))
+
+
+def missing(task: str, data_dir: str) -> str:
+    """Returns why a task cannot be run, or nothing: the data set that is not prepared.
+
+    Args:
+        task: Name of the task.
+        data_dir: Folder of prepared data sets.
+    """
+    table = next(name for name, table in TABLES.items() if task in table.tasks)
+    row = next(row for row in TABLES[table].rows if row.streams == "joint")
+    config = Run(table, row, task, 0).config
+    for source in (*config.streams.values(), *config.evaluations.values()):
+        if source.dataset and not source.dataset.startswith("moving_shapes/"):
+            try:
+                reading.open_split(source.dataset, source.split, data_dir, source.kind)
+            except reading.DatasetNotPrepared as error:
+                return str(error)
+    return ""

@@ -1,0 +1,197 @@
+"""docs/reproduction.md: the paper's figures beside ours, and two pictures."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+from sparse_tube_vit.figures.canvas import new_figure, save
+from sparse_tube_vit.reproduction.runs import Results
+from sparse_tube_vit.reproduction.statistics import Comparison, mean_and_deviation
+from sparse_tube_vit.reproduction.tables import TABLES, Row, Table
+from sparse_tube_vit.storage import write_whole
+
+INTRODUCTION = """\
+# The paper's tables, tested again
+
+Written by `./launch/reproduce.sh` from the results of runs; do not edit it. Rows are
+Top-1 in percent: the paper's at its size, ours with mean ± standard deviation over
+seeds, and the minutes of a run. A direction of the paper is **confirmed** or **not
+confirmed** by a paired two-sided t-test over seeds, p < 0.05; else it is not resolvable
+at this size. One test example is 0.2% of moving_shapes, 0.5% of ucf101.
+
+The tasks, each with 16 clips, and 32 images where there are images, a step:
+
+* moving_shapes: the embedded data, 24 classes of shape and motion. Clips of 16x64x64,
+  4 blocks of width 128, 600 steps.
+* ucf101: 10 classes of UCF101, split 1, clips of 176x132 pixels, with 50 classes of
+  Tiny-ImageNet, from scratch. Clips of 16x96x96, 4 blocks of width 192, 1200 steps.
+* ucf101_directions: the same clips forwards and backwards, as 20 classes.
+* ucf101_image_vit: ucf101 from DINOv2-S/14. Clips of 16x84x84, 120 steps.
+* ucf101_finetuning: ucf101 by `configs/finetune.py` from DINOv2-S/14, 330 steps.
+
+All else of a run is `configs/reproduction.py`, whose full size is the paper's:
+`./launch/reproduce.sh --full TABLE` prints its commands. Small ones have half the
+frames of clips, kernels and strides, and smaller strides in space; RandAugment gives
+way to crops and colour jitter, and the learning rate to that of a short run.
+
+## What is ours, and not the paper's
+
+The paper is silent, and we chose: the gradient is clipped at a norm of 1; random crops
+cover 30 to 100% of a frame; losses of videos and images weigh the same; weight decay is
+decoupled from Adam; pooling is attention by a learned probe without an MLP; RandAugment
+is without Cutout; images are evaluated by a central crop of their short side.
+"""
+
+#: Rows of the picture of joint training.
+_JOINT = ("videos_alone", "images_first", "jointly")
+
+
+def write(results: Results, path) -> None:
+    """Writes the document, and its pictures beside the results.
+
+    Args:
+        results: Results of the runs.
+        path: The document.
+    """
+    path = Path(path)
+    lines = [INTRODUCTION]
+    for number, table in TABLES.items():
+        lines += _section(number, table, results)
+    pictures = _pictures(results)
+    for name, (figure, caption) in pictures.items():
+        target = Path(results.directory) / f"{name}.png"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        save(figure, target)
+        lines += ["", f"![{caption}]({target.relative_to(path.parent)})", "", caption]
+    if outdated := results.outdated():
+        lines += ["", "Left out, as their config has changed: " + ", ".join(outdated)]
+    write_whole(path, ("\n".join(lines).rstrip() + "\n").encode())
+
+
+def accuracies(results: Results, table: str, row: Row, task: str) -> dict[int, float]:
+    """Returns Top-1 in percent of a row by seed."""
+    return {
+        seed: 100 * result["evaluations"][row.evaluation]["top1"]
+        for seed, result in results.seeds(table, row, task).items()
+        if row.evaluation in result["evaluations"]
+    }
+
+
+def _section(number, table: Table, results) -> Iterator[str]:
+    tasks = [
+        task
+        for task in table.tasks
+        if any(accuracies(results, number, row, task) for row in table.rows)
+    ]
+    numbered = f"Table {number}: " if number[0].isdigit() else ""
+    numbered = "Figure 4: " if number == "figure4" else numbered
+    yield f"## {numbered}{table.title}\n"
+    where = f"The paper: {table.model}. " if table.model else ""
+    about = f"`{number}`. {where}{table.remark}".strip()
+    yield about + "\n"
+    if not tasks:
+        yield "Not run yet.\n"
+        return
+    yield f"| row | paper | {' | '.join(tasks)} |"
+    yield "|---" * (2 + len(tasks)) + "|"
+    for row in table.rows:
+        cells = [_cell(results, number, row, task) for task in tasks]
+        paper = "" if row.paper is None else f"{row.paper:g}"
+        yield f"| {row.name} | {paper} | {' | '.join(cells)} |"
+    yield f"\n| the paper's direction | {' | '.join(tasks)} |"
+    yield "|---" * (1 + len(tasks)) + "|"
+    for better, worse in table.claims:
+        cells = []
+        for task in tasks:
+            pair = (table.row(name) for name in (better, worse))
+            comparison = Comparison.of(
+                *(accuracies(results, number, row, task) for row in pair)
+            )
+            cells.append(_verdict(comparison))
+        yield f"| {better} above {worse} | {' | '.join(cells)} |"
+    yield ""
+
+
+def _cell(results, number, row, task) -> str:
+    """Returns mean, deviation, tokens and minutes of a row on a task."""
+    found = accuracies(results, number, row, task)
+    if not found:
+        return ""
+    mean, deviation = mean_and_deviation([*found.values()])
+    spread = "" if math.isnan(deviation) else f" ± {deviation:.1f}"
+    runs = results.seeds(number, row, task).values()
+    minutes = [run["minutes"] for run in runs if run["minutes"] is not None]
+    took = f", {sum(minutes) / len(minutes):.1f} min" if minutes else ""
+    tokens = next(iter(runs))["evaluations"][row.evaluation].get("tokens")
+    seeds = f"{len(found)} seed" + "s" * (len(found) != 1)
+    return f"{mean:.1f}{spread} ({seeds}; {tokens} tokens{took})"
+
+
+def _verdict(comparison: Comparison | None) -> str:
+    if comparison is None:
+        return ""
+    text = f"{comparison.verdict} ({comparison.difference:+.1f}"
+    return text + (")" if math.isnan(comparison.p) else f", p = {comparison.p:.2g})")
+
+
+def _pictures(results):
+    """Returns figures with their captions by name, of the tasks that have results."""
+    found = {}
+    if figure := _tokens(results):
+        found["tokens"] = figure, "Accuracy against tokens in training (figure 4)."
+    if figure := _joint(results):
+        found["joint"] = figure, "Joint training beside its alternatives (table 5)."
+    return found
+
+
+def _tokens(results):
+    number, table = "figure4", TABLES["figure4"]
+    curves = {}
+    for task in table.tasks:
+        for row in table.rows:
+            if found := accuracies(results, number, row, task):
+                run = next(iter(results.seeds(number, row, task).values()))
+                tokens = run["evaluations"][row.evaluation]["tokens"]
+                what = "with images" if row.streams == "joint" else "videos alone"
+                point = tokens, *mean_and_deviation([*found.values()])
+                curves.setdefault((task, what), []).append(point)
+    tasks = [*dict.fromkeys(task for task, _ in curves)]
+    if not tasks:
+        return None
+    figure = new_figure(5 * len(tasks), 3.6)
+    axes = figure.subplots(1, len(tasks), squeeze=False)[0]
+    for (task, what), points in curves.items():
+        ax = axes[tasks.index(task)]
+        tokens, means, deviations = zip(*sorted(points), strict=True)
+        deviations = [0 if math.isnan(d) else d for d in deviations]
+        ax.errorbar(tokens, means, deviations, fmt="o-", capsize=3)
+        ax.lines[-1].set_label(what)
+    for ax, task in zip(axes, tasks, strict=True):
+        ax.set(title=task, xlabel="tokens of a clip", ylabel="Top-1, %")
+        ax.grid(alpha=0.3)
+        ax.legend(fontsize="small")
+    return figure
+
+
+def _joint(results):
+    rows = [TABLES["5"].row(name) for name in _JOINT]
+    bars = {
+        task: [accuracies(results, "5", row, task) for row in rows]
+        for task in TABLES["5"].tasks
+    }
+    bars = {task: found for task, found in bars.items() if all(found)}
+    if not bars:
+        return None
+    figure = new_figure(6, 3.6)
+    ax = figure.subplots()
+    for i, row in enumerate(rows):
+        values = [mean_and_deviation([*found[i].values()]) for found in bars.values()]
+        means, deviations = zip(*values, strict=True)
+        deviations = [0 if math.isnan(d) else d for d in deviations]
+        places = [x + (i - 1) * 0.27 for x in range(len(bars))]
+        label = row.name.replace("_", " ")
+        ax.bar(places, means, 0.25, yerr=deviations, capsize=3, label=label)
+    ax.set(ylabel="Top-1 on videos, %")
+    ax.set_xticks(range(len(bars)), [*bars])
+    ax.legend(fontsize="small")
+    return figure

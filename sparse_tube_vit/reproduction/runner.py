@@ -1,0 +1,126 @@
+"""Carries out runs one after another, each by the commands that a user would give."""
+
+import datetime
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+from tqdm import tqdm
+
+from sparse_tube_vit.errors import TubeViTError
+from sparse_tube_vit.log import log
+from sparse_tube_vit.reproduction.runs import Results, Run, read_result
+
+
+class FailedRun(TubeViTError, RuntimeError):
+    """A command of a run that ended with an error."""
+
+
+def carry_out(
+    runs: Sequence[Run], results: Results, workdirs: Path, data_dir: str, weights: str
+) -> list[FailedRun]:
+    """Carries out runs, keeps the result of each, and shows the time that is left.
+
+    A run that was interrupted goes on from its latest checkpoint. One that fails does
+    not stop those that do not need it.
+
+    Args:
+        runs: The runs, those that others start from before them.
+        results: Where results are kept.
+        workdirs: Folder of the work directories.
+        data_dir: Folder of the prepared data sets.
+        weights: Weights of an image ViT.
+
+    Returns:
+        The errors of runs that failed.
+    """
+    device = _device() if runs else ""
+    failed: dict[str, FailedRun] = {}
+    minutes = [results.minutes(run) for run in runs]
+    text = "{l_bar}{bar}| {n:.0f}/{total:.0f} min [{postfix}]"
+    with tqdm(total=sum(minutes), bar_format=text, smoothing=0) as bar:
+        for i, run in enumerate(runs):
+            left = sum(minutes[i:])
+            bar.set_postfix_str(
+                f"{run.folder}, {i + 1} of {len(runs)} runs, {left:.0f} min left"
+            )
+            needed = run.after
+            if needed and needed.folder in failed:
+                error = FailedRun(f"{run.folder}: {needed.folder} failed before it.")
+                failed[run.folder] = error
+                log.error("%s", error)
+            else:
+                try:
+                    _carry_out(run, results, workdirs, data_dir, weights, device, bar)
+                except FailedRun as error:
+                    failed[run.folder] = error
+                    log.error("%s", error)
+            bar.n = sum(minutes[: i + 1])
+            bar.refresh()
+    return [*failed.values()]
+
+
+def _carry_out(run, results, workdirs, data_dir, weights, device, bar):
+    folder = workdirs / run.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    resumed = (folder / "run" / "checkpoints").is_dir()
+    start, before = time.monotonic(), bar.n
+    most = results.minutes(run)
+    for command in run.commands(workdirs, data_dir, weights):
+        if "sparse_tube_vit.scale_up" in command and (folder / "created").exists():
+            continue
+        with open(folder / "log.txt", "ab") as output:
+            output.write(f"$ {' '.join(command)}\n".encode())
+            output.flush()
+            _run(command, output, lambda: _advance(bar, before, start, most), run)
+    minutes = (time.monotonic() - start) / 60
+    evaluations = read_result(run, folder / "run")
+    results.add(
+        run,
+        {
+            "evaluations": evaluations,
+            "steps": run.config.total_steps,
+            "minutes": None if resumed else round(minutes, 2),
+            "device": device,
+            "date": datetime.date.today().isoformat(),
+            "jax": metadata.version("jax"),
+        },
+    )
+
+
+def _run(command, output, advance, run):
+    """Runs a command; whatever ends this process ends it first, so that it saves."""
+    process = subprocess.Popen(command, stdout=output, stderr=output)
+    try:
+        while process.poll() is None:
+            time.sleep(1)
+            advance()
+    finally:
+        if process.poll() is None:
+            process.terminate()
+            process.wait()
+    if process.returncode:
+        lines = Path(output.name).read_text(errors="replace").strip().splitlines()
+        raise FailedRun(
+            f"{run.folder} ended with code {process.returncode}: {lines[-1]} All of it "
+            f"is in {output.name}."
+        )
+
+
+def _advance(bar, before, start, most):
+    bar.n = before + min((time.monotonic() - start) / 60, most)
+    bar.refresh()
+
+
+def _device():
+    """Returns the devices in words, by a process of its own, which frees them again."""
+    code = (
+        "import jax, os, platform; d = jax.devices(); "
+        "print(f'{len(d)} x {d[0].device_kind}' if d[0].platform != 'cpu' "
+        "else f'{os.cpu_count()} CPU cores')"
+    )
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()

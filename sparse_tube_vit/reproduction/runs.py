@@ -1,0 +1,276 @@
+"""Training runs of the tables' rows: their commands, order, and results."""
+
+import dataclasses
+import functools
+import hashlib
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from etils import epath
+
+from sparse_tube_vit.config import ConfigDict, default_config, differences, flags
+from sparse_tube_vit.config.schema import EVALUATION, STREAM
+from sparse_tube_vit.errors import TubeViTError
+from sparse_tube_vit.reproduction.tables import TABLES, Row, shares_run
+from sparse_tube_vit.storage import write_whole
+
+#: The small tasks, with a guess of the minutes that a run takes on two CPU cores.
+TASKS = {
+    "moving_shapes": 2.5,
+    "ucf101": 6.0,
+    "ucf101_directions": 6.5,
+    "ucf101_image_vit": 7.0,
+    "ucf101_finetuning": 30.0,
+}
+
+#: An image ViT of size S, with patches of 14x14.
+WEIGHTS = "hf://facebook/dinov2-small"
+
+_FINETUNING = {
+    "streams.clips.dataset": "ucf101/split1",
+    "evaluations.clips.dataset": "ucf101/split1",
+    "evaluations.clips.temporal_views": 2,
+    "evaluations.images.split": "val",
+    "total_steps": 330,
+}
+
+
+class UnreadableResults(TubeViTError, ValueError):
+    """A file of results that this version does not read."""
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Run:
+    """A training run: a row of a table on a task, with a seed.
+
+    Rows that train the same share a run; it has the name of the first of them.
+
+    Attributes:
+        table: Number of the table.
+        row: Its row.
+        task: Name of the task.
+        seed: Seed of everything random.
+    """
+
+    table: str
+    row: Row
+    task: str
+    seed: int
+
+    @classmethod
+    def of(cls, table: str, row: Row, task: str, seed: int) -> "Run":
+        """Returns the run of a row, which it may share with rows of other tables."""
+        for number, other in TABLES.items():
+            for candidate in other.rows:
+                if shares_run(table, row, number, candidate, task):
+                    return cls(number, candidate, task, seed)
+        return cls(table, row, task, seed)
+
+    @property
+    def name(self) -> str:
+        """Table and row."""
+        return f"{self.table}_{self.row.name}"
+
+    @property
+    def folder(self) -> str:
+        """Its work directory, below that of all runs."""
+        return f"{self.task}/{self.name}/{self.seed}"
+
+    @property
+    def after(self) -> "Run | None":
+        """The run whose model it starts from."""
+        if not self.row.after:
+            return None
+        row = TABLES[self.table].row(self.row.after)
+        return Run.of(self.table, row, self.task, self.seed)
+
+    @property
+    def config_arguments(self) -> tuple[str, ...]:
+        """The command line's config, without what depends on paths."""
+        if self.task == "ucf101_finetuning":
+            overrides = _FINETUNING | {"seed": self.seed} | dict(self.row.changes)
+            if not overrides.get("streams.images.dataset"):
+                del overrides["evaluations.images.split"]
+            else:
+                dataset = overrides["streams.images.dataset"]
+                overrides["evaluations.images.dataset"] = dataset
+            name = f"configs/finetune.py:{self.row.argument}".rstrip(":")
+            return (
+                f"--config={name}",
+                *(f"--config.{key}={value}" for key, value in overrides.items()),
+            )
+        name = f"table={self.table},row={self.row.name},task={self.task}"
+        return (f"--config=configs/reproduction.py:{name},seed={self.seed}",)
+
+    @functools.cached_property
+    def config(self) -> ConfigDict:
+        """The config, without what depends on paths."""
+        return flags.read(self.config_arguments)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """A digest of the config, without seed, paths and keys at their defaults."""
+        config = self.config.to_dict()
+        for section, schema in (("streams", STREAM), ("evaluations", EVALUATION)):
+            for source in config[section].values():
+                for key in [k for k, x in source.items() if x == schema[k].default]:
+                    del source[key]
+        values = {
+            key: value
+            for key, _, value in differences(default_config().to_dict(), config)
+            if key not in ("seed", "init.weights")
+        }
+        if self.after:
+            values["after"] = self.after.digest
+        text = json.dumps(values, sort_keys=True, default=repr)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+    def commands(self, runs: Path, data_dir: str, weights: str) -> Iterator[list[str]]:
+        """Yields the commands of the run.
+
+        Args:
+            runs: Folder of the work directories of all runs.
+            data_dir: Folder of the prepared data sets.
+            weights: Weights of an image ViT.
+        """
+        python = [sys.executable, "-m"]
+        overrides = [f"--config.data_dir={data_dir}"]
+        if self.after and self.row.big:
+            small = runs / self.after.folder / "run"
+            created = runs / self.folder / "created"
+            yield [
+                *(*python, "sparse_tube_vit.scale_up", "--small", str(small)),
+                *("--big", weights, "--workdir", str(created)),
+            ]
+            overrides.append(f"--config.init.weights={created}")
+        elif self.after:
+            overrides.append(
+                f"--config.init.weights={runs / self.after.folder / 'run'}"
+            )
+        elif self.row.big or self.task == "ucf101_finetuning":
+            overrides.append(f"--config.init.weights={weights}")
+        yield [
+            *(*python, "sparse_tube_vit.train", *self.config_arguments, *overrides),
+            f"--workdir={runs / self.folder / 'run'}",
+        ]
+
+
+def plan(
+    tables: Iterable[str], tasks: Iterable[str], seeds: int, results: "Results"
+) -> list[Run]:
+    """Returns the runs of tables without a result, the cheapest first.
+
+    A run comes after the one whose model it starts from. Of equal cost, those of a
+    table come together, its rows in turns.
+
+    Args:
+        tables: Numbers of tables.
+        tasks: Names of tasks; a table is run on those that it has.
+        seeds: Number of seeds, from 0.
+        results: What is finished.
+    """
+    runs = {}
+    for table in tables:
+        for task in TABLES[table].tasks:
+            for seed in range(seeds if task in tasks else 0):
+                for row in TABLES[table].rows:
+                    run = Run.of(table, row, task, seed)
+                    for needed in filter(None, (run.after, run)):
+                        runs.setdefault(needed.folder, needed)
+    missing = [run for run in runs.values() if not results.get(run)]
+    return sorted(missing, key=lambda run: TASKS[run.task])
+
+
+class Results:
+    """Results of finished runs, a JSON file for each task.
+
+    Args:
+        directory: Folder of the files.
+    """
+
+    def __init__(self, directory):
+        self.directory = epath.Path(directory)
+        self._runs = {}
+        for task in TASKS:
+            path = self.path(task)
+            try:
+                self._runs[task] = json.loads(path.read_text()) if path.exists() else {}
+            except ValueError as error:
+                raise UnreadableResults(f"{path} is no JSON: {error}") from error
+
+    def path(self, task: str) -> epath.Path:
+        """Returns the file of a task."""
+        return self.directory / f"{task}.json"
+
+    def get(self, run: Run) -> Mapping | None:
+        """Returns the result of a run, None if there is none of its config."""
+        stored = self._runs[run.task].get(run.name)
+        if not stored or stored["config"] != run.digest:
+            return None
+        return stored["seeds"].get(str(run.seed))
+
+    def outdated(self) -> list[str]:
+        """Returns the names of stored runs whose config is another one by now."""
+        names = []
+        for task, runs in self._runs.items():
+            for name, stored in runs.items():
+                table, _, row = name.partition("_")
+                rows = (
+                    {r.name: r for r in TABLES[table].rows} if table in TABLES else {}
+                )
+                run = row in rows and Run(table, rows[row], task, 0)
+                if not run or run.digest != stored["config"]:
+                    names.append(f"{task}/{name}")
+        return names
+
+    def add(self, run: Run, result: Mapping) -> None:
+        """Keeps the result of a run, in place of those of another config."""
+        runs = self._runs[run.task]
+        if runs.get(run.name, {}).get("config") != run.digest:
+            runs[run.name] = {"config": run.digest, "seeds": {}}
+        seeds = runs[run.name]["seeds"]
+        seeds[str(run.seed)] = result
+        runs[run.name]["seeds"] = dict(sorted(seeds.items(), key=lambda x: int(x[0])))
+        self.directory.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(dict(sorted(runs.items())), indent=1)
+        write_whole(self.path(run.task), f"{text}\n".encode())
+
+    def seeds(self, table: str, row: Row, task: str) -> dict[int, Mapping]:
+        """Returns the results of a row by seed."""
+        run = Run.of(table, row, task, 0)
+        stored = self._runs[task].get(run.name)
+        if not stored or stored["config"] != run.digest:
+            return {}
+        return {int(seed): result for seed, result in stored["seeds"].items()}
+
+    def minutes(self, run: Run) -> float:
+        """Returns the predicted minutes of a run, by finished ones where there are."""
+        runs = self._runs[run.task]
+        of_run = _minutes(runs.get(run.name, {}).get("seeds", {}).values())
+        every = [_minutes(stored["seeds"].values()) for stored in runs.values()]
+        known = [*filter(None, [of_run])] or [*filter(None, every)]
+        return sum(known) / len(known) if known else TASKS[run.task]
+
+
+def _minutes(results) -> float | None:
+    minutes = [r["minutes"] for r in results if r["minutes"] is not None]
+    return sum(minutes) / len(minutes) if minutes else None
+
+
+def read_result(run: Run, workdir: Path) -> dict[str, Mapping]:
+    """Returns the evaluations of a run's last step, by name.
+
+    Args:
+        run: The run.
+        workdir: Its work directory.
+    """
+    found = {}
+    for path in sorted((workdir / "evaluations").glob("*.json")):
+        result = json.loads(path.read_text())
+        if result["step"] == run.config.total_steps:
+            keys = ("top1", "top5", "examples", "tokens", "temporal_views")
+            keys += ("spatial_views",)
+            found[result["evaluation"]] = {k: result[k] for k in keys if k in result}
+    return found

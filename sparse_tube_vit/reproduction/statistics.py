@@ -1,0 +1,56 @@
+"""Means over seeds, and paired tests of two rows."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from scipy import stats
+
+#: Probability below which a difference counts as resolved.
+SIGNIFICANCE = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """Accuracies of two rows, by a paired t-test over the seeds that both have.
+
+    Attributes:
+        difference: Mean difference, better minus worse by the paper.
+        seeds: Number of seeds.
+        p: Two-sided probability of such a difference by chance; NaN with one seed.
+    """
+
+    difference: float
+    seeds: int
+    p: float
+
+    @classmethod
+    def of(cls, better: Mapping[int, float], worse: Mapping[int, float]):
+        """Compares accuracies by seed; None where no seed has both."""
+        common = sorted(better.keys() & worse.keys())
+        if not common:
+            return None
+        pairs = np.array([(better[seed], worse[seed]) for seed in common])
+        differences = pairs[:, 0] - pairs[:, 1]
+        p = math.nan
+        if len(common) > 1:
+            # Without any spread, the t statistic is infinite or 0 / 0.
+            if np.ptp(differences) == 0:
+                p = float(differences[0] == 0)
+            else:
+                p = float(stats.ttest_rel(*pairs.T).pvalue)
+        return cls(float(differences.mean()), len(common), p)
+
+    @property
+    def verdict(self) -> str:
+        """The paper's direction: confirmed, contradicted, or not resolved."""
+        if self.p < SIGNIFICANCE:
+            return "confirmed" if self.difference > 0 else "not confirmed"
+        return "one seed" if math.isnan(self.p) else "not resolvable"
+
+
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
+    """Returns mean and sample standard deviation; the latter is NaN of one value."""
+    deviation = np.std(values, ddof=1) if len(values) > 1 else math.nan
+    return float(np.mean(values)), float(deviation)

@@ -1,0 +1,474 @@
+"""The paper's tables as rows of changes to one config, `configs/reproduction.py`."""
+
+import dataclasses
+from collections.abc import Mapping
+
+from sparse_tube_vit.config import InvalidConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A row of a table: what it changes, and what the paper has for it.
+
+    Attributes:
+        name: Its name, without spaces.
+        paper: Top-1 in percent by the paper; None where it gives none.
+        streams: "joint", or one of "video" and "image" alone.
+        tubes: `model.tubes`.
+        stride_scale: Scale of the tubes' strides in training.
+        changes: Values of other keys of the config by name, "model.positions".
+        after: Row of the same table whose model it starts from.
+        big: Whether the model has an image ViT's size: with an `after` it is created
+            from that row's tubes and the ViT (paper 3.6), else it starts from the ViT.
+        trained: Fraction of the blocks of `big`, the last ones, that train; 0: pooling
+            and heads alone. None: everything.
+        gate: Whether the tokens are added again after the frozen blocks of `big`.
+        evaluation: Name of the evaluation in which the row is measured.
+        steps: Steps of training, as a multiple of other rows'.
+        argument: Argument of `configs/finetune.py`, for rows of fine-tuning.
+    """
+
+    name: str
+    paper: float | None = None
+    streams: str = "joint"
+    tubes: str = "main"
+    stride_scale: float = 1.0
+    changes: Mapping[str, object] = dataclasses.field(default_factory=dict)
+    after: str = ""
+    big: bool = False
+    trained: float | None = None
+    gate: bool = False
+    evaluation: str = "video"
+    steps: int = 1
+    argument: str = ""
+
+    @property
+    def training(self) -> "Row":
+        """The row without what does not change its training: equal ones share a run."""
+        return dataclasses.replace(self, name="", paper=None, evaluation="")
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table or figure of the paper.
+
+    Attributes:
+        title: What it compares.
+        model: Variant and data set in the paper.
+        variant: Variant of the TubeViT at full size.
+        rows: Its rows.
+        claims: Pairs (better, worse) of rows: the directions that the paper finds.
+        tasks: Names of the small tasks that it is run on, see `tasks.TASKS`.
+        big: Variant of the image ViT at full size.
+        evaluations: Evaluations beside "video" and "image", by name: the keys in which
+            they differ from "video".
+        remark: What a reader should know of our rows.
+    """
+
+    title: str
+    model: str
+    rows: tuple[Row, ...]
+    claims: tuple[tuple[str, str], ...]
+    tasks: tuple[str, ...]
+    variant: str = "B"
+    big: str = ""
+    evaluations: Mapping[str, Mapping] = dataclasses.field(default_factory=dict)
+    remark: str = ""
+
+    def row(self, name: str) -> Row:
+        """Returns a row by its name.
+
+        Raises:
+            InvalidConfig: There is none.
+        """
+        for row in self.rows:
+            if row.name == name:
+                return row
+        names = ", ".join(row.name for row in self.rows)
+        raise InvalidConfig(f"There is no row {name!r} in {self.title}; rows: {names}.")
+
+
+SCRATCH = ("moving_shapes", "ucf101", "ucf101_directions")
+
+#: Space-to-depth of table 7c, for the two tubes with a stride of 16, 32, 32.
+_FACTORS = {
+    "2xT": (2, 1, 1),
+    "2xS": (1, 1, 2),
+    "4xT": (4, 1, 1),
+    "4xS": (1, 2, 2),
+    "4xST": (2, 1, 2),
+}
+
+
+#: Rows of table 6 with the last 8 of H's 32 blocks.
+_LAST_8 = {"after": "small", "big": True, "trained": 8 / 32}
+
+#: The image tube of fine-tuning alone, as a command line has it.
+_PATCHES = "({'kernel':(1,14,14),'stride':(4,14,14)},)"
+
+
+def _deep(factors):
+    """Returns the four tubes, those with a stride of 16, 32, 32 with space-to-depth."""
+    return (
+        {"kernel": (8, 8, 8), "stride": (16, 32, 32), "space_to_depth": factors},
+        {"kernel": (16, 4, 4), "stride": (6, 32, 32), "offset": (4, 8, 8)},
+        {
+            "kernel": (4, 12, 12),
+            "stride": (16, 32, 32),
+            "offset": (0, 16, 16),
+            "space_to_depth": factors,
+        },
+        {"kernel": (1, 16, 16), "stride": (32, 16, 16)},
+    )
+
+
+def _shapes(tubes, paper):
+    return Row(tubes, paper, streams="video", tubes=tubes)
+
+
+#: Tables and figures of the paper, by its number.
+PAPER = {
+    "5": Table(
+        "Joint training against its alternatives",
+        "L on K600",
+        variant="L",
+        rows=(
+            Row("videos_alone", 85.6, streams="video"),
+            Row("images", None, streams="image", evaluation="image"),
+            Row("images_first", 90.4, streams="video", after="images"),
+            Row("jointly", 91.5),
+            Row("2d_patches", 87.6, tubes="image"),
+            Row("2d_images", None, "image", "image", evaluation="image"),
+            Row(
+                "inflated_3d",
+                88.4,
+                streams="video",
+                tubes="dense_3d",
+                changes={"init.inflate": "central_frame"},
+                after="2d_images",
+            ),
+        ),
+        claims=(
+            ("jointly", "videos_alone"),
+            ("images_first", "videos_alone"),
+            ("jointly", "images_first"),
+            ("jointly", "2d_patches"),
+            ("images_first", "inflated_3d"),
+        ),
+        tasks=SCRATCH,
+        remark="2d_patches: the image tube alone. inflated_3d: dense patches of "
+        "2x16x16, whose kernels are the image model's on one of the two frames.",
+    ),
+    "images": Table(
+        "Images alone against jointly with videos (section 4)",
+        "B, ImageNet",
+        rows=(
+            Row("images_alone", 78.1, streams="image", evaluation="image"),
+            Row("jointly", 81.4, evaluation="image"),
+        ),
+        claims=(("jointly", "images_alone"),),
+        tasks=SCRATCH,
+        remark="Accuracy on images.",
+    ),
+    "6": Table(
+        "Scaling up: what trains of the large model",
+        "B's tubes in H, K600",
+        big="H",
+        rows=(
+            Row("small"),
+            Row("head", 85.6, after="small", big=True, trained=0),
+            Row("last_4", 86.3, after="small", big=True, trained=4 / 32),
+            Row("last_8", 86.8, **_LAST_8),
+            Row("last_8_gate", 89.7, gate=True, **_LAST_8),
+            Row("everything", 91.8, after="small", big=True, gate=True),
+        ),
+        claims=(
+            ("last_4", "head"),
+            ("last_8", "last_4"),
+            ("last_8_gate", "last_8"),
+            ("everything", "last_8_gate"),
+        ),
+        tasks=("ucf101_image_vit",),
+        remark="Blocks are of 32; of 12, 2 stand for 4 and 3 for 8.",
+    ),
+    "9": Table(
+        "Scaling up from Ti: what trains of the large model",
+        "Ti's tubes in B, K600",
+        variant="Ti",
+        big="B",
+        rows=(
+            Row("small"),
+            Row("head", 79.6, after="small", big=True, trained=0),
+            Row("1_layer", 80.8, after="small", big=True, trained=1 / 12, gate=True),
+            Row("4_layers", 81.1, after="small", big=True, trained=4 / 12, gate=True),
+            Row("everything", 81.4, after="small", big=True, gate=True),
+        ),
+        claims=(
+            ("1_layer", "head"),
+            ("4_layers", "1_layer"),
+            ("everything", "4_layers"),
+        ),
+        tasks=("ucf101_image_vit",),
+    ),
+    "7a": Table(
+        "Position embeddings",
+        "B on K600",
+        rows=(
+            Row("none", 78.6, changes={"model.positions": "none"}),
+            Row("learned", 79.2, changes={"model.positions": "learned"}),
+            Row("no_stride", 77.7, changes={"model.positions": "fixed_no_stride"}),
+            Row("fixed", 84.5),
+        ),
+        claims=(
+            ("fixed", "none"),
+            ("fixed", "learned"),
+            ("fixed", "no_stride"),
+            ("learned", "none"),
+        ),
+        tasks=SCRATCH,
+        remark="Relative positions (77.5 by the paper, below none at all) are not "
+        "implemented: they add a bias of tokens x tokens to every block's attention, "
+        "which the fused kernels of TPUs do not take.",
+    ),
+    "7b": Table(
+        "Number of tubes",
+        "B on K600",
+        rows=(
+            Row("1", 78.4, tubes="1"),
+            Row("2", 81.5, tubes="2"),
+            Row("4", 83.4, tubes="4"),
+            Row("8", 85.4, tubes="8"),
+        ),
+        claims=(("2", "1"), ("4", "2"), ("8", "4"), ("8", "1")),
+        tasks=SCRATCH,
+        remark="The paper does not list its sets of one and eight; these are ours.",
+    ),
+    "7c": Table(
+        "Space-to-depth",
+        "B on K600",
+        rows=(
+            Row("none", 83.4, tubes="4"),
+            *(
+                Row(name, paper, tubes=_deep(_FACTORS[name]))
+                for name, paper in (
+                    ("2xT", 84.7),
+                    ("2xS", 84.5),
+                    ("4xT", 85.1),
+                    ("4xS", 85.4),
+                    ("4xST", 85.3),
+                )
+            ),
+        ),
+        claims=(
+            ("2xT", "none"),
+            ("2xS", "none"),
+            ("4xT", "2xT"),
+            ("4xS", "2xS"),
+            ("4xST", "none"),
+        ),
+        tasks=SCRATCH,
+        remark="With the tubes of 8x8x8 and 4x12x12, whose strides the factors divide.",
+    ),
+    "7d": Table(
+        "More tokens in evaluation than in training",
+        "B on K600",
+        rows=tuple(
+            Row(tokens, paper, evaluation=f"tokens_{tokens}")
+            for tokens, paper in (
+                ("559", 84.5),
+                ("768", 84.9),
+                ("1024", 84.6),
+                ("1536", 83.5),
+            )
+        ),
+        claims=(("768", "559"), ("559", "1536")),
+        tasks=SCRATCH,
+        evaluations={
+            "tokens_559": {},
+            "tokens_768": {"stride_scale": 0.9},
+            "tokens_1024": {"stride_scale": 0.8},
+            "tokens_1536": {"stride_scale": 0.7},
+        },
+        remark="Rows are the paper's numbers of tokens; ours are nearest to the same "
+        "multiples of those of training, as whole strides allow.",
+    ),
+    "7e": Table(
+        "One kernel, interpolated, against one for every tube",
+        "B on K600",
+        rows=(
+            Row(
+                "interpolated",
+                83.8,
+                tubes="4",
+                changes={"model.kernels": "interpolated"},
+            ),
+            Row("separate", 84.5, tubes="4"),
+        ),
+        claims=(("separate", "interpolated"),),
+        tasks=SCRATCH,
+        remark="Four tubes without space-to-depth, as one kernel has one width.",
+    ),
+    "7f": Table(
+        "Views in evaluation, temporal x spatial",
+        "B on K600",
+        rows=tuple(
+            Row(views, paper, evaluation=f"views_{views}")
+            for views, paper in (
+                ("1x1", 82.8),
+                ("4x1", 83.3),
+                ("1x3", 83.6),
+                ("4x3", 84.5),
+                ("10x10", 84.7),
+            )
+        ),
+        claims=(
+            ("4x1", "1x1"),
+            ("1x3", "1x1"),
+            ("4x3", "4x1"),
+            ("4x3", "1x3"),
+            ("10x10", "4x3"),
+        ),
+        tasks=("ucf101", "ucf101_directions"),
+        evaluations={
+            f"views_{t}x{s}": {"temporal_views": t, "spatial_views": s}
+            for t, s in ((1, 1), (4, 1), (1, 3), (4, 3), (10, 10))
+        },
+    ),
+    "8": Table(
+        "New attention layers in a pretrained image ViT",
+        "B on K600",
+        big="B",
+        rows=tuple(
+            Row(str(n), paper, tubes="4", big=True, changes={"model.new_layers": n})
+            for n, paper in ((0, 84.23), (1, 80.23), (2, 78.87), (4, 75.24), (8, 72.95))
+        ),
+        claims=(("0", "1"), ("1", "2"), ("2", "4"), ("4", "8"), ("0", "8")),
+        tasks=("ucf101_image_vit",),
+    ),
+    "14": Table(
+        "Shapes of tubes",
+        "K600",
+        rows=(
+            _shapes("a.iv+b.v+f.iv", 87.9),
+            _shapes("c.iv+e.v+g.iv", 87.5),
+            _shapes("a.iv+e.v+g.iv", 87.8),
+            _shapes("b.iv+e.v+g.iv", 87.7),
+            _shapes("a.iv+d.v+e.iv+h.v", 88.6),
+            _shapes("a.iv+b.v+c.iv+h.v", 87.9),
+            _shapes("a.iv+d.v+e.iv+f.v", 88.9),
+        ),
+        claims=(
+            ("a.iv+d.v+e.iv+f.v", "a.iv+d.v+e.iv+h.v"),
+            ("a.iv+d.v+e.iv+h.v", "a.iv+b.v+c.iv+h.v"),
+            ("a.iv+d.v+e.iv+f.v", "c.iv+e.v+g.iv"),
+        ),
+        tasks=SCRATCH,
+        remark="Videos alone: two of the sets have no tube for images.",
+    ),
+    "figure4": Table(
+        "Tokens in training, with and without images",
+        "B on K600",
+        rows=tuple(
+            Row(f"{scale:g}_{streams}", None, streams=streams, stride_scale=scale)
+            for streams in ("joint", "video")
+            for scale in (1.5, 1, 0.75, 0.6)
+        ),
+        claims=(("1_joint", "0.6_joint"), ("1_video", "0.6_video")),
+        tasks=("moving_shapes", "ucf101"),
+        remark="Rows are scales of the tubes' strides. The paper finds a drop past "
+        "1,500 tokens, more so without images.",
+    ),
+    "twice": Table(
+        "Table 5 with twice the steps: is the order the same?",
+        "",
+        rows=(
+            Row("videos_alone", streams="video", steps=2),
+            Row("jointly", steps=2),
+        ),
+        claims=(("jointly", "videos_alone"),),
+        tasks=SCRATCH,
+    ),
+}
+
+_FINETUNING = Table(
+    "Fine-tuning an image ViT on ten classes",
+    "",
+    rows=tuple(
+        Row(name, evaluation="clips", argument=argument, changes=changes)
+        for name, argument, changes in (
+            ("everything", "", {}),
+            ("jointly", "", {"streams.images.dataset": "image_folder/tiny_imagenet"}),
+            ("head_only", "head_only", {}),
+            ("last_4", "last=4", {}),
+            (
+                "image_tube",
+                "",
+                {"model.tubes": _PATCHES},
+            ),
+            (
+                "random",
+                "",
+                {
+                    "init.fresh": "('stem','encoder','positions')",
+                    "optimizer.head_steps": 0,
+                    "optimizer.trunk_rate": 1.0,
+                    "optimizer.layer_decay": 1.0,
+                },
+            ),
+            ("positions_fixed", "", {"model.positions": "fixed"}),
+            ("positions_kept", "", {"model.positions": "learned"}),
+            (
+                "positions_small",
+                "",
+                {"model.positions": "fixed", "model.position_gain": 0.02},
+            ),
+        )
+    ),
+    claims=(
+        ("everything", "head_only"),
+        ("everything", "last_4"),
+        ("everything", "image_tube"),
+        ("everything", "random"),
+        ("jointly", "everything"),
+        ("everything", "positions_fixed"),
+        ("everything", "positions_kept"),
+        ("everything", "positions_small"),
+    ),
+    tasks=("ucf101_finetuning",),
+    remark="By configs/finetune.py, 330 steps of 16 clips. everything: the defaults, "
+    "positions of the ViT kept, with fixed ones by a gain from 0. positions_fixed: its "
+    "own dropped; positions_kept: without fixed ones; positions_small: fixed, with a "
+    "gain from 0.02.",
+)
+
+#: All tables; fine-tuning by configs/finetune.py is none of the paper.
+TABLES = PAPER | {"finetuning": _FINETUNING}
+
+
+def evaluations_of(table: str, row: Row, task: str) -> dict[str, Mapping]:
+    """Returns the evaluations of the run of a row, which rows of other tables share.
+
+    Args:
+        table: Number of the row's table.
+        row: The row.
+        task: Name of the task, "kinetics600" for the full size.
+
+    Returns:
+        Keys in which each differs from the evaluation "video", by its name.
+    """
+    found = {}
+    for number, other in TABLES.items():
+        if other.evaluations and shares_run(table, row, number, other.rows[0], task):
+            found |= other.evaluations
+    return found
+
+
+def shares_run(table: str, row: Row, other_table: str, other: Row, task: str) -> bool:
+    """Returns whether rows of two tables are the same run on a task."""
+    a, b = TABLES[table], TABLES[other_table]
+    if task == "kinetics600":
+        if (a.variant, a.big * row.big) != (b.variant, b.big * other.big):
+            return False
+    elif not {*a.tasks} & {*b.tasks} & {task}:
+        return False
+    return row.training == other.training
