@@ -40,13 +40,12 @@ def carry_out(
     device = _device() if runs else ""
     failed: dict[str, FailedRun] = {}
     minutes = [results.minutes(run) for run in runs]
-    text = "{l_bar}{bar}| {n:.0f}/{total:.0f} min [{postfix}]"
-    with tqdm(total=sum(minutes), bar_format=text, smoothing=0) as bar:
+    text = "{desc} {bar} {n:.0f}/{total:.0f} min"
+    with tqdm(total=sum(minutes), bar_format=text) as bar:
         for i, run in enumerate(runs):
             left = sum(minutes[i:])
-            bar.set_postfix_str(
-                f"{run.folder}, {i + 1} of {len(runs)} runs, {left:.0f} min left"
-            )
+            about = f"{i + 1} of {len(runs)} runs, {left:.0f} min left"
+            bar.set_description_str(f"{run.folder}: {about}")
             needed = run.after
             if needed and needed.folder in failed:
                 error = FailedRun(f"{run.folder}: {needed.folder} failed before it.")
