@@ -74,10 +74,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 def prepared_tasks(data_dir: str) -> list[str]:
     """Returns the tasks whose data sets are prepared, and logs what others lack."""
     lacking = {task: data.missing(task, data_dir) for task in TASKS}
-    for task, problem in lacking.items():
-        if problem:
-            log.warning("%s is left out: %s", task, problem)
-    return [task for task, problem in lacking.items() if not problem]
+    for task, names in lacking.items():
+        if names:
+            log.warning(
+                "%s is left out: %s not prepared in %s; --ucf101 and --images do that",
+                *(task, ", ".join(names), data_dir),
+            )
+    return [task for task, names in lacking.items() if not names]
 
 
 if __name__ == "__main__":

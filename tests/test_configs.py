@@ -79,6 +79,7 @@ SMOKED = [
     "scale_up:smoke",
     "moving_shapes",
     "ucf101",
+    "reproduction:table=7e,row=interpolated,task=moving_shapes",
 ]
 VARIED = [
     "kinetics:smoke,streams=images_first,classes=700,variant=L",

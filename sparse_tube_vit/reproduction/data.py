@@ -18,7 +18,9 @@ from sparse_tube_vit.reproduction.tables import TABLES
 DIRECTIONS = {"forwards": 1, "backwards": -1}
 
 
-def prepare_data(data_dir: str, ucf101: str | None, images: str | None) -> None:
+def prepare_data(
+    data_dir: str, ucf101: str | None, images: str | None, workers: int | None = None
+) -> None:
     """Prepares data sets, as far as they are not prepared.
 
     Args:
@@ -27,6 +29,7 @@ def prepare_data(data_dir: str, ucf101: str | None, images: str | None) -> None:
             trainlist01.txt and testlist01.txt, of all classes or some.
         images: Folder of Tiny-ImageNet, `train/<class>/` and `val/<class>/`, of all
             classes or some.
+        workers: Processes that write; None: one a core; 0: this one.
 
     Raises:
         DatasetError: The named errors of listing and preparing them.
@@ -34,16 +37,20 @@ def prepare_data(data_dir: str, ucf101: str | None, images: str | None) -> None:
     if ucf101:
         listing = Ucf101.read(Path(ucf101) / "videos", ucf101)
         builder = Ucf101(config="split1", listing=listing, data_dir=data_dir)
-        log.info("%s", prepare(builder))
+        log.info("%s", prepare(builder, workers=workers))
         directions = Path(data_dir) / "ucf101_directions"
         write_directions(listing, directions)
         listing = folders.read_folder(directions, "video")
-        name = {"config": "ucf101_directions", "data_dir": data_dir}
-        log.info("%s", prepare(folders.VideoFolder(listing=listing, **name)))
+        builder = folders.VideoFolder(
+            config="ucf101_directions", listing=listing, data_dir=data_dir
+        )
+        log.info("%s", prepare(builder, workers=workers))
     if images:
         listing = folders.read_folder(images, "image")
-        name = {"config": "tiny_imagenet", "data_dir": data_dir}
-        log.info("%s", prepare(folders.ImageFolder(listing=listing, **name)))
+        builder = folders.ImageFolder(
+            config="tiny_imagenet", listing=listing, data_dir=data_dir
+        )
+        log.info("%s", prepare(builder, workers=workers))
 
 
 def write_directions(listing, directory: Path) -> None:
@@ -91,20 +98,22 @@ def _encode(frames, rate, path):
         target.mux(stream.encode(None))
 
 
-def missing(task: str, data_dir: str) -> str:
-    """Returns why a task cannot be run, or nothing: the data set that is not prepared.
+def missing(task: str, data_dir: str) -> list[str]:
+    """Returns the data sets of a task that are not prepared.
 
     Args:
         task: Name of the task.
         data_dir: Folder of prepared data sets.
     """
     table = next(name for name, table in TABLES.items() if task in table.tasks)
-    row = next(row for row in TABLES[table].rows if row.streams == "joint")
-    config = Run(table, row, task, 0).config
-    for source in (*config.streams.values(), *config.evaluations.values()):
-        if source.dataset and not source.dataset.startswith("moving_shapes/"):
-            try:
-                reading.open_split(source.dataset, source.split, data_dir, source.kind)
-            except reading.DatasetNotPrepared as error:
-                return str(error)
-    return ""
+    names = set()
+    for row in TABLES[table].rows:
+        config = Run(table, row, task, 0).config
+        names |= {source.dataset for source in config.streams.values()}
+    return sorted(
+        name
+        for name in names
+        if name  # fine-tuning without images
+        and not name.startswith("moving_shapes/")
+        and not reading.prepared_directory(name, data_dir)
+    )

@@ -54,6 +54,7 @@ def write(results: Results, path) -> None:
         path: The document.
     """
     path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
     lines = [INTRODUCTION]
     for number, table in TABLES.items():
         lines += _section(number, table, results)

@@ -41,11 +41,12 @@ def carry_out(
     failed: dict[str, FailedRun] = {}
     minutes = [results.minutes(run) for run in runs]
     text = "{desc} {bar} {n:.0f}/{total:.0f} min"
-    with tqdm(total=sum(minutes), bar_format=text) as bar:
+    every = 1 if sys.stderr.isatty() else 60  # seconds: logs are kept short
+    with tqdm(total=sum(minutes), bar_format=text, mininterval=every) as bar:
         for i, run in enumerate(runs):
             left = sum(minutes[i:])
             about = f"{i + 1} of {len(runs)} runs, {left:.0f} min left"
-            bar.set_description_str(f"{run.folder}: {about}")
+            bar.set_description_str(f"{run.folder}: {about}", refresh=False)
             needed = run.after
             if needed and needed.folder in failed:
                 error = FailedRun(f"{run.folder}: {needed.folder} failed before it.")
@@ -57,8 +58,7 @@ def carry_out(
                 except FailedRun as error:
                     failed[run.folder] = error
                     log.error("%s", error)
-            bar.n = sum(minutes[: i + 1])
-            bar.refresh()
+            bar.update(sum(minutes[: i + 1]) - bar.n)
     return [*failed.values()]
 
 
@@ -110,8 +110,7 @@ def _run(command, output, advance, run):
 
 
 def _advance(bar, before, start, most):
-    bar.n = before + min((time.monotonic() - start) / 60, most)
-    bar.refresh()
+    bar.update(before + min((time.monotonic() - start) / 60, most) - bar.n)
 
 
 def _device():

@@ -1,0 +1,69 @@
+"""Data of the small tasks: clips forwards and backwards."""
+
+import av
+import numpy as np
+
+from sparse_tube_vit.datasets.builders.moving_shapes import encode_mp4, render
+from sparse_tube_vit.reproduction import data
+
+IMAGES = "image_folder/tiny_imagenet"
+
+
+def frames_of(path):
+    with av.open(str(path)) as video:
+        return np.stack([f.to_ndarray(format="rgb24") for f in video.decode(video=0)])
+
+
+def write_ucf101(folder):
+    """Writes a data set of two classes with a clip to train and one to test on."""
+    names = ("Archery", "Bowling")
+    for i, name in enumerate(names):
+        for group in (1, 2):
+            clip = folder / "videos" / name / f"v_{name}_g0{group}_c01.mp4"
+            clip.parent.mkdir(parents=True, exist_ok=True)
+            _, frames = render("videos", "train", 2 * i + group)
+            clip.write_bytes(encode_mp4(frames))
+    lists = {
+        "classInd.txt": [f"{i} {name}" for i, name in enumerate(names, 1)],
+        "trainlist01.txt": [
+            f"{name}/v_{name}_g01_c01.mp4 {i}" for i, name in enumerate(names, 1)
+        ],
+        "testlist01.txt": [f"{name}/v_{name}_g02_c01.mp4" for name in names],
+    }
+    for name, lines in lists.items():
+        (folder / name).write_text("\n".join(lines))
+
+
+def test_a_clip_is_written_in_both_directions(tmp_path):
+    write_ucf101(tmp_path / "ucf101")
+    for _ in range(2):  # the second time nothing is left to do
+        data.prepare_data(str(tmp_path / "data"), str(tmp_path / "ucf101"), None, 0)
+    assert data.missing("ucf101", str(tmp_path / "data")) == [IMAGES]
+    folder = tmp_path / "data" / "ucf101_directions"
+    names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.mp4"))
+    assert names == sorted(
+        f"{split}/{name}_{direction}/v_{name}_g0{group}_c01.mp4"
+        for split, group in (("train", 1), ("test", 2))
+        for name in ("Archery", "Bowling")
+        for direction in ("forwards", "backwards")
+    )
+    clip = "v_Bowling_g02_c01.mp4"
+    source = frames_of(tmp_path / "ucf101" / "videos" / "Bowling" / clip)
+    forwards = frames_of(folder / "test" / "Bowling_forwards" / clip)
+    backwards = frames_of(folder / "test" / "Bowling_backwards" / clip)
+    assert len(source) == len(forwards) == len(backwards) > 8
+    for found, expected in ((forwards, source), (backwards, source[::-1])):
+        error = np.abs(found.astype(int) - expected).mean()
+        assert error < 3
+        assert np.abs(found[::-1].astype(int) - expected).mean() > 2 * error
+
+
+def test_what_is_missing_is_named(tmp_path):
+    assert data.missing("moving_shapes", str(tmp_path)) == []
+    assert data.missing("ucf101", str(tmp_path)) == [IMAGES, "ucf101/split1"]
+    directions = data.missing("ucf101_directions", str(tmp_path))
+    assert directions == [IMAGES, "video_folder/ucf101_directions"]
+    assert data.missing("ucf101_finetuning", str(tmp_path)) == [
+        IMAGES,
+        "ucf101/split1",
+    ]

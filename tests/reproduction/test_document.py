@@ -1,0 +1,66 @@
+"""The document: what it says of given results, and its pictures."""
+
+import matplotlib.image
+import pytest
+
+from sparse_tube_vit.reproduction import document
+from sparse_tube_vit.reproduction.runs import Results, Run
+from sparse_tube_vit.reproduction.tables import TABLES
+
+
+def add(results, table, row, task, top1s, evaluation="video", minutes=2.0):
+    for seed, top1 in enumerate(top1s):
+        found = {evaluation: {"top1": top1 / 100, "tokens": 114}}
+        run = Run.of(table, TABLES[table].row(row), task, seed)
+        results.add(run, {"evaluations": found, "minutes": minutes})
+
+
+@pytest.fixture
+def written(tmp_path):
+    results = Results(tmp_path / "docs" / "reproduction")
+    shapes = {"task": "moving_shapes"}
+    add(results, "5", "videos_alone", top1s=(40, 42, 44), **shapes)
+    add(results, "5", "images_first", top1s=(50, 56, 50), **shapes)
+    add(results, "5", "jointly", top1s=(70, 73, 75), **shapes)
+    add(results, "5", "videos_alone", "ucf101", (30,))
+    add(results, "figure4", "0.6_video", "ucf101", (33, 35), minutes=None)
+    document.write(results, tmp_path / "docs" / "reproduction.md")
+    return tmp_path / "docs"
+
+
+def test_rows_have_means_and_the_papers_figures(written):
+    lines = (written / "reproduction.md").read_text().splitlines()
+    assert "| row | paper | moving_shapes | ucf101 |" in lines
+    jointly = next(line for line in lines if line.startswith("| jointly | 91.5"))
+    assert "72.7 ± 2.5 (3 seeds; 114 tokens, 2.0 min)" in jointly
+    alone = next(line for line in lines if line.startswith("| videos_alone | 85.6"))
+    assert alone.endswith("| 30.0 (1 seed; 114 tokens, 2.0 min) |")
+    strided = next(line for line in lines if line.startswith("| 0.6_video |"))
+    assert strided.endswith("| 34.0 ± 1.4 (2 seeds; 114 tokens) |")
+
+
+def test_directions_are_tested_and_not_seen_by_eye(written):
+    text = (written / "reproduction.md").read_text()
+    assert "| jointly above videos_alone | confirmed (+30.7, p = 0.0" in text
+    assert "| jointly above images_first | confirmed (+20.7, p = 0.0" in text
+    assert "| jointly above 2d_patches |  |  |" in text
+    assert text.count("Not run yet.") > 5
+
+
+def test_pictures_lie_beside_the_results(written):
+    text = (written / "reproduction.md").read_text()
+    for name in ("joint", "tokens"):
+        assert f"(reproduction/{name}.png)" in text
+        picture = matplotlib.image.imread(written / "reproduction" / f"{name}.png")
+        assert picture.shape[0] > 300 and picture.std() > 0.05
+
+
+def test_results_of_another_config_are_named(tmp_path):
+    results = Results(tmp_path)
+    (tmp_path / "ucf101.json").write_text(
+        '{"7a_gone": {"config": "0", "seeds": {"0": {}}}}'
+    )
+    document.write(Results(tmp_path), tmp_path / "document.md")
+    text = (tmp_path / "document.md").read_text()
+    assert "their config has changed: ucf101/7a_gone" in text
+    assert results.outdated() == []

@@ -1,0 +1,144 @@
+"""Carrying out runs: failures, interruptions, and one for real."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from sparse_tube_vit.reproduction import runner
+from sparse_tube_vit.reproduction.runs import Results, Run, plan
+from sparse_tube_vit.reproduction.tables import TABLES
+
+# A run's end result, as `train` leaves it.
+TRAINED = """
+import json, pathlib, sys
+folder = pathlib.Path(sys.argv[1]) / "run" / "evaluations"
+folder.mkdir(parents=True)
+for step in (300, 600):
+    for name in ("video", "image"):
+        result = {"evaluation": name, "step": step, "top1": step / 1000, "tokens": 114}
+        (folder / f"{name}_step{step}.json").write_text(json.dumps(result))
+"""
+
+
+def run_of(table, row, task="moving_shapes", seed=0):
+    return Run.of(table, TABLES[table].row(row), task, seed)
+
+
+@pytest.fixture
+def commands(monkeypatch):
+    """Puts short programs in place of training, by the name of the run."""
+    programs = {}
+
+    def commands(self, runs, data_dir, weights):
+        program = programs.get(self.name, TRAINED)
+        yield [sys.executable, "-c", program, str(runs / self.folder)]
+
+    monkeypatch.setattr(Run, "commands", commands)
+    monkeypatch.setattr(runner, "_device", lambda: "2 CPU cores")
+    return programs
+
+
+def test_the_last_step_is_the_result(commands, tmp_path):
+    results = Results(tmp_path / "results")
+    run = run_of("5", "jointly")
+    assert runner.carry_out([run], results, tmp_path / "runs", "data", "") == []
+    stored = Results(tmp_path / "results").get(run)
+    assert stored["evaluations"]["video"] == {"top1": 0.6, "tokens": 114}
+    assert stored["steps"] == 600 and stored["device"] == "2 CPU cores"
+    assert 0 < stored["minutes"] < 1
+    log = (tmp_path / "runs" / run.folder / "log.txt").read_text()
+    assert log.startswith(f"$ {sys.executable} -c")
+
+
+def test_a_failed_run_stops_only_what_needs_it(commands, tmp_path):
+    commands["5_images"] = "raise SystemExit('no memory')"
+    results = Results(tmp_path / "results")
+    runs = [run_of("5", row) for row in ("images", "images_first", "videos_alone")]
+    failed = runner.carry_out(runs, results, tmp_path / "runs", "data", "")
+    assert [str(error).partition(" ")[0] for error in failed] == [
+        "moving_shapes/5_images/0",
+        "moving_shapes/5_images_first/0:",
+    ]
+    assert "no memory" in str(failed[0]) and "log.txt" in str(failed[0])
+    assert "5_images/0 failed before it" in str(failed[1])
+    left = plan(["5"], ["moving_shapes"], 1, results)
+    assert "5_videos_alone" not in [run.name for run in left]
+
+
+def test_minutes_of_a_resumed_run_are_not_known(commands, tmp_path):
+    results, run = Results(tmp_path / "results"), run_of("5", "jointly")
+    (tmp_path / "runs" / run.folder / "run" / "checkpoints").mkdir(parents=True)
+    runner.carry_out([run], results, tmp_path / "runs", "data", "")
+    assert results.get(run)["minutes"] is None
+
+
+# What ends the runner ends the run that it waits for, which may save before.
+STOPPED = """
+import pathlib, signal, sys, time
+def save(*_):
+    pathlib.Path(sys.argv[1], "saved").touch()
+    sys.exit(143)
+signal.signal(signal.SIGTERM, save)
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+pathlib.Path(sys.argv[1], "begun").touch()
+time.sleep(60)
+"""
+RUNNER = """
+import sys
+from sparse_tube_vit import reproduce
+from sparse_tube_vit.reproduction import runner
+from sparse_tube_vit.reproduction.runs import Run
+def commands(self, runs, data_dir, weights):
+    yield [sys.executable, "-c", sys.argv[1], str(runs / self.folder)]
+Run.commands = commands
+runner._device = lambda: ""
+options = ["7e", "--tasks", "moving_shapes", "--runs", "runs", "--results", "docs/r"]
+reproduce.main([*options, "--document", "docs/r.md", "--seeds", "1"])
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopping_the_runner_stops_its_run(number, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUNNER, STOPPED],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    folder = tmp_path / "runs" / "moving_shapes" / "7e_interpolated" / "0"
+    limit = time.monotonic() + 60
+    while not (folder / "begun").exists():
+        assert process.poll() is None and time.monotonic() < limit
+        time.sleep(0.1)
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode
+    assert (folder / "saved").exists()
+    assert "Traceback" not in errors
+    assert (tmp_path / "docs" / "r.md").exists()
+
+
+@pytest.mark.slow
+def test_a_table_for_real(tmp_path):
+    """Three minutes: images alone and jointly, and the document of them."""
+    options = ["images", "--tasks", "moving_shapes", "--seeds", "1"]
+    options += ["--data_dir", "data", "--runs", "runs", "--results", "docs/results"]
+    command = [sys.executable, "-m", "sparse_tube_vit.reproduce", *options]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    environment.pop("XLA_FLAGS")
+    for _ in range(2):  # the second finds all of it done
+        subprocess.run(command, cwd=tmp_path, env=environment, check=True)
+    stored = json.loads((tmp_path / "docs/results/moving_shapes.json").read_text())
+    alone = stored["5_images"]["seeds"]["0"]
+    jointly = stored["5_jointly"]["seeds"]["0"]
+    assert alone["evaluations"]["image"]["top1"] > 0.6
+    assert jointly["evaluations"]["video"]["top1"] > 0.5
+    assert jointly["evaluations"]["tokens_1536"]["tokens"] == 333
+    text = (tmp_path / "docs" / "reproduction.md").read_text()
+    assert "| jointly | 81.4 |" in text

@@ -1,0 +1,112 @@
+"""Runs: their order, commands, stored results, and what makes results outdated."""
+
+import dataclasses
+
+import pytest
+
+from sparse_tube_vit.reproduction import tables
+from sparse_tube_vit.reproduction.runs import Results, Run, UnreadableResults, plan
+from sparse_tube_vit.reproduction.tables import TABLES
+
+
+def run_of(table, row, task="moving_shapes", seed=0):
+    return Run.of(table, TABLES[table].row(row), task, seed)
+
+
+def result(top1=0.5, minutes=2.0):
+    return {"evaluations": {"video": {"top1": top1}}, "minutes": minutes}
+
+
+def test_cheapest_first_and_each_after_the_one_that_it_starts_from(tmp_path):
+    tasks = ("ucf101_image_vit", "moving_shapes")
+    runs = plan(["6", "5", "7a"], tasks, 2, Results(tmp_path))
+    names = [run.folder for run in runs]
+    assert len({*names}) == len(names)
+    assert [run.task for run in runs] == sorted(run.task for run in runs)
+    for run in runs:
+        if run.after:
+            assert names.index(run.after.folder) < names.index(run.folder)
+    assert "moving_shapes/5_jointly/1" in names
+    assert not any("7a_fixed" in name for name in names)  # it is 5_jointly
+
+
+def test_finished_runs_are_kept_and_not_planned_again(tmp_path):
+    results = Results(tmp_path)
+    for seed in (1, 0):
+        results.add(run_of("5", "jointly", seed=seed), result(0.5 + seed / 10))
+    again = Results(tmp_path)
+    row = TABLES["7a"].row("fixed")
+    found = again.seeds("7a", row, "moving_shapes")
+    assert {s: r["evaluations"]["video"]["top1"] for s, r in found.items()} == {
+        0: 0.5,
+        1: 0.6,
+    }
+    names = [run.folder for run in plan(["5"], ["moving_shapes"], 3, again)]
+    assert "moving_shapes/5_jointly/2" in names
+    assert "moving_shapes/5_jointly/1" not in names
+
+
+def test_a_result_is_of_one_config(tmp_path, monkeypatch):
+    results, run = Results(tmp_path), run_of("7a", "learned")
+    results.add(run, result())
+    assert run_of("7a", "learned", seed=5).digest == run.digest
+    table = TABLES["7a"]
+    changed = dataclasses.replace(
+        table.row("learned"), changes={"model.positions": "none"}
+    )
+    rows = (
+        changed,
+        *(row for row in table.rows if row.name not in ("learned", "none")),
+    )
+    other = dataclasses.replace(table, rows=rows)
+    for known in (tables.TABLES, tables.PAPER):
+        monkeypatch.setitem(known, "7a", other)
+    assert run_of("7a", "learned").digest != run.digest
+    assert results.get(run_of("7a", "learned")) is None
+    assert results.outdated() == ["moving_shapes/7a_learned"]
+
+
+def test_a_run_depends_on_the_one_before_it():
+    run = run_of("5", "images_first")
+    assert run.after.name == "5_images"
+    alone = dataclasses.replace(run, row=dataclasses.replace(run.row, after=""))
+    assert alone.digest != run.digest
+
+
+def test_minutes_are_predicted_by_finished_runs(tmp_path):
+    results, run = Results(tmp_path), run_of("5", "jointly")
+    guess = results.minutes(run)
+    results.add(run_of("5", "videos_alone"), result(minutes=1.0))
+    assert results.minutes(run) == 1.0 != guess
+    results.add(run_of("5", "jointly", seed=1), result(minutes=4.0))
+    results.add(run_of("5", "jointly", seed=2), result(minutes=None))  # resumed
+    assert results.minutes(run) == 4.0
+
+
+def test_commands_are_those_of_a_user(tmp_path):
+    def words(run):
+        lines = run.commands(tmp_path, "DATA", "WEIGHTS")
+        return [" ".join(line).replace(str(tmp_path), "RUNS") for line in lines]
+
+    (train,) = words(run_of("5", "images_first"))
+    assert "sparse_tube_vit.train --config=configs/reproduction.py:table=5," in train
+    assert "--config.init.weights=RUNS/moving_shapes/5_images/0/run" in train
+    task = "ucf101_image_vit"
+    create, train = words(run_of("6", "last_8_gate", task))
+    assert (
+        "scale_up --small RUNS/ucf101_image_vit/6_small/0/run --big WEIGHTS" in create
+    )
+    created = f"RUNS/{task}/6_last_8_gate/0/created"
+    assert f"--workdir {created}" in create
+    assert f"--config.init.weights={created}" in train
+    (train,) = words(run_of("8", "2", task))
+    assert "--config.init.weights=WEIGHTS" in train
+    (train,) = words(run_of("finetuning", "last_4", "ucf101_finetuning", 1))
+    assert "--config=configs/finetune.py:last=4 " in train
+    assert "--config.seed=1" in train and "images.dataset" not in train
+
+
+def test_a_broken_file_is_named(tmp_path):
+    (tmp_path / "ucf101.json").write_text("{")
+    with pytest.raises(UnreadableResults, match=r"ucf101\.json"):
+        Results(tmp_path)

@@ -1,0 +1,34 @@
+"""Paired tests, against the closed form of Student's t with two degrees of freedom."""
+
+import math
+
+import numpy as np
+import pytest
+
+from sparse_tube_vit.reproduction.statistics import Comparison, mean_and_deviation
+
+
+def test_three_seeds_by_the_closed_form():
+    better, worse = {0: 80.0, 1: 84.0, 2: 79.0}, {2: 75.0, 1: 78.0, 0: 75.0, 3: 90.0}
+    found = Comparison.of(better, worse)
+    differences = np.array([5.0, 6.0, 4.0])
+    t = differences.mean() / (differences.std(ddof=1) / math.sqrt(3))
+    assert found.p == pytest.approx(1 - t / math.sqrt(t**2 + 2))
+    assert (found.difference, found.seeds) == (5.0, 3)
+    assert found.verdict == "confirmed"
+    assert Comparison.of(worse, better).verdict == "not confirmed"
+
+
+def test_what_cannot_be_resolved():
+    noisy = Comparison.of({0: 80.0, 1: 70.0}, {0: 70.0, 1: 79.0})
+    assert noisy.verdict == "not resolvable"
+    assert Comparison.of({0: 80.0}, {0: 70.0}).verdict == "one seed"
+    assert Comparison.of({0: 80.0}, {1: 70.0}) is None
+    assert Comparison.of({0: 1.0, 1: 2.0}, {0: 1.0, 1: 2.0}).verdict == "not resolvable"
+    assert Comparison.of({0: 1.0, 1: 2.0}, {0: 0.0, 1: 1.0}).verdict == "confirmed"
+
+
+def test_deviation_is_that_of_a_sample():
+    mean, deviation = mean_and_deviation([1.0, 2.0, 6.0])
+    assert (mean, deviation) == (3.0, pytest.approx(math.sqrt(7)))
+    assert math.isnan(mean_and_deviation([1.0])[1])

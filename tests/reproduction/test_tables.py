@@ -1,0 +1,119 @@
+"""Rows of the tables: each is a config that works, at full size and shrunk."""
+
+import re
+
+import pytest
+
+from sparse_tube_vit.config import InvalidConfig, validate
+from sparse_tube_vit.models.tubes import count_tokens
+from sparse_tube_vit.models.tubevit import check_tubes
+from sparse_tube_vit.models.variants import make_tubes
+from sparse_tube_vit.reproduction.runs import Run
+from sparse_tube_vit.reproduction.tables import PAPER, TABLES
+
+
+def config_of(table, row, task="kinetics600"):
+    return Run(table, TABLES[table].row(row), task, 0).config
+
+
+def tokens(config):
+    clip = config.clip.frames, config.clip.size, config.clip.size
+    return count_tokens(make_tubes(config.model.tubes), clip)
+
+
+@pytest.mark.parametrize("table", PAPER)
+def test_every_row_is_a_config_that_works(table):
+    first, *others = PAPER[table].tasks
+    for task in ("kinetics600", first, *others[-1:]):
+        for row in PAPER[table].rows:
+            config = Run(table, row, task, 3).config
+            validate(config)
+            check_tubes(config)
+            assert config.seed == 3
+            assert row.evaluation in config.evaluations
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_names_are_of_rows(table):
+    names = [row.name for row in TABLES[table].rows]
+    assert len({*names}) == len(names)
+    assert {name for claim in TABLES[table].claims for name in claim} <= {*names}
+    assert {row.after for row in TABLES[table].rows} - {""} <= {*names}
+    with pytest.raises(InvalidConfig, match=re.escape(f"rows: {names[0]}")):
+        TABLES[table].row("no such row")
+
+
+def test_directions_are_those_of_the_papers_figures():
+    for table in PAPER.values():
+        for better, worse in table.claims:
+            above, below = table.row(better).paper, table.row(worse).paper
+            if above is not None and below is not None:
+                assert above > below, (table.title, better, worse)
+
+
+def test_the_full_size_is_the_papers():
+    config = config_of("5", "jointly")
+    assert (config.model.depth, config.model.width) == (24, 1024)
+    assert (config.clip.frames, config.clip.fps, config.clip.size) == (64, 15, 224)
+    assert tokens(config) == 1176
+    assert {s.batch_size for s in config.streams.values()} == {256}
+    assert config.total_steps == 300_000
+    assert config_of("7a", "fixed").model.width == 768
+    created = config_of("6", "last_8_gate")
+    assert (created.model.depth, created.model.width) == (32, 1280)
+    assert (created.model.gate_after, created.optimizer.frozen_layers) == (24, 24)
+    assert config_of("6", "last_4").model.gate_after is None
+    assert config_of("6", "head").optimizer.frozen_layers == 32
+    assert config_of("9", "1_layer").optimizer.frozen_layers == 11
+
+
+def test_a_small_task_has_half_the_frames_and_smaller_strides():
+    tubes = make_tubes(config_of("7b", "4", "moving_shapes").model.tubes)
+    assert [tube.kernel for tube in tubes] == [
+        (4, 8, 8),
+        (8, 4, 4),
+        (2, 12, 12),
+        (1, 16, 16),
+    ]
+    assert [tube.stride for tube in tubes] == [
+        (8, 16, 16),
+        (3, 16, 16),
+        (8, 16, 16),
+        (16, 16, 16),
+    ]
+    assert [tube.offset for tube in tubes] == [
+        (0, 0, 0),
+        (2, 4, 4),
+        (0, 8, 8),
+        (0, 0, 0),
+    ]
+    (dense,) = make_tubes(config_of("5", "inflated_3d", "ucf101").model.tubes)
+    assert (dense.kernel, dense.stride) == ((2, 16, 16), (2, 16, 16))
+
+
+def test_more_tokens_in_evaluation_come_near_the_papers_multiples():
+    config = config_of("7d", "559")
+    clip, counts = (64, 224, 224), []
+    for name in ("559", "768", "1024", "1536"):
+        scale = config.evaluations[f"tokens_{name}"].stride_scale
+        tubes = [t.restride(scale) for t in make_tubes(config.model.tubes)]
+        counts.append(count_tokens(tubes, clip))
+    assert counts[0] == 1176 and counts == sorted(counts)
+    for count, paper in zip(counts, (559, 768, 1024, 1536), strict=True):
+        assert count / 1176 == pytest.approx(paper / 559, rel=0.15)
+
+
+def test_rows_that_train_the_same_share_a_run():
+    def name(table, row, task):
+        return Run.of(table, TABLES[table].row(row), task, 0).name
+
+    same = [("7a", "fixed"), ("7d", "1536"), ("7f", "10x10"), ("figure4", "1_joint")]
+    assert {name(*row, "ucf101") for row in same} == {"5_jointly"}
+    assert name("7e", "separate", "ucf101") == name("7c", "none", "ucf101") == "7b_4"
+    assert name("7a", "learned", "ucf101") == "7a_learned"
+    # Table 5 has L at full size, the others B.
+    assert name("7a", "fixed", "kinetics600") == "images_jointly"
+    assert name("9", "small", "kinetics600") == "9_small"
+    views = config_of("7a", "fixed", "ucf101").evaluations.views_10x10
+    assert (views.temporal_views, views.spatial_views) == (10, 10)
+    assert "views_10x10" not in config_of("7a", "fixed", "moving_shapes").evaluations
