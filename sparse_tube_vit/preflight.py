@@ -4,21 +4,27 @@
 
 Compiles the train step for the pod, with its shardings, on a machine that has the TPU
 compiler (pip install "jax[tpu]") and no TPU, and reads memory, time and collectives in
-the compiled program. All times are predictions of the compiler's cost model, not
+the compiled program. With --workdir DIR, training there shows the prediction beside
+what it measures. All times are predictions of the compiler's cost model, not
 measurements. Ends with exit code 1 if the step does not fit the memory of a chip.
 """
 
+import contextlib
 import json
 from collections.abc import Sequence
 
 import jax
+from etils import epath
 
+from sparse_tube_vit.checkpoints.workdir import make_workdir, remove_empty
 from sparse_tube_vit.config.flags import CommandParser, add_config
 from sparse_tube_vit.errors import reported
 from sparse_tube_vit.log import to_stderr
+from sparse_tube_vit.storage import whole_file
 from sparse_tube_vit.tpu.chips import Topology
 from sparse_tube_vit.tpu.preflight import UnknownClasses, head_classes, preflight
 from sparse_tube_vit.tpu.summary import to_json, to_text
+from sparse_tube_vit.training.utilization import PREDICTION
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -40,15 +46,27 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="of a data set that is not prepared; may be repeated",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.add_argument(
+        "--workdir",
+        help=f"writes the JSON to {PREDICTION} there: training in this work directory "
+        "shows the prediction beside its own times",
+    )
     args = parser.parse_with_config(argv)
     to_stderr()
     jax.config.update("jax_platforms", "cpu")  # compiling needs no TPU
-    with reported():
+    with reported(), contextlib.ExitStack() as stack:
+        if args.workdir:  # minutes before there is anything to write
+            workdir = epath.Path(args.workdir)
+            stack.callback(remove_empty, make_workdir(workdir))
+            write = stack.enter_context(whole_file(workdir / PREDICTION))
         config = args.config
         topology = Topology.parse(args.topology, config.mesh.slices)
         classes = head_classes(config, given_classes(args.classes))
         result = preflight(config, topology, classes)
-        print(json.dumps(to_json(result), indent=1) if args.json else to_text(result))
+        as_json = json.dumps(to_json(result), indent=1)
+        if args.workdir:
+            write(lambda file: file.write(as_json.encode()))
+        print(as_json if args.json else to_text(result))
 
 
 def given_classes(texts):

@@ -49,6 +49,7 @@ from sparse_tube_vit.training.reporting import Reporter
 from sparse_tube_vit.training.signals import StopSignals
 from sparse_tube_vit.training.state import TrainState
 from sparse_tube_vit.training.step import check_finite
+from sparse_tube_vit.training.utilization import Utilization, read_prediction
 
 
 def train(config: ConfigDict, workdir) -> TrainState:
@@ -127,7 +128,12 @@ def _train(config, workdir, lock):
 
     # ---- the loop, and what ends it in whatever way
     steps_left = functools.partial(forecast.steps_left, config)
-    reporter = Reporter(workdir, first_step, config.total_steps, first_host, steps_left)
+    prediction = read_prediction(workdir, config, mesh) if first_host else None
+    utilization = Utilization(config, program.model, mesh, prediction)
+    reporter = Reporter(
+        *(workdir, first_step, config.total_steps, first_host),
+        *(steps_left, utilization),
+    )
     signals = StopSignals()
     batches = TrainingBatches(
         config, splits, mesh, workdir, first_step, signals, reporter
@@ -196,7 +202,7 @@ def _train(config, workdir, lock):
                 values = {k: float(v) for k, v in jax.device_get(metrics).items()}
                 check_finite(values, step)
                 values |= batches.undecodable_counts()
-                reporter.training(step, values, batches.examples_per_step)
+                reporter.training(step, values)
             evaluating = is_due(step, config.evaluate_every_steps)
             if stopping or evaluating or is_due(step, config.checkpoint.every_steps):
                 check_finite(metrics, step)

@@ -293,7 +293,14 @@ def test_metrics_tell_of_both_streams_and_of_speed(finished):
     # Since step 4: two steps, and the evaluations of none.
     assert spent["step"] > 0 and spent["checkpoint"] > 0 and spent["evaluation"] == 0
     training = spent["input"] + spent["step"] + spent["logging"]
-    np.testing.assert_allclose(training, 2 * parts["train/step_seconds"], rtol=1e-6)
+    seconds = parts["train/step_seconds"]
+    np.testing.assert_allclose(training, 2 * seconds, rtol=1e-6)
+    for name in ("video", "image"):
+        speed = parts[f"train/{name}/examples_per_second"]
+        np.testing.assert_allclose(speed, 8 / seconds, rtol=1e-6)
+    assert parts["train/flops_per_second_per_device"] > 0
+    absent = ("mfu", "device_bytes", "predicted")  # on a CPU
+    assert not [name for name in parts if any(x in name for x in absent)]
     assert list(workdir.glob("events.out.tfevents.*"))
     assert "encoder/block_0/mlp/up/kernel" in (workdir / "parameters.txt").read_text()
 

@@ -16,6 +16,7 @@ from sparse_tube_vit.config import (
     stream,
     validate,
 )
+from sparse_tube_vit.distributed.devices import peak_flops
 from sparse_tube_vit.models.flops import forward_flops
 from sparse_tube_vit.models.losses import cross_entropy
 from sparse_tube_vit.models.tubes import Tube, count_tokens
@@ -24,6 +25,7 @@ from sparse_tube_vit.models.variants import TUBE_SETS, VARIANTS
 from sparse_tube_vit.training.optimizer import make_optimizer
 from sparse_tube_vit.training.state import TrainState
 from sparse_tube_vit.training.step import make_train_step
+from sparse_tube_vit.training.utilization import in_flops
 
 
 def seconds(function: Callable[[], object], runs: int) -> float:
@@ -68,10 +70,12 @@ def time_model(args) -> None:
     for name, (factor, step) in passes.items():
         took = seconds(lambda step=step: step(params, videos), args.runs) / args.batch
         # By formula: XLA does not count operations that it leaves to GPU libraries.
-        gflop = sum(forward_flops(model, clip, "head").values()) * factor / 1e9
+        flops = sum(forward_flops(model, clip, "head").values()) * factor
+        peak = peak_flops(jax.devices()[0].device_kind)
+        mfu = f", MFU {flops / took / peak:.1%}" if peak else ""
         print(
-            f"  {name}: {1e3 * took:.2f} ms a clip, {gflop / took:.0f} GFLOP/s "
-            f"({gflop:.0f} a clip)"
+            f"  {name}: {1e3 * took:.2f} ms a clip, {in_flops(flops / took)}/s{mfu} "
+            f"({in_flops(flops)} a clip)"
         )
 
 

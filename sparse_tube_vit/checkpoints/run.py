@@ -49,6 +49,7 @@ RESUMABLE_KEYS = (
     "model.remat",
     "model.scan",
     "optimizer.accumulate_steps",
+    "peak_flops",
     "profile_steps",
 )
 

@@ -221,6 +221,13 @@ SCHEMA = {
     "evaluate_every_steps": Key(
         0, "Steps between two evaluations; 0: at the end only.", NOT_NEGATIVE
     ),
+    "peak_flops": Key(
+        None,
+        "FLOPs a second of one device at its peak, of which the MFU is the share that "
+        "the model's take. None: in bfloat16, where the kind of device is known.",
+        Rule(lambda x: x is None or POSITIVE.accepts(x), f"None, or {POSITIVE.words}"),
+        value_type=float,
+    ),
     "profile_steps": Key(
         "",
         "First and last step that the first host traces for XProf, as 10:15.",

@@ -1,5 +1,6 @@
-"""The devices that a run uses, and NVIDIA GPUs that it does not."""
+"""The devices that a run uses, their peaks, and NVIDIA GPUs that it does not use."""
 
+import dataclasses
 import re
 import shutil
 from pathlib import Path
@@ -7,6 +8,61 @@ from pathlib import Path
 import jax
 
 from sparse_tube_vit.log import log
+
+
+@dataclasses.dataclass(frozen=True)
+class Accelerator:
+    """Devices of one speed.
+
+    Attributes:
+        peak_flops: FLOPs a second of one device in bfloat16, a multiply-add as two,
+            without sparsity.
+        kinds: Regular expression of their `device_kind` in jax.
+    """
+
+    peak_flops: float
+    kinds: str
+
+
+# Kinds of TPUs are those of jax/_src/pallas/mosaic/tpu_info.py; a device is a chip, all
+# of its cores. Kinds of GPUs are CUDA's names, which tell apart cards of other clocks.
+# A part of a GPU ("... MIG 3g.40gb") is none of these.
+#
+# Peaks of TPUs are those of Google Cloud's pages, cloud.google.com/tpu/docs/v4, v5e,
+# v5p and v6e; of GPUs those of NVIDIA's data sheets of each card, which state H100,
+# H200 and L4 with sparsity, as twice as much. A T4 has no units for bfloat16: its peak
+# is that of float16.
+ACCELERATORS = {
+    "v4": Accelerator(275e12, "TPU v4"),
+    "v5e": Accelerator(197e12, "TPU v5 lite|TPU v5e"),
+    "v5p": Accelerator(459e12, "TPU v5|TPU v5p"),
+    "v6e": Accelerator(918e12, "TPU v6 lite|TPU v6e"),
+    "H200": Accelerator(989e12, "NVIDIA H200"),
+    "H200 NVL": Accelerator(835e12, "NVIDIA H200 NVL"),
+    "H100": Accelerator(989e12, "NVIDIA H100 80GB HBM3"),
+    "H100 NVL": Accelerator(835e12, "NVIDIA H100 NVL"),
+    "H100 PCIe": Accelerator(756e12, "NVIDIA H100 PCIe"),
+    "A100": Accelerator(
+        312e12, r"(NVIDIA )?A100(-(SXM4?|PCIE)-\d+GB| \d+GB PCIe|-PG509-\d+)"
+    ),
+    "L4": Accelerator(121e12, "NVIDIA L4"),
+    "T4": Accelerator(65e12, "(NVIDIA )?(Tesla )?T4"),
+}
+
+
+def accelerator(device_kind: str) -> str | None:
+    """Returns the key of a kind of devices in `ACCELERATORS`, None if it has none."""
+    for name, devices in ACCELERATORS.items():
+        if re.fullmatch(devices.kinds, device_kind):
+            return name
+    return None
+
+
+def peak_flops(device_kind: str) -> float | None:
+    """Returns the FLOPs a second of one device at its peak, None if unknown."""
+    name = accelerator(device_kind)
+    return None if name is None else ACCELERATORS[name].peak_flops
+
 
 # Oldest major versions of NVIDIA's driver for setup.py's extras, the newest first:
 # docs.jax.dev/en/latest/installation.html

@@ -6,7 +6,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from sparse_tube_vit.figures.canvas import add_legend, new_figure
-from sparse_tube_vit.training.reporting import PARTS
+from sparse_tube_vit.training.reporting import PARTS, training_metrics
+from sparse_tube_vit.training.utilization import examples_per_second
 
 # By quantity: the last parts of the names of its metrics, and their factor.
 _CURVES = {
@@ -47,28 +48,58 @@ def training_curves(metrics: Sequence[dict]) -> Figure:
 
 
 def throughput(metrics: Sequence[dict]) -> Figure:
-    """Plots examples per second, and the parts of a run's time, against steps.
+    """Plots examples per second, the use of the devices, and the parts of the time.
+
+    The use is the MFU, beside what `preflight` predicts, or model FLOPs per second and
+    device where no peak is known; runs of earlier versions have neither.
 
     Args:
         metrics: As for `training_curves`.
     """
-    lines = [line for line in metrics if "train/clips_per_second" in line]
-    steps = [line["step"] for line in lines]
-    figure = new_figure(9, 3)
-    speed, time = figure.subplots(1, 2)
-    speed.plot(steps, [line["train/clips_per_second"] for line in lines], "o-", ms=3)
-    speed.set(xlabel="step", ylabel="clips and images a second")
-    speed.set_ylim(bottom=0)
-    parts = [p for p in PARTS if any(f"train/seconds/{p}" in line for line in lines)]
-    seconds = [[line.get(f"train/seconds/{p}", 0.0) for line in lines] for p in parts]
+    lines = [{"step": x["step"]} | training_metrics(x) for x in metrics]
+    lines = [line for line in lines if examples_per_second(line)]
+    used = any(_FLOPS in line for line in lines)
+    figure = new_figure(13 if used else 9, 3)
+    speed, *use, time = figure.subplots(1, 3 if used else 2)
+    for stream in {name: None for x in lines for name in examples_per_second(x)}:
+        speeds = ((x["step"], examples_per_second(x).get(stream)) for x in lines)
+        points = [point for point in speeds if point[1] is not None]
+        speed.plot(*zip(*points, strict=True), "o-", ms=3, label=stream)
+    speed.set(xlabel="step", ylabel="examples a second")
+    for ax in use:
+        _plot_use(ax, lines)
+    for ax in (speed, *use):
+        ax.set_ylim(bottom=0)
+        if len(ax.lines) > 1:
+            add_legend(ax)
+    parts = [p for p in PARTS if any(f"seconds/{p}" in line for line in lines)]
+    seconds = [[line.get(f"seconds/{p}", 0.0) for line in lines] for p in parts]
     shares = np.array(seconds) / np.maximum(np.sum(seconds, axis=0), 1e-9)
     if parts:
+        steps = [line["step"] for line in lines]
         time.stackplot(steps, 100 * shares, labels=parts, step="pre")
         time.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     time.set(xlabel="step", ylabel="share of the time, %", ylim=(0, 100))
-    for ax in (speed, time):
+    for ax in (speed, *use, time):
         ax.grid(alpha=0.3)
     return figure
+
+
+_FLOPS = "flops_per_second_per_device"
+
+
+def _plot_use(ax, lines):
+    """Plots the MFU, measured and predicted, or FLOPs where there is none."""
+    curves, scale, ylabel = {"measured": "mfu", "predicted": "predicted/mfu"}, 100, ""
+    if not any("mfu" in line for line in lines):
+        most = max(line.get(_FLOPS, 0) for line in lines)
+        scale, unit = (1e-9, "G") if most < 1e12 else (1e-12, "T")
+        curves, ylabel = {"measured": _FLOPS}, f"model {unit}FLOP/s a device"
+    for (label, name), style in zip(curves.items(), ("o-", "o--"), strict=False):
+        points = [(x["step"], scale * x[name]) for x in lines if name in x]
+        if points:
+            ax.plot(*zip(*points, strict=True), style, ms=3, label=label)
+    ax.set(xlabel="step", ylabel=ylabel or "MFU, %")
 
 
 def protocol_of(result: Mapping) -> str:

@@ -27,7 +27,8 @@ from sparse_tube_vit.inference.rollout import attention_shares
 from sparse_tube_vit.input import examples
 from sparse_tube_vit.models.variants import make_tubes
 from sparse_tube_vit.training.inspection import examples_of_step
-from sparse_tube_vit.training.reporting import read_metrics
+from sparse_tube_vit.training.reporting import read_metrics, training_metrics
+from sparse_tube_vit.training.utilization import examples_per_second
 from sparse_tube_vit.video import decode
 
 
@@ -201,8 +202,8 @@ def curves(run: Run) -> Pictures:
         caption = "Loss and accuracy of training and evaluation, against steps."
         figure = figures.training_curves(run.metrics)
         yield Picture("training_curves", figure, caption)
-    if any("train/clips_per_second" in line for line in run.metrics):
-        caption = "Clips per second, and the parts of the time."
+    if any(examples_per_second(training_metrics(line)) for line in run.metrics):
+        caption = "Examples per second, use of the devices, and the parts of the time."
         yield Picture("throughput", figures.throughput(run.metrics), caption)
 
 

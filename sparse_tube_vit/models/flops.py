@@ -47,26 +47,40 @@ def forward_flops(
     }
 
 
-def training_flops(config: ConfigDict, model: TubeViT, stream: ConfigDict) -> int:
+def training_flops(
+    config: ConfigDict, model: TubeViT, stream: ConfigDict, heads_alone: bool = False
+) -> int:
     """Returns the FLOPs of training on one example of a stream, by formula.
 
     The gradient of a matrix product takes two more of its size; frozen layers and the
-    tubes below them have no gradient.
+    tubes below them have no gradient. What rematerialization computes again does not
+    count.
 
     Args:
         config: Config of the run.
         model: Its model.
         stream: One of its streams.
+        heads_alone: Whether in one of the first `optimizer.head_steps` steps, in which
+            pooling and heads alone have a gradient.
     """
     clip = model.clip if stream.kind == "video" else (1, *model.clip[1:])
     forward = forward_flops(model, clip, stream.head)
     trained = dict(forward)
-    frozen = config.optimizer.frozen_layers
+    layers, frozen = model.options.layers, config.optimizer.frozen_layers
+    if heads_alone:
+        frozen = layers
     if frozen is not None:
-        layers = model.options.layers
         trained["stem"] = 0
         trained["encoder"] = forward["encoder"] * (layers - frozen) // layers
     return sum(forward.values()) + 2 * sum(trained.values())
+
+
+def step_flops(config: ConfigDict, model: TubeViT, heads_alone: bool = False) -> int:
+    """Returns the FLOPs of a training step on all devices, as `training_flops`."""
+    return sum(
+        stream.batch_size * training_flops(config, model, stream, heads_alone)
+        for stream in config.streams.values()
+    )
 
 
 def compiled_flops(model: TubeViT, clip: tuple[int, int, int], head: str) -> float:

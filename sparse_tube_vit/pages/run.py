@@ -31,7 +31,8 @@ from sparse_tube_vit.figures.run import ABSENT, KINDS, Picture, Run, labels_of
 from sparse_tube_vit.input import examples
 from sparse_tube_vit.pages import html
 from sparse_tube_vit.training.description import describe
-from sparse_tube_vit.training.reporting import PARTS
+from sparse_tube_vit.training.reporting import PARTS, TRAINING, training_metrics
+from sparse_tube_vit.training.utilization import examples_per_second, in_flops, in_gib
 from sparse_tube_vit.video.decode import Crop, UndecodableClip, decode
 from sparse_tube_vit.video.transcode import Transcode
 
@@ -342,25 +343,49 @@ def _tubes(run):
 
 
 def _throughput(run):
-    lines = [x for x in run.metrics if "train/clips_per_second" in x]
+    lines = [training_metrics(line) for line in run.metrics]
+    lines = [line for line in lines if examples_per_second(line)]
     if not lines:
         yield _absent("Its speed was never logged.")
         return
     yield from _pictures(run, "curves", "throughput")
-    seconds = {p: sum(x.get(f"train/seconds/{p}", 0.0) for x in lines) for p in PARTS}
-    training = seconds["input"] + seconds["step"] + seconds["logging"]
-    speed = np.median([x["train/clips_per_second"] for x in lines])
-    step = np.median([x["train/step_seconds"] for x in lines])
-    rows = [
-        ("clips and images a second, median", f"{speed:,.1f}"),
-        ("seconds a step, median", f"{step:,.3f}"),
-    ]
-    if training:
+    rows = [*_rates(lines)]
+    seconds = {p: sum(x.get(f"seconds/{p}", 0.0) for x in lines) for p in PARTS}
+    if training := sum(seconds[p] for p in TRAINING):
         rows.append(
             ("of training, waiting for input", f"{seconds['input'] / training:.1%}")
         )
         rows += [(f"{p}, all logged", f"{x:,.1f} s") for p, x in seconds.items()]
     yield html.table(("what", ""), rows, numbers=1)
+
+
+#: Rates of training on the page by their metrics: title, and the value in words.
+_RATES = {
+    "step_seconds": ("seconds a step, median", "{:.3g}".format),
+    "predicted/step_seconds": ("seconds a step, predicted", "{:.3g}".format),
+    "flops_per_second_per_device": (
+        "model FLOPs a second and device, median",
+        lambda flops: f"{in_flops(flops)}/s",
+    ),
+    "mfu": ("MFU, share of the device's peak, median", "{:.1%}".format),
+    "predicted/mfu": ("MFU, predicted", "{:.1%}".format),
+    "device_bytes/in_use": ("memory of a device in use, median", in_gib),
+    "device_bytes/peak": ("memory of a device, peak", in_gib),
+    "predicted/device_bytes": ("memory of a device, peak, predicted", in_gib),
+    "device_bytes/limit": ("memory of a device, limit", in_gib),
+}
+
+
+def _rates(lines) -> Iterator[tuple[str, str]]:
+    """Yields (title, value) of the rates that a run logged."""
+    speeds = [examples_per_second(line) for line in lines]
+    for name in dict.fromkeys(name for speed in speeds for name in speed):
+        speed = np.median([x[name] for x in speeds if name in x])
+        yield f"{name}: examples a second, median", f"{speed:,.1f}"
+    for name, (title, in_words) in _RATES.items():
+        if values := [line[name] for line in lines if name in line]:
+            value = max(values) if name == "device_bytes/peak" else np.median(values)
+            yield title, in_words(value)
 
 
 def _data(run):

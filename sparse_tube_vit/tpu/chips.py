@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import jax
 from jax.experimental import topologies
 
+from sparse_tube_vit.distributed.devices import ACCELERATORS
 from sparse_tube_vit.errors import TubeViTError
 
 GIB = 2**30
@@ -59,9 +60,10 @@ class Chip:
 
 
 # Speeds are those of Google Cloud's pages on the architecture of each chip
-# (cloud.google.com/tpu/docs/v4, v5e, v5p, v6e). These give links as all of a chip's
-# together, both ways; v4's are from Jouppi et al., "TPU v4" (2023), and no page gives
-# v4's share of the data center's network: we take v5p's.
+# (cloud.google.com/tpu/docs/v4, v5e, v5p, v6e), as are the peaks, which a run's MFU has
+# too. They give links as all of a chip's together, both ways; v4's are from Jouppi et
+# al., "TPU v4" (2023), and no page gives v4's share of the data center's network: we
+# take v5p's.
 #
 # FLOPs a cycle are cores x units a core x unit^2 x 2, which makes clocks of 1.05, 1.50
 # and 1.75 GHz. The two units of v6e's page would make 3.5 GHz, and the compiler counts
@@ -69,7 +71,7 @@ class Chip:
 CHIPS = {
     "v4": Chip(
         memory=30.75 * GIB,
-        peak_flops=275e12,
+        peak_flops=ACCELERATORS["v4"].peak_flops,
         memory_bandwidth=1228e9,
         link_bandwidth=50e9,
         slice_bandwidth=6.25e9,
@@ -81,7 +83,7 @@ CHIPS = {
     ),
     "v5e": Chip(
         memory=15.75 * GIB,
-        peak_flops=197e12,
+        peak_flops=ACCELERATORS["v5e"].peak_flops,
         memory_bandwidth=819e9,
         link_bandwidth=50e9,
         slice_bandwidth=3.125e9,
@@ -93,7 +95,7 @@ CHIPS = {
     ),
     "v5p": Chip(
         memory=95.74 * GIB,
-        peak_flops=459e12,
+        peak_flops=ACCELERATORS["v5p"].peak_flops,
         memory_bandwidth=2765e9,
         link_bandwidth=100e9,
         slice_bandwidth=6.25e9,
@@ -105,7 +107,7 @@ CHIPS = {
     ),
     "v6e": Chip(
         memory=31.25 * GIB,
-        peak_flops=918e12,
+        peak_flops=ACCELERATORS["v6e"].peak_flops,
         memory_bandwidth=1638e9,
         link_bandwidth=100e9,
         slice_bandwidth=12.5e9,

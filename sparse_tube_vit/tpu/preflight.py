@@ -13,11 +13,12 @@ from sparse_tube_vit.datasets.classes import OFFICIAL_CLASSES, classes_of
 from sparse_tube_vit.distributed import sharding
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.log import log
-from sparse_tube_vit.models.flops import training_flops
+from sparse_tube_vit.models.flops import step_flops
 from sparse_tube_vit.tpu import hlo
 from sparse_tube_vit.tpu.chips import GIB, Topology
 from sparse_tube_vit.tpu.cost import Estimate, Network, estimate
 from sparse_tube_vit.training.program import Program
+from sparse_tube_vit.training.utilization import timed_keys
 
 
 class UnknownClasses(TubeViTError, ValueError):
@@ -75,6 +76,7 @@ class Preflight:
         model_flops: FLOPs of the model's products, forward and backward, on all chips.
         batch: Examples per step by stream.
         steps: The number of steps of the config.
+        config: The config's values that change the time of a step, by key.
     """
 
     topology: Topology
@@ -85,6 +87,7 @@ class Preflight:
     model_flops: int
     batch: Mapping[str, int]
     steps: int
+    config: Mapping[str, object]
 
     @property
     def mfu(self) -> float:
@@ -134,12 +137,10 @@ def measure(
         compiling=compiling,
         memory=memory,
         estimate=estimate(hlo.parse(compiled.as_text()), _network(mesh, topology)),
-        model_flops=sum(
-            stream.batch_size * training_flops(config, program.model, stream)
-            for stream in config.streams.values()
-        ),
+        model_flops=step_flops(config, program.model),
         batch={name: stream.batch_size for name, stream in config.streams.items()},
         steps=config.total_steps,
+        config=timed_keys(config),
     )
 
 

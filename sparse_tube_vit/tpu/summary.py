@@ -16,6 +16,7 @@ def to_json(result: Preflight) -> dict:
     e, chip = result.estimate, result.topology.chip
     return {
         "topology": str(result.topology),
+        "chip": result.topology.name,
         "chips": result.topology.chips,
         "mesh": dict(result.mesh),
         "batch": dict(result.batch),
@@ -38,6 +39,7 @@ def to_json(result: Preflight) -> dict:
         },
         "chip_hours": result.chip_hours,
         "steps": result.steps,
+        "config": dict(result.config),
         "collectives": collective_totals(e),
         "operations": operation_totals(e),
         "unknown_loops": e.unknown_loops,

@@ -46,7 +46,6 @@ class TrainingBatches:
         signals: StopSignals,
         reporter: Reporter,
     ):
-        self.examples_per_step = sum(s.batch_size for s in config.streams.values())
         self._mesh, self._workdir, self._reporter = mesh, workdir, reporter
         self._config, self._splits = config, splits
         self._loaded = self._taken = first_step  # the steps whose batches were, last

@@ -4,7 +4,7 @@ import concurrent.futures
 import contextlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import numpy as np
@@ -15,6 +15,7 @@ from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.log import log
 from sparse_tube_vit.storage import append, write_whole
 from sparse_tube_vit.training.tensorboard import EventFile, keep_events
+from sparse_tube_vit.training.utilization import Utilization, rates_in_words
 
 #: The parts that the time of a run is split into, see `Stopwatch`.
 PARTS = ("input", "step", "logging", "checkpoint", "evaluation")
@@ -68,6 +69,13 @@ def drop_from(workdir: epath.Path, start: int) -> None:
         lines = [x for x in read_metrics(workdir) if is_kept(x["step"], x)]
         write_whole(path, "".join(json.dumps(x) + "\n" for x in lines).encode())
     keep_events(workdir, is_kept)
+
+
+def training_metrics(line: Mapping[str, float]) -> dict[str, float]:
+    """Returns the metrics of training in a line of metrics.jsonl, without "train/"."""
+    return {
+        name.removeprefix("train/"): x for name, x in line.items() if _is_training(name)
+    }
 
 
 def _is_training(name):
@@ -151,6 +159,7 @@ class Reporter:
         first_host: Whether this host writes.
         steps_left: How many times the time of a given step is left; by default, the
             number of steps after it.
+        utilization: Computes the rates that are reported beside step time.
     """
 
     def __init__(
@@ -160,9 +169,11 @@ class Reporter:
         total: int,
         first_host: bool,
         steps_left: Callable[[int], float] | None = None,
+        utilization: Utilization | None = None,
     ):
         self.total_steps, self.first_host = total, first_host
         self._steps_left = steps_left or (lambda step: total - step)
+        self._utilization = utilization
         self.lines = workdir / "metrics.jsonl"
         if first_host:
             drop_from(workdir, start)
@@ -184,6 +195,8 @@ class Reporter:
 
     def compiled(self):
         """Excludes the step since the last report, mostly compilation, from times."""
+        with self.time("logging"):
+            _of_all_hosts(0.0)  # compiles it, too
         seconds, self._steps = self._watch.read(), 0
         for part, x in seconds.items():
             part = "compilation" if part == "step" else part
@@ -205,27 +218,27 @@ class Reporter:
         seconds = self._watch.peek()
         return sum(self._total[part] + seconds[part] for part in TRAINING)
 
-    def training(self, step: int, metrics: dict, clips_per_step: int):
+    def training(self, step: int, metrics: dict):
         """Reports the metrics of a step, and the time spent since the last report.
 
-        Step time is that of training: input, step and logging, on the first host. The
-        share of waiting for input is that of the slowest host, for which the others
-        wait.
+        Step time is that of training, input, step and logging, on the first host:
+        without evaluation, checkpoints and compilation. Rates follow from it. The share
+        of waiting for input is that of the slowest host, for which the others wait.
 
         Args:
             step: The step, counted from 1.
             metrics: Its metrics by name.
-            clips_per_step: Clips and images of all streams in a step.
         """
         with self.time("logging"):
             steps, self._steps = self._steps, 0
             if steps:  # else it was just compiled, and there is no speed to report
                 seconds = self._read()
                 training = sum(seconds[part] for part in TRAINING)
-                waits = multihost_utils.process_allgather(np.float32(seconds["input"]))
-                speed = {
-                    "step_seconds": training / steps,
-                    "clips_per_second": clips_per_step * steps / training,
+                waits = _of_all_hosts(seconds["input"])
+                speed = {"step_seconds": training / steps}
+                if self._utilization:
+                    speed |= self._utilization.rates(step, speed["step_seconds"])
+                speed |= {
                     "waiting_share": min(waits.max() / training, 1.0),
                     **{f"seconds/{part}": x for part, x in seconds.items()},
                 }
@@ -242,14 +255,13 @@ class Reporter:
         slowest = waits.argmax() if speed["waiting_share"] >= 0.01 else 0
         longest = f" (on host {slowest})" if slowest else ""
         log.info(
-            "step %d of %d: loss %.3f%s; %.3f s a step, %.1f clips/s, %.0f%% waiting "
-            "for data%s; time: %s; %s left",
+            "step %d of %d: loss %.3f%s; %s, %.0f%% waiting for data%s; time: %s; "
+            "%s left",
             step,
             self.total_steps,
             metrics["loss"],
             accuracies,
-            speed["step_seconds"],
-            speed["clips_per_second"],
+            rates_in_words(speed),
             100 * speed["waiting_share"],
             longest,
             _shares(seconds),
@@ -275,6 +287,11 @@ class Reporter:
         self._watch.close()
         total = sum(self._total.values())
         log.info("%s in all: %s", clock_time(total), _shares(self._total))
+
+
+def _of_all_hosts(seconds):
+    """Returns the seconds of every host."""
+    return multihost_utils.process_allgather(np.float32(seconds))
 
 
 def _shares(seconds):

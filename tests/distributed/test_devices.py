@@ -1,4 +1,4 @@
-"""The line of devices in the log, and the warning of a GPU that is not used."""
+"""Peaks by kind; the line of devices in the log; the warning of an unused GPU."""
 
 import jax
 import pytest
@@ -70,3 +70,45 @@ def test_a_platform_that_is_asked_for_is_named(machine, caplog, monkeypatch):
     monkeypatch.setattr(devices, "_platforms", lambda: "cpu")
     _, (_, warning) = logged(caplog)
     assert "JAX_PLATFORMS=cpu asks for that" in warning
+
+
+@pytest.mark.parametrize(
+    "kind, teraflops",
+    [
+        ("TPU v4", 275),
+        ("TPU v5 lite", 197),
+        ("TPU v5", 459),
+        ("TPU v5p", 459),
+        ("TPU v6 lite", 918),
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA H100 NVL", 835),
+        ("NVIDIA H200", 989),
+        ("NVIDIA A100-SXM4-40GB", 312),
+        ("A100-SXM4-80GB", 312),
+        ("NVIDIA A100-PCIE-40GB", 312),
+        ("NVIDIA A100 80GB PCIe", 312),
+        ("NVIDIA L4", 121),
+        ("Tesla T4", 65),
+    ],
+)
+def test_peaks_by_the_names_that_jax_has(kind, teraflops):
+    assert devices.peak_flops(kind) == teraflops * 1e12
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "cpu",
+        "TPU v3",
+        "TPU v4 lite",
+        "TPU7x",
+        "NVIDIA L40S",
+        "NVIDIA H20",
+        "NVIDIA H100 80GB HBM3 MIG 3g.40gb",
+        "NVIDIA A100-SXM4-40GB MIG 1g.5gb",
+        "NVIDIA T400",
+    ],
+)
+def test_other_kinds_have_no_peak(kind):
+    assert devices.accelerator(kind) is devices.peak_flops(kind) is None

@@ -63,7 +63,7 @@ def test_names_of_streams_and_evaluations_may_begin_with_an_underscore():
     assert shown(ax) == {"_b: Top-1, tokens of training"}
 
 
-def test_throughput():
+def test_throughput_of_runs_of_earlier_versions():
     speed, time = figures.throughput(METRICS).axes
     assert [*map(list, speed.lines[0].get_data())] == [[10, 20], [100.0, 200.0]]
     waits, step = time.collections  # stacked, the input below
@@ -73,6 +73,42 @@ def test_throughput():
         "input",
         "step",
     ]
+
+
+def measured(step, **more):
+    """A line of a run whose device has a peak of 200 TFLOP/s."""
+    return {
+        "step": step,
+        "train/step_seconds": 1.0,
+        "train/video/examples_per_second": 5.0 * step,
+        "train/image/examples_per_second": 1.0 * step,
+        "train/flops_per_second_per_device": 1e12 * step,
+        "train/seconds/step": 1.0,
+    } | {f"train/{name}": value for name, value in more.items()}
+
+
+def test_throughput_is_of_every_stream_beside_the_use_of_the_devices():
+    metrics = [measured(step) for step in (10, 20)] + [{"step": 20, "video/top1": 1.0}]
+    speed, use, time = figures.throughput([METRICS[0], *metrics]).axes
+    assert {name: data[1:] for name, data in lines(speed).items()} == {
+        "all streams": ([10], [100.0]),
+        "video": ([10, 20], [50.0, 100.0]),
+        "image": ([10, 20], [10.0, 20.0]),
+    }
+    assert shown(speed) == {"all streams", "video", "image"}
+    assert lines(use)["measured"][1:] == ([10, 20], [10.0, 20.0])
+    assert use.get_ylabel() == "model TFLOP/s a device" and use.get_legend() is None
+    assert time.collections
+
+
+def test_the_mfu_stands_beside_its_prediction():
+    metrics = [measured(10, mfu=0.05), measured(20, mfu=0.1, **{"predicted/mfu": 0.4})]
+    _, use, _ = figures.throughput(metrics).axes
+    assert use.get_ylabel() == "MFU, %"
+    assert {name: data[1:] for name, data in lines(use).items()} == {
+        "measured": ([10, 20], [5.0, 10.0]),
+        "predicted": ([20], [40.0]),
+    }
 
 
 def test_accuracy_by_tokens():

@@ -1,9 +1,15 @@
+import math
+
+import jax
 import pytest
 
-from sparse_tube_vit.config import EncoderOptions
-from sparse_tube_vit.models.flops import compiled_flops, forward_flops
+from sparse_tube_vit.config import EncoderOptions, default_config, stream
+from sparse_tube_vit.distributed.sharding import make_mesh
+from sparse_tube_vit.models.flops import compiled_flops, forward_flops, step_flops
 from sparse_tube_vit.models.tubevit import TubeViT
 from sparse_tube_vit.models.variants import TUBE_SETS, VARIANTS
+from sparse_tube_vit.training.program import Program
+from sparse_tube_vit.training.step import make_train_step
 
 
 @pytest.mark.parametrize(
@@ -25,3 +31,44 @@ def test_the_formula_is_within_3_percent_of_what_the_compiler_counts(
     )
     formula = sum(forward_flops(model, clip, "kinetics").values())
     assert compiled_flops(model, clip, "kinetics") == pytest.approx(formula, rel=0.03)
+
+
+def products(jaxpr):
+    """FLOPs of the matrix products that a program computes."""
+    total = 0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            (contracted, _), _ = equation.params["dimension_numbers"]
+            shape = equation.invars[0].aval.shape
+            outputs = math.prod(equation.outvars[0].aval.shape)
+            total += 2 * outputs * math.prod(shape[i] for i in contracted)
+        inner = jax.tree.leaves(
+            list(equation.params.values()), is_leaf=lambda x: hasattr(x, "jaxpr")
+        )
+        total += sum(products(x.jaxpr) for x in inner if hasattr(x, "jaxpr"))
+    return total
+
+
+@pytest.mark.parametrize(
+    "frozen, heads_alone", [(None, False), (1, False), (None, True)]
+)
+def test_the_formula_of_a_step_is_within_3_percent_of_its_products(frozen, heads_alone):
+    """In the step itself: all layers, the last two of three, or pooling and heads."""
+    config = default_config()
+    config.total_steps = 100
+    config.clip.update(frames=8, size=64)
+    config.model.update(depth=3, width=64, mlp_dim=256, heads=4)
+    config.model.tubes = (
+        {"kernel": (4, 8, 8), "stride": (4, 16, 16)},
+        {"kernel": (1, 16, 16), "stride": (8, 16, 16)},
+    )
+    config.optimizer.update(warmup_steps=10, head_steps=10, frozen_layers=frozen)
+    for kind in ("video", "image"):
+        source = {"kind": kind, "dataset": kind, "head": kind, "batch_size": 8}
+        config.streams[kind] = stream(**source)
+    program = Program(config, {"video": 10, "image": 20}, make_mesh(config))
+    step = make_train_step(program.model, program.optimizer, config, heads_alone)
+    with jax.set_mesh(program.mesh):
+        jaxpr = jax.make_jaxpr(step)(program.state, program.batches).jaxpr
+    formula = step_flops(config, program.model, heads_alone)
+    assert formula == pytest.approx(products(jaxpr), rel=0.03)

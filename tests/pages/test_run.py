@@ -5,6 +5,7 @@ import html.parser
 import json
 import re
 import shutil
+import types
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,49 @@ def test_the_configuration_is_what_differs(run, page):
     assert rows["streams.video.dataset"] == ("", '"moving_shapes/videos"')
     assert rows["evaluations.video.spatial_views"] == ("1", "3")
     assert not {"seed", "model.gelu", "streams.video.loss"} & rows.keys()
+
+
+def rates(metrics):
+    """The table of throughput for lines of metrics.jsonl, as {what: value}."""
+    lines = pages_run._throughput(types.SimpleNamespace(metrics=metrics))
+    ((_, rows),) = Page("\n".join(lines)).tables
+    return dict(rows[1:])
+
+
+def test_throughput_is_of_every_stream(run, page):
+    (rows,) = page.of("Throughput")
+    rows = dict(rows[1:])
+    assert rows == rates(run.metrics)
+    lines = [x for x in run.metrics if "train/video/examples_per_second" in x]
+    speed = np.median([x["train/video/examples_per_second"] for x in lines])
+    assert rows["video: examples a second, median"] == f"{speed:,.1f}"
+    assert "FLOP/s" in rows["model FLOPs a second and device, median"]
+    assert not [what for what in rows if "MFU" in what or "memory" in what]
+
+
+def test_throughput_of_accelerators_and_of_earlier_versions():
+    def line(step, **rates):
+        return {"step": step} | {f"train/{name}": x for name, x in rates.items()}
+
+    old = line(1, clips_per_second=40.0, step_seconds=0.5)
+    assert rates([old]) == {
+        "all streams: examples a second, median": "40.0",
+        "seconds a step, median": "0.5",
+    }
+    new = {"a/examples_per_second": 30.0, "step_seconds": 0.5, "mfu": 0.25}
+    new |= {"flops_per_second_per_device": 2.5e14, "predicted/mfu": 0.5}
+    new |= {"device_bytes/in_use": 2.0**30, "device_bytes/limit": 2.0**34}
+    peaks = [{"device_bytes/peak": gib * 2.0**30} for gib in (2, 3)]
+    lines = [line(2 + i, **new, **peak) for i, peak in enumerate(peaks)]
+    assert rates([old, *lines]) == rates([old]) | {
+        "a: examples a second, median": "30.0",
+        "model FLOPs a second and device, median": "250 TFLOP/s",
+        "MFU, share of the device's peak, median": "25.0%",
+        "MFU, predicted": "50.0%",
+        "memory of a device in use, median": "1.00 GiB",
+        "memory of a device, peak": "3.00 GiB",
+        "memory of a device, limit": "16.00 GiB",
+    }
 
 
 def test_accuracies_come_with_their_protocol(run, page):

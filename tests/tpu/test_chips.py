@@ -4,6 +4,7 @@ import importlib.util
 
 import pytest
 
+from sparse_tube_vit.distributed.devices import accelerator
 from sparse_tube_vit.tpu import chips
 from sparse_tube_vit.tpu.chips import CHIPS, NoTpuCompiler, Topology, UnknownTopology
 
@@ -44,9 +45,11 @@ def test_a_missing_compiler_is_named(monkeypatch):
 
 @libtpu
 @pytest.mark.parametrize("name", ["v5e:1x1", "v4:2x2x1", "v5p:2x2x2", "v6e:4x4"])
-def test_one_device_a_chip(name):
+def test_one_device_a_chip_whose_kind_is_known(name):
     topology = Topology.parse(name)
-    assert len(topology.devices()) == topology.chips
+    devices = topology.devices()
+    assert len(devices) == topology.chips
+    assert accelerator(devices[0].device_kind) == topology.name
 
 
 @libtpu

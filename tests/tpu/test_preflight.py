@@ -14,12 +14,15 @@ from sparse_tube_vit import preflight as command
 from sparse_tube_vit.config import default_config, stream
 from sparse_tube_vit.datasets import catalog
 from sparse_tube_vit.datasets.classes import OFFICIAL_CLASSES
+from sparse_tube_vit.distributed import sharding
 from sparse_tube_vit.models.flops import forward_flops, training_flops
 from sparse_tube_vit.models.tubevit import make_model
 from sparse_tube_vit.tpu import hlo, preflight, summary
 from sparse_tube_vit.tpu.chips import CHIPS, GIB, Topology
 from sparse_tube_vit.tpu.cost import Network, estimate
 from sparse_tube_vit.tpu.preflight import DoesNotFit, Memory, Preflight, UnknownClasses
+from sparse_tube_vit.training import utilization
+from sparse_tube_vit.training.utilization import read_prediction, timed_keys
 
 PROGRAMS = pathlib.Path(__file__).parent / "programs"
 
@@ -51,6 +54,7 @@ def found(**changes):
         "model_flops": 8 * 3 * 24 * 2 * 2048**3,
         "batch": {"video": 32},
         "steps": 3600,
+        "config": timed_keys(kinetics()),
     }
     return Preflight(**values | changes)
 
@@ -83,6 +87,29 @@ def test_the_report_names_what_matters():
     took = [float(line.split("%")[0].split()[-2]) for line in largest]
     assert took == sorted(took, reverse=True)
     assert any("dot_general" in line for line in largest)
+
+
+def test_a_run_reads_what_the_command_wrote(tmp_path, monkeypatch, capsys):
+    config = kinetics()
+    monkeypatch.setattr(command, "preflight", lambda *_: found())
+    monkeypatch.setattr(utilization, "accelerator", lambda kind: "v5e")
+    workdir = tmp_path / "new" / "run"
+    arguments = ["--config", "configs/kinetics.py", "--topology", "v5e:2x4"]
+    command.main([*arguments, "--workdir", str(workdir)])
+    assert capsys.readouterr().out == f"{summary.to_text(found())}\n"
+    assert [path.name for path in workdir.iterdir()] == ["preflight.json"]
+    config.mesh.update(data=2, fsdp=4)
+    prediction = read_prediction(workdir, config, sharding.make_mesh(config))
+    assert prediction.step_seconds == found().estimate.seconds
+    assert prediction.device_bytes == found().memory.peak
+
+    def refuse(*_):
+        raise DoesNotFit("Too much.", {})
+
+    monkeypatch.setattr(command, "preflight", refuse)
+    with pytest.raises(SystemExit):
+        command.main([*arguments, "--workdir", str(tmp_path / "other")])
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(
@@ -167,6 +194,8 @@ def test_training_takes_three_forward_passes_of_what_is_trained():
     config.optimizer.frozen_layers = 9
     below = forward["stem"] + forward["encoder"] * 9 // 12
     assert training_flops(config, model, video) == 3 * sum(forward.values()) - 2 * below
+    alone = sum(forward.values()) + 2 * (forward["pooling"] + forward["head"])
+    assert training_flops(config, model, video, heads_alone=True) == alone
 
 
 def test_changes_are_small_first_and_never_what_is_already_set():

@@ -127,6 +127,45 @@ def test_parts_add_up_whatever_happens(clock, devices):
     assert total == pytest.approx(clock.now - begun)
 
 
+class Rates:
+    """Rates that show the step time that they are computed of."""
+
+    def rates(self, step, seconds):
+        return {"a/examples_per_second": 8 / seconds, "mfu": step}
+
+
+def test_step_time_is_that_of_training_alone(clock, devices, tmp_path, caplog):
+    """Neither of compilation, nor of checkpoints and evaluation between steps."""
+    reporter = reporting.Reporter(tmp_path, 0, 10, True, utilization=Rates())
+    reporter._watch.close()
+    watch = reporter._watch = Stopwatch(clock)
+
+    def step(seconds):
+        devices.pending.append(threading.Event())
+        reporter.given(devices.pending[-1])
+        clock.go(seconds)
+        devices.finish(watch)
+
+    step(100)
+    reporter.compiled()
+    for _ in range(2):
+        with reporter.time("input"):
+            clock.go(0.25)
+        step(1.75)
+        for part in ("checkpoint", "evaluation"):
+            with reporter.time(part):
+                clock.go(30)
+    with caplog.at_level(logging.INFO, "sparse_tube_vit"):
+        reporter.training(3, {"loss": 1.0})
+    (line,) = read_metrics(tmp_path)
+    assert line["train/step_seconds"] == 2
+    assert line["train/a/examples_per_second"] == 4 and line["train/mfu"] == 3
+    assert line["train/waiting_share"] == pytest.approx(0.125)
+    assert "loss 1.000; 2 s a step, 4.0 a/s, MFU 300.0%, 12% waiting" in caplog.text
+    assert ("train/a/examples_per_second", 4.0) in {e[1:] for e in events(tmp_path)}
+    reporter.close()
+
+
 def test_shares_and_times_as_the_log_tells_them():
     assert reporting._shares({"step": 3.0, "input": 0.99, "logging": 0.01}) == (
         "75% step, 25% input"
