@@ -1,0 +1,63 @@
+import jax
+import numpy as np
+import pytest
+
+from sparse_tube_vit.config import EncoderOptions
+from sparse_tube_vit.models.tubevit import TubeViT, init_params
+from sparse_tube_vit.models.variants import TUBE_SETS
+
+torch = pytest.importorskip("torch")
+from sparse_tube_vit.benchmark import torch_tubevit  # noqa: E402
+
+CLIP, IMAGE = (22, 72, 56), (1, 72, 56)
+SIZES = {"depth": 2, "width": 48, "mlp_dim": 80, "heads": 4}
+CLASSES = {"videos": 5, "images": 7}
+
+
+def make(**options):
+    """Returns our model and random parameters; no bias or head is left at zero."""
+    model = TubeViT(
+        tubes=TUBE_SETS["main"],
+        classes=CLASSES,
+        options=EncoderOptions(**SIZES),
+        **options,
+    )
+    params, rng = init_params(model, jax.random.key(0), CLIP), np.random.default_rng(0)
+    return model, jax.tree.map(
+        lambda x: np.asarray(x + 0.1 * rng.standard_normal(x.shape), np.float32), params
+    )
+
+
+def test_the_model_in_pytorch_has_our_logits_and_gradients():
+    model, params = make()
+    theirs = torch_tubevit.TubeViT(model.tubes, CLASSES, SIZES, (CLIP, IMAGE))
+    torch_tubevit.load(theirs, model, params)
+    assert sum(x.numel() for x in theirs.parameters()) == sum(
+        x.size for x in jax.tree.leaves(params)
+    )
+    # Windows of space-to-depth reach past the clip, and images pass one tube alone.
+    assert any(any(tube.past(CLIP)) for tube in model.tubes)
+    rng = np.random.default_rng(1)
+    for head, clip in (("videos", CLIP), ("images", IMAGE)):
+        x = rng.integers(0, 256, (3, *clip, 3), np.uint8)
+
+        def loss(params, x=x, head=head):
+            logits = model.apply({"params": params}, x, head)
+            return (logits**2).sum(), logits
+
+        gradient, ours = jax.jit(jax.grad(loss, has_aux=True))(params)
+        logits = theirs(torch.from_numpy(x), head)
+        scale = np.abs(ours).max()
+        assert np.abs(logits.detach().numpy() - ours).max() < 1e-4 * scale
+        theirs.zero_grad()
+        (logits**2).sum().backward()
+        ours = gradient["encoder"]["block_1"]["mlp"]["up"]["kernel"].T
+        error = theirs.blocks[1].up.weight.grad.numpy() - ours
+        assert np.abs(error).max() < 1e-4 * np.abs(ours).max()
+
+
+def test_a_model_with_other_options_is_refused():
+    model, params = make(pooling="mean")
+    theirs = torch_tubevit.TubeViT(model.tubes, CLASSES, SIZES, (CLIP, IMAGE))
+    with pytest.raises(torch_tubevit.NotThisModel, match="mean"):
+        torch_tubevit.load(theirs, model, params)
