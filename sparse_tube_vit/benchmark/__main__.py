@@ -14,10 +14,7 @@ DECODERS = ("pyav", "opencv", "decord", "torchcodec")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = CommandParser(
-        "benchmark",
-        description=__doc__,
-    )
+    parser = CommandParser("benchmark", description=__doc__)
     commands = parser.add_subparsers(required=True)
     model = commands.add_parser("model", help="seconds a clip")
     model.add_argument("--variant", choices=VARIANTS, default="B")

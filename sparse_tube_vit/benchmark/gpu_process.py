@@ -12,14 +12,22 @@ import os
 import statistics
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 
-#: Modules that make the steps of an implementation, by its name.
+#: Modules that a process imports before it has a job, by the name of what it measures.
+#: The first has `make_steps`.
 IMPLEMENTATIONS = {
-    "ours": "jax_steps",
-    "pytorch": "torch_steps",
-    "videomae": "torch_steps",
-    "timm": "torch_steps",
+    "ours": ("sparse_tube_vit.benchmark.jax_steps",),
+    "pytorch": ("sparse_tube_vit.benchmark.torch_steps",),
+    "videomae": (
+        "sparse_tube_vit.benchmark.torch_steps",
+        "transformers.models.videomae.modeling_videomae",
+    ),
+    "timm": (
+        "sparse_tube_vit.benchmark.torch_steps",
+        "timm.models.vision_transformer",
+    ),
 }
 
 
@@ -204,22 +212,18 @@ def main() -> None:
         print(json.dumps(line), file=out, flush=True)
 
     with contextlib.suppress(KeyboardInterrupt):
-        # Imports before there is a job: they overlap with another's measurements.
-        module = importlib.import_module(
-            f"sparse_tube_vit.benchmark.{IMPLEMENTATIONS[sys.argv[1]]}"
-        )
+        # Before there is a job: imports overlap with another process's measurements.
+        steps_module, *_ = map(importlib.import_module, IMPLEMENTATIONS[sys.argv[1]])
         line = sys.stdin.readline()
         if not line:
             return
         job = Job(**json.loads(line))
         try:
-            steps = module.make_steps(job)
+            steps = steps_module.make_steps(job)
             write(device=steps.device)
             for row in rows(job, steps):
                 write(row=row)
         except Exception as error:
-            import traceback
-
             traceback.print_exc()
             write(failed=first_line(error))
 

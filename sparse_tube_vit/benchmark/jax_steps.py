@@ -101,7 +101,7 @@ class JaxSteps:
             if not np.isfinite(float(metrics["loss"])):
                 raise FloatingPointError("the loss is not finite")
 
-        return Step(run, functools.partial(_memory, compiled))
+        return Step(run, functools.partial(_memory, compiled, self.chosen))
 
     def _forward(self, batch):
         shape = jax.ShapeDtypeStruct((batch, *self.job.clip, 3), jnp.uint8)
@@ -117,7 +117,7 @@ class JaxSteps:
                 logits = compiled(self._state, videos)
             jax.block_until_ready(logits)
 
-        return Step(run, functools.partial(_memory, compiled))
+        return Step(run, functools.partial(_memory, compiled, self.chosen))
 
 
 make_steps = JaxSteps
@@ -132,8 +132,13 @@ def _example(shape):
     return jax.jit(repeat, out_shardings=shape.sharding)(each)
 
 
-def _memory(compiled):
-    """Returns the bytes that a program holds at most by XLA's plan."""
+def _memory(compiled, device):
+    """Returns the bytes that a program holds at most by XLA's plan.
+
+    Where a program of the cache has no plan, the most that the process held so far.
+    """
     plan = compiled.memory_analysis()
+    if plan is None or not plan.temp_size_in_bytes:
+        return (device.memory_stats() or {}).get("peak_bytes_in_use")
     arguments = plan.argument_size_in_bytes - plan.alias_size_in_bytes
     return arguments + plan.output_size_in_bytes + plan.temp_size_in_bytes

@@ -4,10 +4,14 @@ import pytest
 
 from sparse_tube_vit.config import EncoderOptions
 from sparse_tube_vit.models.tubevit import TubeViT, init_params
-from sparse_tube_vit.models.variants import TUBE_SETS
+from sparse_tube_vit.models.variants import TUBE_SETS, VARIANTS
 
 torch = pytest.importorskip("torch")
-from sparse_tube_vit.benchmark import torch_tubevit  # noqa: E402
+from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+
+from sparse_tube_vit.benchmark import gpu, torch_steps, torch_tubevit  # noqa: E402
+from sparse_tube_vit.benchmark.gpu_process import Job, rows  # noqa: E402
 
 CLIP, IMAGE = (22, 72, 56), (1, 72, 56)
 SIZES = {"depth": 2, "width": 48, "mlp_dim": 80, "heads": 4}
@@ -61,3 +65,59 @@ def test_a_model_with_other_options_is_refused():
     theirs = torch_tubevit.TubeViT(model.tubes, CLASSES, SIZES, (CLIP, IMAGE))
     with pytest.raises(torch_tubevit.NotThisModel, match="mean"):
         torch_tubevit.load(theirs, model, params)
+
+
+@pytest.mark.parametrize(
+    "implementation, frames, package",
+    [("pytorch", 20, "torch"), ("videomae", 4, "transformers"), ("timm", 3, "timm")],
+)
+def test_pytorch_counts_the_flops_of_the_formulas(
+    implementation, frames, package, monkeypatch
+):
+    pytest.importorskip(package)
+    monkeypatch.setitem(VARIANTS, "Ti", SIZES)
+    job = Job(
+        implementation=implementation,
+        variant="Ti",
+        frames=frames,
+        size=64,
+        streams="video",
+        direction="forward",
+        small=2,
+        largest=0,
+        dtype="float32",
+        options={},
+        compiled=False,
+        seconds=0.0,
+    )
+    steps = torch_steps.make_steps(job)
+    steps.model.requires_grad_(False)  # else the counter asks for gradients
+    # Fused attention on a CPU is not counted.
+    with FlopCounterMode(display=False) as counted, sdpa_kernel(SDPBackend.MATH):
+        steps.prepare(2).run(1)
+    assert counted.get_total_flops() == 2 * gpu.job_flops(job)
+
+
+def test_steps_in_pytorch_train(monkeypatch):
+    monkeypatch.setitem(VARIANTS, "Ti", SIZES)
+    options = {"implementation": "pytorch", "variant": "Ti", "frames": 20, "size": 32}
+    job = Job(
+        **options,
+        streams="joint",
+        direction="train",
+        small=2,
+        largest=3,
+        dtype="bfloat16",
+        options={},
+        compiled=False,
+        seconds=0.0,
+    )
+    steps = torch_steps.make_steps(job)
+    before = [x.detach().clone() for x in steps.model.parameters()]
+    measured = [*rows(job, steps)]
+    assert [row["batch"] for row in measured] == [2, 3]
+    changed = [
+        not torch.equal(a, b)
+        for a, b in zip(before, steps.model.parameters(), strict=True)
+    ]
+    assert all(changed)
