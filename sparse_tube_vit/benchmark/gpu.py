@@ -23,6 +23,7 @@ from pathlib import Path
 
 from sparse_tube_vit.benchmark.gpu_process import IMPLEMENTATIONS, Job
 from sparse_tube_vit.benchmark.jax_steps import CLASSES, flops_per_clip
+from sparse_tube_vit.config.flags import positive
 from sparse_tube_vit.distributed.devices import has_gpu, remedy
 from sparse_tube_vit.distributed.peaks import peak_flops
 from sparse_tube_vit.errors import TubeViTError
@@ -54,10 +55,10 @@ def add_arguments(command) -> None:
     """Adds the arguments of `benchmark gpu` to its parser."""
     add = command.add_argument
     add("--variants", nargs="+", choices=VARIANTS, default=["B", "L"])
-    add("--frames", nargs="+", type=int, default=[32, 64])
-    add("--size", type=int, default=224, help="pixels")
+    add("--frames", nargs="+", type=positive, default=[32, 64])
+    add("--size", type=positive, default=224, help="pixels")
     add("--streams", nargs="+", choices=("video", "joint"), default=["video", "joint"])
-    add("--small", type=int, default=8, help="clips of the small batch")
+    add("--small", type=positive, default=8, help="clips of the small batch")
     add(
         "--largest",
         type=int,
@@ -77,7 +78,7 @@ def add_arguments(command) -> None:
     add("--minutes", type=float, default=8.0, help="for all of it")
     add("--since", type=float, help="time of the clock, in seconds, when they began")
     add("--seconds", type=float, default=3.0, help="a row is measured")
-    add("--rounds", type=int, default=3, help="at most, as time allows")
+    add("--rounds", type=positive, default=3, help="at most, as time allows")
     add("--peak", type=float, help="TFLOP/s of the GPU, for MFU, if not known")
     add("--out", type=Path, default=Path("runs/gpu_benchmark"), help="folder")
     add("--cache", type=Path, default=Path("build/gpu_benchmark"), help="of programs")
@@ -194,7 +195,7 @@ class Process:
                 self._process.stdin.write(json.dumps(dataclasses.asdict(job)) + "\n")
                 self._process.stdin.close()
             for line in self._process.stdout:
-                yield json.loads(line)
+                yield json.loads(line)  # whole: a line is written at once
             code = self._process.wait()
             if late.is_set():
                 yield {"late": True}

@@ -174,13 +174,15 @@ def rows(job: Job, steps) -> Iterator[dict]:
     yield small
     if job.largest == 0:
         return
+    nothing = f"none above {job.small} clips fits"
+    if job.largest is None and steps.limit_bytes is None:
+        nothing = "the device tells no limit of memory: give --largest"
     if job.largest is None:
         tried = sizes_to_try(
             job.small, small["memory_bytes"], steps.fixed_bytes, steps.limit_bytes
         )
     else:
         tried = [int(job.largest * share) for share in (1, 0.85, 0.7, 0.5)]
-    none = "none fits" if steps.limit_bytes else "the device tells no limit of memory"
     refused = []
     for batch in tried:
         if batch <= job.small:
@@ -194,7 +196,7 @@ def rows(job: Job, steps) -> Iterator[dict]:
         largest["notes"] += refused
         yield largest
         return
-    yield {"which": "largest", "failed": "; ".join(refused) or none}
+    yield {"which": "largest", "failed": "; ".join(refused) or nothing}
 
 
 def first_line(error: BaseException) -> str:
