@@ -1,23 +1,24 @@
-"""Times the model, its training, the decoding or the input."""
+"""Times the model, its training, the decoding or the input, or all of it on a GPU."""
 
 import argparse
+import importlib
 from collections.abc import Sequence
 
-from sparse_tube_vit.benchmark import compute, decoding, feeding
+from sparse_tube_vit.benchmark import gpu
 from sparse_tube_vit.config.flags import CommandParser, add_config
 from sparse_tube_vit.errors import reported
 from sparse_tube_vit.models.variants import TUBE_SETS, VARIANTS
 
+#: Libraries that decode, the functions of `decoding.DECODERS`.
+DECODERS = ("pyav", "opencv", "decord", "torchcodec")
+
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = CommandParser(
-        "benchmark",
-        description="Times the model, its training, the decoding or the input.",
-    )
+    parser = CommandParser("benchmark", description=__doc__)
     commands = parser.add_subparsers(required=True)
     model = commands.add_parser("model", help="seconds a clip")
     model.add_argument("--variant", choices=VARIANTS, default="B")
-    model.set_defaults(run=compute.time_model)
+    model.set_defaults(run=_later("compute", "time_model"))
     scaling = commands.add_parser("scale_up", help="seconds a step, of part and all")
     scaling.add_argument("--small", choices=VARIANTS, default="Ti")
     scaling.add_argument("--big", choices=VARIANTS, default="S")
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         command.add_argument("--batch", type=int, default=2, help="clips")
         command.add_argument("--dtype", default="float32")
         command.add_argument("--runs", type=int, default=5)
-    scaling.set_defaults(run=compute.time_scale_up)
+    scaling.set_defaults(run=_later("compute", "time_scale_up"))
     decode = commands.add_parser("decode", help="milliseconds of CPU time a clip")
     decode.add_argument("file")
     decode.add_argument("--frames", type=int, default=32)
@@ -41,9 +42,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--randaugment", type=int, metavar="LAYERS", help="ours also with flips and it"
     )
     decode.add_argument(
-        "--beside", nargs="+", choices=decoding.DECODERS, default=(), help="the same by"
+        "--beside", nargs="+", choices=DECODERS, default=(), help="the same by"
     )
-    decode.set_defaults(run=decoding.time_decode)
+    decode.set_defaults(run=_later("decoding", "time_decode"))
     host = commands.add_parser("input", help="clips per second per core, by stage")
     add_config(host)
     host.add_argument("--data_dir", help="in place of the config's")
@@ -53,10 +54,26 @@ def main(argv: Sequence[str] | None = None) -> None:
     rate.add_argument(
         "--clips_per_second", type=_positive(float), help="of all streams together"
     )
-    host.set_defaults(run=feeding.time_input)
+    host.set_defaults(run=_later("feeding", "time_input"))
+    one_gpu = commands.add_parser("gpu", help="training and inference beside PyTorch's")
+    gpu.add_arguments(one_gpu)
+    one_gpu.set_defaults(run=gpu.time_gpu)
     args = parser.parse_with_config(argv)
     with reported():
         args.run(args)
+
+
+def _later(module, function):
+    """Returns a function that imports another only when it is called.
+
+    A machine that measures one thing need not have the packages of the others.
+    """
+
+    def run(args):
+        found = importlib.import_module(f"sparse_tube_vit.benchmark.{module}")
+        return getattr(found, function)(args)
+
+    return run
 
 
 def _positive(kind):

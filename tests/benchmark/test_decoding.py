@@ -36,6 +36,10 @@ def every(path):
         return np.stack([frame.to_ndarray(format="rgb24") for frame in frames])
 
 
+def test_the_command_names_every_decoder():
+    assert [*decoding.DECODERS] == [*command.DECODERS]
+
+
 def test_a_file(path):
     file = decoding.File.read(path)
     assert (file.frames, file.rate) == (FRAMES, 25)

@@ -27,7 +27,7 @@ def test_help_and_wrong_usage(script):
     assert call("nonsense").returncode == 2
 
 
-@pytest.mark.parametrize("script", ["local.sh", "test.sh"])
+@pytest.mark.parametrize("script", ["local.sh", "test.sh", "gpu_benchmark.sh"])
 def test_help_sets_nothing_up(script):
     command = [ROOT / "launch" / script, "--help"]
     without_python = {"PATH": os.environ["PATH"], "PYTHON": "false"}

@@ -1,0 +1,128 @@
+import jax
+import numpy as np
+import pytest
+
+from sparse_tube_vit.config import EncoderOptions
+from sparse_tube_vit.models.tubes import Tube
+from sparse_tube_vit.models.tubevit import TubeViT, init_params
+from sparse_tube_vit.models.variants import TUBE_SETS, VARIANTS
+
+torch = pytest.importorskip("torch")
+from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+
+from sparse_tube_vit.benchmark import gpu, torch_steps, torch_tubevit  # noqa: E402
+from sparse_tube_vit.benchmark.gpu_process import Job, rows  # noqa: E402
+
+CLIP, IMAGE = (22, 72, 56), (1, 72, 56)
+TUBES = (
+    *TUBE_SETS["main"],
+    Tube(kernel=(2, 4, 8), stride=(12, 18, 32), space_to_depth=(2, 3, 4)),
+)
+SIZES = {"depth": 2, "width": 48, "mlp_dim": 80, "heads": 4}
+CLASSES = {"videos": 5, "images": 7}
+
+
+def make(**options):
+    """Returns our model and random parameters; no bias or head is left at zero."""
+    model = TubeViT(
+        tubes=TUBES,
+        classes=CLASSES,
+        options=EncoderOptions(**SIZES),
+        **options,
+    )
+    params, rng = init_params(model, jax.random.key(0), CLIP), np.random.default_rng(0)
+    return model, jax.tree.map(
+        lambda x: np.asarray(x + 0.1 * rng.standard_normal(x.shape), np.float32), params
+    )
+
+
+def test_the_model_in_pytorch_has_our_logits_and_gradients():
+    model, params = make()
+    theirs = torch_tubevit.TubeViT(model.tubes, CLASSES, SIZES, (CLIP, IMAGE))
+    torch_tubevit.load(theirs, model, params)
+    assert sum(x.numel() for x in theirs.parameters()) == sum(
+        x.size for x in jax.tree.leaves(params)
+    )
+    # Windows of space-to-depth reach past the clip, and images pass one tube alone.
+    assert any(any(tube.past(CLIP)) for tube in model.tubes)
+    rng = np.random.default_rng(1)
+    for head, clip in (("videos", CLIP), ("images", IMAGE)):
+        x = rng.integers(0, 256, (3, *clip, 3), np.uint8)
+
+        def loss(params, x=x, head=head):
+            logits = model.apply({"params": params}, x, head)
+            return (logits**2).sum(), logits
+
+        gradient, ours = jax.jit(jax.grad(loss, has_aux=True))(params)
+        logits = theirs(torch.from_numpy(x), head)
+        scale = np.abs(ours).max()
+        assert np.abs(logits.detach().numpy() - ours).max() < 1e-5 * scale
+        theirs.zero_grad()
+        (logits**2).sum().backward()
+        ours = gradient["encoder"]["block_1"]["mlp"]["up"]["kernel"].T
+        error = theirs.blocks[1].up.weight.grad.numpy() - ours
+        assert np.abs(error).max() < 1e-5 * np.abs(ours).max()
+
+
+def test_a_model_with_other_options_is_refused():
+    model, params = make(pooling="mean")
+    theirs = torch_tubevit.TubeViT(model.tubes, CLASSES, SIZES, (CLIP, IMAGE))
+    with pytest.raises(torch_tubevit.NotThisModel, match="mean"):
+        torch_tubevit.load(theirs, model, params)
+
+
+@pytest.mark.parametrize(
+    "implementation, frames, package",
+    [("pytorch", 20, "torch"), ("videomae", 4, "transformers"), ("timm", 3, "timm")],
+)
+def test_pytorch_counts_the_flops_of_the_formulas(
+    implementation, frames, package, monkeypatch
+):
+    pytest.importorskip(package)
+    monkeypatch.setitem(VARIANTS, "Ti", SIZES)
+    job = Job(
+        implementation=implementation,
+        variant="Ti",
+        frames=frames,
+        size=64,
+        streams="video",
+        direction="forward",
+        small=2,
+        largest=0,
+        dtype="float32",
+        options={},
+        compiled=False,
+        seconds=0.0,
+    )
+    steps = torch_steps.make_steps(job)
+    steps.model.requires_grad_(False)  # else the counter asks for gradients
+    # Fused attention on a CPU is not counted.
+    with FlopCounterMode(display=False) as counted, sdpa_kernel(SDPBackend.MATH):
+        steps.prepare(2).run(1)
+    assert counted.get_total_flops() == 2 * gpu.job_flops(job)
+
+
+def test_steps_in_pytorch_train(monkeypatch):
+    monkeypatch.setitem(VARIANTS, "Ti", SIZES)
+    options = {"implementation": "pytorch", "variant": "Ti", "frames": 20, "size": 32}
+    job = Job(
+        **options,
+        streams="joint",
+        direction="train",
+        small=2,
+        largest=3,
+        dtype="bfloat16",
+        options={},
+        compiled=False,
+        seconds=0.0,
+    )
+    steps = torch_steps.make_steps(job)
+    before = [x.detach().clone() for x in steps.model.parameters()]
+    measured = [*rows(job, steps)]
+    assert [row["batch"] for row in measured] == [2, 3]
+    changed = [
+        not torch.equal(a, b)
+        for a, b in zip(before, steps.model.parameters(), strict=True)
+    ]
+    assert all(changed)
