@@ -24,8 +24,7 @@ from pathlib import Path
 from sparse_tube_vit.benchmark.gpu_process import IMPLEMENTATIONS, Job
 from sparse_tube_vit.benchmark.jax_steps import CLASSES, flops_per_clip
 from sparse_tube_vit.config.flags import positive
-from sparse_tube_vit.distributed.devices import has_gpu, remedy
-from sparse_tube_vit.distributed.peaks import peak_flops
+from sparse_tube_vit.distributed.devices import has_gpu, peak_flops, remedy
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.models.variants import VARIANTS
 

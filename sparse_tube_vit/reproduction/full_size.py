@@ -2,20 +2,17 @@
 
 from collections.abc import Iterable, Iterator
 
-from sparse_tube_vit.models.flops import training_flops
+from sparse_tube_vit.distributed.devices import ACCELERATORS
+from sparse_tube_vit.models.flops import step_flops
 from sparse_tube_vit.models.tubevit import make_model
 from sparse_tube_vit.reproduction.runs import Run
 from sparse_tube_vit.reproduction.tables import PAPER, TABLES
-from sparse_tube_vit.tpu.chips import CHIPS
 
 TASK = "kinetics600"
 
 #: Fraction of the peak that chip-hours are predicted with: preflight's prediction for
 #: B and L on v5e is 33 to 42% (docs/measurements.md).
 MFU = 0.35
-
-#: Peak of an H200, dense, in bfloat16.
-H200_PEAK = 989e12
 
 _CLASSES = {"kinetics600": 600, "imagenet2012": 1000}
 
@@ -58,12 +55,12 @@ def commands(tables: Iterable[str]) -> Iterator[str]:
 
 
 def _of(run):
-    hours = step_flops(run) * run.config.total_steps / 3600 / MFU
-    peak = CHIPS["v5e"].peak_flops
+    hours = training_flops(run) / 3600 / MFU
+    v5e, h200 = (ACCELERATORS[name].peak_flops for name in ("v5e", "H200"))
     what = f"{run.table}, row {run.row.name}: {run.config.total_steps:,} steps"
     yield (
-        f"# Table {what}, {hours / peak:,.0f} chip-hours of v5e, or "
-        f"{hours / H200_PEAK:,.0f} hours of an H200, at {MFU:.0%} of their peak."
+        f"# Table {what}, {hours / v5e:,.0f} chip-hours of v5e, or "
+        f"{hours / h200:,.0f} hours of an H200, at {MFU:.0%} of their peak."
     )
     weights = ""
     if run.after and run.row.big:
@@ -85,16 +82,15 @@ def _of(run):
     yield f"./launch/tpu_vm.sh run NAME --config {config} \\\n    {lines}"
 
 
-def step_flops(run: Run) -> int:
-    """Returns the FLOPs of a training step, by formula.
+def training_flops(run: Run) -> int:
+    """Returns the FLOPs of a run's training, by formula.
 
     Args:
         run: A run at full size.
     """
     config = run.config
     classes = {s.head: _CLASSES[s.dataset] for s in config.streams.values()}
-    model = make_model(config, classes)
-    return sum(
-        stream.batch_size * training_flops(config, model, stream)
-        for stream in config.streams.values()
-    )
+    step = step_flops(config, make_model(config, classes), heads_alone=False)
+    alone = step_flops(config, make_model(config, classes), heads_alone=True)
+    heads = config.optimizer.head_steps
+    return heads * alone + (config.total_steps - heads) * step

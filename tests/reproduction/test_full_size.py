@@ -1,0 +1,52 @@
+"""Commands at full size, and the chip-hours that they are predicted to take."""
+
+import re
+
+import pytest
+
+from sparse_tube_vit.config import flags, validate
+from sparse_tube_vit.reproduction import full_size
+from sparse_tube_vit.reproduction.runs import Run
+from sparse_tube_vit.reproduction.tables import PAPER, TABLES
+
+
+def test_every_row_has_its_command_after_those_that_it_needs():
+    text = "\n".join(full_size.commands(["5", "6", "9", "8"]))
+    made = []
+    for command in re.split(r"\n(?=\./launch|sparse-tube-vit)", text):
+        command = command.replace("\\\n", " ")
+        for needed in re.findall(r"(?:--small|weights=)\s?gs://BUCKET/(\S+)", command):
+            assert needed in made or needed.endswith(".npz"), needed
+        made += re.findall(r"--workdir gs://BUCKET/(\S+)", command)
+    assert {"5_jointly", "5_images_first", "6_last_8_gate", "9_1_layer", "8_8"} <= {
+        *made
+    }
+    assert len(made) == len({*made})
+
+
+@pytest.mark.parametrize("table", PAPER)
+def test_commands_name_configs_that_work(table):
+    lines = "\n".join(full_size.commands([table])).replace("\\\n", " ").splitlines()
+    for line in lines:
+        if line.startswith("./launch/tpu_vm.sh run"):
+            found = re.search(r"--config (\S+)", line)[1]
+            validate(flags.read([f"--config={found}"]))
+
+
+def test_chip_hours_by_hand():
+    """B's 300,000 steps of 256 videos alone, by 6 FLOPs a parameter and token."""
+    row = TABLES["figure4"].row("1_video")
+    run = Run("figure4", row, full_size.TASK, 0)
+    by_parameters = 300_000 * 256 * 6 * 85e6 * 1176
+    attention = 300_000 * 256 * 3 * 12 * 4 * 1176**2 * 768
+    expected = by_parameters + attention
+    assert full_size.training_flops(run) == pytest.approx(expected, rel=0.03)
+    hours = expected / 3600 / full_size.MFU / 197e12
+    text = "\n".join(full_size.commands(["figure4"]))
+    stated = re.search(r"row 1_video: 300,000 steps, ([\d,]+) chip-hours", text)[1]
+    assert int(stated.replace(",", "")) == pytest.approx(hours, rel=0.03)
+
+
+def test_fine_tuning_has_no_full_size():
+    (line,) = full_size.commands(["finetuning"])
+    assert "no full size" in line
