@@ -13,13 +13,14 @@ from sparse_tube_vit.errors import reported
 from sparse_tube_vit.log import log, to_stderr
 from sparse_tube_vit.reproduction import data, document, full_size, runner
 from sparse_tube_vit.reproduction.runs import TASKS, WEIGHTS, Results, plan
-from sparse_tube_vit.reproduction.tables import TABLES
+from sparse_tube_vit.reproduction.tables import TABLES, select
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     parser = CommandParser("reproduce", description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("tables", nargs="*", metavar="TABLE", help=f"{', '.join(TABLES)}; default: all")
+    names = f"{', '.join(TABLES)}; TABLE:ROW is one row; default: all"
+    add("tables", nargs="*", metavar="TABLE", help=names)
     add(
         "--tasks",
         nargs="+",
@@ -38,14 +39,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--document_only", action="store_true", help="writes it from the results")
     add("--full", action="store_true", help="prints the commands at full size")
     args = parser.parse_args(argv)
-    if unknown := [table for table in args.tables if table not in TABLES]:
-        parser.error(f"no table {', '.join(unknown)}; there are {', '.join(TABLES)}")
-    tables = args.tables or [*TABLES]
     to_stderr()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # runs save before
     with reported():
+        rows = select(args.tables or TABLES)
         if args.full:
-            print("\n".join(full_size.commands(tables)))
+            print("\n".join(full_size.commands(rows)))
             return
         results = Results(args.results)
         if args.document_only:
@@ -53,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         data.prepare_data(args.data_dir, args.ucf101, args.images)
         tasks = args.tasks or prepared_tasks(args.data_dir)
-        runs = plan(tables, tasks, args.seeds, results)
+        runs = plan(rows, tasks, args.seeds, results)
         if args.dry_run:
             for run in runs:
                 print(f"{run.folder}: {results.minutes(run):.1f} min")

@@ -1,12 +1,12 @@
 """Commands of the tables' rows at full size, with predicted chip-hours."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 
 from sparse_tube_vit.distributed.devices import ACCELERATORS
 from sparse_tube_vit.models.flops import step_flops
 from sparse_tube_vit.models.tubevit import make_model
 from sparse_tube_vit.reproduction.runs import Run
-from sparse_tube_vit.reproduction.tables import PAPER, TABLES
+from sparse_tube_vit.reproduction.tables import PAPER, TABLES, Row
 
 TASK = "kinetics600"
 
@@ -30,20 +30,20 @@ sparse-tube-vit preflight --config configs/reproduction.py:table={table},row={ro
 ./launch/tpu_vm.sh setup NAME"""
 
 
-def commands(tables: Iterable[str]) -> Iterator[str]:
-    """Yields lines of commands for the rows of tables, and what they take.
+def commands(rows: Mapping[str, Sequence[Row]]) -> Iterator[str]:
+    """Yields lines of commands for rows of tables, and what they take.
 
     Rows that train the same are one run; it comes before those that start from it.
 
     Args:
-        tables: Numbers of tables.
+        rows: Rows by the number of their table.
     """
     runs = {}
-    for table in tables:
+    for table, chosen in rows.items():
         if table not in PAPER:
             yield f"# Table {table} has no full size: it is a few minutes of a GPU."
             continue
-        for row in TABLES[table].rows:
+        for row in chosen:
             run = Run.of(table, row, TASK, 0)
             for needed in filter(None, (run.after, run)):
                 runs.setdefault(needed.name, needed)

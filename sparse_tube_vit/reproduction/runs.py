@@ -5,7 +5,7 @@ import functools
 import hashlib
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from etils import epath
@@ -158,24 +158,27 @@ class Run:
 
 
 def plan(
-    tables: Iterable[str], tasks: Iterable[str], seeds: int, results: "Results"
+    rows: Mapping[str, Sequence[Row]],
+    tasks: Iterable[str],
+    seeds: int,
+    results: "Results",
 ) -> list[Run]:
-    """Returns the runs of tables without a result, the cheapest first.
+    """Returns the runs of rows without a result, the cheapest first.
 
     A run comes after the one whose model it starts from. Of equal cost, those of a
     table come together, its rows in turns.
 
     Args:
-        tables: Numbers of tables.
+        rows: Rows by the number of their table.
         tasks: Names of tasks; a table is run on those that it has.
         seeds: Number of seeds, from 0.
         results: What is finished.
     """
     runs = {}
-    for table in tables:
+    for table, chosen in rows.items():
         for task in TABLES[table].tasks:
             for seed in range(seeds if task in tasks else 0):
-                for row in TABLES[table].rows:
+                for row in chosen:
                     run = Run.of(table, row, task, seed)
                     for needed in filter(None, (run.after, run)):
                         runs.setdefault(needed.folder, needed)

@@ -1,7 +1,7 @@
 """The paper's tables as rows of changes to one config, `configs/reproduction.py`."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from sparse_tube_vit.config import InvalidConfig
 
@@ -443,6 +443,27 @@ _FINETUNING = Table(
 
 #: All tables; fine-tuning by configs/finetune.py is none of the paper.
 TABLES = PAPER | {"finetuning": _FINETUNING}
+
+
+def select(names: Iterable[str]) -> dict[str, tuple[Row, ...]]:
+    """Returns the rows of tables, by the tables' numbers.
+
+    Args:
+        names: "5", all rows of table 5, or "5:jointly", one of them.
+
+    Raises:
+        InvalidConfig: There is no such table or row.
+    """
+    rows = {}
+    for name in names:
+        table, _, row = name.partition(":")
+        if table not in TABLES:
+            raise InvalidConfig(
+                f"There is no table {table!r}; tables: {', '.join(TABLES)}."
+            )
+        found = (TABLES[table].row(row),) if row else TABLES[table].rows
+        rows.setdefault(table, {}).update((row.name, row) for row in found)
+    return {table: tuple(chosen.values()) for table, chosen in rows.items()}
 
 
 def evaluations_of(table: str, row: Row, task: str) -> dict[str, Mapping]:

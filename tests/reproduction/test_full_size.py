@@ -7,11 +7,11 @@ import pytest
 from sparse_tube_vit.config import flags, validate
 from sparse_tube_vit.reproduction import full_size
 from sparse_tube_vit.reproduction.runs import Run
-from sparse_tube_vit.reproduction.tables import PAPER, TABLES
+from sparse_tube_vit.reproduction.tables import PAPER, TABLES, select
 
 
 def test_every_row_has_its_command_after_those_that_it_needs():
-    text = "\n".join(full_size.commands(["5", "6", "9", "8"]))
+    text = "\n".join(full_size.commands(select(["5", "6", "9", "8"])))
     made = []
     for command in re.split(r"\n(?=\./launch|sparse-tube-vit)", text):
         command = command.replace("\\\n", " ")
@@ -26,7 +26,9 @@ def test_every_row_has_its_command_after_those_that_it_needs():
 
 @pytest.mark.parametrize("table", PAPER)
 def test_commands_name_configs_that_work(table):
-    lines = "\n".join(full_size.commands([table])).replace("\\\n", " ").splitlines()
+    lines = (
+        "\n".join(full_size.commands(select([table]))).replace("\\\n", " ").splitlines()
+    )
     for line in lines:
         if line.startswith("./launch/tpu_vm.sh run"):
             found = re.search(r"--config (\S+)", line)[1]
@@ -42,11 +44,11 @@ def test_chip_hours_by_hand():
     expected = by_parameters + attention
     assert full_size.training_flops(run) == pytest.approx(expected, rel=0.03)
     hours = expected / 3600 / full_size.MFU / 197e12
-    text = "\n".join(full_size.commands(["figure4"]))
+    text = "\n".join(full_size.commands(select(["figure4"])))
     stated = re.search(r"row 1_video: 300,000 steps, ([\d,]+) chip-hours", text)[1]
     assert int(stated.replace(",", "")) == pytest.approx(hours, rel=0.03)
 
 
 def test_fine_tuning_has_no_full_size():
-    (line,) = full_size.commands(["finetuning"])
+    (line,) = full_size.commands(select(["finetuning"]))
     assert "no full size" in line

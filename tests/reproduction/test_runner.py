@@ -11,7 +11,7 @@ import pytest
 
 from sparse_tube_vit.reproduction import runner
 from sparse_tube_vit.reproduction.runs import Results, Run, plan
-from sparse_tube_vit.reproduction.tables import TABLES
+from sparse_tube_vit.reproduction.tables import TABLES, select
 
 # A run's end result, as `train` leaves it.
 TRAINED = """
@@ -66,7 +66,7 @@ def test_a_failed_run_stops_only_what_needs_it(commands, tmp_path):
     ]
     assert "no memory" in str(failed[0]) and "log.txt" in str(failed[0])
     assert "5_images/0 failed before it" in str(failed[1])
-    left = plan(["5"], ["moving_shapes"], 1, results)
+    left = plan(select(["5"]), ["moving_shapes"], 1, results)
     assert "5_videos_alone" not in [run.name for run in left]
 
 

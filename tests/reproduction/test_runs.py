@@ -6,7 +6,7 @@ import pytest
 
 from sparse_tube_vit.reproduction import tables
 from sparse_tube_vit.reproduction.runs import Results, Run, UnreadableResults, plan
-from sparse_tube_vit.reproduction.tables import TABLES
+from sparse_tube_vit.reproduction.tables import TABLES, select
 
 
 def run_of(table, row, task="moving_shapes", seed=0):
@@ -19,7 +19,7 @@ def result(top1=0.5, minutes=2.0):
 
 def test_cheapest_first_and_each_after_the_one_that_it_starts_from(tmp_path):
     tasks = ("ucf101_image_vit", "moving_shapes")
-    runs = plan(["6", "5", "7a"], tasks, 2, Results(tmp_path))
+    runs = plan(select(["6", "5", "7a"]), tasks, 2, Results(tmp_path))
     names = [run.folder for run in runs]
     assert len({*names}) == len(names)
     assert [run.task for run in runs] == sorted(run.task for run in runs)
@@ -41,7 +41,7 @@ def test_finished_runs_are_kept_and_not_planned_again(tmp_path):
         0: 0.5,
         1: 0.6,
     }
-    names = [run.folder for run in plan(["5"], ["moving_shapes"], 3, again)]
+    names = [run.folder for run in plan(select(["5"]), ["moving_shapes"], 3, again)]
     assert "moving_shapes/5_jointly/2" in names
     assert "moving_shapes/5_jointly/1" not in names
 

@@ -9,7 +9,7 @@ from sparse_tube_vit.models.tubes import count_tokens
 from sparse_tube_vit.models.tubevit import check_tubes
 from sparse_tube_vit.models.variants import make_tubes
 from sparse_tube_vit.reproduction.runs import Run
-from sparse_tube_vit.reproduction.tables import PAPER, TABLES
+from sparse_tube_vit.reproduction.tables import PAPER, TABLES, select
 
 
 def config_of(table, row, task="kinetics600"):
@@ -117,3 +117,16 @@ def test_rows_that_train_the_same_share_a_run():
     views = config_of("7a", "fixed", "ucf101").evaluations.views_10x10
     assert (views.temporal_views, views.spatial_views) == (10, 10)
     assert "views_10x10" not in config_of("7a", "fixed", "moving_shapes").evaluations
+
+
+def test_tables_and_rows_are_chosen_by_name():
+    rows = select(["5:jointly", "7e", "5:videos_alone", "5:jointly"])
+    names = {table: [row.name for row in chosen] for table, chosen in rows.items()}
+    assert names == {
+        "5": ["jointly", "videos_alone"],
+        "7e": ["interpolated", "separate"],
+    }
+    with pytest.raises(InvalidConfig, match=r"no table '7g'; tables: 5, images"):
+        select(["7g"])
+    with pytest.raises(InvalidConfig, match="no row 'joint'"):
+        select(["5:joint"])
