@@ -157,6 +157,7 @@ def _shrink(config, small, row):
     config.total_steps = small["steps"] * row.steps
     config.optimizer.warmup_steps = config.total_steps // 10
     config.log_every_steps = config.total_steps // 20
+    config.loader.workers = 1  # decoding beside the step: 25% less time on two cores
     config.checkpoint.update(every_steps=config.total_steps // 2, keep=1)
 
 

@@ -37,6 +37,17 @@ _FINETUNING = {
 }
 
 
+#: Beginnings of keys of which a result does not depend, but for numerical error.
+_NO_EFFECT = (
+    "seed",
+    "init.weights",
+    "loader.",
+    "log_every_steps",
+    "checkpoint.",
+    "compilation_cache",
+)
+
+
 class UnreadableResults(TubeViTError, ValueError):
     """A file of results that this version does not read."""
 
@@ -111,7 +122,7 @@ class Run:
 
     @functools.cached_property
     def digest(self) -> str:
-        """A digest of the config, without seed, paths and keys at their defaults."""
+        """A digest of the config, without defaults and keys that change no result."""
         config = self.config.to_dict()
         for section, schema in (("streams", STREAM), ("evaluations", EVALUATION)):
             for source in config[section].values():
@@ -120,7 +131,7 @@ class Run:
         values = {
             key: value
             for key, _, value in differences(default_config().to_dict(), config)
-            if key not in ("seed", "init.weights")
+            if not key.startswith(_NO_EFFECT)
         }
         if self.after:
             values["after"] = self.after.digest
@@ -136,7 +147,11 @@ class Run:
             weights: Weights of an image ViT.
         """
         python = [sys.executable, "-m"]
-        overrides = [f"--config.data_dir={data_dir}"]
+        # Seeds, and rows of one shape, share compiled programs.
+        overrides = [
+            f"--config.data_dir={data_dir}",
+            f"--config.compilation_cache={(runs / 'compiled').absolute()}",
+        ]
         if self.after and self.row.big:
             small = runs / self.after.folder / "run"
             created = runs / self.folder / "created"

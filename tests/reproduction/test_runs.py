@@ -50,6 +50,9 @@ def test_a_result_is_of_one_config(tmp_path, monkeypatch):
     results, run = Results(tmp_path), run_of("7a", "learned")
     results.add(run, result())
     assert run_of("7a", "learned", seed=5).digest == run.digest
+    same = run_of("7a", "learned")
+    same.config.loader.workers = 3
+    assert same.digest == run.digest
     table = TABLES["7a"]
     changed = dataclasses.replace(
         table.row("learned"), changes={"model.positions": "none"}
