@@ -24,7 +24,7 @@ from sparse_tube_vit.checkpoints.stored import (
 from sparse_tube_vit.config import from_json
 from sparse_tube_vit.errors import TubeViTError, UnwritableOutput
 from sparse_tube_vit.log import log
-from sparse_tube_vit.storage import in_use, is_remote, temporary
+from sparse_tube_vit.storage import UnreachableStorage, in_use, is_remote, temporary
 
 
 def release(
@@ -66,7 +66,11 @@ def release(
     card = model_card(name, push or ".", model, dtype, evaluations(model), license)
     write_folder(directory, model, card, dtype, overwrite, add)
     if push:
-        hub.push(directory, push, private, f"Upload {model.name}")
+        try:
+            hub.push(directory, push, private, f"Upload {model.name}")
+        except UnreachableStorage as error:
+            message = f"{error} The release itself is in {directory}."
+            raise UnreachableStorage(message) from error
     return model
 
 

@@ -128,7 +128,9 @@ def test_what_cannot_be_reached_is_named(
         stored.read("hf://me/dances")
     with pytest.raises(SystemExit):
         push(workdir, tmp_path / "out")
-    assert "UnreachableStorage: hf://me/dances" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "UnreachableStorage: hf://me/dances" in error
+    assert f"The release itself is in {tmp_path / 'out'}" in error
     assert (tmp_path / "out" / "model.safetensors").exists()
 
 
