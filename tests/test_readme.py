@@ -31,6 +31,7 @@ NOT_RUN = {
     "./launch/test.sh": "runs this test",
     "source .venv/bin/activate": "the environment is the test's own",
     "sparse-tube-vit scale_up": "needs the weights of a ViT-H; see test_scaling.py",
+    "./launch/gpu_benchmark.sh": "needs a GPU; see tests/launch/test_gpu_benchmark.py",
     "sparse-tube-vit preflight": "needs the TPU compiler; see tests/tpu",
 }
 
