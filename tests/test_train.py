@@ -42,7 +42,7 @@ from sparse_tube_vit.training import signals
 from sparse_tube_vit.training import step as steps
 from sparse_tube_vit.training.freezing import NewButFrozen
 from sparse_tube_vit.training.reporting import PARTS, read_metrics
-from sparse_tube_vit.video.decode import UndecodableClip
+from sparse_tube_vit.video.limits import UndecodableClip
 from tests.tiny import (
     COUNTS,
     tiny_config,

@@ -14,7 +14,8 @@ from sparse_tube_vit.inference.clips import naming
 from sparse_tube_vit.input.augment import flip
 from sparse_tube_vit.input.randaugment import rand_augment
 from sparse_tube_vit.storage import read_file
-from sparse_tube_vit.video.decode import decode, opened
+from sparse_tube_vit.video.decode import decode
+from sparse_tube_vit.video.opening import opened
 from sparse_tube_vit.video.sampling import random_crop
 
 

@@ -16,7 +16,9 @@ from collections.abc import Iterable, Iterator
 from etils import epath
 
 from sparse_tube_vit.errors import DatasetError
-from sparse_tube_vit.video import decode
+from sparse_tube_vit.video.conversion import Crop, ToRgb
+from sparse_tube_vit.video.limits import UndecodableClip
+from sparse_tube_vit.video.opening import opened
 
 NAME = "manifest.csv"
 OK = "ok"  # status of an example that is in the records
@@ -70,7 +72,7 @@ class Row:
         row = cls(split=split, id=name, sha256=digest, label=label)
         try:
             return dataclasses.replace(row, **inspect(encoded, kind))
-        except decode.UndecodableClip as error:
+        except UndecodableClip as error:
             return dataclasses.replace(row, status=str(error))
 
     @property
@@ -98,7 +100,7 @@ def inspect(encoded: bytes, kind: str) -> dict:
     accepted of which training would not take the picture.
 
     Args:
-        encoded: Encoded file, of any kind that `video.decode` reads.
+        encoded: Encoded file, of any kind that `video.opening` reads.
         kind: "video" or "image".
 
     Returns:
@@ -108,18 +110,18 @@ def inspect(encoded: bytes, kind: str) -> dict:
         UndecodableClip: FFmpeg fails or conceals damaged data, the frames differ in
             size, or training could not convert them.
     """
-    with decode.opened(encoded, kind=kind) as video:
-        to_rgb, sizes, frames = decode.ToRgb(video, _small), set(), 0
+    with opened(encoded, kind=kind) as video:
+        to_rgb, sizes, frames = ToRgb(video, _small), set(), 0
         for frame in video.frames():
             if frame.is_corrupt:
-                raise decode.UndecodableClip(f"It is damaged from frame {frames} on.")
+                raise UndecodableClip(f"It is damaged from frame {frames} on.")
             size = (frame.width, frame.height)
             if size not in sizes:
                 to_rgb(frame)
                 sizes.add(size)
             frames += 1
         if not frames:
-            raise decode.UndecodableClip("None of its frames decodes.")
+            raise UndecodableClip("None of its frames decodes.")
         width, height = size[:: -1 if to_rgb.orientation.swapped else 1]
         columns = {
             "container": video.format,
@@ -139,7 +141,7 @@ def inspect(encoded: bytes, kind: str) -> dict:
 
 
 def _small(height, width):
-    return decode.Crop(0, 0, height, width, 8, 8)
+    return Crop(0, 0, height, width, 8, 8)
 
 
 def seconds(encoded: bytes) -> float:
@@ -148,7 +150,7 @@ def seconds(encoded: bytes) -> float:
     Raises:
         UndecodableClip: FFmpeg fails.
     """
-    with decode.opened(encoded, kind="video") as video:
+    with opened(encoded, kind="video") as video:
         return _seconds(video)
 
 

@@ -1,6 +1,6 @@
 """Times of clips and of labels within videos, in seconds after the first frame."""
 
-from sparse_tube_vit.video.decode import UndecodableClip
+from sparse_tube_vit.video.limits import UndecodableClip
 
 #: Feature of records with the start and end of the part of the file that is the clip;
 #: empty where it is all of it.

@@ -29,7 +29,7 @@ from sparse_tube_vit.models.variants import make_tubes
 from sparse_tube_vit.training.inspection import examples_of_step
 from sparse_tube_vit.training.reporting import read_metrics, training_metrics
 from sparse_tube_vit.training.utilization import examples_per_second
-from sparse_tube_vit.video import decode
+from sparse_tube_vit.video import opening
 
 
 class NothingToDraw(TubeViTError, ValueError):
@@ -153,7 +153,7 @@ def clip_of(config: ConfigDict, file: str | None = None) -> Clip:
     """
     if file is not None:
         with clips.naming(file):
-            kind = decode.kind_of(storage.read_file(file))
+            kind = opening.kind_of(storage.read_file(file))
         if kind == "video":
             return Clip(clips.read_clip(file, config), file)
         return Clip(clips.read_image(file, config)[None], file)

@@ -10,8 +10,7 @@ from sparse_tube_vit.checkpoints.stored import DEMO
 from sparse_tube_vit.config import ConfigDict
 from sparse_tube_vit.input.examples import EvaluationExample, unlabelled
 from sparse_tube_vit.storage import UnreadableFile, read_file
-from sparse_tube_vit.video.decode import UndecodableClip
-from sparse_tube_vit.video.limits import Limits
+from sparse_tube_vit.video.limits import Limits, UndecodableClip
 
 
 def example_clips() -> list[Path]:

@@ -9,7 +9,7 @@ from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.inference import files
 from sparse_tube_vit.inference.loaded import TrainedTubeViT
 from sparse_tube_vit.storage import read_file
-from sparse_tube_vit.video.decode import kind_of
+from sparse_tube_vit.video.opening import kind_of
 
 
 class SeveralKinds(TubeViTError, ValueError):

@@ -20,7 +20,7 @@ from sparse_tube_vit.storage import (
     is_remote,
     reaching,
 )
-from sparse_tube_vit.video.decode import SUFFIXES
+from sparse_tube_vit.video.opening import SUFFIXES
 
 _SUFFIXES = set.union(*SUFFIXES.values())
 

@@ -27,8 +27,8 @@ from sparse_tube_vit.log import log
 from sparse_tube_vit.models.losses import DIVERGED, NonFiniteScores, make_scores
 from sparse_tube_vit.models.tubes import tubes_for
 from sparse_tube_vit.models.tubevit import TubeViT, UnknownHead, init_params, make_model
-from sparse_tube_vit.video.decode import kind_of
 from sparse_tube_vit.video.limits import Limits
+from sparse_tube_vit.video.opening import kind_of
 
 
 class AmbiguousHead(TubeViTError, ValueError):

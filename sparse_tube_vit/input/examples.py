@@ -12,8 +12,8 @@ import numpy as np
 from sparse_tube_vit.config import ConfigDict, evaluation
 from sparse_tube_vit.datasets.times import ACTIONS, SPAN
 from sparse_tube_vit.video import sampling
-from sparse_tube_vit.video.decode import UndecodableClip, decode, decode_clips
-from sparse_tube_vit.video.limits import LIMITS, Limits
+from sparse_tube_vit.video.decode import decode, decode_clips
+from sparse_tube_vit.video.limits import LIMITS, Limits, UndecodableClip
 
 #: Config keys of an evaluation's numbers of views, in time and in space.
 AXES = ("temporal_views", "spatial_views")

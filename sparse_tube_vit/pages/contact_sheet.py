@@ -17,7 +17,7 @@ from sparse_tube_vit.datasets.reading import Split
 from sparse_tube_vit.datasets.times import SPAN
 from sparse_tube_vit.input.examples import TrainingExample
 from sparse_tube_vit.pages import html
-from sparse_tube_vit.video.decode import UndecodableClip
+from sparse_tube_vit.video.limits import UndecodableClip
 
 FRAMES = 8  # a strip
 SIDE, SMALL_SIDE = 176, 96  # pixels

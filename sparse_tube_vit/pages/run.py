@@ -33,7 +33,9 @@ from sparse_tube_vit.pages import html
 from sparse_tube_vit.training.description import describe
 from sparse_tube_vit.training.reporting import PARTS, TRAINING, training_metrics
 from sparse_tube_vit.training.utilization import examples_per_second, in_flops, in_gib
-from sparse_tube_vit.video.decode import Crop, UndecodableClip, decode
+from sparse_tube_vit.video.conversion import Crop
+from sparse_tube_vit.video.decode import decode
+from sparse_tube_vit.video.limits import UndecodableClip
 from sparse_tube_vit.video.transcode import Transcode
 
 #: Most classes in the table of the worst ones.

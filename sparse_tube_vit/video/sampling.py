@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 import numpy as np
 
-from sparse_tube_vit.video.decode import Crop, UndecodableClip
+from sparse_tube_vit.video.conversion import Crop
+from sparse_tube_vit.video.limits import UndecodableClip
 
 
 def clip_times(start: float, frames: int, fps: float, duration: float) -> np.ndarray:

@@ -9,13 +9,10 @@ import av
 import numpy as np
 
 from sparse_tube_vit.errors import DatasetError
-from sparse_tube_vit.video.decode import (
-    Orientation,
-    UndecodableClip,
-    filter_graph,
-    frames_by_index,
-    opened,
-)
+from sparse_tube_vit.video.conversion import Orientation, filter_graph
+from sparse_tube_vit.video.decode import frames_by_index
+from sparse_tube_vit.video.limits import UndecodableClip
+from sparse_tube_vit.video.opening import opened
 
 
 class BadTranscode(DatasetError):

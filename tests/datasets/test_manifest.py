@@ -12,8 +12,8 @@ import pytest
 
 from sparse_tube_vit.datasets import manifest
 from sparse_tube_vit.datasets.builders import moving_shapes
-from sparse_tube_vit.video.decode import UndecodableClip
-from tests.video.test_decode import numbered, write_video
+from sparse_tube_vit.video.limits import UndecodableClip
+from tests.video.written import numbered, write_video
 
 
 def test_a_clip():

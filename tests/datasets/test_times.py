@@ -3,7 +3,7 @@
 import pytest
 
 from sparse_tube_vit.datasets.times import part_of
-from sparse_tube_vit.video.decode import UndecodableClip
+from sparse_tube_vit.video.limits import UndecodableClip
 
 
 @pytest.mark.parametrize(

@@ -91,7 +91,7 @@ def pod(data_dir, tmp_path):
             "from sparse_tube_vit import train",
             "from sparse_tube_vit.checkpoints import run as checkpoints",
             "from sparse_tube_vit.input import pipeline",
-            "from sparse_tube_vit.video import decode",
+            "from sparse_tube_vit.video.limits import UndecodableClip",
             "from tests.tiny import tiny_config",
             f"config = tiny_config({str(data_dir)!r})",
             "host = int(os.environ['JAX_PROCESS_ID'])",
@@ -441,7 +441,7 @@ read, damaged = pipeline.TrainingExample.read, []
 def damage(self, encoded, rng):
     if self.kind == "image" and (encoded in damaged or len(damaged) < 2):
         damaged.append(encoded)
-        raise decode.UndecodableClip(f"damaged on {host}")
+        raise UndecodableClip(f"damaged on {host}")
     return read(self, encoded, rng)
 pipeline.TrainingExample.read = damage
 config.loader.update(threads=1, prefetch=1, max_undecodable=3 / 24)

@@ -27,7 +27,7 @@ from sparse_tube_vit.inference.loaded import AmbiguousHead, NotAClip
 from sparse_tube_vit.models.positions import token_centres
 from sparse_tube_vit.models.tubevit import UnknownHead
 from sparse_tube_vit.storage import UnreadableFile
-from sparse_tube_vit.video.decode import UndecodableClip
+from sparse_tube_vit.video.limits import UndecodableClip
 from tests.tiny import tiny_multi_label_config
 
 ROOT = Path(__file__).parents[2]

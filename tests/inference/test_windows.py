@@ -13,8 +13,8 @@ from sparse_tube_vit import predict
 from sparse_tube_vit.inference import loaded
 from sparse_tube_vit.inference.windows import InvalidWindow, spans
 from sparse_tube_vit.models.tubevit import UnknownHead
-from sparse_tube_vit.video.decode import UndecodableClip
-from tests.video.test_decode import SIZE, moving, write_video
+from sparse_tube_vit.video.limits import UndecodableClip
+from tests.video.written import SIZE, moving, write_video
 
 RATE = 16  # frames a second of the demo's clips, of two seconds
 

@@ -8,9 +8,9 @@ from PIL import Image
 
 from sparse_tube_vit.datasets import manifest
 from sparse_tube_vit.input.examples import EvaluationExample, TrainingExample
-from sparse_tube_vit.video.decode import UndecodableClip
-from tests.video.test_decode import moving, write_video
+from sparse_tube_vit.video.limits import UndecodableClip
 from tests.video.test_pictures import AFTER, PICTURE, written
+from tests.video.written import moving, write_video
 
 RATES = (1.0, 8.0, 25.0, 30.0, 60.0)  # frames a second of the model's clips
 

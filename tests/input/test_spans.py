@@ -8,9 +8,9 @@ import pytest
 from sparse_tube_vit.config import ConfigDict, evaluation, stream
 from sparse_tube_vit.datasets.times import ACTIONS, SPAN
 from sparse_tube_vit.input.examples import EvaluationExample, TrainingExample
-from sparse_tube_vit.video import decode
-from sparse_tube_vit.video.decode import UndecodableClip
-from tests.video.test_decode import moving, numbered, write_video
+from sparse_tube_vit.video import decode, opening
+from sparse_tube_vit.video.limits import UndecodableClip
+from tests.video.written import moving, numbered, write_video
 
 CLIP = ConfigDict({"frames": 4, "fps": 5.0, "size": 16})
 # Ten seconds, whose brightness tells the number of a frame: five a second.
@@ -124,14 +124,14 @@ def test_parts_read_together_are_those_read_one_by_one(video, stride):
 def test_frames_between_parts_far_apart_are_not_decoded(monkeypatch):
     encoded = write_video(moving(400), 25)
     example = EvaluationExample.of(CLIP, evaluation(**SOURCE))
-    decoded, original = [], decode.Video.frames
+    decoded, original = [], opening.Video.frames
 
     def counted(self, *args):
         for frame in original(self, *args):
             decoded.append(frame.pts)
             yield frame
 
-    monkeypatch.setattr(decode.Video, "frames", counted)
+    monkeypatch.setattr(opening.Video, "frames", counted)
     sparse = [*example.read_spans(encoded, lambda _: [(1, 2), (8, 9), (15, 16)])]
     assert len(sparse) == 3 and len(decoded) < 3 * (20 + 8)
     decoded.clear()
@@ -168,7 +168,7 @@ def test_frames_that_do_not_come_when_told_are_counted(monkeypatch):
 def test_damage_costs_the_parts_after_it_alone(monkeypatch):
     encoded = write_video(moving(160))
     example = EvaluationExample.of(CLIP, evaluation(**SOURCE))
-    original = decode.Video.frames
+    original = opening.Video.frames
 
     def damaged(self, *args):
         for frame in original(self, *args):
@@ -176,7 +176,7 @@ def test_damage_costs_the_parts_after_it_alone(monkeypatch):
                 raise UndecodableClip("cut short")
             yield frame
 
-    monkeypatch.setattr(decode.Video, "frames", damaged)
+    monkeypatch.setattr(opening.Video, "frames", damaged)
     spans = []
     with pytest.raises(UndecodableClip, match="cut short"):
         for span, _ in example.read_spans(encoded, in_spans):

@@ -14,9 +14,9 @@ from sparse_tube_vit.datasets.builders import moving_shapes
 from sparse_tube_vit.datasets.preparing import verification
 from sparse_tube_vit.input.examples import TrainingExample
 from sparse_tube_vit.pages import contact_sheet
-from sparse_tube_vit.video.decode import UndecodableClip
+from sparse_tube_vit.video.limits import UndecodableClip
 from tests.datasets.written import write_folder
-from tests.video.test_decode import numbered, write_video
+from tests.video.written import numbered, write_video
 
 RATE = 25
 NUMBERED = write_video(numbered(50), RATE)

@@ -20,7 +20,8 @@ from sparse_tube_vit.evaluation import evaluator
 from sparse_tube_vit.figures.run import Run
 from sparse_tube_vit.inference.loaded import TrainedTubeViT
 from sparse_tube_vit.pages import run as pages_run
-from sparse_tube_vit.video.decode import Crop, decode
+from sparse_tube_vit.video.conversion import Crop
+from sparse_tube_vit.video.decode import decode
 from tests.chromium import Chromium, find
 
 

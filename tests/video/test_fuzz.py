@@ -10,12 +10,14 @@ from PIL import Image
 
 from sparse_tube_vit.datasets import manifest
 from sparse_tube_vit.errors import TubeViTError
-from sparse_tube_vit.video.decode import Crop, decode, kind_of
+from sparse_tube_vit.video.conversion import Crop
+from sparse_tube_vit.video.decode import decode
 from sparse_tube_vit.video.limits import LIMITS
+from sparse_tube_vit.video.opening import kind_of
 from sparse_tube_vit.video.transcode import Transcode
 from tests.video import memory
-from tests.video.test_decode import KINDS, moving, write_video
 from tests.video.test_mp4 import fragmented
+from tests.video.written import KINDS, moving, write_video
 
 SEED = 13
 SMALL = {"cpu_seconds": 5.0, "frame_pixels": 2**20, "packets": 1000}

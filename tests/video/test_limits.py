@@ -17,8 +17,9 @@ from PIL import Image
 
 from sparse_tube_vit.config import default_config
 from sparse_tube_vit.datasets import manifest
-from sparse_tube_vit.video import decode as module
-from sparse_tube_vit.video.decode import Crop, decode, kind_of, opened
+from sparse_tube_vit.video import opening
+from sparse_tube_vit.video.conversion import Crop
+from sparse_tube_vit.video.decode import decode
 from sparse_tube_vit.video.limits import (
     LIMITS,
     ClipTooLarge,
@@ -26,11 +27,12 @@ from sparse_tube_vit.video.limits import (
     Limits,
     UndecodableClip,
 )
+from sparse_tube_vit.video.opening import kind_of, opened
 from sparse_tube_vit.video.transcode import Transcode
 from tests.video import memory
-from tests.video.test_decode import KINDS, at, moving, whole, write_video
 from tests.video.test_mp4 import WAYS, box, edited, with_edits
 from tests.video.test_mp4 import numbers as words
+from tests.video.written import KINDS, at, moving, whole, write_video
 
 H, W = 48, 64
 
@@ -276,7 +278,7 @@ def test_no_other_file_is_read(tmp_path, monkeypatch):
             with av.open(io.BytesIO(text.encode())) as container:
                 assert next(container.decode(video=0)).width == W
     # Nor by a demuxer that may be used, or a protocol.
-    monkeypatch.setattr(module, "DEMUXERS", ("concat", "hls", "mpegts"))
+    monkeypatch.setattr(opening, "DEMUXERS", ("concat", "hls", "mpegts"))
     for _, text in playlists("other.ts"):
         with pytest.raises(UndecodableClip):
             decode(text.encode(), at(0.0), whole)
@@ -290,8 +292,8 @@ def test_no_port_is_opened():
 
 
 def test_what_waits_is_limited_by_the_clock(monkeypatch):
-    monkeypatch.setattr(module, "DEMUXERS", ("sdp", "rtp"))
-    monkeypatch.setattr(module, "PROTOCOLS", ("pipe", "rtp", "udp"))
+    monkeypatch.setattr(opening, "DEMUXERS", ("sdp", "rtp"))
+    monkeypatch.setattr(opening, "PROTOCOLS", ("pipe", "rtp", "udp"))
     started, used = time.monotonic(), time.thread_time()
     with pytest.raises(DecodeTimeout, match="config.loader.read_timeout_seconds"):
         decode(session(50_014), at(0.0), whole, Limits(read_seconds=0.5))
@@ -330,8 +332,8 @@ def test_whatever_pyav_raises_is_an_undecodable_clip(error, monkeypatch):
     def fails_later(*args, **options):
         return Failing(really_open(*args, **options), "demux", error)
 
-    for opening in (fails, fails_later):
-        monkeypatch.setattr(module.av, "open", opening)
+    for open_file in (fails, fails_later):
+        monkeypatch.setattr(opening.av, "open", open_file)
         for read in (decode_first, inspect_video, Transcode()):
             with pytest.raises(UndecodableClip, match="PyAV cannot read it: .*Err"):
                 read(video)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from sparse_tube_vit.video.mp4 import claimed_samples
-from tests.video.test_decode import KINDS, moving, write_video
+from tests.video.written import KINDS, moving, write_video
 
 MANY = 50_000_000
 CONTAINERS = (b"moov", b"trak", b"edts", b"mdia", b"minf", b"stbl", b"moof", b"traf")

@@ -8,8 +8,10 @@ import pytest
 from PIL import Image, ImageCms, ImageOps
 
 from sparse_tube_vit.video import pictures
-from sparse_tube_vit.video.decode import SUFFIXES, UndecodableClip, decode, kind_of
-from tests.video.test_decode import at, moving, whole, write_video
+from sparse_tube_vit.video.decode import decode
+from sparse_tube_vit.video.limits import UndecodableClip
+from sparse_tube_vit.video.opening import SUFFIXES, kind_of
+from tests.video.written import at, moving, whole, write_video
 
 Y, X = np.mgrid[:48, :64]
 PICTURE = np.stack([4 * X, 5 * Y, 2 * (X + Y)], -1).astype(np.uint8)

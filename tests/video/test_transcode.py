@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 from sparse_tube_vit.datasets.builders import moving_shapes
-from sparse_tube_vit.video.decode import Crop, UndecodableClip, decode
+from sparse_tube_vit.video.conversion import Crop
+from sparse_tube_vit.video.decode import decode
+from sparse_tube_vit.video.limits import UndecodableClip
 from sparse_tube_vit.video.transcode import BadTranscode, Transcode
-from tests.video.test_decode import moving, numbered, numbers, whole, write_video
+from tests.video.written import moving, numbered, numbers, whole, write_video
 
 # Clips of the shared folder that are done in a moment.
 SMALL = (

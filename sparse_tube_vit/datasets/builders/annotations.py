@@ -21,7 +21,7 @@ from sparse_tube_vit import storage
 from sparse_tube_vit.datasets.builders import builder
 from sparse_tube_vit.datasets.manifest import Row
 from sparse_tube_vit.errors import DatasetError
-from sparse_tube_vit.video import decode
+from sparse_tube_vit.video.opening import SUFFIXES
 
 
 class BadAnnotations(DatasetError):
@@ -161,7 +161,7 @@ class _Files:
         self.replaced = 0
         below, unusable = storage.files_below(directory)
         for path in (*below, *unusable):
-            if path.suffix.lower() not in decode.SUFFIXES["video"]:
+            if path.suffix.lower() not in SUFFIXES["video"]:
                 continue
             if path in unusable:
                 self._absent[path.stem] = f"{path} is {unusable[path]}"

@@ -24,7 +24,7 @@ from sparse_tube_vit import storage
 from sparse_tube_vit.datasets.builders import builder
 from sparse_tube_vit.datasets.manifest import Row
 from sparse_tube_vit.errors import DatasetError
-from sparse_tube_vit.video.decode import SUFFIXES
+from sparse_tube_vit.video.opening import SUFFIXES
 
 
 class NoClassFolders(DatasetError):

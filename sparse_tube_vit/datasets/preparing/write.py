@@ -27,7 +27,7 @@ from sparse_tube_vit.datasets.reading import INFO, UNFINISHED, check_features
 from sparse_tube_vit.datasets.times import ACTIONS, SPAN, part_of
 from sparse_tube_vit.errors import DatasetError
 from sparse_tube_vit.storage import file_size
-from sparse_tube_vit.video.decode import UndecodableClip
+from sparse_tube_vit.video.limits import UndecodableClip
 from sparse_tube_vit.video.transcode import Transcode
 
 

@@ -9,8 +9,9 @@ import pytest
 from sparse_tube_vit.datasets import manifest, reading
 from sparse_tube_vit.datasets.builders import annotations, kinetics
 from sparse_tube_vit.datasets.preparing import verification
+from sparse_tube_vit.video.decode import decode
 from tests.datasets.builders import official
-from tests.video import test_decode
+from tests.video import written
 
 HEADER = "label,youtube_id,time_start,time_end,split"
 LISTS = {
@@ -129,7 +130,7 @@ def test_an_id_alone_is_that_of_a_whole_video_where_several_clips_are_of_it(
     source = ("--videos", release / "videos", "--annotations", release)
     manifest_file = release / "data/kinetics400/1.0.0/manifest.csv"
     for fps, spans in (("5/2", [(0, 10), (5, 15)]), (5, [None, None])):
-        video = test_decode.write_video(test_decode.numbered(50), fps)
+        video = written.write_video(written.numbered(50), fps)
         official.write_clips(release / "videos", "twice-times.mp4", "-AbC_def123.mp4")
         (release / "videos/twice-times.mp4").write_bytes(video)
         out = official.prepared(capsys, release, "kinetics400", *source)
@@ -276,7 +277,7 @@ def test_replacements_and_class_folders_of_links(release):
 
 def test_files_of_whole_videos_are_their_clips_alone(release, capsys):
     """Of a video of a minute, its seconds 10 to 20; others are clips already."""
-    whole = test_decode.write_video(test_decode.numbered(50), "5/6")
+    whole = written.write_video(written.numbered(50), "5/6")
     official.write_clips(release / "videos", CLIPS[0], CLIPS[3], CLIPS[4])
     (release / "videos" / CLIPS[0]).write_bytes(whole)
     source = ("--videos", release / "videos", "--annotations", release)
@@ -303,16 +304,14 @@ def test_files_of_whole_videos_are_their_clips_alone(release, capsys):
     assert rows[name].span == (10, 20) and rows[name].seconds < 13
     (record,) = reading.open_split("kinetics400", "train", release / "data")
     assert set(record) == {"id", "label", "video"}
-    clip, _ = test_decode.decode(
-        record["video"], lambda _: np.arange(9) * 1.2, test_decode.whole
-    )
-    assert test_decode.numbers(clip) == list(range(8, 17))
+    clip, _ = decode(record["video"], lambda _: np.arange(9) * 1.2, written.whole)
+    assert written.numbers(clip) == list(range(8, 17))
     assert verification.verify("kinetics400", release / "data").errors == 0
 
 
 def test_a_file_that_is_neither_a_clip_nor_its_video(release, capsys):
     official.write_clips(release / "videos", *CLIPS)
-    video = test_decode.write_video(test_decode.numbered(50), 2)
+    video = written.write_video(written.numbered(50), 2)
     (release / "videos/val/abseiling/val_0000001_000027_000037.mp4").unlink()
     (release / "videos/val_0000001.mp4").write_bytes(video)
     source = ("--videos", release / "videos", "--annotations", release)
