@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from sparse_tube_vit.config.flags import CommandParser, positive
-from sparse_tube_vit.errors import reported
+from sparse_tube_vit.errors import DatasetError, reported
 from sparse_tube_vit.log import log, to_stderr
 from sparse_tube_vit.reproduction import data, document, full_size, runner
 from sparse_tube_vit.reproduction.runs import TASKS, WEIGHTS, Results, plan
@@ -51,8 +51,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             document.write(results, args.document)
             return
         data.prepare_data(args.data_dir, args.ucf101, args.images)
-        tasks = args.tasks or prepared_tasks(args.data_dir)
-        runs = plan(rows, tasks, args.seeds, results)
+        tasks = prepared_tasks(args.data_dir, args.tasks)
+        runs = plan(rows, tasks, args.seeds, results, Path(args.runs))
+        if not runs:
+            log.info("Of these tables nothing is left to run on %s.", ", ".join(tasks))
         if args.dry_run:
             for run in runs:
                 print(f"{run.folder}: {results.minutes(run):.1f} min")
@@ -70,16 +72,28 @@ def main(argv: Sequence[str] | None = None) -> None:
             sys.exit("\n".join(map(str, failed)))
 
 
-def prepared_tasks(data_dir: str) -> list[str]:
-    """Returns the tasks whose data sets are prepared, and logs what others lack."""
-    lacking = {task: data.missing(task, data_dir) for task in TASKS}
-    for task, names in lacking.items():
-        if names:
-            log.warning(
-                "%s is left out: %s not prepared in %s; --ucf101 and --images do that",
-                *(task, ", ".join(names), data_dir),
-            )
-    return [task for task, names in lacking.items() if not names]
+def prepared_tasks(data_dir: str, tasks: Sequence[str] | None) -> list[str]:
+    """Returns the tasks whose data sets are prepared, and logs what others lack.
+
+    Args:
+        data_dir: Folder of prepared data sets.
+        tasks: Names of tasks, None: all.
+
+    Raises:
+        DatasetError: One that `tasks` names is not prepared.
+    """
+    prepared = []
+    for task in tasks or TASKS:
+        if not (names := data.missing(task, data_dir)):
+            prepared.append(task)
+            continue
+        lacking = f"{' and '.join(names)} not prepared in {data_dir}"
+        if tasks:
+            raise DatasetError(f"{task}: {lacking}; --ucf101 and --images do that.")
+        log.warning("%s is left out: %s", task, lacking)
+    if len(prepared) < len(tasks or TASKS):
+        log.warning("--ucf101 and --images prepare them.")
+    return prepared
 
 
 if __name__ == "__main__":

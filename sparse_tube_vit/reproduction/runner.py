@@ -10,7 +10,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from sparse_tube_vit.errors import TubeViTError
+from sparse_tube_vit.errors import TubeViTError, UnwritableOutput
 from sparse_tube_vit.log import log
 from sparse_tube_vit.reproduction.runs import Results, Run, read_result
 
@@ -47,36 +47,43 @@ def carry_out(
             left = sum(minutes[i:])
             about = f"{i + 1} of {len(runs)} runs, {left:.0f} min left"
             bar.set_description_str(f"{run.folder}: {about}", refresh=False)
-            needed = run.after
-            if needed and needed.folder in failed:
-                error = FailedRun(f"{run.folder}: {needed.folder} failed before it.")
+            try:
+                if run.after and run.after.folder in failed:
+                    raise FailedRun(f"{run.folder}: {run.after.folder} failed before.")
+                _carry_out(run, results, workdirs, data_dir, weights, device, bar)
+            except FailedRun as error:
                 failed[run.folder] = error
                 log.error("%s", error)
-            else:
-                try:
-                    _carry_out(run, results, workdirs, data_dir, weights, device, bar)
-                except FailedRun as error:
-                    failed[run.folder] = error
-                    log.error("%s", error)
             bar.update(sum(minutes[: i + 1]) - bar.n)
     return [*failed.values()]
 
 
 def _carry_out(run, results, workdirs, data_dir, weights, device, bar):
-    folder = workdirs / run.folder
-    folder.mkdir(parents=True, exist_ok=True)
-    resumed = (folder / "run" / "checkpoints").is_dir()
+    folder, workdir = workdirs / run.folder, run.workdir(workdirs)
+    results.reload(run.task)
+    if results.get(run) and read_result(run, workdir):
+        return  # another runner was quicker
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UnwritableOutput(f"--runs {folder} cannot be made: {error}") from error
+    resumed = (workdir / "checkpoints").is_dir()
     start, before = time.monotonic(), bar.n
     most = results.minutes(run)
     for command in run.commands(workdirs, data_dir, weights):
-        if "sparse_tube_vit.scale_up" in command and (folder / "created").exists():
+        if "sparse_tube_vit.scale_up" in command and Path(command[-1]).exists():
             continue
         with open(folder / "log.txt", "ab") as output:
             output.write(f"$ {' '.join(command)}\n".encode())
             output.flush()
             _run(command, output, lambda: _advance(bar, before, start, most), run)
     minutes = (time.monotonic() - start) / 60
-    evaluations = read_result(run, folder / "run")
+    evaluations = read_result(run, workdir)
+    if run.row.evaluation not in evaluations:
+        raise FailedRun(
+            f"{run.folder}: {workdir} has no evaluation {run.row.evaluation} of step "
+            f"{run.config.total_steps}."
+        )
     results.add(
         run,
         {

@@ -86,8 +86,16 @@ class Run:
 
     @property
     def folder(self) -> str:
-        """Its work directory, below that of all runs."""
+        """Its folder, below that of all runs."""
         return f"{self.task}/{self.name}/{self.seed}"
+
+    def workdir(self, runs: Path) -> Path:
+        """Returns its work directory. After a change of the config it is another.
+
+        Args:
+            runs: Folder of all runs.
+        """
+        return runs / self.folder / self.digest
 
     @property
     def after(self) -> "Run | None":
@@ -142,7 +150,7 @@ class Run:
         """Yields the commands of the run.
 
         Args:
-            runs: Folder of the work directories of all runs.
+            runs: Folder of all runs.
             data_dir: Folder of the prepared data sets.
             weights: Weights of an image ViT.
         """
@@ -153,22 +161,20 @@ class Run:
             f"--config.compilation_cache={(runs / 'compiled').absolute()}",
         ]
         if self.after and self.row.big:
-            small = runs / self.after.folder / "run"
-            created = runs / self.folder / "created"
+            small = self.after.workdir(runs)
+            created = runs / self.folder / f"{self.digest}_created"
             yield [
                 *(*python, "sparse_tube_vit.scale_up", "--small", str(small)),
                 *("--big", weights, "--workdir", str(created)),
             ]
             overrides.append(f"--config.init.weights={created}")
         elif self.after:
-            overrides.append(
-                f"--config.init.weights={runs / self.after.folder / 'run'}"
-            )
+            overrides.append(f"--config.init.weights={self.after.workdir(runs)}")
         elif self.row.big or self.task == "ucf101_finetuning":
             overrides.append(f"--config.init.weights={weights}")
         yield [
             *(*python, "sparse_tube_vit.train", *self.config_arguments, *overrides),
-            f"--workdir={runs / self.folder / 'run'}",
+            f"--workdir={self.workdir(runs)}",
         ]
 
 
@@ -177,17 +183,20 @@ def plan(
     tasks: Iterable[str],
     seeds: int,
     results: "Results",
+    folder: Path,
 ) -> list[Run]:
     """Returns the runs of rows without a result, the cheapest first.
 
-    A run comes after the one whose model it starts from. Of equal cost, those of a
-    table come together, its rows in turns.
+    A run comes after the one whose model it starts from, which runs again where its
+    result is stored and its model is not. Of equal cost, those of a table come
+    together, its rows in turns.
 
     Args:
         rows: Rows by the number of their table.
         tasks: Names of tasks; a table is run on those that it has.
         seeds: Number of seeds, from 0.
         results: What is finished.
+        folder: Folder of all runs.
     """
     runs = {}
     for table, chosen in rows.items():
@@ -197,8 +206,13 @@ def plan(
                     run = Run.of(table, row, task, seed)
                     for needed in filter(None, (run.after, run)):
                         runs.setdefault(needed.folder, needed)
-    missing = [run for run in runs.values() if not results.get(run)]
-    return sorted(missing, key=lambda run: TASKS[run.task])
+    missing = {name for name, run in runs.items() if not results.get(run)}
+    started = [runs[name].after for name in missing if runs[name].after]
+    missing |= {
+        run.folder for run in started if not read_result(run, run.workdir(folder))
+    }
+    left = [run for name, run in runs.items() if name in missing]
+    return sorted(left, key=lambda run: TASKS[run.task])
 
 
 class Results:
@@ -210,17 +224,28 @@ class Results:
 
     def __init__(self, directory):
         self.directory = epath.Path(directory)
-        self._runs = {}
-        for task in TASKS:
-            path = self.path(task)
-            try:
-                self._runs[task] = json.loads(path.read_text()) if path.exists() else {}
-            except ValueError as error:
-                raise UnreadableResults(f"{path} is no JSON: {error}") from error
+        self._runs = {task: self._read(task) for task in TASKS}
+
+    def _read(self, task):
+        path = self.path(task)
+        try:
+            runs = json.loads(path.read_text()) if path.exists() else {}
+            for stored in runs.values():
+                _check(**stored)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise UnreadableResults(
+                f"{path} is not as `reproduce` writes it: {error!r}. Restore it, or "
+                "remove it to run all of its rows again."
+            ) from error
+        return runs
 
     def path(self, task: str) -> epath.Path:
         """Returns the file of a task."""
         return self.directory / f"{task}.json"
+
+    def reload(self, task: str) -> None:
+        """Reads the results of a task again, to which other runners may have added."""
+        self._runs[task] = self._read(task)
 
     def get(self, run: Run) -> Mapping | None:
         """Returns the result of a run, None if there is none of its config."""
@@ -245,6 +270,7 @@ class Results:
 
     def add(self, run: Run, result: Mapping) -> None:
         """Keeps the result of a run, in place of those of another config."""
+        self.reload(run.task)
         runs = self._runs[run.task]
         if runs.get(run.name, {}).get("config") != run.digest:
             runs[run.name] = {"config": run.digest, "seeds": {}}
@@ -270,6 +296,14 @@ class Results:
         every = [_minutes(stored["seeds"].values()) for stored in runs.values()]
         known = [*filter(None, [of_run])] or [*filter(None, every)]
         return sum(known) / len(known) if known else TASKS[run.task]
+
+
+def _check(config, seeds):
+    """Raises one of several errors if what is stored of a run is malformed."""
+    for seed, result in seeds.items():
+        int(seed), config, result["minutes"]
+        for evaluation in result["evaluations"].values():
+            float(evaluation["top1"])
 
 
 def _minutes(results) -> float | None:

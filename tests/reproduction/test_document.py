@@ -57,9 +57,7 @@ def test_pictures_lie_beside_the_results(written):
 
 def test_results_of_another_config_are_named(tmp_path):
     results = Results(tmp_path)
-    (tmp_path / "ucf101.json").write_text(
-        '{"7a_gone": {"config": "0", "seeds": {"0": {}}}}'
-    )
+    (tmp_path / "ucf101.json").write_text('{"7a_gone": {"config": "0", "seeds": {}}}')
     document.write(Results(tmp_path), tmp_path / "document.md")
     text = (tmp_path / "document.md").read_text()
     assert "their config has changed: ucf101/7a_gone" in text

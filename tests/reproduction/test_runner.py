@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from sparse_tube_vit.errors import UnwritableOutput
 from sparse_tube_vit.reproduction import runner
 from sparse_tube_vit.reproduction.runs import Results, Run, plan
 from sparse_tube_vit.reproduction.tables import TABLES, select
@@ -16,7 +17,7 @@ from sparse_tube_vit.reproduction.tables import TABLES, select
 # A run's end result, as `train` leaves it.
 TRAINED = """
 import json, pathlib, sys
-folder = pathlib.Path(sys.argv[1]) / "run" / "evaluations"
+folder = pathlib.Path(sys.argv[1]) / "evaluations"
 folder.mkdir(parents=True)
 for step in (300, 600):
     for name in ("video", "image"):
@@ -36,7 +37,7 @@ def commands(monkeypatch):
 
     def commands(self, runs, data_dir, weights):
         program = programs.get(self.name, TRAINED)
-        yield [sys.executable, "-c", program, str(runs / self.folder)]
+        yield [sys.executable, "-c", program, str(self.workdir(runs))]
 
     monkeypatch.setattr(Run, "commands", commands)
     monkeypatch.setattr(runner, "_device", lambda: "2 CPU cores")
@@ -65,16 +66,40 @@ def test_a_failed_run_stops_only_what_needs_it(commands, tmp_path):
         "moving_shapes/5_images_first/0:",
     ]
     assert "no memory" in str(failed[0]) and "log.txt" in str(failed[0])
-    assert "5_images/0 failed before it" in str(failed[1])
-    left = plan(select(["5"]), ["moving_shapes"], 1, results)
+    assert "5_images/0 failed before" in str(failed[1])
+    left = plan(select(["5"]), ["moving_shapes"], 1, results, tmp_path / "runs")
     assert "5_videos_alone" not in [run.name for run in left]
 
 
 def test_minutes_of_a_resumed_run_are_not_known(commands, tmp_path):
     results, run = Results(tmp_path / "results"), run_of("5", "jointly")
-    (tmp_path / "runs" / run.folder / "run" / "checkpoints").mkdir(parents=True)
+    (run.workdir(tmp_path / "runs") / "checkpoints").mkdir(parents=True)
     runner.carry_out([run], results, tmp_path / "runs", "data", "")
     assert results.get(run)["minutes"] is None
+
+
+def test_a_run_that_another_runner_has_finished_is_left(commands, tmp_path):
+    run, folder = run_of("5", "jointly"), tmp_path / "runs"
+    mine, other = Results(tmp_path / "results"), Results(tmp_path / "results")
+    runner.carry_out([run], other, folder, "data", "")
+    commands["5_jointly"] = "raise SystemExit('begun again')"
+    assert runner.carry_out([run], mine, folder, "data", "") == []
+    assert mine.get(run) == other.get(run)
+
+
+def test_a_run_without_its_evaluation_has_failed(commands, tmp_path):
+    commands["5_jointly"] = "pass"
+    results, run = Results(tmp_path / "results"), run_of("5", "jointly")
+    (error,) = runner.carry_out([run], results, tmp_path / "runs", "data", "")
+    assert "no evaluation video of step 600" in str(error)
+    assert results.get(run) is None
+
+
+def test_a_folder_that_cannot_be_made_is_named(commands, tmp_path):
+    (tmp_path / "runs").touch()
+    with pytest.raises(UnwritableOutput, match="--runs .*runs"):
+        results = Results(tmp_path / "results")
+        runner.carry_out([run_of("5", "jointly")], results, tmp_path / "runs", "", "")
 
 
 # What ends the runner ends the run that it waits for, which may save before.

@@ -1,6 +1,7 @@
 """Runs: their order, commands, stored results, and what makes results outdated."""
 
 import dataclasses
+import json
 
 import pytest
 
@@ -17,9 +18,44 @@ def result(top1=0.5, minutes=2.0):
     return {"evaluations": {"video": {"top1": top1}}, "minutes": minutes}
 
 
+def test_a_model_to_start_from_is_trained_again_where_only_its_result_is_kept(tmp_path):
+    results, images = Results(tmp_path), run_of("5", "images")
+    for row in ("images", "jointly"):
+        results.add(run_of("5", row), result())
+
+    def names():
+        rows = select(["5:images", "5:jointly", "5:images_first"])
+        runs = plan(rows, ["moving_shapes"], 1, results, tmp_path / "runs")
+        return [run.row.name for run in runs]
+
+    assert names() == ["images", "images_first"]
+    evaluations = images.workdir(tmp_path / "runs") / "evaluations"
+    evaluations.mkdir(parents=True)  # as training leaves them at its end
+    values = {"evaluation": "image", "step": 600, "top1": 0.5}
+    (evaluations / "image_step600.json").write_text(json.dumps(values))
+    assert names() == ["images_first"]
+
+
+def test_runners_side_by_side_keep_the_results_of_each_other(tmp_path):
+    one, other = Results(tmp_path), Results(tmp_path)
+    one.add(run_of("5", "jointly"), result(0.7))
+    other.add(run_of("5", "jointly", seed=1), result(0.8))
+    other.add(run_of("7a", "none"), result(0.2))
+    one.reload("moving_shapes")
+    assert one.get(run_of("7a", "none")) == result(0.2)
+    assert Results(tmp_path).get(run_of("5", "jointly")) == result(0.7)
+
+
+def test_another_config_has_another_work_directory(tmp_path):
+    run = run_of("5", "images_first")
+    alone = dataclasses.replace(run, row=dataclasses.replace(run.row, after=""))
+    assert alone.workdir(tmp_path).parent == run.workdir(tmp_path).parent
+    assert alone.workdir(tmp_path) != run.workdir(tmp_path)
+
+
 def test_cheapest_first_and_each_after_the_one_that_it_starts_from(tmp_path):
     tasks = ("ucf101_image_vit", "moving_shapes")
-    runs = plan(select(["6", "5", "7a"]), tasks, 2, Results(tmp_path))
+    runs = plan(select(["6", "5", "7a"]), tasks, 2, Results(tmp_path), tmp_path)
     names = [run.folder for run in runs]
     assert len({*names}) == len(names)
     assert [run.task for run in runs] == sorted(run.task for run in runs)
@@ -41,7 +77,8 @@ def test_finished_runs_are_kept_and_not_planned_again(tmp_path):
         0: 0.5,
         1: 0.6,
     }
-    names = [run.folder for run in plan(select(["5"]), ["moving_shapes"], 3, again)]
+    runs = plan(select(["5"]), ["moving_shapes"], 3, again, tmp_path)
+    names = [run.folder for run in runs]
     assert "moving_shapes/5_jointly/2" in names
     assert "moving_shapes/5_jointly/1" not in names
 
@@ -93,13 +130,14 @@ def test_commands_are_those_of_a_user(tmp_path):
 
     (train,) = words(run_of("5", "images_first"))
     assert "sparse_tube_vit.train --config=configs/reproduction.py:table=5," in train
-    assert "--config.init.weights=RUNS/moving_shapes/5_images/0/run" in train
+    images = f"RUNS/moving_shapes/5_images/0/{run_of('5', 'images').digest}"
+    assert f"--config.init.weights={images}" in train
     task = "ucf101_image_vit"
-    create, train = words(run_of("6", "last_8_gate", task))
-    assert (
-        "scale_up --small RUNS/ucf101_image_vit/6_small/0/run --big WEIGHTS" in create
-    )
-    created = f"RUNS/{task}/6_last_8_gate/0/created"
+    run, small = (run_of("6", row, task) for row in ("last_8_gate", "small"))
+    create, train = words(run)
+    small = f"RUNS/{task}/6_small/0/{small.digest}"
+    assert f"scale_up --small {small} --big WEIGHTS" in create
+    created = f"RUNS/{task}/6_last_8_gate/0/{run.digest}_created"
     assert f"--workdir {created}" in create
     assert f"--config.init.weights={created}" in train
     (train,) = words(run_of("8", "2", task))
@@ -109,7 +147,18 @@ def test_commands_are_those_of_a_user(tmp_path):
     assert "--config.seed=1" in train and "images.dataset" not in train
 
 
-def test_a_broken_file_is_named(tmp_path):
-    (tmp_path / "ucf101.json").write_text("{")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{",
+        "[]",
+        '{"5_jointly": []}',
+        '{"5_jointly": {"seeds": {}}}',
+        '{"5_jointly": {"config": "", "seeds": {"0": {}}}}',
+        '{"5_jointly": {"config": "", "seeds": {"0": {"minutes": 1}}}}',
+    ],
+)
+def test_a_broken_file_is_named(text, tmp_path):
+    (tmp_path / "ucf101.json").write_text(text)
     with pytest.raises(UnreadableResults, match=r"ucf101\.json"):
         Results(tmp_path)
