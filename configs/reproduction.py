@@ -34,9 +34,9 @@ from sparse_tube_vit.models.variants import VARIANTS, make_tubes
 from sparse_tube_vit.reproduction.tables import PAPER, evaluations_of
 from sparse_tube_vit.training import recipe
 
-#: What each small task has in place of the full size. Time is halved: clips of 16
-#: frames at half the rate, and half the frames of kernels and strides. Of strides,
-#: those above 16 pixels shrink by `stride`.
+#: What each small task has in place of the full size. Clips have 16 frames for 64, at
+#: half the rate; kernels and strides half the frames. Of strides, those above 16 pixels
+#: shrink by `stride`.
 SMALL = {
     "moving_shapes": {
         "videos": ("moving_shapes/videos", "motions", 16),

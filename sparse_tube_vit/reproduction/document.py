@@ -1,6 +1,7 @@
 """docs/reproduction.md: the paper's figures beside ours, and two pictures."""
 
 import math
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,9 +31,10 @@ The tasks, each with 16 clips, and 32 images where there are images, a step:
 * ucf101_finetuning: ucf101 by `configs/finetune.py` from DINOv2-S/14, 330 steps.
 
 All else of a run is `configs/reproduction.py`, whose full size is the paper's:
-`./launch/reproduce.sh --full TABLE` prints its commands. Small ones have half the
-frames of clips, kernels and strides, and smaller strides in space; RandAugment gives
-way to crops and colour jitter, and the learning rate to that of a short run.
+`./launch/reproduce.sh --full TABLE` prints its commands. Small ones have clips of a
+quarter of the frames (16 for 64), half the frames of kernels and strides, and smaller
+strides in space; RandAugment gives way to crops and colour jitter, and the learning
+rate to that of a short run.
 
 ## What is ours, and not the paper's
 
@@ -63,7 +65,12 @@ def write(results: Results, path) -> None:
         target = Path(results.directory) / f"{name}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
         save(figure, target)
-        lines += ["", f"![{caption}]({target.relative_to(path.parent)})", "", caption]
+        lines += [
+            "",
+            f"![{caption}]({os.path.relpath(target, path.parent)})",
+            "",
+            caption,
+        ]
     if outdated := results.outdated():
         lines += ["", "Left out, as their config has changed: " + ", ".join(outdated)]
     write_whole(path, ("\n".join(lines).rstrip() + "\n").encode())

@@ -62,3 +62,12 @@ def test_results_of_another_config_are_named(tmp_path):
     text = (tmp_path / "document.md").read_text()
     assert "their config has changed: ucf101/7a_gone" in text
     assert results.outdated() == []
+
+
+def test_pictures_may_lie_elsewhere(tmp_path):
+    results = Results(tmp_path / "results")
+    for row in ("videos_alone", "images_first", "jointly"):
+        add(results, "5", row, "moving_shapes", (40, 42))
+    document.write(results, tmp_path / "docs" / "document.md")
+    text = (tmp_path / "docs" / "document.md").read_text()
+    assert "(../results/joint.png)" in text
