@@ -14,6 +14,9 @@ TASK = "kinetics600"
 #: B and L on v5e is 33 to 42% (docs/measurements.md).
 MFU = 0.35
 
+#: Parameters are split over 16 of the chips, as docs/pods.md advises.
+MESH = "--config.mesh.fsdp=16"
+
 _CLASSES = {"kinetics600": 600, "imagenet2012": 1000}
 
 _PREPARE = """\
@@ -24,7 +27,7 @@ sparse-tube-vit prepare imagenet2012 --images ILSVRC/Data/CLS-LOC \\
     --data_dir gs://BUCKET/data
 # Once: a TPU, after it was seen that a step fits.
 sparse-tube-vit preflight --config configs/reproduction.py:table={table},row={row} \\
-    --topology v5e:8x8 --config.mesh.fsdp=16
+    --topology v5e:8x8 {mesh}
 ./launch/tpu_vm.sh queue NAME --accelerator_type v5litepod-64 --wait \\
     --config configs/reproduction.py:table={table},row={row} --no_preflight
 ./launch/tpu_vm.sh setup NAME"""
@@ -49,7 +52,7 @@ def commands(rows: Mapping[str, Sequence[Row]]) -> Iterator[str]:
                 runs.setdefault(needed.name, needed)
     for i, run in enumerate(runs.values()):
         if not i:
-            yield _PREPARE.format(table=run.table, row=run.row.name)
+            yield _PREPARE.format(table=run.table, row=run.row.name, mesh=MESH)
         yield ""
         yield from _of(run)
 
@@ -64,19 +67,19 @@ def _of(run):
     )
     weights = ""
     if run.after and run.row.big:
-        weights = f"runs/{run.name}_created"
+        weights = f"gs://BUCKET/{run.name}_created"
         yield (
             f"sparse-tube-vit scale_up --small gs://BUCKET/{run.after.name} "
             f"--big vit_{TABLES[run.table].big.lower()}.npz "
-            f"--variant {TABLES[run.table].big} --workdir gs://BUCKET/{weights}"
+            f"--variant {TABLES[run.table].big} --workdir {weights}"
         )
-        weights = f"gs://BUCKET/{weights}"
     elif run.after:
         weights = f"gs://BUCKET/{run.after.name}"
     elif run.row.big:
         weights = "gs://BUCKET/vit_b.npz"
     config = f"configs/reproduction.py:table={run.table},row={run.row.name}"
     given = [f"--workdir gs://BUCKET/{run.name}", "--config.data_dir=gs://BUCKET/data"]
+    given += [MESH]
     given += [f"--config.init.weights={weights}"] if weights else []
     lines = " \\\n    ".join(given)
     yield f"./launch/tpu_vm.sh run NAME --config {config} \\\n    {lines}"

@@ -52,3 +52,14 @@ def test_chip_hours_by_hand():
 def test_fine_tuning_has_no_full_size():
     (line,) = full_size.commands(select(["finetuning"]))
     assert "no full size" in line
+
+
+def test_what_runs_is_what_preflight_compiled():
+    text = "\n".join(full_size.commands(select(["6:everything"])))
+    commands = text.replace("\\\n", " ").splitlines()
+    run, check = (
+        [c for c in commands if command in c]
+        for command in ("tpu_vm.sh run", "sparse-tube-vit preflight")
+    )
+    assert len(run) == 2 and check
+    assert all("--config.mesh.fsdp=16" in command for command in run + check)
