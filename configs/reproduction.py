@@ -47,7 +47,7 @@ SMALL = {
         "stream": {"crop_area": (0.8, 1.0), "flip": False},
         "views": {"temporal_views": 2, "spatial_views": 1},
         "image_split": "test",
-        "steps": 600,
+        "steps": 1200,
         "stride": 1 / 2,
     },
     "ucf101": {

@@ -23,7 +23,7 @@ at this size. One test example is 0.2% of moving_shapes, 0.5% of ucf101.
 The tasks, each with 16 clips, and 32 images where there are images, a step:
 
 * moving_shapes: the embedded data, 24 classes of shape and motion. Clips of 16x64x64,
-  4 blocks of width 128, 600 steps.
+  4 blocks of width 128, 1200 steps.
 * ucf101: 10 classes of UCF101, split 1, clips of 176x132 pixels, with 50 classes of
   Tiny-ImageNet, from scratch. Clips of 16x96x96, 4 blocks of width 192, 1200 steps.
 * ucf101_directions: the same clips forwards and backwards, as 20 classes.

@@ -18,7 +18,7 @@ from sparse_tube_vit.storage import write_whole
 
 #: The small tasks, with a guess of the minutes that a run takes on two CPU cores.
 TASKS = {
-    "moving_shapes": 2.5,
+    "moving_shapes": 5.0,
     "ucf101": 6.0,
     "ucf101_directions": 6.5,
     "ucf101_image_vit": 7.0,

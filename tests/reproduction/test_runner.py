@@ -19,9 +19,9 @@ TRAINED = """
 import json, pathlib, sys
 folder = pathlib.Path(sys.argv[1]) / "evaluations"
 folder.mkdir(parents=True)
-for step in (300, 600):
+for step in (600, 1200):
     for name in ("video", "image"):
-        result = {"evaluation": name, "step": step, "top1": step / 1000, "tokens": 114}
+        result = {"evaluation": name, "step": step, "top1": step / 2000, "tokens": 114}
         (folder / f"{name}_step{step}.json").write_text(json.dumps(result))
 """
 
@@ -50,7 +50,7 @@ def test_the_last_step_is_the_result(commands, tmp_path):
     assert runner.carry_out([run], results, tmp_path / "runs", "data", "") == []
     stored = Results(tmp_path / "results").get(run)
     assert stored["evaluations"]["video"] == {"top1": 0.6, "tokens": 114}
-    assert stored["steps"] == 600 and stored["device"] == "2 CPU cores"
+    assert stored["steps"] == 1200 and stored["device"] == "2 CPU cores"
     assert 0 < stored["minutes"] < 1
     log = (tmp_path / "runs" / run.folder / "log.txt").read_text()
     assert log.startswith(f"$ {sys.executable} -c")
@@ -151,7 +151,7 @@ def test_stopping_the_runner_stops_its_run(number, tmp_path):
 
 @pytest.mark.slow
 def test_a_table_for_real(tmp_path):
-    """Three minutes: images alone and jointly, and the document of them."""
+    """Seven minutes: images alone and jointly, and the document of them."""
     options = ["images", "--tasks", "moving_shapes", "--seeds", "1"]
     options += ["--data_dir", "data", "--runs", "runs", "--results", "docs/results"]
     command = [sys.executable, "-m", "sparse_tube_vit.reproduce", *options]
