@@ -69,7 +69,7 @@ SMALL["ucf101_directions"] = SMALL["ucf101"] | {
 SMALL["ucf101_image_vit"] = SMALL["ucf101"] | {
     "clip": {"frames": 16, "fps": 8.0, "size": 84},
     "big": {**VARIANTS["S"], "gelu": "erf"},
-    "steps": 120,
+    "big_steps": 120,
     "stride": 1 / 2,
 }
 
@@ -134,6 +134,8 @@ def get_config(argument: str = ""):
         _scale_up(config, row, big, patch)
     elif row.big:
         _start_from_image_vit(config, big, patch)
+    if small and row.big:
+        _take_recipe(config, row)
     if row.after:
         config.init.weights = f"runs/{args.task}/{args.table}_{row.after}/{args.seed}"
     for key, value in row.changes.items():
@@ -154,7 +156,7 @@ def _shrink(config, small, row):
         for tube in make_tubes(config.model.tubes)
     )
     config.optimizer.update(small["optimizer"], beta2=0.99)
-    config.total_steps = small["steps"] * row.steps
+    config.total_steps = small["big_steps" if row.big else "steps"] * row.steps
     config.optimizer.warmup_steps = config.total_steps // 10
     config.log_every_steps = config.total_steps // 20
     config.loader.workers = 1  # decoding beside the step: 25% less time on two cores
@@ -194,10 +196,9 @@ def _scale_up(config, row, big, patch):
 
 
 def _start_from_image_vit(config, big, patch):
-    """Turns the config into that of an image ViT with tubes, as for fine-tuning."""
-    config.model.update(
-        big, positions="learned", position_gain=0.0, pooling="attention"
-    )
+    """Turns the config into that of an image ViT with tubes."""
+    config.init.weights = "vit_b.npz" if patch == 16 else "hf://facebook/dinov2-small"
+    config.model.update(big, pooling="attention")
     config.model.tubes = tuple(
         tube
         | {"kernel": (1, patch, patch), "stride": (tube["stride"][0], patch, patch)}
@@ -205,15 +206,22 @@ def _start_from_image_vit(config, big, patch):
         else tube
         for tube in config.model.tubes
     )
-    weights = "vit_b.npz" if patch == 16 else "hf://facebook/dinov2-small"
-    config.init.update(weights=weights, positions="keep", inflate="central_frame")
+
+
+def _take_recipe(config, row):
+    """Trains an image ViT as configs/finetune.py does: few steps do not spoil it."""
     steps, warmup = config.total_steps, config.optimizer.warmup_steps
+    everything = row.trained is None
     config.optimizer.update(
         trunk_rate=0.3,
         layer_decay=0.75,
-        video_tubes_rate=0.05,
-        head_steps=recipe.head_steps(steps, warmup),
+        weight_decay=0.05,
+        head_steps=recipe.head_steps(steps, warmup) if everything else 0,
     )
+    if not row.after:  # created models have fixed positions and trained tubes
+        config.model.update(positions="learned", position_gain=0.0)
+        config.init.update(positions="keep", inflate="central_frame")
+        config.optimizer.video_tubes_rate = 0.05
 
 
 def _add_streams(config, row, settings, videos, images):

@@ -13,6 +13,7 @@
 set -euo pipefail
 # shellcheck source=launch/usage.sh
 source "$(dirname "$0")/usage.sh"
+cd "$(dirname "$0")/.."
 # An environment that is active is used as it is.
 # shellcheck source=launch/setup.sh
 [ -n "${VIRTUAL_ENV:-}" ] || source "$(dirname "$0")/setup.sh"

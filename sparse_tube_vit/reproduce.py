@@ -50,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.document_only:
             document.write(results, args.document)
             return
-        data.prepare_data(args.data_dir, args.ucf101, args.images)
+        if not args.dry_run:
+            data.prepare_data(args.data_dir, args.ucf101, args.images)
         tasks = prepared_tasks(args.data_dir, args.tasks)
         runs = plan(rows, tasks, args.seeds, results, Path(args.runs))
         if not runs:

@@ -2,9 +2,12 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from sparse_tube_vit.config import ConfigDict
 from sparse_tube_vit.distributed.devices import ACCELERATORS
 from sparse_tube_vit.models.flops import step_flops
+from sparse_tube_vit.models.tubes import count_tokens
 from sparse_tube_vit.models.tubevit import make_model
+from sparse_tube_vit.models.variants import make_tubes
 from sparse_tube_vit.reproduction.runs import Run
 from sparse_tube_vit.reproduction.tables import PAPER, TABLES, Row
 
@@ -25,11 +28,9 @@ sparse-tube-vit prepare kinetics600 --videos VIDEOS --annotations LISTS \\
     --data_dir gs://BUCKET/data --transcode short_side=256,gop=30,crf=23
 sparse-tube-vit prepare imagenet2012 --images ILSVRC/Data/CLS-LOC \\
     --data_dir gs://BUCKET/data
-# Once: a TPU, after it was seen that a step fits.
-sparse-tube-vit preflight --config configs/reproduction.py:table={table},row={row} \\
-    --topology v5e:8x8 {mesh}
-./launch/tpu_vm.sh queue NAME --accelerator_type v5litepod-64 --wait \\
-    --config configs/reproduction.py:table={table},row={row} --no_preflight
+# Once: a TPU. Below, preflight tells whether a step fits; `run` returns at once, and
+# `./launch/tpu_vm.sh logs NAME` shows when the next row can begin.
+./launch/tpu_vm.sh queue NAME --accelerator_type v5litepod-64 --wait --no_preflight
 ./launch/tpu_vm.sh setup NAME"""
 
 
@@ -41,7 +42,7 @@ def commands(rows: Mapping[str, Sequence[Row]]) -> Iterator[str]:
     Args:
         rows: Rows by the number of their table.
     """
-    runs = {}
+    runs, rows_of = {}, {}
     for table, chosen in rows.items():
         if table not in PAPER:
             yield f"# Table {table} has no full size: it is a few minutes of a GPU."
@@ -50,39 +51,61 @@ def commands(rows: Mapping[str, Sequence[Row]]) -> Iterator[str]:
             run = Run.of(table, row, TASK, 0)
             for needed in filter(None, (run.after, run)):
                 runs.setdefault(needed.name, needed)
+            rows_of.setdefault(run.name, []).append(f"{table}:{row.name}")
     for i, run in enumerate(runs.values()):
         if not i:
-            yield _PREPARE.format(table=run.table, row=run.row.name, mesh=MESH)
+            yield _PREPARE
         yield ""
-        yield from _of(run)
+        yield from _of(run, rows_of.get(run.name, ["others start from it"]))
 
 
-def _of(run):
+def _of(run, rows):
     hours = training_flops(run) / 3600 / MFU
     v5e, h200 = (ACCELERATORS[name].peak_flops for name in ("v5e", "H200"))
-    what = f"{run.table}, row {run.row.name}: {run.config.total_steps:,} steps"
-    yield (
-        f"# Table {what}, {hours / v5e:,.0f} chip-hours of v5e, or "
-        f"{hours / h200:,.0f} hours of an H200, at {MFU:.0%} of their peak."
-    )
+    yield f"# {', '.join(rows)}: {run.config.total_steps:,} steps, at {MFU:.0%} MFU"
+    yield f"# {hours / v5e:,.0f} chip-hours of v5e or {hours / h200:,.0f} of an H200."
     weights = ""
     if run.after and run.row.big:
-        weights = f"gs://BUCKET/{run.name}_created"
+        big, weights = TABLES[run.table].big, f"gs://BUCKET/{run.name}_created"
         yield (
             f"sparse-tube-vit scale_up --small gs://BUCKET/{run.after.name} "
-            f"--big vit_{TABLES[run.table].big.lower()}.npz "
-            f"--variant {TABLES[run.table].big} --workdir {weights}"
+            f"--big vit_{big.lower()}.npz --variant {big} \\\n    --workdir {weights}"
         )
     elif run.after:
         weights = f"gs://BUCKET/{run.after.name}"
     elif run.row.big:
         weights = "gs://BUCKET/vit_b.npz"
-    config = f"configs/reproduction.py:table={run.table},row={run.row.name}"
+    config = f"--config configs/reproduction.py:table={run.table},row={run.row.name}"
+    yield f"sparse-tube-vit preflight {config} \\\n    --topology v5e:8x8 {MESH}"
     given = [f"--workdir gs://BUCKET/{run.name}", "--config.data_dir=gs://BUCKET/data"]
-    given += [MESH]
     given += [f"--config.init.weights={weights}"] if weights else []
-    lines = " \\\n    ".join(given)
-    yield f"./launch/tpu_vm.sh run NAME --config {config} \\\n    {lines}"
+    lines = " \\\n    ".join([config, *given, MESH])
+    yield f"./launch/tpu_vm.sh run NAME {lines}"
+    parts = f"--config.optimizer.accumulate_steps={accumulated(run.config)}"
+    lines = " \\\n#     ".join([f"sparse-tube-vit train {config}", *given, parts])
+    yield f"# On one H200:\n# {lines}"
+
+
+def accumulated(config: ConfigDict) -> int:
+    """Returns the parts of a batch of which each should fit an H200's memory.
+
+    Counted in tokens by docs/gpu.md: 128 GB take some 180 clips and images of B, and of
+    larger models with rematerialization, at 1,176 and 196 tokens.
+
+    Args:
+        config: A config at full size.
+    """
+    clip = config.clip.frames, config.clip.size, config.clip.size
+    tubes = make_tubes(config.model.tubes)
+    tokens = sum(
+        stream.batch_size
+        * count_tokens(tubes, clip if stream.kind == "video" else (1, *clip[1:]))
+        for stream in config.streams.values()
+    )
+    parts = 1
+    while tokens / parts > 180 * (1176 + 196):
+        parts *= 2
+    return parts
 
 
 def training_flops(run: Run) -> int:

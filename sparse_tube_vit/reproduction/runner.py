@@ -41,12 +41,14 @@ def carry_out(
     failed: dict[str, FailedRun] = {}
     minutes = [results.minutes(run) for run in runs]
     text = "{desc} {bar} {n:.0f}/{total:.0f} min"
-    every = 1 if sys.stderr.isatty() else 60  # seconds: logs are kept short
-    with tqdm(total=sum(minutes), bar_format=text, mininterval=every) as bar:
+    shown = sys.stderr.isatty()  # in a log, a line for every run is better
+    with tqdm(total=sum(minutes), bar_format=text, disable=not shown) as bar:
         for i, run in enumerate(runs):
             left = sum(minutes[i:])
             about = f"{i + 1} of {len(runs)} runs, {left:.0f} min left"
             bar.set_description_str(f"{run.folder}: {about}", refresh=False)
+            if not shown:
+                log.info("%s: %s", run.folder, about)
             try:
                 if run.after and run.after.folder in failed:
                     raise FailedRun(f"{run.folder}: {run.after.folder} failed before.")
@@ -93,6 +95,7 @@ def _carry_out(run, results, workdirs, data_dir, weights, device, bar):
             "device": device,
             "date": datetime.date.today().isoformat(),
             "jax": metadata.version("jax"),
+            **({"weights": weights} if run.takes_weights else {}),
         },
     )
 

@@ -123,6 +123,11 @@ class Run:
         name = f"table={self.table},row={self.row.name},task={self.task}"
         return (f"--config=configs/reproduction.py:{name},seed={self.seed}",)
 
+    @property
+    def takes_weights(self) -> bool:
+        """Whether it needs an image ViT."""
+        return self.row.big or self.task == "ucf101_finetuning"
+
     @functools.cached_property
     def config(self) -> ConfigDict:
         """The config, without what depends on paths."""
@@ -170,7 +175,7 @@ class Run:
             overrides.append(f"--config.init.weights={created}")
         elif self.after:
             overrides.append(f"--config.init.weights={self.after.workdir(runs)}")
-        elif self.row.big or self.task == "ucf101_finetuning":
+        elif self.takes_weights:
             overrides.append(f"--config.init.weights={weights}")
         yield [
             *(*python, "sparse_tube_vit.train", *self.config_arguments, *overrides),

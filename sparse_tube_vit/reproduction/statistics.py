@@ -10,15 +10,19 @@ from scipy import stats
 #: Probability below which a difference counts as resolved.
 SIGNIFICANCE = 0.05
 
+LEAST_SEEDS = 3
+
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
     """Accuracies of two rows, by a paired t-test over the seeds that both have.
 
+    Fewer than three seeds, or equal differences of all, are too little to test.
+
     Attributes:
         difference: Mean difference, better minus worse by the paper.
         seeds: Number of seeds.
-        p: Two-sided probability of such a difference by chance; NaN with one seed.
+        p: Two-sided probability of such a difference by chance; NaN without a test.
     """
 
     difference: float
@@ -34,20 +38,18 @@ class Comparison:
         pairs = np.array([(better[seed], worse[seed]) for seed in common])
         differences = pairs[:, 0] - pairs[:, 1]
         p = math.nan
-        if len(common) > 1:
-            # Without any spread, the t statistic is infinite or 0 / 0.
-            if np.ptp(differences) == 0:
-                p = float(differences[0] == 0)
-            else:
-                p = float(stats.ttest_rel(*pairs.T).pvalue)
+        if len(common) >= LEAST_SEEDS and np.ptp(differences) > 1e-9:
+            p = float(stats.ttest_rel(*pairs.T).pvalue)
         return cls(float(differences.mean()), len(common), p)
 
     @property
     def verdict(self) -> str:
-        """The paper's direction: confirmed, contradicted, or not resolved."""
+        """The paper's direction: confirmed, not confirmed (the reverse), or neither."""
+        if self.seeds < LEAST_SEEDS:
+            return f"{self.seeds} seed{'s' * (self.seeds > 1)}"
         if self.p < SIGNIFICANCE:
             return "confirmed" if self.difference > 0 else "not confirmed"
-        return "one seed" if math.isnan(self.p) else "not resolvable"
+        return "not resolvable"
 
 
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:

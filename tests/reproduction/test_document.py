@@ -71,3 +71,19 @@ def test_pictures_may_lie_elsewhere(tmp_path):
     document.write(results, tmp_path / "docs" / "document.md")
     text = (tmp_path / "docs" / "document.md").read_text()
     assert "(../results/joint.png)" in text
+
+
+def test_a_difference_of_differences_is_tested(tmp_path):
+    results = Results(tmp_path)
+    for row, top1s in {
+        "1_video": (50, 52, 51),
+        "0.6_video": (40, 41, 41),
+        "1_joint": (60, 61, 62),
+        "0.6_joint": (59, 59, 60),
+    }.items():
+        add(results, "figure4", row, "ucf101", top1s)
+    table = TABLES["figure4"]
+    found = dict(document.compare("figure4", table, results, ["ucf101"]))
+    (alone,) = found["1_video above 0.6_video more than 1_joint above 0.6_joint"]
+    assert alone.difference == pytest.approx(26 / 3)  # 9, 9 and 8
+    assert alone.verdict == "confirmed"

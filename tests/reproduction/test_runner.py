@@ -91,7 +91,7 @@ def test_a_run_without_its_evaluation_has_failed(commands, tmp_path):
     commands["5_jointly"] = "pass"
     results, run = Results(tmp_path / "results"), run_of("5", "jointly")
     (error,) = runner.carry_out([run], results, tmp_path / "runs", "data", "")
-    assert "no evaluation video of step 600" in str(error)
+    assert "no evaluation video of step 1200" in str(error)
     assert results.get(run) is None
 
 

@@ -31,8 +31,8 @@ def test_a_model_to_start_from_is_trained_again_where_only_its_result_is_kept(tm
     assert names() == ["images", "images_first"]
     evaluations = images.workdir(tmp_path / "runs") / "evaluations"
     evaluations.mkdir(parents=True)  # as training leaves them at its end
-    values = {"evaluation": "image", "step": 600, "top1": 0.5}
-    (evaluations / "image_step600.json").write_text(json.dumps(values))
+    values = {"evaluation": "image", "step": 1200, "top1": 0.5}
+    (evaluations / "image_step1200.json").write_text(json.dumps(values))
     assert names() == ["images_first"]
 
 

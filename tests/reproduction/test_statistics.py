@@ -20,12 +20,17 @@ def test_three_seeds_by_the_closed_form():
 
 
 def test_what_cannot_be_resolved():
-    noisy = Comparison.of({0: 80.0, 1: 70.0}, {0: 70.0, 1: 79.0})
+    noisy = Comparison.of({0: 80.0, 1: 70.0, 2: 75.0}, {0: 70.0, 1: 79.0, 2: 75.0})
     assert noisy.verdict == "not resolvable"
-    assert Comparison.of({0: 80.0}, {0: 70.0}).verdict == "one seed"
     assert Comparison.of({0: 80.0}, {1: 70.0}) is None
-    assert Comparison.of({0: 1.0, 1: 2.0}, {0: 1.0, 1: 2.0}).verdict == "not resolvable"
-    assert Comparison.of({0: 1.0, 1: 2.0}, {0: 0.0, 1: 1.0}).verdict == "confirmed"
+    assert Comparison.of({0: 80.0}, {0: 70.0}).verdict == "1 seed"
+    two = Comparison.of({0: 80.0, 1: 81.0}, {0: 70.0, 1: 70.0})
+    assert two.verdict == "2 seeds" and math.isnan(two.p)
+    # Without any spread there is no test.
+    rising = {0: 1.0, 1: 2.0, 2: 3.0}
+    for constant in (0.0, 1.0):
+        moved = {seed: x + constant for seed, x in rising.items()}
+        assert Comparison.of(moved, rising).verdict == "not resolvable"
 
 
 def test_deviation_is_that_of_a_sample():

@@ -94,8 +94,8 @@ def test_a_small_task_has_half_the_frames_and_smaller_strides():
 def test_more_tokens_in_evaluation_come_near_the_papers_multiples():
     config = config_of("7d", "559")
     clip, counts = (64, 224, 224), []
-    for name in ("559", "768", "1024", "1536"):
-        scale = config.evaluations[f"tokens_{name}"].stride_scale
+    for row in TABLES["7d"].rows:
+        scale = config.evaluations[row.evaluation].stride_scale
         tubes = [t.restride(scale) for t in make_tubes(config.model.tubes)]
         counts.append(count_tokens(tubes, clip))
     assert counts[0] == 1176 and counts == sorted(counts)
