@@ -2,6 +2,7 @@
 
 import math
 import os
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -98,8 +99,8 @@ def _section(number, table: Table, results) -> Iterator[str]:
     numbered = "Figure 4: " if number == "figure4" else numbered
     yield f"## {numbered}{table.title}\n"
     where = f"The paper: {table.model}. " if table.model else ""
-    about = f"`{number}`. {where}{table.remark}".strip()
-    yield about + "\n"
+    about = f"`{number}`. {where}{table.remark}"
+    yield textwrap.fill(about, 88, break_on_hyphens=False) + "\n"
     if not tasks:
         yield "Not run yet.\n"
         return
@@ -201,19 +202,21 @@ def _joint(results):
         task: [accuracies(results, "5", row, task) for row in rows]
         for task in TABLES["5"].tasks
     }
-    bars = {task: found for task, found in bars.items() if all(found)}
+    bars = {task: found for task, found in bars.items() if sum(map(bool, found)) > 1}
     if not bars:
         return None
     figure = new_figure(6, 3.6)
     ax = figure.subplots()
     for i, row in enumerate(rows):
-        values = [mean_and_deviation([*found[i].values()]) for found in bars.values()]
-        means, deviations = zip(*values, strict=True)
+        values = [[*found[i].values()] for found in bars.values()]
+        means, deviations = zip(
+            *(mean_and_deviation(x) if x else (0, 0) for x in values), strict=True
+        )
         deviations = [0 if math.isnan(d) else d for d in deviations]
         places = [x + (i - 1) * 0.27 for x in range(len(bars))]
         label = row.name.replace("_", " ")
         ax.bar(places, means, 0.25, yerr=deviations, capsize=3, label=label)
     ax.set(ylabel="Top-1 on videos, %")
     ax.set_xticks(range(len(bars)), [*bars])
-    ax.legend(fontsize="small")
+    figure.legend(loc="outside upper center", ncols=len(rows), fontsize="small")
     return figure
