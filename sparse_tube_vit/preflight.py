@@ -6,11 +6,14 @@ Compiles the train step for the pod, with its shardings, on a machine that has t
 compiler (pip install "jax[tpu]") and no TPU, and reads memory, time and collectives in
 the compiled program. With --workdir DIR, training there shows the prediction beside
 what it measures. All times are predictions of the compiler's cost model, not
-measurements. Ends with exit code 1 if the step does not fit the memory of a chip.
+measurements. Ends with exit code 1 if the step does not fit the memory of a chip, and
+warns if the hosts have too few CPU cores to decode as fast as it computes.
 """
 
 import contextlib
+import dataclasses
 import json
+import re
 from collections.abc import Sequence
 
 import jax
@@ -18,13 +21,18 @@ from etils import epath
 
 from sparse_tube_vit.checkpoints.workdir import make_workdir, remove_empty
 from sparse_tube_vit.config.flags import CommandParser, add_config
-from sparse_tube_vit.errors import reported
-from sparse_tube_vit.log import to_stderr
+from sparse_tube_vit.errors import TubeViTError, reported
+from sparse_tube_vit.log import log, to_stderr
 from sparse_tube_vit.storage import whole_file
 from sparse_tube_vit.tpu.chips import Topology
+from sparse_tube_vit.tpu.feeding import feeding
 from sparse_tube_vit.tpu.preflight import UnknownClasses, head_classes, preflight
 from sparse_tube_vit.tpu.summary import to_json, to_text
 from sparse_tube_vit.training.utilization import PREDICTION
+
+
+class BadCost(TubeViTError, ValueError):
+    """A cost of an example that cannot be read, or of no stream of the config."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -45,6 +53,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         metavar="HEAD=N",
         help="of a data set that is not prepared; may be repeated",
     )
+    parser.add_argument(
+        "--example_ms",
+        action="append",
+        default=[],
+        metavar="STREAM=MS",
+        help="milliseconds of a core for an example, as `benchmark input` prints them; "
+        "may be repeated. Otherwise they are measured here if the data set is "
+        "prepared, else estimated",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.add_argument(
         "--workdir",
@@ -62,7 +79,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         config = args.config
         topology = Topology.parse(args.topology, config.mesh.slices)
         classes = head_classes(config, given_classes(args.classes))
+        seconds = given_seconds(args.example_ms, config.streams)
         result = preflight(config, topology, classes)
+        fed = feeding(config, topology, result.mesh, result.estimate.seconds, seconds)
+        result = dataclasses.replace(result, feeding=fed)
+        if not fed.suffices:
+            log.warning("%s", fed.verdict())
         as_json = json.dumps(to_json(result), indent=1)
         if args.workdir:
             write(lambda file: file.write(as_json.encode()))
@@ -76,6 +98,19 @@ def given_classes(texts):
         if not number.isdigit() or not int(number):
             raise UnknownClasses(f"--classes takes head=N, not {text!r}.")
         given[head] = int(number)
+    return given
+
+
+def given_seconds(texts, streams):
+    given = {}
+    for text in texts:
+        name, _, number = text.partition("=")
+        if name not in streams or not re.fullmatch(r"\d*\.?\d+", number):
+            raise BadCost(
+                f"--example_ms takes STREAM=MS, not {text!r}. Streams: "
+                f"{', '.join(streams)}."
+            )
+        given[name] = float(number) / 1e3
     return given
 
 

@@ -30,7 +30,7 @@ from sparse_tube_vit.config import from_json
 from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.datasets.classes import ClassNamesDiffer
 from sparse_tube_vit.datasets.reading import UnsupportedDataset
-from sparse_tube_vit.distributed import hosts
+from sparse_tube_vit.distributed import cores, hosts
 from sparse_tube_vit.errors import IndivisibleBatch
 from sparse_tube_vit.evaluation import evaluator, results
 from sparse_tube_vit.figures import run as run_pictures
@@ -86,10 +86,21 @@ def test_interrupted_and_resumed_ends_bit_identical(
         with pytest.raises(PowerCut):
             train.train(tiny_config(data_dir), tmp_path)
     assert locate(tmp_path).step == 4
-    config = tiny_config(data_dir)
-    config.loader.workers = 1
-    resumed = train.train(config, tmp_path)
+    # What is lost is made anew by processes, as where there are cores for them.
+    monkeypatch.setattr(cores, "worker_cores", lambda: 3)
+    started = []
+    monkeypatch.setattr(
+        pipeline,
+        "iterate",
+        lambda batches, loader, where, iterate=pipeline.iterate: (
+            started.append((where, loader.workers)) or iterate(batches, loader, where)
+        ),
+    )
+    resumed = train.train(tiny_config(data_dir), tmp_path)
     assert_bit_identical(resumed, expected)
+    processes = dict(started)
+    assert processes["streams.video"] + processes["streams.image"] == 3
+    assert processes["evaluations.video"] == 0  # it is short
     # The metrics of both are those of one run, each step once.
     ours, theirs = (without_times(read_metrics(d)) for d in (tmp_path, workdir))
     assert [x["step"] for x in ours] == [2, 4, 6, 6, 6]

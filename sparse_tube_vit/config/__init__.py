@@ -12,6 +12,7 @@ from sparse_tube_vit.config.rules import (
     is_weights_file,
     profiled_steps,
     validate,
+    worker_shares,
     wrong_source,
 )
 from sparse_tube_vit.config.schema import (
@@ -42,5 +43,6 @@ __all__ = [
     "smoke",
     "stream",
     "validate",
+    "worker_shares",
     "wrong_source",
 ]

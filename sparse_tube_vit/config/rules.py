@@ -1,5 +1,6 @@
 """Rules of a configuration: values of single keys, and keys that must go together."""
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 
@@ -47,6 +48,7 @@ def validate(config: ConfigDict, data: bool = True) -> None:
         *_wrong_losses(config, heads),
         *_wrong_evaluations(config, heads),
         *_wrong_init(config, heads),
+        *_wrong_shares(config),
     ]
     if not wrong:  # these compute with the values
         wrong += [*_wrong_layers(config), *_wrong_steps(config)]
@@ -240,6 +242,26 @@ def wrong_source(config: ConfigDict, image_vit: bool) -> Iterator[str]:
             )
 
 
+def _wrong_shares(config):
+    """Yields what is wrong with `loader.shares`."""
+    text, workers = config.loader.shares, config.loader.workers
+    if not text:
+        return
+    if workers is not None:
+        yield (
+            f"loader.shares is {text!r}, but loader.workers {workers}, for each stream "
+            "alike: set one of them."
+        )
+    shares = worker_shares(config)
+    positive = all(0 < share < math.inf for share in shares.values())
+    if set(shares) != set(config.streams) or not positive:
+        streams = ",".join(f"{name}=1" for name in config.streams)
+        yield (
+            f"loader.shares is {text!r}: it must give every stream a number above 0, "
+            f"as in {streams}."
+        )
+
+
 def _wrong_steps(config):
     """Yields steps that are not within those of the run."""
     total, warmup = config.total_steps, config.optimizer.warmup_steps
@@ -274,6 +296,16 @@ def head_loss(config: ConfigDict, head: str) -> str:
     """Returns the name of the loss that a head is trained with."""
     kept = dict.fromkeys(config.init.keep_heads, "softmax")
     return (kept | {s.head: s.loss for s in config.streams.values()})[head]
+
+
+def worker_shares(config: ConfigDict) -> dict[str, float]:
+    """Returns the numbers that `loader.shares` gives, by stream; {} if unreadable."""
+    pairs = [part.partition("=") for part in config.loader.shares.split(",")]
+    try:
+        shares = {name.strip(): float(share) for name, _, share in pairs}
+    except ValueError:
+        return {}
+    return shares if len(shares) == len(pairs) else {}  # no stream twice
 
 
 def profiled_steps(config: ConfigDict) -> tuple[int, int] | None:

@@ -31,6 +31,7 @@ from sparse_tube_vit.config.keys import (
 )
 from sparse_tube_vit.config.model import MODEL
 
+WORKERS = whole(0, 1000)
 AXIS_SIZE = Rule(lambda x: x == -1 or COUNT.accepts(x), f"{COUNT.words}, or -1")
 
 #: Keys by name, and sections of keys, whose names are joined by dots.
@@ -186,12 +187,27 @@ SCHEMA = {
     ),
     "loader": {
         "workers": Key(
-            0, "Processes a stream that decode; 0: threads.", whole(0, 1000)
+            None,
+            "Processes a stream that decode; 0: threads. None: the cores that the main "
+            "process does not need, divided by the measured cost of each stream's "
+            "examples; threads where few are left, or the model computes on the CPU.",
+            Rule(
+                lambda x: x is None or WORKERS.accepts(x), f"None, or {WORKERS.words}"
+            ),
+            value_type=int,
+        ),
+        "shares": Key(
+            "",
+            "Ratio by which the processes are divided among all streams, as "
+            '"video=8,image=1", where workers is None. Empty: by the measured cost.',
+            TEXT,
         ),
         "threads": Key(
             2, "Threads a stream that decode, without processes.", whole(1, 1000)
         ),
-        "prefetch": Key(4, "Batches that are read ahead.", whole(1, 1000)),
+        "prefetch": Key(
+            4, "Batches that are read ahead; at least 1 a process.", whole(1, 1000)
+        ),
         "max_undecodable": Key(
             0.01,
             "Fraction of a stream's examples that may fail to decode before the run "

@@ -278,6 +278,20 @@ def _from_first_host(key: str, value: str) -> str:
     return _client().blocking_key_value_get(key, 1000 * _start_seconds())
 
 
+def gather(key: str, value: str) -> list[str]:
+    """Returns the values of all hosts, in their order; all have to call it.
+
+    Args:
+        key: Unique in the run.
+        value: This host's value.
+    """
+    if jax.process_count() == 1:
+        return [value]
+    _client().key_value_set(f"{key}/{jax.process_index():06}", value)
+    _client().wait_at_barrier(key, _A_DAY)
+    return [value for _, value in sorted(_client().key_value_dir_get(f"{key}/"))]
+
+
 class HostMessages:
     """Messages that all hosts receive at the same training step.
 

@@ -14,7 +14,7 @@ from sparse_tube_vit.checkpoints.stored import Location
 from sparse_tube_vit.config import ConfigDict, head_loss, validate
 from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.datasets.classes import check_classes
-from sparse_tube_vit.distributed import hosts, sharding
+from sparse_tube_vit.distributed import cores, hosts, sharding
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.evaluation.results import (
     Accuracy,
@@ -22,7 +22,7 @@ from sparse_tube_vit.evaluation.results import (
     Result,
     tokens_in_words,
 )
-from sparse_tube_vit.input import pipeline
+from sparse_tube_vit.input import pipeline, workers
 from sparse_tube_vit.log import log
 from sparse_tube_vit.models.losses import (
     DIVERGED,
@@ -102,13 +102,13 @@ class Evaluator:
         distinct_views = np.zeros(n, np.int64)
         scored, decoded = np.zeros(n, bool), np.zeros(n, bool)
         undecodable = []
+        share = sharding.batch_share(mesh)
+        loader = workers.evaluation_loader(
+            *(self.split, source, self.clip, self.loader),
+            *(cores.worker_cores(), share[1]),
+        )
         batches = pipeline.evaluation_batches(
-            self.split,
-            self.name,
-            source,
-            self.clip,
-            self.loader,
-            *sharding.batch_share(mesh),
+            self.split, self.name, source, self.clip, loader, *share
         )
         for batch in batches:
             before_batch()

@@ -34,6 +34,19 @@ def training_records(split: Split, name: str, seed: int) -> grain.MapDataset:
     return records.shuffle().repeat()
 
 
+def training_examples(
+    split: Split,
+    name: str,
+    stream: ConfigDict,
+    clip: ConfigDict,
+    loader: ConfigDict,
+    seed: int,
+) -> grain.MapDataset:
+    """Returns the examples of the stream `name` in its order, without end."""
+    example = TrainingExample.of(clip, stream, limits=Limits.of(loader))
+    return training_records(split, name, seed).random_map(example)
+
+
 def training_batches(
     split: Split,
     name: str,
@@ -58,8 +71,7 @@ def training_batches(
             " delete the data set and prepare it again"
         )
     size = _host_batch_size(stream.batch_size, hosts, f"streams.{name}")
-    example = TrainingExample.of(clip, stream, limits=Limits.of(loader))
-    examples = training_records(split, name, seed).random_map(example)
+    examples = training_examples(split, name, stream, clip, loader, seed)
     # An endless data set has no remainder; to look for one, grain counts in floats,
     # which overflow in batches of one.
     batches = examples.batch(size, drop_remainder=True)
@@ -110,14 +122,19 @@ class LoaderDied(TubeViTError, RuntimeError):
     """A worker process that decodes was killed, or shared memory is full."""
 
 
+def batches_ahead(prefetch: int, workers: int) -> int:
+    """Returns the number of batches that each of several processes reads ahead."""
+    return max(1, -(-prefetch // workers))
+
+
 def iterate(
     batches: grain.MapDataset, loader: ConfigDict, where: str
 ) -> Iterator[dict]:
-    """Yields batches made by worker processes, or by threads if there are 0 workers.
+    """Yields batches made by worker processes, or by threads if there are none.
 
     Args:
         batches: The batches.
-        loader: `loader` of a config.
+        loader: `loader` of a config; None for `workers` is 0 here.
         where: The stream or evaluation, for errors.
 
     Raises:
@@ -125,10 +142,10 @@ def iterate(
     """
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # grain's workers need it, outside absl.app too
-    options = grain.ReadOptions(
-        num_threads=1 if loader.workers else loader.threads,
-        prefetch_buffer_size=loader.prefetch,
-    )
+    threads, ahead = loader.threads, loader.prefetch
+    if loader.workers:
+        threads, ahead = 1, batches_ahead(loader.prefetch, loader.workers)
+    options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
     batches = batches.to_iter_dataset(options)
     if not loader.workers:
         with contextlib.closing(iter(batches)) as iterator:
@@ -139,7 +156,7 @@ def iterate(
     iterator = iter(
         batches.mp_prefetch(
             grain.MultiprocessingOptions(
-                num_workers=loader.workers, per_worker_buffer_size=loader.prefetch
+                num_workers=loader.workers, per_worker_buffer_size=ahead
             ),
             worker_init_fn=_start_worker,
         )

@@ -5,7 +5,7 @@ import importlib.util
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 from jax.experimental import topologies
@@ -25,6 +25,19 @@ class NoTpuCompiler(TubeViTError, ImportError):
 
 
 @dataclasses.dataclass(frozen=True)
+class Machine:
+    """A host of chips, a TPU VM.
+
+    Attributes:
+        name: Its type, as Google Cloud names it.
+        vcpus: Number of vCPUs.
+    """
+
+    name: str
+    vcpus: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Chip:
     """A chip, all its cores together.
 
@@ -40,6 +53,8 @@ class Chip:
         dimensions: The number of dimensions of the torus.
         wraps: Rows of this many chips, and of multiples, close to rings.
         most_chips: Largest slice.
+        machines: Machine types by their number of chips. Slices of several hosts have
+            4 chips on each.
     """
 
     memory: float
@@ -52,6 +67,7 @@ class Chip:
     dimensions: int
     wraps: int
     most_chips: int
+    machines: Mapping[int, Machine]
 
     @property
     def clock(self) -> float:
@@ -63,7 +79,8 @@ class Chip:
 # (cloud.google.com/tpu/docs/v4, v5e, v5p, v6e), as are the peaks, which a run's MFU has
 # too. They give links as all of a chip's together, both ways; v4's are from Jouppi et
 # al., "TPU v4" (2023), and no page gives v4's share of the data center's network: we
-# take v5p's.
+# take v5p's. Machine types and their vCPUs are from the same pages, and from Google
+# Kubernetes Engine's on planning TPUs (kubernetes-engine/docs/concepts/plan-tpus).
 #
 # FLOPs a cycle are cores x units a core x unit^2 x 2, which makes clocks of 1.05, 1.50
 # and 1.75 GHz. The two units of v6e's page would make 3.5 GHz, and the compiler counts
@@ -80,6 +97,7 @@ CHIPS = {
         dimensions=3,
         wraps=4,
         most_chips=4096,
+        machines={4: Machine("ct4p-hightpu-4t", 240)},
     ),
     "v5e": Chip(
         memory=15.75 * GIB,
@@ -92,6 +110,11 @@ CHIPS = {
         dimensions=2,
         wraps=16,
         most_chips=256,
+        machines={
+            1: Machine("ct5lp-hightpu-1t", 24),
+            4: Machine("ct5lp-hightpu-4t", 112),
+            8: Machine("ct5lp-hightpu-8t", 224),
+        },
     ),
     "v5p": Chip(
         memory=95.74 * GIB,
@@ -104,6 +127,7 @@ CHIPS = {
         dimensions=3,
         wraps=4,
         most_chips=6144,
+        machines={4: Machine("ct5p-hightpu-4t", 208)},
     ),
     "v6e": Chip(
         memory=31.25 * GIB,
@@ -116,6 +140,11 @@ CHIPS = {
         dimensions=2,
         wraps=16,
         most_chips=256,
+        machines={
+            1: Machine("ct6e-standard-1t", 44),
+            4: Machine("ct6e-standard-4t", 180),
+            8: Machine("ct6e-standard-8t", 180),
+        },
     ),
 }
 
@@ -179,6 +208,20 @@ class Topology:
     @property
     def chips(self) -> int:
         return self.slices * math.prod(self.grid)
+
+    @property
+    def machine(self) -> Machine:
+        """Machine type of every host."""
+        return self.chip.machines[self._chips_per_host]
+
+    @property
+    def hosts(self) -> int:
+        return self.slices * -(-math.prod(self.grid) // self._chips_per_host)
+
+    @property
+    def _chips_per_host(self):
+        chips = math.prod(self.grid)
+        return chips if chips in self.chip.machines else 4
 
     def devices(self) -> Sequence[jax.Device]:
         """Returns devices to compile for, one per chip; nothing can run on them.

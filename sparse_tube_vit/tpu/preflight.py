@@ -17,6 +17,7 @@ from sparse_tube_vit.models.flops import step_flops
 from sparse_tube_vit.tpu import hlo
 from sparse_tube_vit.tpu.chips import GIB, Topology
 from sparse_tube_vit.tpu.cost import Estimate, Network, estimate
+from sparse_tube_vit.tpu.feeding import Feeding
 from sparse_tube_vit.training.program import Program
 from sparse_tube_vit.training.utilization import timed_keys
 
@@ -77,6 +78,7 @@ class Preflight:
         batch: Examples per step by stream.
         steps: The number of steps of the config.
         config: The config's values that change the time of a step, by key.
+        feeding: Cores that a host needs to feed the step; None where not computed.
     """
 
     topology: Topology
@@ -88,6 +90,7 @@ class Preflight:
     batch: Mapping[str, int]
     steps: int
     config: Mapping[str, object]
+    feeding: Feeding | None = None
 
     @property
     def mfu(self) -> float:

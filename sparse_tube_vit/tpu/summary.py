@@ -38,12 +38,22 @@ def to_json(result: Preflight) -> dict:
             name: batch / e.seconds for name, batch in result.batch.items()
         },
         "chip_hours": result.chip_hours,
+        "feeding": result.feeding and _feeding_json(result.feeding),
         "steps": result.steps,
         "config": dict(result.config),
         "collectives": collective_totals(e),
         "operations": operation_totals(e),
         "unknown_loops": e.unknown_loops,
         "unknown_kernels": e.unknown_kernels,
+    }
+
+
+def _feeding_json(f):
+    return dataclasses.asdict(f) | {
+        "cores_needed": f.needed,
+        "cores_needed_transcoded": f.needed_transcoded,
+        "cores_available": f.available,
+        "suffices": f.suffices,
     }
 
 
@@ -68,6 +78,7 @@ def to_text(result: Preflight) -> str:
         f"{speeds}; {result.steps:,} steps: {result.chip_hours:,.0f} chip-hours, "
         f"{result.chip_hours / topology.chips:,.1f} hours",
         "",
+        *_feeding_table(result.feeding),
         *_collective_table(e),
         "",
         *_operation_table(e, topology.chip.peak_flops),
@@ -107,6 +118,24 @@ def _time_table(e):
     rows = [("a step", "ms", "share")]
     rows += [(name, *_ms(part, e.seconds)) for name, part in parts.items()]
     return format_table(rows)
+
+
+def _feeding_table(f):
+    if f is None:
+        return []
+    rows = [("feeding a host", "examples a step", "ms of a core each", "cores")]
+    for name, s in f.streams.items():
+        each = f"{s.source} {1e3 * s.seconds:.1f}"
+        cores = s.examples * s.seconds / f.step_seconds
+        rows.append((name, f"{s.examples:g}", each, f"{cores:.1f}"))
+    lines = [*format_table(rows), f"{f.hosts} hosts. {f.verdict()}"]
+    if any(s.source == "estimated" for s in f.streams.values()):
+        lines.append(
+            "Estimates: docs/measurements.md, files as they come; with transcoded "
+            f"videos {f.needed_transcoded:.1f} cores. `benchmark input` measures "
+            "yours, for --example_ms."
+        )
+    return [*lines, ""]
 
 
 def _collective_table(e):

@@ -9,9 +9,9 @@ from jax.sharding import Mesh
 
 from sparse_tube_vit.config import ConfigDict
 from sparse_tube_vit.datasets.reading import Split
-from sparse_tube_vit.distributed import hosts, sharding
+from sparse_tube_vit.distributed import cores, hosts, sharding
 from sparse_tube_vit.errors import TubeViTError
-from sparse_tube_vit.input import pipeline
+from sparse_tube_vit.input import pipeline, workers
 from sparse_tube_vit.log import log
 from sparse_tube_vit.training import undecodable
 from sparse_tube_vit.training.reporting import Reporter
@@ -48,6 +48,10 @@ class TrainingBatches:
     ):
         self._mesh, self._workdir, self._reporter = mesh, workdir, reporter
         self._config, self._splits = config, splits
+        self._share = sharding.batch_share(mesh)
+        self._loaders = workers.training_loaders(
+            config, splits, cores.worker_cores(), self._share[1]
+        )
         self._loaded = self._taken = first_step  # the steps whose batches were, last
         self._streams = {name: self._open(name) for name in config.streams}
         self._undecodable = {
@@ -166,8 +170,8 @@ class TrainingBatches:
             name,
             self._config.streams[name],
             self._config.clip,
-            self._config.loader,
+            self._loaders[name],
             self._config.seed,
             self._loaded,
-            *sharding.batch_share(self._mesh),
+            *self._share,
         )

@@ -397,7 +397,7 @@ def prepare_folder(config: ConfigDict, key: str = "folder") -> FolderDataset:
         data_dir=config.data_dir,
         config=f"{name or 'clips'}-{digest}",
     )
-    prepare.prepare(builder, workers=config.loader.workers)
+    prepare.prepare(builder, workers=config.loader.workers or 0)
     contents = "\n".join(prepare.contents(builder))
     log.info("%s as %s: %s\n%s", folder, builder.dataset, how, contents)
     counts = _counts(builder)

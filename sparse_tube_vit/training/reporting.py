@@ -24,6 +24,10 @@ PARTS = ("input", "step", "logging", "checkpoint", "evaluation")
 TRAINING = ("input", "step", "logging")
 
 
+#: Share of waiting for data from which the log says what helps.
+LONG_WAIT = 0.05
+
+
 class DamagedMetrics(TubeViTError, ValueError):
     """A line of metrics.jsonl that no run has written."""
 
@@ -179,6 +183,7 @@ class Reporter:
             drop_from(workdir, start)
             self.events = EventFile(workdir)
         self._watch, self._steps = Stopwatch(), 0
+        self._advised = False
         self._since_compiled = 0, 0.0
         self._total = dict.fromkeys(PARTS, 0.0)
 
@@ -267,6 +272,12 @@ class Reporter:
             _shares(seconds),
             clock_time(speed["step_seconds"] * self._steps_left(step)),
         )
+        if speed["waiting_share"] >= LONG_WAIT and not self._advised:
+            self._advised = True
+            log.info(
+                "Steps wait for data. More CPU cores help, videos made small (prepare "
+                "--transcode), fewer frames, more hosts; see docs/pods.md, Feeding."
+            )
 
     def write(self, step: int, scalars: dict):
         """Writes scalars to TensorBoard and as a line of metrics.jsonl."""

@@ -80,6 +80,15 @@ def test_a_config_that_makes_sense(config):
         (lambda c: c.mesh.update(fsdp=0), "mesh.fsdp is 0: .*at least 1, or -1"),
         (lambda c: c.mesh.update(slices=0), "mesh.slices is 0"),
         (lambda c: c.loader.update(threads=0), "loader.threads is 0"),
+        (lambda c: c.loader.update(workers=-1), "-1: it must be None, or a whole numb"),
+        (
+            lambda c: c.loader.update(shares="video=1", workers=2),
+            "shares is 'video=1', but loader.workers 2, for each stream alike",
+        ),
+        *(
+            (lambda c, text=text: c.loader.update(shares=text), "as in video=1")
+            for text in ("video", "v=1", "video=0", "video=1,x=2", "video=1,video=2")
+        ),
         (lambda c: c.model.update(stochastic_depth=1.0), "stochastic_depth is 1.0"),
         (lambda c: c.init.update(inflate="tile"), "one of none, repeat, central_frame"),
         (lambda c: c.init.update(inflate="repeat"), "there are no init.weights"),

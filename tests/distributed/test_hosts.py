@@ -206,6 +206,11 @@ def test_messages_arrive_at_the_same_step_and_an_error_ends_all(tmp_path):
         "    messages.send(stop=step + i == 2, bad=bad)",
         "    got.append(messages.receive())",
         "print([len(x) for x in got], got[1], [x['stop'] for x in got[2]])",
+        "print(hosts.gather('values', f'of {i}'))",
+        "from sparse_tube_vit.distributed import cores",
+        "cores.jax.default_backend = lambda: 'gpu'",  # where two share a machine
+        "cores.usable_cores = lambda: 20",
+        "print('cores', cores.worker_cores(), cores.worker_cores())",
         "hosts.check_same({'seed': 0})",
         f"shared = epath.Path({str(tmp_path)!r})",
         "hosts.check_shared(shared)",
@@ -217,8 +222,9 @@ def test_messages_arrive_at_the_same_step_and_an_error_ends_all(tmp_path):
         "    raise TubeViTError('the disk is full')",
         "time.sleep(300)",
     )
-    expected = "[0, 1, 2, 0] [{'stop': True, 'bad': {}}] [True, False]"
-    assert expected in out_0 and expected in out_1
+    messages = "[0, 1, 2, 0] [{'stop': True, 'bad': {}}] [True, False]"
+    for expected in (messages, "['of 0', 'of 1']", "cores 8 8"):
+        assert expected in out_0 and expected in out_1
     assert "made before False" in out_0 and "made before True" in out_1
     assert (code_0, code_1) == (1, 1) and time.monotonic() - started < 120
     assert [path.name for path in tmp_path.iterdir()] == ["made"]

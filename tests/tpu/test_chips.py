@@ -24,6 +24,25 @@ def test_a_topology_by_name():
 
 
 @pytest.mark.parametrize(
+    "name, slices, hosts, machine, vcpus",
+    [
+        ("v5e:1x1", 1, 1, "ct5lp-hightpu-1t", 24),
+        ("v5e:2x2", 2, 2, "ct5lp-hightpu-4t", 112),
+        ("v5e:2x4", 1, 1, "ct5lp-hightpu-8t", 224),
+        ("v5e:16x16", 1, 64, "ct5lp-hightpu-4t", 112),
+        ("v6e:16x16", 2, 128, "ct6e-standard-4t", 180),
+        ("v4:2x2x1", 1, 1, "ct4p-hightpu-4t", 240),
+        ("v5p:4x4x8", 1, 32, "ct5p-hightpu-4t", 208),
+        ("v5p:1x1x1", 1, 1, "ct5p-hightpu-4t", 208),
+    ],
+)
+def test_hosts_of_a_topology(name, slices, hosts, machine, vcpus):
+    pod = Topology.parse(name, slices)
+    found = (pod.hosts, pod.machine.name, pod.machine.vcpus)
+    assert found == (hosts, machine, vcpus)
+
+
+@pytest.mark.parametrize(
     "text", ["v5e", "v3:4x4", "v5e:4x4x4", "v5p:4x4", "v5e:32x16", "v5e:0x4", "v5e:4x"]
 )
 def test_unknown_topologies_are_named(text):

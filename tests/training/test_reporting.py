@@ -162,6 +162,14 @@ def test_step_time_is_that_of_training_alone(clock, devices, tmp_path, caplog):
     assert line["train/a/examples_per_second"] == 4 and line["train/mfu"] == 3
     assert line["train/waiting_share"] == pytest.approx(0.125)
     assert "loss 1.000; 2 s a step, 4.0 a/s, MFU 300.0%, 12% waiting" in caplog.text
+    assert caplog.text.count("Steps wait for data. More CPU cores help") == 1
+    with reporter.time("input"):
+        clock.go(1)
+    step(1)
+    with caplog.at_level(logging.INFO, "sparse_tube_vit"):
+        reporter.training(4, {"loss": 1.0})
+    assert "50% waiting" in caplog.text  # but the advice comes once
+    assert caplog.text.count("Steps wait for data") == 1
     assert ("train/a/examples_per_second", 4.0) in {e[1:] for e in events(tmp_path)}
     reporter.close()
 

@@ -1,0 +1,186 @@
+"""Number of worker processes of every stream and evaluation.
+
+The cores that the main process leaves are divided by what the examples cost, which is
+measured with a few of them. Which examples a step has does not depend on any of it.
+"""
+
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+
+from sparse_tube_vit.config import ConfigDict, worker_shares
+from sparse_tube_vit.datasets.reading import Split
+from sparse_tube_vit.input import pipeline
+from sparse_tube_vit.input.examples import EvaluationExample
+from sparse_tube_vit.log import log
+from sparse_tube_vit.video.limits import Limits
+
+#: Examples that are timed after a first one, and seconds after which no more are.
+TIMED_EXAMPLES, TIMED_SECONDS = 8, 2.0
+
+#: Seconds of decoding in one process from which an evaluation starts processes: each
+#: takes a few to import what it needs.
+LONG_EVALUATION = 30.0
+
+_SHARED_MEMORY = "/dev/shm"  # batches travel through it
+
+
+def training_loaders(
+    config: ConfigDict, splits: Mapping[str, Split], cores: int, hosts: int
+) -> dict[str, ConfigDict]:
+    """Returns `config.loader` for every stream, with its number of worker processes.
+
+    Args:
+        config: The config of a run.
+        splits: The split that each stream reads, by the stream's name.
+        cores: Number of cores for worker processes.
+        hosts: Number of hosts that share a batch.
+    """
+    loader, streams = config.loader, config.streams
+    if loader.workers is not None:
+        return dict.fromkeys(streams, loader)
+    counts = dict.fromkeys(streams, 0)
+    # With fewer, the costliest stream would have fewer processes than threads now.
+    least = len(streams) - 1 + loader.threads
+    if cores >= least:
+        costs, words = _costs(config, splits, hosts)
+        sizes = {
+            name: _batch_bytes(stream.kind, stream.batch_size // hosts, config.clip)
+            for name, stream in streams.items()
+        }
+        counts = _fitting(cores, costs, sizes, loader.prefetch)
+        if max(counts.values()) < loader.threads:
+            counts = dict.fromkeys(streams, 0)
+        log.info(
+            "Worker processes that decode, of %d cores for them: %s",
+            cores,
+            ", ".join(f"{n} {name}{words.get(name, '')}" for name, n in counts.items()),
+        )
+    return {name: _with(loader, count) for name, count in counts.items()}
+
+
+def evaluation_loader(
+    split: Split,
+    source: ConfigDict,
+    clip: ConfigDict,
+    loader: ConfigDict,
+    cores: int,
+    hosts: int,
+) -> ConfigDict:
+    """Returns `loader` for an evaluation, with its number of worker processes.
+
+    Args:
+        split: The split that it reads.
+        source: The evaluation in a config.
+        clip: `clip` of the config.
+        loader: `loader` of the config.
+        cores: Number of cores for worker processes.
+        hosts: Number of hosts that share a batch.
+    """
+    if loader.workers is not None:
+        return loader
+    count = 0
+    if cores >= loader.threads:
+        example = EvaluationExample.of(clip, source, limits=Limits.of(loader))
+        records = (split[i % len(split)] for i in range(1 + TIMED_EXAMPLES))
+        seconds = seconds_per_example(example(record, None) for record in records)
+        if seconds * len(split) / hosts > LONG_EVALUATION:
+            size = source.batch_size // hosts
+            batches = -(-len(split) // source.batch_size)
+            views = math.prod(example.shape[:-4])
+            sizes = {"": views * _batch_bytes(source.kind, size, clip)}
+            limit = min(cores, batches)
+            count = _fitting(limit, {"": seconds}, sizes, loader.prefetch)[""]
+    return _with(loader, count if count >= loader.threads else 0)
+
+
+def seconds_per_example(examples: Iterator) -> float:
+    """Returns the mean time of making an example by the clock, without the first.
+
+    The first one imports decoders and opens files.
+    """
+    next(examples)
+    start, count = time.perf_counter(), 0
+    for count, _ in enumerate(examples, start=1):
+        if time.perf_counter() - start > TIMED_SECONDS or count == TIMED_EXAMPLES:
+            break
+    return (time.perf_counter() - start) / max(count, 1)
+
+
+def stream_seconds(config: ConfigDict, name: str, split: Split) -> float:
+    """Returns the time that an example of the stream `name` takes, as measured here."""
+    stream = config.streams[name]
+    examples = pipeline.training_examples(
+        split, name, stream, config.clip, config.loader, config.seed
+    )
+    # Iterating over them would start threads.
+    return seconds_per_example(examples[i] for i in range(1 + TIMED_EXAMPLES))
+
+
+def divide(workers: int, costs: Mapping[str, float]) -> dict[str, int]:
+    """Divides workers among streams so that the slowest stream is as fast as can be.
+
+    Args:
+        workers: Number of workers, at least one a stream.
+        costs: Cost of a step's examples by stream, in any unit.
+    """
+    counts = dict.fromkeys(costs, 1)
+    for _ in range(workers - len(counts)):
+        slowest = max(costs, key=lambda name: costs[name] / counts[name])
+        counts[slowest] += 1
+    return counts
+
+
+def _costs(config, splits, hosts):
+    """Returns the cost of a step's examples by stream, and what to log of each."""
+    if shares := config.loader.shares and worker_shares(config):
+        return shares, {name: " (loader.shares)" for name in shares}
+    if len(splits) == 1:
+        return dict.fromkeys(splits, 1.0), {}
+    seconds = {name: stream_seconds(config, name, splits[name]) for name in splits}
+    words = {name: f" ({1e3 * x:.1f} ms an example)" for name, x in seconds.items()}
+    streams = config.streams
+    return {n: x * streams[n].batch_size / hosts for n, x in seconds.items()}, words
+
+
+def _fitting(workers, costs, sizes, prefetch):
+    """Divides as many workers as shared memory has room for; 0 each for too few."""
+    room = _free_shared_memory() / 2
+    for count in range(workers, len(costs) - 1, -1):
+        counts = divide(count, costs)
+        # A process puts batches into a queue and holds the next; grain takes as many
+        # out of the queue.
+        held = {
+            name: n * (2 * pipeline.batches_ahead(prefetch, n) + 1)
+            for name, n in counts.items()
+        }
+        if sum(held[name] * sizes[name] for name in costs) <= room:
+            break
+    else:
+        count, counts = 0, dict.fromkeys(costs, 0)
+    if count < workers:
+        log.warning(
+            "%s has %.1f GiB free, of which batches may take half: that is room for %d "
+            "worker processes that decode, while there are cores for %d. Enlarge it "
+            "(docker run --shm-size).",
+            *(_SHARED_MEMORY, 2 * room / 2**30, count, workers),
+        )
+    return counts
+
+
+def _free_shared_memory():
+    try:
+        found = os.statvfs(_SHARED_MEMORY)
+    except OSError:  # elsewhere than on Linux
+        return math.inf
+    return found.f_bavail * found.f_frsize
+
+
+def _batch_bytes(kind, examples, clip):
+    frames = clip.frames if kind == "video" else 1
+    return examples * frames * clip.size**2 * 3
+
+
+def _with(loader, workers):
+    return ConfigDict(dict(loader, workers=workers))
