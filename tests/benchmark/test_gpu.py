@@ -88,7 +88,9 @@ def tiny(monkeypatch):
     monkeypatch.setitem(VARIANTS, "Ti", sizes)
 
 
-@pytest.mark.parametrize("direction", ["train", "forward"])
+@pytest.mark.parametrize(
+    "direction", [pytest.param("train", marks=pytest.mark.slow), "forward"]
+)
 def test_our_steps(tiny, direction):
     largest = 3 if direction == "forward" else 0
     job = make_job(direction=direction, streams="video", largest=largest)
