@@ -21,7 +21,8 @@ seeds, and the minutes of a run. A direction of the paper is **confirmed** or **
 confirmed**, which means that the reverse is found, by a paired two-sided t-test over
 three seeds or more, p < 0.05; else it is not resolvable at this size. p is of one
 comparison: of twenty without a difference, one has such a p. One test example is 0.2%
-of moving_shapes, 0.5% of ucf101.
+of moving_shapes, 0.5% of ucf101. Minutes are by the clock, on the device that the JSON
+files name, some of them beside other work.
 
 The tasks, each with 16 clips, and 32 images where there are images, a step:
 
