@@ -179,6 +179,7 @@ def _tokens(results):
                 what = "with images" if row.streams == "joint" else "videos alone"
                 point = tokens, *mean_and_deviation([*found.values()])
                 curves.setdefault((task, what), []).append(point)
+    curves = {key: points for key, points in curves.items() if len(points) > 1}
     tasks = [*dict.fromkeys(task for task, _ in curves)]
     if not tasks:
         return None
@@ -198,26 +199,28 @@ def _tokens(results):
 
 
 def _joint(results):
-    rows = [TABLES["5"].row(name) for name in _JOINT]
-    bars = {
-        task: [accuracies(results, "5", row, task) for row in rows]
-        for task in TABLES["5"].tasks
+    number, tasks = "5", TABLES["5"].tasks
+    found = {
+        name: {task: accuracies(results, number, row, task) for task in tasks}
+        for name, row in ((name, TABLES[number].row(name)) for name in _JOINT)
     }
-    bars = {task: found for task, found in bars.items() if sum(map(bool, found)) > 1}
-    if not bars:
+    tasks = [t for t in tasks if sum(bool(x[t]) for x in found.values()) > 1]
+    rows = [name for name, x in found.items() if any(x[task] for task in tasks)]
+    if not rows:
         return None
     figure = new_figure(6, 3.6)
     ax = figure.subplots()
-    for i, row in enumerate(rows):
-        values = [[*found[i].values()] for found in bars.values()]
+    for i, name in enumerate(rows):
+        values = [[*found[name][task].values()] for task in tasks]
         means, deviations = zip(
             *(mean_and_deviation(x) if x else (0, 0) for x in values), strict=True
         )
         deviations = [0 if math.isnan(d) else d for d in deviations]
-        places = [x + (i - 1) * 0.27 for x in range(len(bars))]
-        label = row.name.replace("_", " ")
+        places = [x + (i - (len(rows) - 1) / 2) * 0.27 for x in range(len(tasks))]
+        label = name.replace("_", " ")
         ax.bar(places, means, 0.25, yerr=deviations, capsize=3, label=label)
     ax.set(ylabel="Top-1 on videos, %")
-    ax.set_xticks(range(len(bars)), [*bars])
+    ax.set_xlim(-0.7, len(tasks) - 0.3)
+    ax.set_xticks(range(len(tasks)), tasks)
     figure.legend(loc="outside upper center", ncols=len(rows), fontsize="small")
     return figure
