@@ -81,6 +81,7 @@ class Chip:
 # al., "TPU v4" (2023), and no page gives v4's share of the data center's network: we
 # take v5p's. Machine types and their vCPUs are from the same pages, and from Google
 # Kubernetes Engine's on planning TPUs (kubernetes-engine/docs/concepts/plan-tpus).
+# No page that we read confirms those of v4.
 #
 # FLOPs a cycle are cores x units a core x unit^2 x 2, which makes clocks of 1.05, 1.50
 # and 1.75 GHz. The two units of v6e's page would make 3.5 GHz, and the compiler counts
