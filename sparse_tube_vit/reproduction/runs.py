@@ -37,7 +37,7 @@ _FINETUNING = {
 }
 
 
-#: Beginnings of keys of which a result does not depend, but for numerical error.
+#: Beginnings of keys on which a result does not depend, but for numerical error.
 _NO_EFFECT = (
     "seed",
     "init.weights",
@@ -126,7 +126,8 @@ class Run:
     @property
     def takes_weights(self) -> bool:
         """Whether it needs an image ViT."""
-        return self.row.big or self.task == "ucf101_finetuning"
+        finetuning = self.task == "ucf101_finetuning"
+        return self.row.big or finetuning and "init.weights" not in self.row.changes
 
     @functools.cached_property
     def config(self) -> ConfigDict:

@@ -3,7 +3,9 @@
 import dataclasses
 from collections.abc import Iterable, Mapping
 
-from sparse_tube_vit.config import InvalidConfig
+from sparse_tube_vit.config import MODEL, InvalidConfig
+from sparse_tube_vit.models.variants import VARIANTS
+from sparse_tube_vit.training import recipe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,8 +111,8 @@ _PATCHES_2D = ({"kernel": (1, 16, 16), "stride": (11, 16, 16)},)
 #: Rows of table 6 with the last 8 of H's 32 blocks.
 _LAST_8 = {"after": "small", "big": True, "trained": 8 / 32}
 
-#: The image tube of fine-tuning alone, as a command line has it.
-_PATCHES = "({'kernel':(1,14,14),'stride':(4,14,14)},)"
+#: Patches of DINOv2, as a tube's kernel.
+_PATCH = (1, 14, 14)
 
 
 def _deep(factors):
@@ -410,6 +412,30 @@ PAPER = {
     ),
 }
 
+#: Fine-tuning from random weights, of the model that an image ViT's files make.
+_RANDOM = (
+    {
+        f"model.{name}": key.default
+        for name, key in MODEL.items()
+        if name not in ("attention", "remat", "scan") and key.default is not None
+    }
+    | {f"model.{name}": size for name, size in VARIANTS["S"].items()}
+    | {
+        "model.gelu": "erf",
+        "model.positions": "learned",
+        "model.position_gain": 0.0,
+        "model.tubes": (
+            *recipe.video_tubes(recipe.FRAMES, _PATCH),
+            recipe.image_tube(recipe.FRAMES, _PATCH),
+        ),
+        "clip.frames": recipe.FRAMES,
+        "clip.fps": recipe.FPS,
+        "clip.size": recipe.PIXELS,
+        "init.weights": "",
+        "optimizer.learning_rate": 1e-3,
+    }
+)
+
 _FINETUNING = Table(
     "Fine-tuning an image ViT on ten classes",
     "",
@@ -423,18 +449,9 @@ _FINETUNING = Table(
             (
                 "image_tube",
                 "",
-                {"model.tubes": _PATCHES},
+                {"model.tubes": (recipe.image_tube(recipe.FRAMES, _PATCH),)},
             ),
-            (
-                "random",
-                "",
-                {
-                    "init.fresh": "('stem','encoder','positions')",
-                    "optimizer.head_steps": 0,
-                    "optimizer.trunk_rate": 1.0,
-                    "optimizer.layer_decay": 1.0,
-                },
-            ),
+            ("random", "", _RANDOM),
             ("positions_fixed", "", {"model.positions": "fixed"}),
             ("positions_kept", "", {"model.positions": "learned"}),
             (

@@ -1,6 +1,7 @@
 """Rows of the tables: each is a config that works, at full size and shrunk."""
 
 import re
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,10 @@ from sparse_tube_vit.models.tubevit import check_tubes
 from sparse_tube_vit.models.variants import make_tubes
 from sparse_tube_vit.reproduction.runs import Run
 from sparse_tube_vit.reproduction.tables import PAPER, TABLES, select
+from sparse_tube_vit.training import finetuning
+
+#: In the place of DINOv2.
+IMAGE_VIT = Path(__file__).parents[1] / "golden/image_vits/hugging_face_dinov2"
 
 
 def config_of(table, row, task="kinetics600"):
@@ -31,6 +36,19 @@ def test_every_row_is_a_config_that_works(table):
             check_tubes(config)
             assert config.seed == 3
             assert row.evaluation in config.evaluations
+
+
+@pytest.mark.parametrize("row", TABLES["finetuning"].rows, ids=lambda row: row.name)
+def test_every_row_of_fine_tuning_is_a_config_that_works(row):
+    run = Run("finetuning", row, "ucf101_finetuning", 0)
+    config = run.config
+    if run.takes_weights:
+        config.init.weights = str(IMAGE_VIT)
+        config.model.depth = 12
+    config = finetuning.complete(config, data=False)
+    validate(config, data=False)
+    assert config.total_steps == 330
+    assert (config.optimizer.frozen_layers is None) == (not row.argument)
 
 
 @pytest.mark.parametrize("table", TABLES)
