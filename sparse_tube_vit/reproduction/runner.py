@@ -1,6 +1,7 @@
 """Carries out runs one after another, each by the commands that a user would give."""
 
 import datetime
+import shutil
 import subprocess
 import sys
 import time
@@ -76,8 +77,10 @@ def _carry_out(run, results, workdirs, data_dir, weights, device, bar):
     start, before = time.monotonic(), bar.n
     most = results.minutes(run)
     for command in run.commands(workdirs, data_dir, weights):
-        if "sparse_tube_vit.scale_up" in command and Path(command[-1]).exists():
-            continue
+        if "sparse_tube_vit.scale_up" in command:
+            if resumed:
+                continue  # the run has begun with it
+            shutil.rmtree(command[-1], ignore_errors=True)  # it may be half written
         if device.endswith(CORES) and "sparse_tube_vit.train" in command:
             # Decoding beside the step takes 25% less time on two cores.
             command = [*command, "--config.loader.workers=1"]

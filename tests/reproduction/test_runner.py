@@ -102,6 +102,25 @@ def test_a_folder_that_cannot_be_made_is_named(commands, tmp_path):
         runner.carry_out([run_of("5", "jointly")], results, tmp_path / "runs", "", "")
 
 
+def test_a_created_model_that_is_half_written_is_made_again(commands, tmp_path):
+    run = run_of("6", "head", "ucf101_image_vit")
+    created = tmp_path / "runs" / run.folder / "created"
+    created.mkdir(parents=True)
+    (created / "half").touch()
+    scale_up = f"import pathlib; pathlib.Path({str(created)!r}).mkdir()"
+
+    def both(self, runs, data_dir, weights):
+        name = "sparse_tube_vit.scale_up"  # found by its name, made in the last word
+        yield [sys.executable, "-c", scale_up, name, str(created)]
+        yield [sys.executable, "-c", TRAINED, str(self.workdir(runs))]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Run, "commands", both)
+        results = Results(tmp_path / "results")
+        runner.carry_out([run], results, tmp_path / "runs", "data", "")
+    assert created.exists() and not (created / "half").exists()
+
+
 # What ends the runner ends the run that it waits for, which may save before.
 STOPPED = """
 import pathlib, signal, sys, time
