@@ -1,5 +1,6 @@
 """Carries out runs one after another, each by the commands that a user would give."""
 
+import contextlib
 import datetime
 import shutil
 import subprocess
@@ -113,8 +114,9 @@ def _run(command, output, advance, run):
     """Runs a command; whatever ends this process ends it first, so that it saves."""
     process = subprocess.Popen(command, stdout=output, stderr=output)
     try:
-        while process.poll() is None:
-            time.sleep(1)
+        while process.returncode is None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=1)
             advance()
     finally:
         if process.poll() is None:

@@ -1,6 +1,4 @@
-import dataclasses
 import re
-import time
 
 import numpy as np
 import pytest
@@ -8,10 +6,8 @@ import pytest
 from sparse_tube_vit.benchmark import __main__ as command
 from sparse_tube_vit.benchmark import feeding
 from sparse_tube_vit.datasets import reading
-from sparse_tube_vit.datasets.builders import moving_shapes
 from sparse_tube_vit.datasets.preparing.embedded import prepare_embedded
-from sparse_tube_vit.input import pipeline, randaugment
-from sparse_tube_vit.input.examples import TrainingExample
+from sparse_tube_vit.input import examples, pipeline, randaugment
 from tests import tiny
 
 
@@ -26,43 +22,24 @@ def config(tmp_path_factory):
     return config
 
 
-def burn(milliseconds):
-    until = time.process_time() + milliseconds / 1e3
-    while time.process_time() < until:
-        pass
-
-
-@dataclasses.dataclass(frozen=True)
-class Slowed:
-    """A split that takes longer to read, of other files where some are given."""
-
-    split: reading.Split
-    milliseconds: float = 0
-    encoded: bytes | None = None
-
-    def __len__(self):
-        return len(self.split)
-
-    def __getitem__(self, index):
-        burn(self.milliseconds)
-        record = self.split[index]
-        return record | {"video": self.encoded or record["video"]}
-
-
 STAGES = ["reading", "decoding", "augmenting", "batching"]
-EXAMPLES = 16
 
 
-def here(config, split, **options):
-    """Milliseconds by stage of 16 examples of the video stream."""
-    stream = config.streams.video.copy_and_resolve_references()
-    stream.update(batch_size=8, **options)
-    timed = feeding.Here(config, "video", stream, split)
-    for _ in range(3):
-        timed.take()
-    assert list(timed.seconds) == STAGES
-    assert not timed.problems
-    return {stage: 1e3 * seconds for stage, seconds in timed.seconds.items()}
+class Clock:
+    """A clock that stands still but for those who take time."""
+
+    def __init__(self):
+        self.now = 0
+
+    def process_time(self):
+        return self.now
+
+    def slow(self, function, seconds):
+        def slowed(*arguments, **options):
+            self.now += seconds
+            return function(*arguments, **options)
+
+        return slowed
 
 
 @pytest.fixture(scope="module")
@@ -70,47 +47,38 @@ def split(config):
     return reading.open_split("moving_shapes/videos", "train", config.data_dir)
 
 
-def milliseconds(function, runs=3):
-    """The median CPU time of a call."""
-    times = []
-    for _ in range(runs):
-        start = time.process_time()
-        function()
-        times.append(time.process_time() - start)
-    return 1e3 * np.median(times)
+def here(config, split):
+    """Takes a first batch and two of the video stream."""
+    stream = config.streams.video.copy_and_resolve_references()
+    stream.batch_size = 8
+    timed = feeding.Here(config, "video", stream, split)
+    for _ in range(3):
+        timed.take()
+    assert not timed.problems
+    return timed
 
 
-def test_time_goes_to_the_stage_that_takes_it(config, split):
-    big = moving_shapes.encode_mp4(
-        np.random.default_rng(0).integers(0, 256, (40, 256, 256, 3), np.uint8)
-    )
-    map_ = TrainingExample.of(config.clip, config.streams.video)
-    rng = np.random.default_rng(0)
-    clip, _ = map_.sample(split[0]["video"], rng)
-    layers = 200
-    as_is, plain = here(config, split), {"randaugment_layers": 0}
-    changed = {
-        "reading": (here(config, Slowed(split, 5)), 5),
-        "decoding": (
-            here(config, Slowed(split, encoded=big)),
-            milliseconds(lambda: map_.sample(big, rng)),
-        ),
-        "augmenting": (
-            here(config, split, randaugment_layers=layers),
-            milliseconds(lambda: randaugment.rand_augment(rng, clip, layers, 10.0)),
-        ),
-    }
-    for stage, (times, each) in changed.items():
-        more = {other: times[other] - as_is[other] for other in STAGES}
-        expected = EXAMPLES * each
-        assert expected > 40, stage  # far from what differs by chance
-        assert 0.5 * expected < more[stage] < 1.7 * expected, (stage, more)
-        for other in {*STAGES} - {stage}:
-            assert more[other] < 0.3 * expected, (stage, more)
-    # With nothing to augment, this stage takes next to nothing.
-    plain = here(config, split, flip=False, color_jitter=0.0, **plain)
-    assert plain["augmenting"] < 0.2 * plain["decoding"]
-    assert min(as_is.values()) > 0
+def test_time_goes_to_the_stage_that_takes_it(config, split, monkeypatch):
+    clock = Clock()
+
+    def training_records(*arguments, records=pipeline.training_records):
+        return records(*arguments).map(clock.slow(lambda record: record, 13))
+
+    monkeypatch.setattr(feeding, "time", clock)
+    getitem = clock.slow(reading.Split.__getitem__, 5)
+    monkeypatch.setattr(reading.Split, "__getitem__", getitem)
+    monkeypatch.setattr(examples, "decode", clock.slow(examples.decode, 7))
+    augment = clock.slow(randaugment.rand_augment, 11)
+    monkeypatch.setattr(randaugment, "rand_augment", augment)
+    monkeypatch.setattr(pipeline, "training_records", training_records)
+    each = {"reading": 5, "decoding": 7, "augmenting": 11, "batching": 13}
+    seconds = here(config, split).seconds
+    assert seconds == {stage: 16 * second for stage, second in each.items()}
+
+
+def test_every_stage_takes_time(config, split):
+    seconds = here(config, split).seconds
+    assert [*seconds] == STAGES and min(seconds.values()) > 0
 
 
 def test_timed_examples_are_those_of_training(config, split):
@@ -127,9 +95,14 @@ def test_timed_examples_are_those_of_training(config, split):
     batches.close()
 
 
-def test_examples_that_do_not_decode_are_told(config, split):
+def test_examples_that_do_not_decode_are_told(config, split, monkeypatch):
     stream = config.streams.video
-    timed = feeding.Here(config, "video", stream, Slowed(split, encoded=b"damaged"))
+    getitem = reading.Split.__getitem__
+    damaged = {"video": b"damaged"}
+    monkeypatch.setattr(
+        reading.Split, "__getitem__", lambda *index: getitem(*index) | damaged
+    )
+    timed = feeding.Here(config, "video", stream, split)
     timed.take()
     assert len(timed.problems) == stream.batch_size
     cost = feeding.Cost({"reading": 1.0}, 1.1, 2, timed.problems)
