@@ -11,16 +11,17 @@ os.environ["XLA_FLAGS"] = (
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["EPATH_USE_TF"] = "0"  # gs:// by gcsfs, also where tensorflow is there
 
-import jax
+# Many tests train the tiny run: each of its programs is compiled once, by the first of
+# pytest's processes that needs it. They inherit the variable.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    _COMPILED = tempfile.TemporaryDirectory()
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
 import pytest
 
 from sparse_tube_vit.datasets.preparing.embedded import prepare_embedded
 from tests.tiny import COUNTS, shrink_moving_shapes, tiny_config
-
-# The tiny run is trained many times over: each of its programs is compiled once.
-_COMPILED = tempfile.TemporaryDirectory()
-jax.config.update("jax_compilation_cache_dir", _COMPILED.name)
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 
 REAL_DATA = Path(__file__).parents[1] / ".." / "shared" / "data"
 

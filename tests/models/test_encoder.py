@@ -18,15 +18,14 @@ from sparse_tube_vit.models.encoder import (
     Block,
     Encoder,
 )
+from tests.compiled import apply, init
 
 
 def random_like(params, seed=0):
     """Parameters none of which is zero or one, so that each of them shows."""
     leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed), len(leaves))
-    return tree.unflatten(
-        [0.3 * jax.random.normal(k, x.shape) for k, x in zip(keys, leaves, strict=True)]
-    )
+    rng = np.random.default_rng(seed)
+    return tree.unflatten([np.float32(0.3 * rng.normal(size=x.shape)) for x in leaves])
 
 
 def softmax(x):
@@ -91,8 +90,8 @@ def encode(x, p, blocks, gelu, gate_after=None):
 def test_encoder_is_that_of_loops(options, blocks, gelu):
     model = Encoder(EncoderOptions(depth=2, heads=3, mlp_dim=20, **options))
     x = np.random.default_rng(0).normal(size=(2, 5, 12)).astype(np.float32)
-    params = random_like(model.init(jax.random.key(0), x)["params"])
-    out = model.apply({"params": params}, x)
+    params = random_like(init(model, jax.random.key(0), x)["params"])
+    out = apply(model, {"params": params}, x)
     host = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
     for example, expected in zip(out, x, strict=True):
         expected = encode(expected, host, blocks, gelu, options.get("gate_after"))
@@ -102,8 +101,8 @@ def test_encoder_is_that_of_loops(options, blocks, gelu):
 def test_stochastic_depth_leaves_branches_out_for_whole_examples():
     block = Block(EncoderOptions(heads=2, mlp_dim=8))
     x = np.random.default_rng(0).normal(size=(64, 3, 8)).astype(np.float32)
-    params = random_like(block.init(jax.random.key(0), x[:1])["params"])
-    out = block.apply({"params": params}, x, jax.random.key(1), 0.5)
+    params = random_like(init(block, jax.random.key(0), x[:1])["params"])
+    out = apply(block, {"params": params}, x, jax.random.key(1), 0.5)
 
     # All that can become of an example: each branch is there, doubled, or not.
     def without(*branches):
@@ -112,7 +111,7 @@ def test_stochastic_depth_leaves_branches_out_for_whole_examples():
             factor = 0.0 if branch in branches else 2.0
             layer = silent[branch][last]
             silent[branch] |= {last: jax.tree.map(lambda a, f=factor: f * a, layer)}
-        return np.asarray(block.apply({"params": silent}, x))
+        return np.asarray(apply(block, {"params": silent}, x))
 
     choices = [(), ("attention",), ("mlp",), ("attention", "mlp")]
     distance = np.stack([np.abs(out - without(*c)).max((1, 2)) for c in choices])
@@ -133,7 +132,7 @@ def test_stochastic_depth_grows_linearly_from_none():
         return call(*args, **kwargs)
 
     x = jnp.zeros((1, 4, 8))
-    params = model.init(jax.random.key(0), x)
+    params = init(model, jax.random.key(0), x)
     with nn.intercept_methods(see):
         model.apply(params, x, train=True, rngs={"dropout": jax.random.key(1)})
     np.testing.assert_allclose(list(rates.values()), [0, 0.1, 0.2, 0.3, 0.4])
@@ -158,11 +157,11 @@ def test_scan_and_remat_change_neither_tokens_nor_gradients(options):
     gate = model.options.gate_after
     plain = Encoder(EncoderOptions(**sizes, **noise, gate_after=gate))
     x = jax.random.normal(jax.random.key(0), (3, 5, 8))
-    params = model.init(jax.random.key(0), x)["params"]
+    params = init(model, jax.random.key(0), x)["params"]
     jax.tree.map(
         np.testing.assert_array_equal,
         params,
-        plain.init(jax.random.key(0), x)["params"],
+        init(plain, jax.random.key(0), x)["params"],
     )
     params = random_like(params)
 
@@ -188,7 +187,7 @@ def test_tokens_side_by_side_are_as_alone(options):
         EncoderOptions(depth=2, heads=2, mlp_dim=12, gate_after=1, **options)
     )
     images, videos = (jax.random.normal(jax.random.key(n), (n, n, 8)) for n in (3, 5))
-    params = random_like(model.init(jax.random.key(0), images)["params"])
+    params = random_like(init(model, jax.random.key(0), images)["params"])
 
     def apply(params, x):
         return model.apply({"params": params}, x)
@@ -215,9 +214,9 @@ def test_tokens_side_by_side_are_as_alone(options):
 def test_tokens_side_by_side_have_noise_of_their_own(rate):
     model = Encoder(EncoderOptions(depth=2, heads=2, mlp_dim=12, **{rate: 0.5}))
     x = jnp.tile(jax.random.normal(jax.random.key(0), (1, 5, 8)), (16, 1, 1))
-    params = model.init(jax.random.key(0), x)
+    params = init(model, jax.random.key(0), x)
     rngs = {"dropout": jax.random.key(1)}
-    one, other = model.apply(params, [x, x], True, rngs=rngs)
+    one, other = apply(model, params, [x, x], True, rngs=rngs)
     assert np.abs(one - other).max() > 0.1
 
 
@@ -233,7 +232,7 @@ def program_of_gradient(trained, **options):
     """The gradient with respect to the last blocks of an encoder of 6."""
     model = Encoder(EncoderOptions(depth=6, heads=2, mlp_dim=12, **options))
     x = jnp.zeros((3, 5, 8))
-    params = model.init(jax.random.key(0), x)["params"]
+    params = init(model, jax.random.key(0), x)["params"]
     last = {f"block_{i}": params[f"block_{i}"] for i in range(6 - trained, 6)}
 
     def loss(last):
@@ -267,8 +266,8 @@ def test_remat_keeps_what_its_name_says():
 def test_pooling_is_that_of_loops():
     model = AttentionPooling(EncoderOptions(heads=2))
     x = np.random.default_rng(0).normal(size=(3, 7, 8)).astype(np.float32)
-    params = random_like(model.init(jax.random.key(0), x)["params"])
-    out = model.apply({"params": params}, x)
+    params = random_like(init(model, jax.random.key(0), x)["params"])
+    out = apply(model, {"params": params}, x)
     host = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
     for pooled, example in zip(out, x, strict=True):
         expected = multi_head(host["probe"][0], example, host["attention"])[0]
@@ -279,10 +278,10 @@ def test_map_pooling_adds_an_mlp():
     options = EncoderOptions(heads=2, mlp_dim=6)
     model = AttentionPooling(options, mlp=True)
     x = jax.random.normal(jax.random.key(0), (3, 7, 8))
-    p = random_like(model.init(jax.random.key(1), x)["params"])
-    out = model.apply({"params": p}, x)
+    p = random_like(init(model, jax.random.key(1), x)["params"])
+    out = apply(model, {"params": p}, x)
     attention = {name: p[name] for name in ("probe", "attention")}
-    y = AttentionPooling(options).apply({"params": attention}, x)
+    y = apply(AttentionPooling(options), {"params": attention}, x)
     centred = y - y.mean(-1, keepdims=True)
     z = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
     z = z * p["norm"]["scale"] + p["norm"]["bias"]
@@ -300,20 +299,20 @@ def test_a_norm_before_the_first_block_and_quick_gelu():
     options = EncoderOptions(depth=2, heads=2, mlp_dim=6)
     model = Encoder(dataclasses.replace(options, pre_norm=True))
     x = jax.random.normal(jax.random.key(0), (3, 7, 8))
-    p = random_like(model.init(jax.random.key(1), x)["params"])
-    normed = nn.LayerNorm(1e-6).apply({"params": p["pre_norm"]}, x)
+    p = random_like(init(model, jax.random.key(1), x)["params"])
+    normed = apply(nn.LayerNorm(1e-6), {"params": p["pre_norm"]}, x)
     rest = {k: v for k, v in p.items() if k != "pre_norm"}
-    expected = Encoder(options).apply({"params": rest}, normed)
-    np.testing.assert_allclose(model.apply({"params": p}, x), expected, atol=1e-5)
+    expected = apply(Encoder(options), {"params": rest}, normed)
+    np.testing.assert_allclose(apply(model, {"params": p}, x), expected, atol=1e-5)
 
 
 def test_dropout_acts_in_training_alone():
     model = Encoder(EncoderOptions(depth=1, heads=2, mlp_dim=8, dropout=0.5))
     x = jnp.ones((1, 4, 8))
-    params = model.init(jax.random.key(0), x)
+    params = init(model, jax.random.key(0), x)
 
     def run(train, seed):
-        return model.apply(params, x, train, rngs={"dropout": jax.random.key(seed)})
+        return apply(model, params, x, train, rngs={"dropout": jax.random.key(seed)})
 
     np.testing.assert_array_equal(run(False, 0), run(False, 1))
     assert not np.allclose(run(True, 0), run(True, 1))
@@ -323,11 +322,11 @@ def test_dropout_acts_in_training_alone():
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters():
     model = Encoder(EncoderOptions(depth=1, heads=2, mlp_dim=8, dtype="bfloat16"))
     x = jax.random.normal(jax.random.key(0), (1, 4, 8))
-    params = model.init(jax.random.key(0), x)
+    params = init(model, jax.random.key(0), x)
     assert {a.dtype for a in jax.tree.leaves(params)} == {jnp.dtype("float32")}
-    out = model.apply(params, x)
+    out = apply(model, params, x)
     assert out.dtype == jnp.bfloat16
-    exact = Encoder(EncoderOptions(depth=1, heads=2, mlp_dim=8)).apply(params, x)
+    exact = apply(Encoder(EncoderOptions(depth=1, heads=2, mlp_dim=8)), params, x)
     assert 0 < np.abs(out.astype(jnp.float32) - exact).max() < 0.1
 
 

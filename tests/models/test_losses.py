@@ -10,6 +10,7 @@ from sparse_tube_vit.models import losses
 from sparse_tube_vit.models.losses import make_scores
 from sparse_tube_vit.models.tubes import Tube
 from sparse_tube_vit.models.tubevit import TubeViT, init_params
+from tests.compiled import apply
 
 LOGITS = np.random.default_rng(0).normal(0, 3, (4, 5)).astype(np.float32)
 LABELS = np.array(
@@ -78,7 +79,9 @@ def test_scores_are_probabilities_combined_over_views(loss, combine):
     scores = jax.jit(make_scores(model, "video", loss, combine))(params, views)
     expected = getattr(np, combine)(
         [
-            getattr(jax.nn, loss)(model.apply({"params": params}, views[:, v], "video"))
+            getattr(jax.nn, loss)(
+                apply(model, {"params": params}, views[:, v], "video")
+            )
             for v in range(3)
         ],
         axis=0,

@@ -8,6 +8,7 @@ from sparse_tube_vit.config import EncoderOptions
 from sparse_tube_vit.models.tubes import ClipTooSmall
 from sparse_tube_vit.models.tubevit import InvalidModel, UnknownHead, init_params
 from sparse_tube_vit.models.variants import TUBE_SETS, VARIANTS
+from tests.compiled import apply
 
 CLIP = (8, 16, 16)
 
@@ -69,8 +70,8 @@ def test_parameter_counts_of_the_paper(variant, millions):
 
 
 def test_one_parameter_tree_serves_images_and_videos(model, params, videos):
-    shapes = model.apply({"params": params}, videos[:, 0], "shapes")
-    motions = model.apply({"params": params}, videos, "motions")
+    shapes = apply(model, {"params": params}, videos[:, 0], "shapes")
+    motions = apply(model, {"params": params}, videos, "motions")
     assert shapes.shape == (2, 3) and motions.shape == (2, 5)
     assert shapes.dtype == motions.dtype == jnp.float32
     # What `init` makes of an image is what it makes of a clip.
@@ -82,14 +83,14 @@ def test_one_parameter_tree_serves_images_and_videos(model, params, videos):
 
 def test_an_image_is_a_clip_of_one_frame(model, params, videos):
     images = videos[:, 0]
-    a = model.apply({"params": params}, images, "shapes")
-    b = model.apply({"params": params}, images[:, None], "shapes")
+    a = apply(model, {"params": params}, images, "shapes")
+    b = apply(model, {"params": params}, images[:, None], "shapes")
     np.testing.assert_array_equal(a, b)
 
 
 def test_images_go_through_the_image_tube_alone(model, params, videos):
     def loss(params):
-        return jnp.sum(model.apply({"params": params}, videos[:, 0], "shapes") ** 2)
+        return jnp.sum(apply(model, {"params": params}, videos[:, 0], "shapes") ** 2)
 
     gradient = jax.grad(loss)(params)
     reached = {n: bool(np.any(t["kernel"])) for n, t in gradient["stem"].items()}
@@ -100,23 +101,23 @@ def test_images_go_through_the_image_tube_alone(model, params, videos):
 
 def test_uint8_and_normalized_floats_give_the_same(model, params, videos):
     floats = videos.astype(np.float32) / 127.5 - 1
-    a = model.apply({"params": params}, videos, "motions")
-    b = model.apply({"params": params}, floats, "motions")
+    a = apply(model, {"params": params}, videos, "motions")
+    b = apply(model, {"params": params}, floats, "motions")
     np.testing.assert_allclose(a, b, atol=1e-5)
 
 
 def test_the_order_of_frames_matters(model, params, videos):
-    a = model.apply({"params": params}, videos, "motions")
-    b = model.apply({"params": params}, videos[:, ::-1], "motions")
+    a = apply(model, {"params": params}, videos, "motions")
+    b = apply(model, {"params": params}, videos[:, ::-1], "motions")
     assert np.abs(a - b).max() > 1e-3
 
 
 def test_features(model, params, videos):
-    out = model.apply({"params": params}, videos, method="features")
+    out = apply(model, {"params": params}, videos, method="features")
     tokens = 2 * 2 * 2 + 2 * 2 * 2 + 4
     assert out["tokens"].shape == (2, tokens, 24)
     logits = out["pooled"] @ params["head_motions"]["kernel"]
-    expected = model.apply({"params": params}, videos, "motions")
+    expected = apply(model, {"params": params}, videos, "motions")
     np.testing.assert_allclose(logits, expected, atol=1e-5)
 
 
@@ -143,11 +144,11 @@ def test_options_that_make_no_model(model, option, message):
 
 def test_named_errors(model, params, videos):
     with pytest.raises(UnknownHead, match="no head 'dogs'; it has motions, shapes"):
-        model.apply({"params": params}, videos, "dogs")
+        apply(model, {"params": params}, videos, "dogs")
     with pytest.raises(ClipTooSmall, match="4x4x4"):
-        model.apply({"params": params}, videos[:, :3], "motions")
+        apply(model, {"params": params}, videos[:, :3], "motions")
     with pytest.raises(ValueError, match=r"\(2, 8, 16, 16, 1\)"):
-        model.apply({"params": params}, videos[..., :1], "motions")
+        apply(model, {"params": params}, videos[..., :1], "motions")
 
 
 def with_option(model, **option):
@@ -161,16 +162,16 @@ def test_videos_and_images_together_are_as_alone(model, videos, pooling):
     params = {"params": jax.tree.map(lambda x: x + 0.1, params)}
     given = {"a": videos, "b": videos[:1, 0], "c": videos[:, :1]}
     heads = {"a": "motions", "b": "shapes", "c": "motions"}
-    logits = jax.jit(lambda: model.apply(params, given, heads))()
+    logits = apply(model, params, given, heads)
     for name, x in given.items():
-        alone = jax.jit(lambda x=x, name=name: model.apply(params, x, heads[name]))()
+        alone = apply(model, params, x, heads[name])
         np.testing.assert_allclose(logits[name], alone, rtol=1e-4, atol=1e-5)
 
 
 def test_mean_pooling(model, videos):
     model, params = with_option(model, pooling="mean")
     assert "pooling" not in params
-    out = model.apply({"params": params}, videos, method="features")
+    out = apply(model, {"params": params}, videos, method="features")
     np.testing.assert_allclose(out["pooled"], out["tokens"].mean(1), atol=1e-6)
 
 
@@ -178,14 +179,14 @@ def test_a_class_token_joins_the_sequence(model, videos):
     """As the encoder makes of the tokens with one put in front, without a position."""
     model, params = with_option(model, pooling="class_token")
     params["class_token"] = jax.random.normal(jax.random.key(2), (1, 1, 24))
-    out = model.apply({"params": params}, videos, method="features")
+    out = apply(model, {"params": params}, videos, method="features")
 
     def by_hand(model, x):
         z = model.stem(x) + model.place(x.shape[1:4])
         token = jnp.tile(model.class_token, (len(z), 1, 1))
         return model.encoder(jnp.concatenate([token, z], axis=1))
 
-    z = model.apply({"params": params}, videos, method=by_hand)
+    z = apply(model, {"params": params}, videos, method=by_hand)
     np.testing.assert_allclose(out["pooled"], z[:, 0], atol=1e-6)
     np.testing.assert_allclose(out["tokens"], z[:, 1:], atol=1e-6)
 
@@ -193,7 +194,7 @@ def test_a_class_token_joins_the_sequence(model, videos):
 @pytest.mark.parametrize("pooling", ["mean", "class_token"])
 def test_registers_join_the_sequence_and_are_not_pooled(model, videos, pooling):
     model, params = with_option(model, pooling=pooling, registers=2)
-    out = model.apply({"params": params}, videos, method="features")
+    out = apply(model, {"params": params}, videos, method="features")
 
     def by_hand(model, x):
         z = model.stem(x) + model.place(x.shape[1:4])
@@ -202,7 +203,7 @@ def test_registers_join_the_sequence_and_are_not_pooled(model, videos, pooling):
         extra = jnp.tile(extra, (len(z), 1, 1))
         return model.encoder(jnp.concatenate([extra, z], axis=1))
 
-    z = model.apply({"params": params}, videos, method=by_hand)
+    z = apply(model, {"params": params}, videos, method=by_hand)
     extra = 2 + (pooling == "class_token")
     pooled = z[:, 0] if pooling == "class_token" else z[:, extra:].mean(1)
     np.testing.assert_allclose(out["pooled"], pooled, atol=1e-6)
@@ -210,7 +211,7 @@ def test_registers_join_the_sequence_and_are_not_pooled(model, videos, pooling):
     # They are not idle: without them the tokens are others.
     alone = model.clone(registers=0)
     params = {k: v for k, v in params.items() if k != "registers"}
-    alone = alone.apply({"params": params}, videos, method="features")
+    alone = apply(alone, {"params": params}, videos, method="features")
     assert np.abs(alone["tokens"] - out["tokens"]).max() > 1e-4
 
 
@@ -224,5 +225,5 @@ def test_one_tree_serves_images_and_videos_whatever_the_options(
     from_image = jax.eval_shape(lambda: init_params(model, key, (1, 16, 16)))
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, from_image)
     for x in (videos, videos[:, 0]):
-        pooled = model.apply({"params": params}, x, method="features")["pooled"]
+        pooled = apply(model, {"params": params}, x, method="features")["pooled"]
         assert pooled.shape == (2, 24) and np.isfinite(pooled).all()

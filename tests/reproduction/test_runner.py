@@ -134,7 +134,8 @@ pathlib.Path(sys.argv[1], "begun").touch()
 time.sleep(60)
 """
 RUNNER = """
-import sys
+import signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in background jobs
 from sparse_tube_vit import reproduce
 from sparse_tube_vit.reproduction import runner
 from sparse_tube_vit.reproduction.runs import Run

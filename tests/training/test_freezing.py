@@ -26,6 +26,7 @@ def make_run(frozen, depth, head_steps=0, heads_alone=False, **options):
     model = make_model(config, {"h": 3})
     optimizer = make_optimizer(config)
 
+    @jax.jit
     def init():
         params = init_params(model, jax.random.key(0), CLIP)
         # Nothing at zero, for nothing to stand still by chance.

@@ -79,7 +79,7 @@ def take_steps(config, params, gradients):
         updates, state = optimizer.update(gradient, state, params)
         return optax.apply_updates(params, updates), state
 
-    state = optimizer.init(params)
+    state = jax.jit(optimizer.init)(params)
     for gradient in gradients:
         params, state = step(params, state, gradient)
     return params, state

@@ -49,8 +49,13 @@ def batches():
 
 def run(model, config, batches, n=1):
     optimizer = make_optimizer(config)
-    params = init_params(model, jax.random.key(1), CLIP)
-    state = steps.TrainState.create(params, optimizer, config)
+
+    @jax.jit
+    def create(key):
+        params = init_params(model, key, CLIP)
+        return steps.TrainState.create(params, optimizer, config)
+
+    state = create(jax.random.key(1))
     train_step = jax.jit(steps.make_train_step(model, optimizer, config))
     for _ in range(n):
         state, metrics = train_step(state, batches)
@@ -68,8 +73,8 @@ def test_one_step_is_adam_on_the_weighted_sum_of_both_losses(model, batches):
     adamw = optax.adamw(
         learning_rate(config), b1=0.9, b2=0.99, weight_decay=0.1, mask=mask
     )
-    adam = adamw.init(params)
-    average = params
+    adam = jax.jit(adamw.init)(params)
+    average = params = jax.device_get(params)
 
     def loss(params):
         total = 0.0
@@ -82,11 +87,14 @@ def test_one_step_is_adam_on_the_weighted_sum_of_both_losses(model, batches):
             total -= weight * jnp.mean(jnp.sum(target * jax.nn.log_softmax(logits), 1))
         return total
 
-    gradients = jax.jit(jax.value_and_grad(loss))
-    for i in range(2):
-        value, gradient = gradients(params)
+    @jax.jit
+    def step(params, adam):
+        value, gradient = jax.value_and_grad(loss)(params)
         updates, adam = adamw.update(gradient, adam, params)
-        params = optax.apply_updates(params, updates)
+        return value, optax.apply_updates(params, updates), adam
+
+    for i in range(2):
+        value, params, adam = step(params, adam)
         decay = min(0.9, (1 + i) / (10 + i))
         average = jax.tree.map(
             lambda a, p, d=decay: d * a + (1 - d) * p, average, params
@@ -263,12 +271,12 @@ def test_gradients_are_clipped_by_their_global_norm(model, batches):
     _, metrics = run(model, config, {"video": batches["video"]})
     norm = float(metrics["gradient_norm"])
     params = init_params(model, jax.random.key(1), CLIP)
-    gradient = jax.tree.map(jnp.ones_like, params)
+    gradient = jax.tree.map(np.ones_like, jax.device_get(params))
     scale = float(optax.global_norm(gradient))
     config.optimizer.update(clip_norm=norm)
     clipped = make_optimizer(config)
-    state = clipped.init(params)
-    _, (_, adam, *_) = clipped.update(gradient, state, params)
+    state = jax.jit(clipped.init)(params)
+    _, (_, adam, *_) = jax.jit(clipped.update)(gradient, state, params)
     np.testing.assert_allclose(
         adam.mu["stem"]["tube_0"]["bias"], 0.1 * norm / scale, rtol=1e-5
     )
