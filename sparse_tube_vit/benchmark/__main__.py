@@ -1,10 +1,10 @@
-"""Times the model, its training, the decoding or the input, or all of it on a GPU."""
+"""Times the model, training, decoding, input; on a GPU; beside other models."""
 
 import argparse
 import importlib
 from collections.abc import Sequence
 
-from sparse_tube_vit.benchmark import gpu
+from sparse_tube_vit.benchmark import gpu, peers
 from sparse_tube_vit.config.flags import CommandParser, add_config
 from sparse_tube_vit.errors import reported
 from sparse_tube_vit.models.variants import TUBE_SETS, VARIANTS
@@ -58,6 +58,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     one_gpu = commands.add_parser("gpu", help="training and inference beside PyTorch's")
     gpu.add_arguments(one_gpu)
     one_gpu.set_defaults(run=gpu.time_gpu)
+    beside = commands.add_parser("peers", help="beside other models of video")
+    peers.add_arguments(beside)
+    beside.set_defaults(run=_later("peers", "time_peers"))
     args = parser.parse_with_config(argv)
     with reported():
         args.run(args)

@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from sparse_tube_vit.benchmark.gpu_process import IMPLEMENTATIONS, Job
+from sparse_tube_vit.benchmark.gpu_process import Job
 from sparse_tube_vit.benchmark.jax_steps import CLASSES, flops_per_clip
 from sparse_tube_vit.config.flags import positive
 from sparse_tube_vit.distributed.devices import has_gpu, peak_flops, remedy
@@ -34,7 +34,14 @@ PACKAGES = {
     "pytorch": ("torch",),
     "videomae": ("torch", "transformers"),
     "timm": ("torch", "timm"),
+    "dense": (),
+    "vivit": ("torch", "transformers"),
+    "timesformer": ("torch", "transformers"),
 }
+OURS = ("ours", "dense")
+
+#: What is measured on a GPU.
+BESIDE = ("ours", "pytorch", "videomae", "timm")
 
 #: Seconds before the end of the time in which no job starts, and that stay at its end.
 _LAST_START, _RESERVE = 12, 4
@@ -71,8 +78,8 @@ def add_arguments(command) -> None:
     add(
         "--implementations",
         nargs="+",
-        choices=IMPLEMENTATIONS,
-        default=[*IMPLEMENTATIONS],
+        choices=BESIDE,
+        default=[*BESIDE],
     )
     add("--minutes", type=float, default=8.0, help="for all of it")
     add("--since", type=float, help="time of the clock, in seconds, when they began")
@@ -140,19 +147,32 @@ def plan(args) -> list[Job]:
 
 def job_flops(job: Job) -> int:
     """Returns the FLOPs of a job for one clip, and one image if joint, by formula."""
-    if job.implementation in ("ours", "pytorch"):
+    if job.implementation in (*OURS, "pytorch"):
         return flops_per_clip(job)
     sizes, patches = VARIANTS[job.variant], (job.size // 16) ** 2
-    d, m = sizes["width"], sizes["mlp_dim"]
-    if job.implementation == "videomae":  # tubes of 2x16x16, all tokens in one pass
-        passes, tokens, inputs = 1, job.frames // 2 * patches, 2 * 16 * 16 * 3
-        embedded = tokens
-    else:  # patches of 16x16 and a class token, a pass for every frame
-        passes, tokens, inputs = job.frames, patches + 1, 16 * 16 * 3
-        embedded = patches
-    block = 2 * tokens * (4 * d**2 + 2 * d * m) + 4 * tokens**2 * d
-    head = 2 * d * CLASSES["videos"]
-    forward = passes * (2 * embedded * inputs * d + sizes["depth"] * block + head)
+    d, m, t = sizes["width"], sizes["mlp_dim"], job.frames
+
+    def attention(tokens):
+        return 2 * tokens * 4 * d**2 + 4 * tokens**2 * d
+
+    def mlp(tokens):
+        return 2 * tokens * 2 * d * m
+
+    passes, dense = 1, t // 2 * patches  # tubes of 2x16x16, all in one pass
+    match job.implementation:
+        case "videomae":
+            block = attention(dense) + mlp(dense)
+        case "vivit":  # and a class token
+            block = attention(dense + 1) + mlp(dense + 1)
+        case "timesformer":  # patches over time, a layer, each frame with the class
+            in_time = patches * (attention(t) + 2 * t * d**2)
+            block = in_time + t * attention(patches + 1) + mlp(t * patches + 1)
+        case "timm":  # a pass for every frame
+            passes = t
+            block = attention(patches + 1) + mlp(patches + 1)
+    stem = 2 * t * patches * 16 * 16 * 3 * d
+    head = passes * 2 * d * CLASSES["videos"]
+    forward = stem + passes * sizes["depth"] * block + head
     return forward * (3 if job.direction == "train" else 1)
 
 
@@ -383,7 +403,16 @@ def _shape(row):
 
 
 def time_gpu(args) -> None:
+    """Measures `plan`, as `measure`."""
+    measure(plan(args), args)
+
+
+def measure(jobs: list[Job], args) -> Results:
     """Measures all jobs that there is time for; prints a table, writes JSON.
+
+    Args:
+        jobs: The jobs, the most important first.
+        args: Arguments of the command.
 
     Raises:
         NoGpu: jax does not use the GPU that is here.
@@ -397,21 +426,19 @@ def time_gpu(args) -> None:
     def make_process(job):
         log = args.out / "logs" / f"{job.name}.log"
         # Others import our tubes, but must not take the GPU's memory for jax.
-        others = {} if job.implementation == "ours" else {"JAX_PLATFORMS": "cpu"}
+        others = {} if job.implementation in OURS else {"JAX_PLATFORMS": "cpu"}
         return Process(job.implementation, log, env | others)
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception
     results = Results(
         args.out / "results.json", 1e12 * args.peak if args.peak else None
     )
-    for name in args.implementations:
+    for name in dict.fromkeys(job.implementation for job in jobs):
         absent = [x for x in PACKAGES[name] if not importlib.util.find_spec(x)]
         if absent:
             results.not_installed[name] = absent
             print(f"{name}: left out, not installed: {', '.join(absent)}", flush=True)
-    jobs = [
-        job for job in plan(args) if job.implementation not in results.not_installed
-    ]
+    jobs = [job for job in jobs if job.implementation not in results.not_installed]
     try:
         measure_all(jobs, args, ends, results, make_process)
     finally:
@@ -423,6 +450,7 @@ def time_gpu(args) -> None:
         raise NothingMeasured(
             f"Nothing was measured; {args.out / 'logs'} has what the processes wrote."
         )
+    return results
 
 
 def measure_all(

@@ -1,4 +1,4 @@
-"""A process of `benchmark gpu`: it measures one implementation and holds no other.
+"""A process of `benchmark gpu` and `peers`: it measures one implementation alone.
 
 Reads a job as a line of JSON, writes lines of JSON: the device, then a row for every
 batch that was measured.
@@ -19,10 +19,19 @@ from collections.abc import Callable, Iterator
 #: The first has `make_steps`.
 IMPLEMENTATIONS = {
     "ours": ("sparse_tube_vit.benchmark.jax_steps",),
+    "dense": ("sparse_tube_vit.benchmark.jax_steps",),
     "pytorch": ("sparse_tube_vit.benchmark.torch_steps",),
     "videomae": (
         "sparse_tube_vit.benchmark.torch_steps",
         "transformers.models.videomae.modeling_videomae",
+    ),
+    "vivit": (
+        "sparse_tube_vit.benchmark.torch_steps",
+        "transformers.models.vivit.modeling_vivit",
+    ),
+    "timesformer": (
+        "sparse_tube_vit.benchmark.torch_steps",
+        "transformers.models.timesformer.modeling_timesformer",
     ),
     "timm": (
         "sparse_tube_vit.benchmark.torch_steps",

@@ -1,4 +1,4 @@
-"""Steps of this package's model, for `benchmark gpu`."""
+"""Steps of this package's model: with sparse tubes, or dense ones as ViViT has."""
 
 import functools
 
@@ -24,6 +24,7 @@ def make_config(job: Job, batch: int):
     config.total_steps = 100_000
     config.clip.update(frames=job.frames, size=job.size)
     config.model.update(**VARIANTS[job.variant], dtype=job.dtype, **job.options)
+    config.model.tubes = "dense_3d" if job.implementation == "dense" else "main"
     kinds = ("video", "image") if job.streams == "joint" else ("video",)
     for kind in kinds:
         config.streams[kind] = stream(

@@ -1,4 +1,4 @@
-"""Steps of models in PyTorch, for `benchmark gpu`: ours, and those of two libraries."""
+"""Steps of models in PyTorch: ours, and those of two libraries."""
 
 import contextlib
 import functools
@@ -25,15 +25,23 @@ def tubevit(job: Job, dtype: torch.dtype) -> nn.Module:
     return model
 
 
-class VideoMae(nn.Module):
-    """Hugging Face's VideoMAE with a classifier, on uint8 clips (B, T, H, W, 3)."""
+class HuggingFace(nn.Module):
+    """A video classifier of Hugging Face's, on uint8 clips (B, T, H, W, 3)."""
+
+    #: Names of the classes, and the attention: the fastest that the model has.
+    KINDS = {
+        "videomae": ("VideoMAE", "sdpa"),
+        "vivit": ("Vivit", "sdpa"),
+        "timesformer": ("Timesformer", "eager"),
+    }
 
     def __init__(self, job: Job, dtype: torch.dtype):
-        from transformers import VideoMAEConfig, VideoMAEForVideoClassification
+        import transformers
 
         super().__init__()
         sizes = VARIANTS[job.variant]
-        config = VideoMAEConfig(
+        name, attention = self.KINDS[job.implementation]
+        config = getattr(transformers, f"{name}Config")(
             image_size=job.size,
             num_frames=job.frames,
             hidden_size=sizes["width"],
@@ -41,10 +49,11 @@ class VideoMae(nn.Module):
             num_attention_heads=sizes["heads"],
             intermediate_size=sizes["mlp_dim"],
             num_labels=CLASSES["videos"],
-            attn_implementation="sdpa",
+            attn_implementation=attention,
         )
         self.dtype = dtype
-        self.model = VideoMAEForVideoClassification(config)
+        make = getattr(transformers, f"{name}ForVideoClassification")
+        self.model = make(config)
 
     def forward(self, x, head):
         x = normalize(x, self.dtype).permute(0, 1, 4, 2, 3)  # (B, T, 3, H, W)
@@ -76,7 +85,8 @@ class TimmViT(nn.Module):
         return self.model(x).float().view(b, t, -1).mean(1)
 
 
-MODELS = {"pytorch": tubevit, "videomae": VideoMae, "timm": TimmViT}
+MODELS = {"pytorch": tubevit, "timm": TimmViT}
+MODELS |= dict.fromkeys(HuggingFace.KINDS, HuggingFace)
 
 
 class NoSuchDevice(RuntimeError):

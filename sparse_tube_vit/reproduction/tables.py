@@ -168,7 +168,9 @@ PAPER = {
         "images_first and inflated_3d start from. 2d_patches: the image tube alone, "
         "on every 11th frame, which makes as many tokens as the four tubes. "
         "inflated_3d: dense patches of 2x16x16, whose kernels are the image model's on "
-        "one of the two frames.",
+        "one of the two frames. On moving_shapes, 25% is to know the shape and guess "
+        "which of four ways it moves: the loss stays at ln 4 until a run finds motion, "
+        "which may take more steps than it has.",
     ),
     "images": Table(
         "Images alone against jointly with videos (section 4)",
