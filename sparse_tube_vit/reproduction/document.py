@@ -212,14 +212,13 @@ def _joint(results):
     ax = figure.subplots()
     for i, name in enumerate(rows):
         values = [[*found[name][task].values()] for task in tasks]
-        means, deviations = zip(
-            *(mean_and_deviation(x) if x else (0, 0) for x in values), strict=True
-        )
-        deviations = [0 if math.isnan(d) else d for d in deviations]
+        means = [mean_and_deviation(x)[0] if x else 0 for x in values]
         places = [x + (i - (len(rows) - 1) / 2) * 0.27 for x in range(len(tasks))]
         label = name.replace("_", " ")
-        ax.bar(places, means, 0.25, yerr=deviations, capsize=3, label=label)
-    ax.set(ylabel="Top-1 on videos, %")
+        ax.bar(places, means, 0.25, label=label)
+        for place, seeds in zip(places, values, strict=True):
+            ax.plot([place] * len(seeds), seeds, "o", color="black", ms=4)
+    ax.set(ylabel="Top-1 on videos, %: mean, and each seed", ylim=(0, 100))
     ax.set_xlim(-0.7, len(tasks) - 0.3)
     ax.set_xticks(range(len(tasks)), tasks)
     figure.legend(loc="outside upper center", ncols=len(rows), fontsize="small")

@@ -166,7 +166,8 @@ PAPER = {
         tasks=SCRATCH,
         remark="images and 2d_images: accuracy on images, of the models that "
         "images_first and inflated_3d start from. 2d_patches: the image tube alone, "
-        "on every 11th frame, which makes as many tokens as the four tubes. "
+        "on every 11th frame, which makes as many tokens as the four tubes at full "
+        "size, and in small runs fewer: the rows tell. "
         "inflated_3d: dense patches of 2x16x16, whose kernels are the image model's on "
         "one of the two frames. On moving_shapes, 25% is to know the shape and guess "
         "which of four ways it moves: the loss stays at ln 4 until a run finds motion, "
