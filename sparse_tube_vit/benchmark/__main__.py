@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     one_gpu.set_defaults(run=gpu.time_gpu)
     beside = commands.add_parser("peers", help="beside other models of video")
     peers.add_arguments(beside)
-    beside.set_defaults(run=_later("peers", "time_peers"))
+    beside.set_defaults(run=peers.time_peers)
     args = parser.parse_with_config(argv)
     with reported():
         args.run(args)

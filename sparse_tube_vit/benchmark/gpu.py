@@ -407,12 +407,15 @@ def time_gpu(args) -> None:
     measure(plan(args), args)
 
 
-def measure(jobs: list[Job], args) -> Results:
+def measure(
+    jobs: list[Job], args, table: Callable[[list[dict]], str] = table
+) -> Results:
     """Measures all jobs that there is time for; prints a table, writes JSON.
 
     Args:
         jobs: The jobs, the most important first.
         args: Arguments of the command.
+        table: Maps rows to the table.
 
     Raises:
         NoGpu: jax does not use the GPU that is here.
@@ -445,7 +448,7 @@ def measure(jobs: list[Job], args) -> Results:
         results.gpu.append(nvidia_smi())
         results.write(args)
         (args.out / "table.md").write_text(table(results.rows) + "\n")
-        _report(results)
+        _report(results, table)
     if not results.rows:
         raise NothingMeasured(
             f"Nothing was measured; {args.out / 'logs'} has what the processes wrote."
@@ -539,7 +542,7 @@ def _check_platform(job, platform, args):
         )
 
 
-def _report(results):
+def _report(results, table):
     """Prints the table, and all that a reader must know beside it."""
     print("\n" + table(results.rows) + "\n")
     for name, device in results.devices.items():

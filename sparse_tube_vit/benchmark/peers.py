@@ -27,10 +27,9 @@ def add_arguments(command) -> None:
     add("--minutes", type=float, default=60.0, help="for all of it")
     add("--seconds", type=float, default=10.0, help="a row is measured")
     add("--rounds", type=positive, default=2, help="at most, as time allows")
-    add("--peak", type=float, help="TFLOP/s of the device, for MFU, if not known")
     add("--out", type=Path, default=Path("runs/peers"), help="folder")
     add("--cache", type=Path, default=Path("build/gpu_benchmark"), help="of programs")
-    command.set_defaults(since=None, largest=0)
+    command.set_defaults(since=None, peak=None, largest=0)
 
 
 def plan(args) -> list[Job]:
@@ -71,18 +70,16 @@ def time_peers(args) -> None:
     Raises:
         NoGpu, NothingMeasured: As `gpu.measure`.
     """
-    rows = gpu.measure(plan(args), args).rows
-    table = compared(rows)
-    (args.out / "table.md").write_text(table + "\n")
-    print(f"\n{table}")
-    draw_growth(rows, args.out / "growth.png")
+    results = gpu.measure(plan(args), args, compared)
+    draw_growth(results.rows, args.out / "growth.png")
 
 
 def compared(rows: list[dict]) -> str:
     """Returns rows as a table in Markdown, each in proportion to ours.
 
-    Ours is that of the same pass and as many frames, or else of 32 frames.
+    Ours is that of the same pass and as many frames, or else of its own.
     """
+    own = OWN_FRAMES["ours"]
     ours = {
         (row["direction"], row["clip"][0]): row["step_seconds"] / row["batch"]
         for row in rows
@@ -94,7 +91,7 @@ def compared(rows: list[dict]) -> str:
     ]
     for row in rows:
         seconds, frames = row["step_seconds"] / row["batch"], row["clip"][0]
-        same = ours.get((row["direction"], frames), ours.get((row["direction"], 32)))
+        same = ours.get((row["direction"], frames), ours.get((row["direction"], own)))
         cells = (
             row["direction"],
             row["implementation"],
@@ -116,7 +113,9 @@ def draw_growth(rows: list[dict], file) -> None:
     figure = new_figure(9, 3.6)
     measures = {
         "Seconds a clip": lambda row: row["step_seconds"] / row["batch"],
-        "GiB that a pass needs": lambda row: (row["memory_bytes"] or 0) / gpu.GIB,
+        "GiB that a pass needs": lambda row: (
+            row["memory_bytes"] and row["memory_bytes"] / gpu.GIB
+        ),
     }
     names = {"ours": "sparse tubes", "dense": "dense tubes of 2x16x16"}
     for ax, (label, value) in zip(figure.subplots(1, 2), measures.items(), strict=True):
@@ -124,7 +123,9 @@ def draw_growth(rows: list[dict], file) -> None:
             points = sorted(
                 (row["clip"][0], value(row))
                 for row in rows
-                if row["implementation"] == name and row["direction"] == "forward"
+                if row["implementation"] == name
+                and row["direction"] == "forward"
+                and value(row) is not None
             )
             if points:
                 ax.plot(*zip(*points, strict=True), "o-", label=shown)

@@ -47,10 +47,10 @@ def split(config):
     return reading.open_split("moving_shapes/videos", "train", config.data_dir)
 
 
-def here(config, split):
+def here(config, split, **changes):
     """Takes a first batch and two of the video stream."""
     stream = config.streams.video.copy_and_resolve_references()
-    stream.batch_size = 8
+    stream.update(batch_size=8, **changes)
     timed = feeding.Here(config, "video", stream, split)
     for _ in range(3):
         timed.take()
@@ -79,6 +79,12 @@ def test_time_goes_to_the_stage_that_takes_it(config, split, monkeypatch):
 def test_every_stage_takes_time(config, split):
     seconds = here(config, split).seconds
     assert [*seconds] == STAGES and min(seconds.values()) > 0
+
+
+def test_with_nothing_to_augment_augmenting_takes_next_to_nothing(config, split):
+    changes = {"flip": False, "color_jitter": 0.0, "randaugment_layers": 0}
+    seconds = here(config, split, **changes).seconds
+    assert seconds["augmenting"] < 0.2 * seconds["decoding"]
 
 
 def test_timed_examples_are_those_of_training(config, split):

@@ -278,7 +278,8 @@ def test_a_process_ends_in_time(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command(tmp_path, capsys):
+def test_the_command(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")  # that of the tests
     folders = ["--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]
     only = ["--implementations", "ours", "--streams", "video", "--rounds", "1"]
     options = ["--largest", "3", "--scan", "--dtype", "float32", "--seconds", "0.1"]
