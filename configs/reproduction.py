@@ -29,7 +29,7 @@ import math
 
 from sparse_tube_vit.checkpoints.scaling import scale_config
 from sparse_tube_vit.config import arguments, default_config, evaluation, stream
-from sparse_tube_vit.models.tubes import Tube
+from sparse_tube_vit.models.tubes import Tube, count_tokens
 from sparse_tube_vit.models.variants import VARIANTS, make_tubes
 from sparse_tube_vit.reproduction.tables import PAPER, evaluations_of
 from sparse_tube_vit.training import recipe
@@ -94,7 +94,7 @@ def get_config(argument: str = ""):
     config.clip.update(frames=64, fps=15.0, size=224)
     config.model.update(
         **VARIANTS[table.variant],
-        tubes=row.tubes,
+        tubes="main" if row.tubes == "2d_patches" else row.tubes,
         dropout=0.0,
         stochastic_depth=0.0,
         dtype="bfloat16",
@@ -129,6 +129,8 @@ def get_config(argument: str = ""):
 
     scale = row.stride_scale
     tubes = [tube.restride(scale) for tube in make_tubes(config.model.tubes)]
+    if row.tubes == "2d_patches":
+        tubes = [_as_many_patches(tubes, config.clip)]
     config.model.tubes = tuple(map(dataclasses.asdict, tubes))
     if created:
         _scale_up(config, row, big, patch)
@@ -182,6 +184,20 @@ def _shrink_tube(tube, scale):
         stride=tuple(stride),
         offset=(tube.offset[0] // 2, *map(pixels, tube.offset[1:])),
     )
+
+
+def _as_many_patches(tubes, clip):
+    """Returns the image tube, the last, on as many frames as make the tubes' tokens."""
+    size = (clip.frames, clip.size, clip.size)
+
+    def spread(frames):
+        image = tubes[-1]
+        return dataclasses.replace(image, stride=(frames, *image.stride[1:]))
+
+    def missing(tube):
+        return abs(count_tokens([tube], size) - count_tokens(tubes, size))
+
+    return min(map(spread, range(1, clip.frames + 1)), key=missing)
 
 
 def _scale_up(config, row, big, patch):

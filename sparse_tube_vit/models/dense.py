@@ -9,6 +9,8 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
 
+from sparse_tube_vit.distributed.mesh import platform
+
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def affine(x: jax.Array, kernel: jax.Array, bias: jax.Array, axes: int = 1):
@@ -53,12 +55,23 @@ def _backward(axes, saved, gradient):
         (_last(gradient, outputs), _last(kernel, outputs)),
     )
     batch = tuple(range(x.ndim - axes))
-    to_kernel = _dot(x, gradient, (batch, batch))
+    to_kernel = _outer(x, gradient, batch)
     # A sum as a product: on TPUs, matrix units sum heads of 64 channels several times
     # as fast as XLA's reductions.
     ones = jnp.ones((8, *x.shape[: len(batch)]), x.dtype)
     to_bias = _dot(ones, gradient, (tuple(i + 1 for i in batch), batch))[0]
     return to_x.astype(x.dtype), to_kernel, to_bias
+
+
+def _outer(x, gradient, batch):
+    """Contracts the batch axes of (*batch, *K) and (*batch, *F) to (*K, *F)."""
+    k, f = x.ndim - len(batch), gradient.ndim - len(batch)
+    narrow = math.prod(x.shape[-k:]) <= math.prod(gradient.shape[-f:])
+    if narrow or platform() != "cpu":
+        return _dot(x, gradient, (batch, batch))
+    # XLA transposes the left factor on CPUs, element by element: the narrower one.
+    y = _dot(gradient, x, (batch, batch))  # (*F, *K)
+    return y.transpose(*range(f, f + k), *range(f))
 
 
 affine.defvjp(_forward, _backward)

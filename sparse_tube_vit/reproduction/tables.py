@@ -16,7 +16,8 @@ class Row:
         name: Its name, without spaces.
         paper: Top-1 in percent by the paper; None where it gives none.
         streams: "joint", or one of "video" and "image" alone.
-        tubes: `model.tubes`.
+        tubes: `model.tubes`. "2d_patches": the image tube alone, on as many frames as
+            make the number of tokens of the four tubes.
         stride_scale: Scale of the tubes' strides in training.
         changes: Values of other keys of the config by name, "model.positions".
         after: Row of the same table whose model it starts from.
@@ -105,9 +106,6 @@ _FACTORS = {
 }
 
 
-#: 2-D patches of as many frames as give the four tubes' number of tokens, 1,176.
-_PATCHES_2D = ({"kernel": (1, 16, 16), "stride": (11, 16, 16)},)
-
 #: Rows of table 6 with the last 8 of H's 32 blocks.
 _LAST_8 = {"after": "small", "big": True, "trained": 8 / 32}
 
@@ -145,7 +143,7 @@ PAPER = {
             Row("images", None, streams="image", evaluation="image"),
             Row("images_first", 90.4, streams="video", after="images"),
             Row("jointly", 91.5),
-            Row("2d_patches", 87.6, tubes=_PATCHES_2D),
+            Row("2d_patches", 87.6, tubes="2d_patches"),
             Row("2d_images", None, "image", "image", evaluation="image"),
             Row(
                 "inflated_3d",
@@ -166,8 +164,7 @@ PAPER = {
         tasks=SCRATCH,
         remark="images and 2d_images: accuracy on images, of the models that "
         "images_first and inflated_3d start from. 2d_patches: the image tube alone, "
-        "on every 11th frame, which makes as many tokens as the four tubes at full "
-        "size, and in small runs fewer: the rows tell. "
+        "on as many frames as make about the four tubes' number of tokens. "
         "inflated_3d: dense patches of 2x16x16, whose kernels are the image model's on "
         "one of the two frames. On moving_shapes, 25% is to know the shape and guess "
         "which of four ways it moves: the loss stays at ln 4 until a run finds motion, "

@@ -1,15 +1,17 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from sparse_tube_vit.models.dense import Dense, affine
 
 
-def test_products_and_their_gradients_are_those_of_einsum():
+@pytest.mark.parametrize("features", [(6, 7), (3, 1)])  # wider, narrower than x
+def test_products_and_their_gradients_are_those_of_einsum(features):
     keys = jax.random.split(jax.random.key(0), 3)
     x = jax.random.normal(keys[0], (3, 5, 4, 2))
-    kernel = jax.random.normal(keys[1], (4, 2, 6, 7))
-    bias = jax.random.normal(keys[2], (6, 7))
+    kernel = jax.random.normal(keys[1], (4, 2, *features))
+    bias = jax.random.normal(keys[2], features)
     y, back = jax.vjp(lambda *inputs: affine(*inputs, 2), x, kernel, bias)
     expected, expected_back = jax.vjp(
         lambda x, k, b: jnp.einsum("abcd,cdef->abef", x, k) + b, x, kernel, bias

@@ -10,7 +10,7 @@ from sparse_tube_vit.models.tubes import count_tokens
 from sparse_tube_vit.models.tubevit import check_tubes
 from sparse_tube_vit.models.variants import make_tubes
 from sparse_tube_vit.reproduction.runs import Run
-from sparse_tube_vit.reproduction.tables import PAPER, TABLES, select
+from sparse_tube_vit.reproduction.tables import PAPER, SCRATCH, TABLES, select
 from sparse_tube_vit.training import finetuning
 
 #: In the place of DINOv2.
@@ -107,6 +107,18 @@ def test_a_small_task_has_half_the_frames_and_smaller_strides():
     ]
     (dense,) = make_tubes(config_of("5", "inflated_3d", "ucf101").model.tubes)
     assert (dense.kernel, dense.stride) == ((2, 16, 16), (2, 16, 16))
+
+
+@pytest.mark.parametrize("task", ["kinetics600", *SCRATCH])
+def test_2d_patches_make_about_as_many_tokens_as_the_four_tubes(task):
+    config = config_of("5", "2d_patches", task)
+    (tube,) = make_tubes(config.model.tubes)
+    assert tube.kernel == (1, 16, 16)
+    a_frame = (config.clip.size // 16) ** 2
+    main = tokens(config_of("5", "jointly", task))
+    assert abs(tokens(config) - main) <= a_frame
+    if task == "kinetics600":
+        assert tokens(config) == main and tube.stride == (11, 16, 16)
 
 
 def test_more_tokens_in_evaluation_come_near_the_papers_multiples():
