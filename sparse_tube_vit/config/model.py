@@ -76,7 +76,7 @@ class EncoderOptions:
     attention: str = _option(
         "auto",
         "Implementation of attention; auto takes the fastest of the device.",
-        one_of("auto", "heads_first", "xla", "cudnn", "splash"),
+        one_of("auto", "heads_first", "head_by_head", "xla", "cudnn", "splash"),
     )
     scan: bool = _option(
         False, "Run the blocks in a loop, which compiles only once.", SWITCH

@@ -21,8 +21,8 @@ def choose(implementation: str, queries, keys, dtype) -> str:
     Args:
         implementation: One of `IMPLEMENTATIONS`, or "auto": on TPUs splash for
             self-attention of many tokens; on NVIDIA GPUs from Ampere on cudnn for
-            16-bit floats with d a multiple of 8 up to 128; otherwise xla on both, and
-            heads_first on other devices.
+            16-bit floats with d a multiple of 8 up to 128; otherwise xla on both. On
+            other devices head_by_head for many tokens, heads_first for few.
         queries: Shape (B, M, heads, d).
         keys: Shape (B, N, heads, d).
         dtype: Dtype of both.
@@ -45,7 +45,8 @@ def choose(implementation: str, queries, keys, dtype) -> str:
             return "splash" if fits["splash"] and many else "xla"
         if device == "gpu":
             return "cudnn" if fits["cudnn"] else "xla"
-        return "heads_first"
+        many = queries[1] * keys[1] >= _MANY_SCORES
+        return "head_by_head" if many else "heads_first"
     if not fits.get(implementation, True):
         raise UnavailableAttention(
             f"model.attention is {implementation!r}, which does not run on {device} "
@@ -98,6 +99,26 @@ def heads_first(q, k, v):
     """
     weights = attention_weights(q, k).astype(v.dtype)  # (B, heads, M, N)
     return (weights @ v.transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3)
+
+
+# From so many scores of a head on, 4 MiB, a loop over heads is faster on CPUs.
+_MANY_SCORES = 2**20
+
+
+def head_by_head(q, k, v):
+    """Computes attention of one head of one example at a time.
+
+    The scores of others are not in memory, and for the gradient they are computed
+    again.
+    """
+    b, m, heads, d = q.shape
+
+    def each(x):  # (B * heads, 1, N, 1, d)
+        return x.transpose(0, 2, 1, 3).reshape(b * heads, 1, -1, 1, d)
+
+    one = jax.checkpoint(lambda qkv: heads_first(*qkv))
+    y = jax.lax.map(one, (each(q), each(k), each(v)))
+    return y.reshape(b, heads, m, d).transpose(0, 2, 1, 3)
 
 
 def attention_weights(q, k) -> jax.Array:
@@ -214,6 +235,7 @@ def splash(q, k, v, tokens: int | None = None, interpret: bool = False):
 
 IMPLEMENTATIONS = {
     "heads_first": heads_first,
+    "head_by_head": head_by_head,
     "xla": functools.partial(jax.nn.dot_product_attention, implementation="xla"),
     "cudnn": cudnn,
     "splash": splash,

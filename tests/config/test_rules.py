@@ -76,7 +76,10 @@ def test_a_config_that_makes_sense(config):
             "first_moment_dtype is 'float16': it must be one of float32, bfloat16",
         ),
         (lambda c: c.model.update(remat="some"), "one of none, full, dots"),
-        (lambda c: c.model.update(attention="flash"), "auto, heads_first, xla, cudnn"),
+        (
+            lambda c: c.model.update(attention="flash"),
+            "auto, heads_first, head_by_head",
+        ),
         (lambda c: c.mesh.update(fsdp=0), "mesh.fsdp is 0: .*at least 1, or -1"),
         (lambda c: c.mesh.update(slices=0), "mesh.slices is 0"),
         (lambda c: c.loader.update(threads=0), "loader.threads is 0"),

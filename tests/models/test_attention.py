@@ -33,7 +33,7 @@ def by_loops(q, k, v):
     return out
 
 
-@pytest.mark.parametrize("name", ["auto", "heads_first", "xla"])
+@pytest.mark.parametrize("name", ["auto", "heads_first", "head_by_head", "xla"])
 def test_attention_is_that_of_loops(name):
     q, k, v, _ = inputs(9, queries=5)
     expected = by_loops(*(np.asarray(x, np.float64) for x in (q, k, v)))
@@ -116,7 +116,15 @@ def test_odd_numbers_of_tokens_are_padded_for_cudnn(tokens, queries, monkeypatch
     assert "cudnn$fmha" in lowered
 
 
-@pytest.mark.parametrize("name", ["heads_first", "xla"])
+def test_a_loop_over_heads_has_the_gradients_of_all_at_once():
+    *qkv, gradient = inputs(9, queries=5)
+    expected = jax.vjp(attentions.heads_first, *qkv)[1](gradient)
+    found = jax.vjp(attentions.head_by_head, *qkv)[1](gradient)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["heads_first", "head_by_head", "xla"])
 def test_scores_and_softmax_are_not_rounded_to_the_dtype_of_the_factors(name):
     # Scores of 63 and 63.125: bfloat16 has nothing between 63 and 63.25.
     q = jnp.ones((1, 1, 1, 64), jnp.bfloat16)
@@ -154,6 +162,8 @@ def chosen(platform, monkeypatch, **options):
 def test_what_each_device_computes_attention_with(monkeypatch):
     bfloat16 = {"dtype": jnp.bfloat16}
     assert chosen("cpu", monkeypatch, tokens=9) == ["heads_first"]
+    assert chosen("cpu", monkeypatch, tokens=1024) == ["head_by_head"]
+    assert chosen("cpu", monkeypatch, tokens=1024, queries=1) == ["heads_first"]
     assert chosen("tpu", monkeypatch, tokens=539) == ["splash"]
     assert chosen("tpu", monkeypatch, tokens=539, queries=1) == ["xla"]
     assert chosen("tpu", monkeypatch, tokens=196) == ["xla"]
