@@ -8,7 +8,7 @@
 #   WHEELS=DIR           wheels of what else is needed, for a machine without network
 #
 # Installs nothing into PYTHON: packages that it lacks go to build/gpu_packages. Programs
-# stay compiled in build/gpu_benchmark, so that a second call measures more rows.
+# stay compiled in build/benchmark, so that a second call measures more rows.
 set -euo pipefail
 # shellcheck source=launch/usage.sh
 source "$(dirname "$0")/usage.sh"

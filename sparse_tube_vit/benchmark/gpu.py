@@ -1,68 +1,32 @@
-"""Speed of training and inference on one GPU, beside PyTorch's, in one run.
+"""Speed of training and inference on one GPU, beside PyTorch's, in one run."""
 
-Every implementation has a process of its own, one after the other, so that none holds
-memory that another needs, and in turns, so that a change of the GPU's clock affects all
-alike. The most important rows come first; those without time are named.
-"""
-
-import contextlib
-import dataclasses
-import importlib.util
 import itertools
-import json
-import os
-import shutil
-import signal
-import statistics
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
-from sparse_tube_vit.benchmark.gpu_process import Job
-from sparse_tube_vit.benchmark.jax_steps import CLASSES, flops_per_clip
+from sparse_tube_vit.benchmark import measuring
+from sparse_tube_vit.benchmark.measuring import GIB
+from sparse_tube_vit.benchmark.process import Job
 from sparse_tube_vit.config.flags import positive
-from sparse_tube_vit.distributed.devices import has_gpu, peak_flops, remedy
-from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.models.variants import VARIANTS
 
-#: Packages that an implementation needs beside those of this one.
-PACKAGES = {
-    "ours": (),
-    "pytorch": ("torch",),
-    "videomae": ("torch", "transformers"),
-    "timm": ("torch", "timm"),
-    "dense": (),
-    "vivit": ("torch", "transformers"),
-    "timesformer": ("torch", "transformers"),
-}
-OURS = ("ours", "dense")
-
-#: What is measured on a GPU.
-BESIDE = ("ours", "pytorch", "videomae", "timm")
-
-#: Seconds before the end of the time in which no job starts, and that stay at its end.
-_LAST_START, _RESERVE = 12, 4
-
-GIB = 2**30
-
-
-class NoGpu(TubeViTError, RuntimeError):
-    """A GPU is there, but jax computes on the CPU, which nobody asked for."""
-
-
-class NothingMeasured(TubeViTError, RuntimeError):
-    """Every job failed, or there was no time for any."""
+#: What is measured.
+IMPLEMENTATIONS = ("ours", "pytorch", "videomae", "timm")
 
 
 def add_arguments(command) -> None:
     """Adds the arguments of `benchmark gpu` to its parser."""
+    measuring.add_arguments(
+        command,
+        IMPLEMENTATIONS,
+        "runs/gpu_benchmark",
+        dtype="bfloat16",
+        compile=True,
+        minutes=8.0,
+        seconds=3.0,
+        rounds=3,
+    )
     add = command.add_argument
     add("--variants", nargs="+", choices=VARIANTS, default=["B", "L"])
     add("--frames", nargs="+", type=positive, default=[32, 64])
-    add("--size", type=positive, default=224, help="pixels")
     add("--streams", nargs="+", choices=("video", "joint"), default=["video", "joint"])
     add("--small", type=positive, default=8, help="clips of the small batch")
     add(
@@ -70,24 +34,9 @@ def add_arguments(command) -> None:
         type=int,
         help="clips of the large batch; what fits into memory if not given, 0: none",
     )
-    add("--dtype", choices=("bfloat16", "float32"), default="bfloat16")
     add("--scan", action="store_true", help="ours: blocks in a loop")
     add("--remat", choices=("none", "dots", "full"), default="none", help="ours")
     add("--attention", default="auto", help="ours, as config.model.attention")
-    add("--eager", action="store_true", help="PyTorch's without torch.compile")
-    add(
-        "--implementations",
-        nargs="+",
-        choices=BESIDE,
-        default=[*BESIDE],
-    )
-    add("--minutes", type=float, default=8.0, help="for all of it")
-    add("--since", type=float, help="time of the clock, in seconds, when they began")
-    add("--seconds", type=float, default=3.0, help="a row is measured")
-    add("--rounds", type=positive, default=3, help="at most, as time allows")
-    add("--peak", type=float, help="TFLOP/s of the GPU, for MFU, if not known")
-    add("--out", type=Path, default=Path("runs/gpu_benchmark"), help="folder")
-    add("--cache", type=Path, default=Path("build/gpu_benchmark"), help="of programs")
     add("--trace", action="store_true", help="writes traces of every row to OUT/traces")
 
 
@@ -113,7 +62,7 @@ def plan(args) -> list[Job]:
                     largest=args.largest,
                     dtype=args.dtype,
                     options=options,
-                    compiled=not args.eager,
+                    compiled=args.compile,
                     seconds=args.seconds,
                     trace=str(args.out / "traces") if args.trace else "",
                 )
@@ -145,256 +94,40 @@ def plan(args) -> list[Job]:
     return [*itertools.chain.from_iterable([*order, *peers[2:]])]
 
 
-def job_flops(job: Job) -> int:
-    """Returns the FLOPs of a job for one clip, and one image if joint, by formula."""
-    if job.implementation in (*OURS, "pytorch"):
-        return flops_per_clip(job)
-    sizes, patches = VARIANTS[job.variant], (job.size // 16) ** 2
-    d, m, t = sizes["width"], sizes["mlp_dim"], job.frames
-
-    def attention(tokens):
-        return 2 * tokens * 4 * d**2 + 4 * tokens**2 * d
-
-    def mlp(tokens):
-        return 2 * tokens * 2 * d * m
-
-    passes, dense = 1, t // 2 * patches  # tubes of 2x16x16, all in one pass
-    match job.implementation:
-        case "videomae":
-            block = attention(dense) + mlp(dense)
-        case "vivit":  # and a class token
-            block = attention(dense + 1) + mlp(dense + 1)
-        case "timesformer":  # patches over time, a layer, each frame with the class
-            in_time = patches * (attention(t) + 2 * t * d**2)
-            block = in_time + t * attention(patches + 1) + mlp(t * patches + 1)
-        case "timm":  # a pass for every frame
-            passes = t
-            block = attention(patches + 1) + mlp(patches + 1)
-    stem = 2 * t * patches * 16 * 16 * 3 * d
-    head = passes * 2 * d * CLASSES["videos"]
-    forward = stem + passes * sizes["depth"] * block + head
-    return forward * (3 if job.direction == "train" else 1)
-
-
-class Process:
-    """A process that measures one job, with its log in a file.
-
-    It imports its libraries as soon as it is made, before it gets a job: that takes
-    seconds, and no memory of the GPU.
-    """
-
-    def __init__(self, implementation: str, log: Path, env: dict[str, str]):
-        self.log = log
-        with log.open("w") as stderr:
-            self._process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "sparse_tube_vit.benchmark.gpu_process"),
-                    implementation,
-                ],
-                env=env,
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=stderr,
-                text=True,
-                start_new_session=True,  # it may start compilers of its own
-            )
-
-    def lines(self, job: Job, seconds: float) -> Iterator[dict]:
-        """Yields the lines of a job; {"late": True} where it is ended after seconds."""
-        late = threading.Event()
-
-        def end():
-            late.set()
-            self.end()
-
-        timer = threading.Timer(seconds, end)
-        timer.start()
-        try:
-            with contextlib.suppress(BrokenPipeError):  # it ended at its imports
-                self._process.stdin.write(json.dumps(dataclasses.asdict(job)) + "\n")
-                self._process.stdin.close()
-            for line in self._process.stdout:
-                yield json.loads(line)  # whole: a line is written at once
-            code = self._process.wait()
-            if late.is_set():
-                yield {"late": True}
-            elif code:
-                yield {"failed": f"ended with {code}: {_last_line(self.log)}"}
-        finally:
-            timer.cancel()
-            self.end()
-
-    def end(self) -> None:
-        """Ends the process and those that it started."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-
-
-def _last_line(file):
-    lines = file.read_text(errors="replace").strip().splitlines()
-    return lines[-1][:300] if lines else "no message"
-
-
-def environment(cache: Path) -> dict[str, str]:
-    """Returns the environment of the processes.
-
-    What is set already stays: one GPU, almost all of its memory for jax, which is
-    alone on it, and a folder for the compiled programs of all libraries.
-    """
-    env, root = dict(os.environ), str(Path(__file__).parents[2])
-    env["PYTHONPATH"] = os.pathsep.join(filter(None, [root, env.get("PYTHONPATH")]))
-    defaults = {
-        "CUDA_VISIBLE_DEVICES": "0",
-        "JAX_COMPILATION_CACHE_DIR": str(cache / "jax"),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True",
-        "TORCHINDUCTOR_CACHE_DIR": str(cache / "inductor"),
-        "TRITON_CACHE_DIR": str(cache / "triton"),
-    }
-    if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in env:  # jax refuses both
-        defaults["XLA_CLIENT_MEM_FRACTION"] = "0.92"
-    return defaults | env
-
-
-class Results:
-    """Rows and everything else of a run, in a JSON file that is complete at any time.
-
-    Attributes:
-        devices: What every implementation reports of its device.
-        left_out: Names of rows that there was no time for.
-        failed: Messages by the name of a row.
-        not_installed: Packages by the name of an implementation.
-    """
-
-    def __init__(self, file: Path, peak: float | None):
-        self.file, self.peak, self._rows = file, peak, {}
-        self.devices, self.left_out, self.failed, self.not_installed = {}, [], {}, {}
-        self.started, self.gpu = time.time(), [nvidia_smi()]
-
-    @property
-    def rows(self) -> list[dict]:
-        """Rows in the order in which they were measured first."""
-        return [*self._rows.values()]
-
-    def add(self, job: Job, measured: dict) -> dict:
-        """Adds a round of a row, and returns the row."""
-        batch, kind = measured["batch"], self.devices[job.implementation]["kind"]
-        key = (job.name, measured["which"], batch)
-        flops = job_flops(job) * batch
-        row = self._rows.setdefault(
-            key,
-            {
-                "implementation": job.implementation,
-                "variant": job.variant,
-                "direction": job.direction,
-                "clip": list(job.clip),
-                "streams": job.streams,
-                "dtype": job.dtype,
-                "which": measured["which"],
-                "batch": batch,
-                "flops": flops,
-                "memory_bytes": measured["memory_bytes"],
-                "compile_seconds": measured["compile_seconds"],
-                "notes": measured["notes"],
-                "rounds": [],
-            },
-        )
-        names = ("step_seconds", "least_seconds", "greatest_seconds", "steps")
-        row["rounds"].append({name: measured[name] for name in names})
-        seconds = statistics.median(x["step_seconds"] for x in row["rounds"])
-        peak = self.peak or peak_flops(kind)
-        row["step_seconds"] = seconds
-        row["clips_per_second"] = batch / seconds
-        row["flops_per_second"] = flops / seconds
-        row["mfu"] = flops / seconds / peak if peak else None
-        return row
-
-    def write(self, args) -> None:
-        """Writes the file anew, whole or not at all."""
-        arguments = {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in vars(args).items()
-            if name != "run"
-        }
-        written = {
-            "seconds": time.time() - self.started,
-            "python": sys.version.split()[0],
-            "gpu": self.gpu,
-            "devices": self.devices,
-            "arguments": arguments,
-            "environment": {
-                name: os.environ[name]
-                for name in ("XLA_FLAGS", "LD_LIBRARY_PATH", "JAX_PLATFORMS")
-                if name in os.environ
-            },
-            "rows": self.rows,
-            "left_out": self.left_out,
-            "failed": self.failed,
-            "not_installed": self.not_installed,
-        }
-        partial = self.file.with_suffix(".partial")
-        partial.write_text(json.dumps(written, indent=1))
-        partial.replace(self.file)
-
-
-def nvidia_smi() -> dict[str, str] | None:
-    """Returns what the driver tells of the first GPU, or None without a driver."""
-    if not shutil.which("nvidia-smi"):
-        return None
-    names = (
-        "name,driver_version,memory.total,memory.used,power.limit,power.draw,"
-        "clocks.sm,clocks.max.sm,temperature.gpu"
-    )
-    command = ["nvidia-smi", f"--query-gpu={names}", "--format=csv,noheader"]
-    try:
-        told = subprocess.run(command, capture_output=True, text=True, timeout=20)
-    except subprocess.TimeoutExpired:
-        return None
-    first = told.stdout.strip().partition("\n")[0]
-    return dict(zip(names.split(","), first.split(", "), strict=False))
-
-
-def describe(row: dict) -> list[str]:
-    """Returns the cells of a row of the table."""
-    memory, mfu = row["memory_bytes"], row["mfu"]
-    return [
-        row["direction"],
-        row["variant"],
-        "x".join(map(str, row["clip"])),
-        row["streams"],
-        str(row["batch"]),
-        row["implementation"],
-        f"{1e3 * row['step_seconds']:.2f}",
-        f"{row['clips_per_second']:.1f}",
-        f"{row['flops_per_second'] / 1e12:.3g}",
-        f"{mfu:.1%}" if mfu else "",
-        f"{memory / GIB:.2f}" if memory else "",
-    ]
-
-
 _HEADS = [
     *("pass", "model", "clip", "streams", "batch", "by", "ms", "clips/s", "TFLOP/s"),
     *("MFU", "GiB", "to PyTorch"),
 ]
 
 
-def table(rows: list[dict]) -> str:
-    """Returns the rows as a table in Markdown, with ours in proportion to PyTorch's."""
+def cells(rows: list[dict]) -> list[list[str]]:
+    """Returns the cells of the table: rows, with ours in proportion to PyTorch's."""
     pytorch = {
         _shape(row): row["clips_per_second"]
         for row in rows
         if row["implementation"] == "pytorch"
     }
-    cells = [_HEADS]
+    lines = [_HEADS]
     for row in rows:
         beside = pytorch.get(_shape(row)) if row["implementation"] == "ours" else None
-        ratio = f"{row['clips_per_second'] / beside:.2f}" if beside else ""
-        cells.append([*describe(row), ratio])
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = ["| " + " | ".join(map(str.ljust, each, widths)) + " |" for each in cells]
-    lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
-    return "\n".join(lines)
+        memory, mfu = row["memory_bytes"], row["mfu"]
+        lines.append(
+            [
+                row["direction"],
+                row["variant"],
+                "x".join(map(str, row["clip"])),
+                row["streams"],
+                str(row["batch"]),
+                row["implementation"],
+                f"{1e3 * row['step_seconds']:.2f}",
+                f"{row['clips_per_second']:.1f}",
+                f"{row['flops_per_second'] / 1e12:.3g}",
+                f"{mfu:.1%}" if mfu else "",
+                f"{memory / GIB:.2f}" if memory else "",
+                f"{row['clips_per_second'] / beside:.2f}" if beside else "",
+            ]
+        )
+    return lines
 
 
 def _shape(row):
@@ -403,163 +136,12 @@ def _shape(row):
 
 
 def time_gpu(args) -> None:
-    """Measures `plan`, as `measure`."""
-    measure(plan(args), args)
-
-
-def measure(
-    jobs: list[Job], args, table: Callable[[list[dict]], str] = table
-) -> Results:
-    """Measures all jobs that there is time for; prints a table, writes JSON.
-
-    Args:
-        jobs: The jobs, the most important first.
-        args: Arguments of the command.
-        table: Maps rows to the table.
+    """Measures the jobs of `plan`, and prints and writes what `measuring.measure` does.
 
     Raises:
-        NoGpu: jax does not use the GPU that is here.
-        NothingMeasured: There is no row.
+        NoGpu, NothingMeasured, UnwritableOutput: As `measuring.measure`.
     """
-    ends = (args.since or time.time()) + 60 * args.minutes - _RESERVE
-    for folder in (args.out / "logs", args.cache):
-        folder.mkdir(parents=True, exist_ok=True)
-    env = environment(args.cache.resolve())
-
-    def make_process(job):
-        log = args.out / "logs" / f"{job.name}.log"
-        # Others import our tubes, but must not take the GPU's memory for jax.
-        others = {} if job.implementation in OURS else {"JAX_PLATFORMS": "cpu"}
-        return Process(job.implementation, log, env | others)
-
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # as an exception
-    results = Results(
-        args.out / "results.json", 1e12 * args.peak if args.peak else None
-    )
-    for name in dict.fromkeys(job.implementation for job in jobs):
-        absent = [x for x in PACKAGES[name] if not importlib.util.find_spec(x)]
-        if absent:
-            results.not_installed[name] = absent
-            print(f"{name}: left out, not installed: {', '.join(absent)}", flush=True)
-    jobs = [job for job in jobs if job.implementation not in results.not_installed]
-    try:
-        measure_all(jobs, args, ends, results, make_process)
-    finally:
-        results.gpu.append(nvidia_smi())
-        results.write(args)
-        (args.out / "table.md").write_text(table(results.rows) + "\n")
-        _report(results, table)
-    if not results.rows:
-        raise NothingMeasured(
-            f"Nothing was measured; {args.out / 'logs'} has what the processes wrote."
-        )
-    return results
-
-
-def measure_all(
-    jobs: list[Job], args, ends: float, results: Results, make_process: Callable
-) -> None:
-    """Measures jobs, round after round, until the time ends.
-
-    Args:
-        jobs: The jobs, the most important first.
-        args: Arguments of the command.
-        ends: Time of the clock, in seconds, when all of it ends.
-        results: Takes the rows.
-        make_process: Maps a job to the `Process` that will measure it.
-    """
-    largest, took, platform = {}, {}, None
-    turns = [(i, job) for i in range(args.rounds) for job in jobs]
-    waiting = None  # name of the next turn's job, and its process, while it imports
-
-    def start(job):
-        return job.name, make_process(job)
-
-    try:
-        for i, (again, job) in enumerate(turns):
-            left, name = ends - time.time(), job.name
-            if name in results.failed:
-                continue
-            if left < max(_LAST_START, 1.1 * took.get(name, 0)):
-                if not again:
-                    results.left_out.append(name)
-                continue
-            if not waiting or waiting[0] != name:
-                if waiting:
-                    waiting[1].end()
-                waiting = start(job)
-            process, waiting = waiting[1], None
-            # PyTorch's model has the batch of ours, and a forward pass that of a step.
-            shape = (job.variant, job.clip, job.streams)
-            known = largest.get(name)
-            if known is None and job.implementation in ("ours", "pytorch"):
-                known = largest.get(shape)
-            if args.largest is None:
-                job = dataclasses.replace(job, largest=known)
-            job = dataclasses.replace(job, platform=platform)
-            began = time.time()
-            for line in process.lines(job, left):
-                if not waiting and i + 1 < len(turns):
-                    waiting = start(turns[i + 1][1])
-                if device := line.get("device"):
-                    results.devices[job.implementation] = device
-                    platform = platform or device["platform"]
-                    _check_platform(job, platform, args)
-                elif row := line.get("row"):
-                    which = row["which"]
-                    if "failed" in row:
-                        results.failed[f"{name} {which}"] = row["failed"]
-                        largest[name] = 0
-                        continue
-                    if which == "largest":
-                        largest[name] = row["batch"]
-                        if job.implementation == "ours":
-                            largest.setdefault(shape, row["batch"])
-                    shown = describe(results.add(job, row))
-                    results.write(args)
-                    print(f"{time.time() - results.started:4.0f} s  ", end="")
-                    print(*shown[:6], f"{shown[6]} ms", f"{shown[7]} clips/s", end="")
-                    print("".join(f"  ({note})" for note in row["notes"]), flush=True)
-                elif line.get("late"):
-                    if not again:
-                        results.left_out.append(f"{name} (no time to end it)")
-                else:
-                    results.failed[name] = line["failed"]
-                    print(f"{name} failed: {line['failed']}", flush=True)
-            took[name] = time.time() - began
-    finally:
-        if waiting:
-            waiting[1].end()
-
-
-def _check_platform(job, platform, args):
-    """Refuses the CPU where a GPU is, unless the CPU was asked for."""
-    asked = os.environ.get("JAX_PLATFORMS", "")
-    if job.implementation == "ours" and platform == "cpu" and has_gpu() and not asked:
-        raise NoGpu(
-            f"An NVIDIA GPU is here, but jax runs on the CPU. {remedy()} "
-            "JAX_PLATFORMS=cpu measures the CPU."
-        )
-
-
-def _report(results, table):
-    """Prints the table, and all that a reader must know beside it."""
-    print("\n" + table(results.rows) + "\n")
-    for name, device in results.devices.items():
-        versions = ", ".join(f"{k} {v}" for k, v in device["versions"].items())
-        print(f"{name}: {device['kind']}, {versions}")
-        peak = results.peak or peak_flops(device["kind"])
-        if name == "ours" and peak:
-            print(f"MFU is of {peak / 1e12:.0f} TFLOP/s, by FLOPs of the formula.")
+    results = measuring.Results(args.out / "results.json", args.peak)
+    measuring.measure(plan(args), args, results, cells)
     if any(device["platform"] == "cpu" for device in results.devices.values()):
         print("This ran on a CPU: it tests the program, and tells nothing of a GPU.")
-    for row in results.rows:
-        for note in row["notes"]:
-            print(f"{' '.join(describe(row)[:6])}: {note}")
-    for name, message in results.failed.items():
-        print(f"{name}: failed: {message}")
-    for name, absent in results.not_installed.items():
-        print(f"{name}: left out, not installed: {', '.join(absent)}")
-    if results.left_out:
-        print(f"Left out, no time: {', '.join(results.left_out)}.")
-    print(f"{time.time() - results.started:.0f} s; {results.file}")

@@ -6,16 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from sparse_tube_vit.benchmark.gpu_process import Job, Step
+from sparse_tube_vit.benchmark.implementations import CLASSES, IMPLEMENTATIONS
+from sparse_tube_vit.benchmark.process import Job, Step
 from sparse_tube_vit.config import default_config, stream, validate
 from sparse_tube_vit.distributed.sharding import make_mesh
 from sparse_tube_vit.models.flops import forward_flops, training_flops
 from sparse_tube_vit.models.tubevit import init_params, make_model
 from sparse_tube_vit.models.variants import VARIANTS
 from sparse_tube_vit.training.program import Program
-
-#: Outputs of the heads: Kinetics-400 and ImageNet.
-CLASSES = {"videos": 400, "images": 1000}
 
 
 def make_config(job: Job, batch: int):
@@ -24,7 +22,7 @@ def make_config(job: Job, batch: int):
     config.total_steps = 100_000
     config.clip.update(frames=job.frames, size=job.size)
     config.model.update(**VARIANTS[job.variant], dtype=job.dtype, **job.options)
-    config.model.tubes = "dense_3d" if job.implementation == "dense" else "main"
+    config.model.tubes = IMPLEMENTATIONS[job.implementation].tubes
     kinds = ("video", "image") if job.streams == "joint" else ("video",)
     for kind in kinds:
         config.streams[kind] = stream(
@@ -102,7 +100,7 @@ class JaxSteps:
             if not np.isfinite(float(metrics["loss"])):
                 raise FloatingPointError("the loss is not finite")
 
-        return Step(run, functools.partial(_memory, compiled, self.chosen))
+        return Step(run, self._memory(compiled))
 
     def _forward(self, batch):
         shape = jax.ShapeDtypeStruct((batch, *self.job.clip, 3), jnp.uint8)
@@ -118,7 +116,12 @@ class JaxSteps:
                 logits = compiled(self._state, videos)
             jax.block_until_ready(logits)
 
-        return Step(run, functools.partial(_memory, compiled, self.chosen))
+        return Step(run, self._memory(compiled))
+
+    def _memory(self, compiled):
+        # On CPUs, XLA's plan leaves out what its libraries allocate themselves.
+        on_cpu = self.chosen.platform == "cpu"
+        return None if on_cpu else functools.partial(_planned, compiled, self.chosen)
 
 
 make_steps = JaxSteps
@@ -133,7 +136,7 @@ def _example(shape):
     return jax.jit(repeat, out_shardings=shape.sharding)(each)
 
 
-def _memory(compiled, device):
+def _planned(compiled, device):
     """Returns the bytes that a program holds at most by XLA's plan.
 
     Where a program of the cache has no plan, the most that the process held so far.

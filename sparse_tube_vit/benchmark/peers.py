@@ -1,39 +1,50 @@
 """Times the model beside others of video, and how time and memory grow with frames."""
 
-from pathlib import Path
+import math
 
-from sparse_tube_vit.benchmark import gpu
-from sparse_tube_vit.benchmark.gpu_process import Job
+from sparse_tube_vit.benchmark import measuring
+from sparse_tube_vit.benchmark.implementations import IMPLEMENTATIONS as KNOWN
+from sparse_tube_vit.benchmark.measuring import GIB
+from sparse_tube_vit.benchmark.process import Job
 from sparse_tube_vit.config.flags import positive
 from sparse_tube_vit.models.variants import VARIANTS
 
-#: Frames of a clip that an implementation is made for; those of `--frames` come too.
-#: "pytorch" is our model, "dense" our encoder with the tokens of ViViT.
-OWN_FRAMES = {"ours": 32, "pytorch": 32, "dense": 32, "vivit": 32}
-OWN_FRAMES |= {"videomae": 16, "timesformer": 8}
+#: What is measured: ours, ours in PyTorch, the public port, models of transformers, and
+#: our encoder with dense tubes.
+IMPLEMENTATIONS = (
+    *("ours", "pytorch", "port", "vivit", "videomae", "timesformer", "dense"),
+)
+
+#: How the two that grow are drawn.
+GROWING = {"ours": "sparse tubes", "dense": "dense tubes of 2x16x16"}
 
 
 def add_arguments(command) -> None:
     """Adds the arguments of `benchmark peers` to its parser."""
+    measuring.add_arguments(
+        command,
+        IMPLEMENTATIONS,
+        "runs/peers",
+        dtype="float32",
+        compile=False,
+        minutes=60.0,
+        seconds=10.0,
+        rounds=2,
+    )
     add = command.add_argument
     add("--variant", choices=VARIANTS, default="B")
     add("--frames", type=positive, default=32, help="of the comparison")
     add("--growth", nargs="+", type=positive, default=[20, 32, 64, 96, 128])
-    add("--size", type=positive, default=224, help="pixels")
     add("--batch", type=positive, default=1, help="clips")
-    add("--dtype", choices=("bfloat16", "float32"), default="float32")
-    add("--compiled", action="store_true", help="PyTorch's by torch.compile")
-    add("--implementations", nargs="+", choices=OWN_FRAMES, default=[*OWN_FRAMES])
-    add("--minutes", type=float, default=60.0, help="for all of it")
-    add("--seconds", type=float, default=10.0, help="a row is measured")
-    add("--rounds", type=positive, default=2, help="at most, as time allows")
-    add("--out", type=Path, default=Path("runs/peers"), help="folder")
-    add("--cache", type=Path, default=Path("build/gpu_benchmark"), help="of programs")
-    command.set_defaults(since=None, peak=None, largest=0)
+    command.set_defaults(largest=0)
 
 
 def plan(args) -> list[Job]:
-    """Returns the jobs: all at the same frames, at their own, then growth, forward."""
+    """Returns the jobs: all at the same frames, growth, then others at their own.
+
+    Dense tubes go forward alone: training of them takes more memory than most machines
+    have.
+    """
 
     def job(implementation, frames, direction):
         return Job(
@@ -47,88 +58,125 @@ def plan(args) -> list[Job]:
             largest=0,
             dtype=args.dtype,
             options={},
-            compiled=args.compiled,
+            compiled=args.compile,
             seconds=args.seconds,
         )
 
     names = args.implementations
-    both = ("forward", "train")
-    same = [job(name, args.frames, way) for way in both for name in names]
-    own = [job(name, OWN_FRAMES[name], way) for way in both for name in names]
+    trained = [name for name in names if name != "dense"]
+    forward = [job(name, args.frames, "forward") for name in names]
+    train = [job(name, args.frames, "train") for name in trained]
     grown = [
         job(name, frames, "forward")
         for frames in args.growth
-        for name in gpu.OURS
+        for name in GROWING
         if name in names
     ]
-    return [*{job.name: job for job in [*same, *own, *grown]}.values()]
+    own = [
+        job(name, KNOWN[name].frames, direction)
+        for direction in ("forward", "train")
+        for name in trained
+    ]
+    return [*{job.name: job for job in [*forward, *train, *grown, *own]}.values()]
 
 
 def time_peers(args) -> None:
-    """Prints a table, writes results.json, table.md and growth.png to `args.out`.
+    """Measures the jobs of `plan`, and draws growth.png beside the results.
 
     Raises:
-        NoGpu, NothingMeasured: As `gpu.measure`.
+        NoGpu, NothingMeasured, UnwritableOutput: As `measuring.measure`.
     """
-    results = gpu.measure(plan(args), args, compared)
-    draw_growth(results.rows, args.out / "growth.png")
+    # Imported here: a machine that runs `benchmark gpu` need not have matplotlib.
+    from sparse_tube_vit.figures import canvas
+
+    results = measuring.Results(args.out / "results.json", args.peak)
+    try:
+        measuring.measure(plan(args), args, results, cells)
+    finally:
+        if figure := draw_growth(results.rows):
+            canvas.save(figure, args.out / "growth.png")
 
 
-def compared(rows: list[dict]) -> str:
-    """Returns rows as a table in Markdown, each in proportion to ours.
+def cells(rows: list[dict]) -> list[list[str]]:
+    """Returns the cells of the table: rows, each in proportion to ours.
 
-    Ours is that of the same pass and as many frames, or else of its own.
+    Ours is that of the same pass and as many frames. Beside others at their own frames
+    it is that of the frames that ours is made for, which the cell says.
     """
-    own = OWN_FRAMES["ours"]
+    own = KNOWN["ours"].frames
     ours = {
         (row["direction"], row["clip"][0]): row["step_seconds"] / row["batch"]
         for row in rows
         if row["implementation"] == "ours"
     }
-    lines = [
-        "| pass | by | clip | ms a clip | GFLOP a clip | GFLOP/s | times ours |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    heads = "pass, by, clip, ms a clip, range, GFLOP a clip, GFLOP/s, GiB, times ours"
+    lines = [heads.split(", ")]
     for row in rows:
         seconds, frames = row["step_seconds"] / row["batch"], row["clip"][0]
-        same = ours.get((row["direction"], frames), ours.get((row["direction"], own)))
-        cells = (
-            row["direction"],
-            row["implementation"],
-            "x".join(map(str, row["clip"])),
-            f"{1e3 * seconds:.0f}",
-            f"{row['flops'] / row['batch'] / 1e9:.0f}",
-            f"{row['flops_per_second'] / 1e9:.0f}",
-            f"{seconds / same:.1f}" if same else "",
+        times = ""
+        if same := ours.get((row["direction"], frames)):
+            times = f"{seconds / same:.1f}"
+        elif frames == KNOWN[row["implementation"]].frames and (
+            same := ours.get((row["direction"], own))
+        ):
+            times = f"{seconds / same:.1f} of {own} frames"
+        least = min(each["least_seconds"] for each in row["rounds"]) / row["batch"]
+        most = max(each["greatest_seconds"] for each in row["rounds"]) / row["batch"]
+        lines.append(
+            [
+                row["direction"],
+                row["implementation"],
+                "x".join(map(str, row["clip"])),
+                f"{1e3 * seconds:.0f}",
+                f"{1e3 * least:.0f} to {1e3 * most:.0f}",
+                f"{row['flops'] / row['batch'] / 1e9:.0f}",
+                f"{row['flops_per_second'] / 1e9:.0f}",
+                f"{row['memory_bytes'] / GIB:.2f}" if row["memory_bytes"] else "",
+                times,
+            ]
         )
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    return lines
 
 
-def draw_growth(rows: list[dict], file) -> None:
-    """Draws time and memory of forward passes against the frames of a clip, as PNG."""
-    # Imported here: a machine that runs `benchmark gpu` need not have matplotlib.
-    from sparse_tube_vit.figures.canvas import add_legend, new_figure, save
+def draw_growth(rows: list[dict]):
+    """Draws time and memory of forward passes against the frames of a clip.
 
-    figure = new_figure(9, 3.6)
+    Args:
+        rows: Rows of `measuring.Results`.
+
+    Returns:
+        The figure, None where no implementation of `GROWING` has two points.
+    """
+    from sparse_tube_vit.figures import canvas
+
+    grown = {
+        name: sorted(
+            (row for row in rows if _grows(row, name)), key=lambda row: row["clip"]
+        )
+        for name in GROWING
+    }
+    grown = {name: points for name, points in grown.items() if len(points) > 1}
+    if not grown:
+        return None
     measures = {
         "Seconds a clip": lambda row: row["step_seconds"] / row["batch"],
-        "GiB that a pass needs": lambda row: (
-            row["memory_bytes"] and row["memory_bytes"] / gpu.GIB
-        ),
+        "GiB of the process": lambda row: (row["memory_bytes"] or math.nan) / GIB,
     }
-    names = {"ours": "sparse tubes", "dense": "dense tubes of 2x16x16"}
+    figure = canvas.new_figure(9, 3.6)
     for ax, (label, value) in zip(figure.subplots(1, 2), measures.items(), strict=True):
-        for name, shown in names.items():
-            points = sorted(
-                (row["clip"][0], value(row))
-                for row in rows
-                if row["implementation"] == name
-                and row["direction"] == "forward"
-                and value(row) is not None
-            )
-            if points:
-                ax.plot(*zip(*points, strict=True), "o-", label=shown)
-        ax.set(xlabel="Frames of a clip", ylabel=label, ylim=(0, None))
-        add_legend(ax)
-    save(figure, file)
+        for name, points in grown.items():
+            frames = [row["clip"][0] for row in points]
+            ax.plot(frames, [*map(value, points)], "o-", label=GROWING[name])
+        ax.set(xlabel="Frames of a clip", ylabel=label, xscale="log", yscale="log")
+        ticks = sorted({row["clip"][0] for points in grown.values() for row in points})
+        ax.set_xticks(ticks, map(str, ticks))
+        ax.minorticks_off()
+        canvas.add_legend(ax)
+    row = next(iter(grown.values()))[0]
+    size = row["clip"][1]
+    figure.suptitle(f"{row['variant']}, {size}x{size} pixels, a forward pass")
+    return figure
+
+
+def _grows(row, name):
+    return row["implementation"] == name and row["direction"] == "forward"

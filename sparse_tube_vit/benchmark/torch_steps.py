@@ -9,12 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sparse_tube_vit.benchmark.gpu_process import Job, Step, first_line
+from sparse_tube_vit.benchmark.implementations import CLASSES
+from sparse_tube_vit.benchmark.process import Job, Step, first_line
 from sparse_tube_vit.benchmark.torch_tubevit import TubeViT, normalize
 from sparse_tube_vit.models.variants import TUBE_SETS, VARIANTS
-
-#: Outputs of the heads: Kinetics-400 and ImageNet.
-CLASSES = {"videos": 400, "images": 1000}
 
 
 def tubevit(job: Job, dtype: torch.dtype) -> nn.Module:
@@ -25,14 +23,19 @@ def tubevit(job: Job, dtype: torch.dtype) -> nn.Module:
     return model
 
 
-class HuggingFace(nn.Module):
-    """A video classifier of Hugging Face's, on uint8 clips (B, T, H, W, 3)."""
+class TransformersClassifier(nn.Module):
+    """A video classifier of transformers, on uint8 clips (B, T, H, W, 3)."""
 
-    #: Names of the classes, and the attention: the fastest that the model has.
+    #: Names of the classes, and options by which they are fastest: PyTorch's fused
+    #: attention, which TimeSformer lacks, and its GELU in place of ViViT's own, which
+    #: computes the same in seven passes over memory.
     KINDS = {
-        "videomae": ("VideoMAE", "sdpa"),
-        "vivit": ("Vivit", "sdpa"),
-        "timesformer": ("Timesformer", "eager"),
+        "videomae": ("VideoMAE", {"attn_implementation": "sdpa"}),
+        "vivit": (
+            "Vivit",
+            {"attn_implementation": "sdpa", "hidden_act": "gelu_pytorch_tanh"},
+        ),
+        "timesformer": ("Timesformer", {"attn_implementation": "eager"}),
     }
 
     def __init__(self, job: Job, dtype: torch.dtype):
@@ -40,7 +43,7 @@ class HuggingFace(nn.Module):
 
         super().__init__()
         sizes = VARIANTS[job.variant]
-        name, attention = self.KINDS[job.implementation]
+        name, options = self.KINDS[job.implementation]
         config = getattr(transformers, f"{name}Config")(
             image_size=job.size,
             num_frames=job.frames,
@@ -49,7 +52,7 @@ class HuggingFace(nn.Module):
             num_attention_heads=sizes["heads"],
             intermediate_size=sizes["mlp_dim"],
             num_labels=CLASSES["videos"],
-            attn_implementation=attention,
+            **options,
         )
         self.dtype = dtype
         make = getattr(transformers, f"{name}ForVideoClassification")
@@ -85,8 +88,31 @@ class TimmViT(nn.Module):
         return self.model(x).float().view(b, t, -1).mean(1)
 
 
-MODELS = {"pytorch": tubevit, "timm": TimmViT}
-MODELS |= dict.fromkeys(HuggingFace.KINDS, HuggingFace)
+class PublicPort(nn.Module):
+    """TubeViT of github.com/daniel-code/TubeViT, on uint8 clips (B, T, H, W, 3)."""
+
+    def __init__(self, job: Job, dtype: torch.dtype):
+        from tubevit.model import TubeViT as Port
+
+        super().__init__()
+        sizes = VARIANTS[job.variant]
+        self.dtype = dtype
+        self.model = Port(
+            num_classes=CLASSES["videos"],
+            video_shape=(3, *job.clip),
+            num_layers=sizes["depth"],
+            num_heads=sizes["heads"],
+            hidden_dim=sizes["width"],
+            mlp_dim=sizes["mlp_dim"],
+        )
+
+    def forward(self, x, head):
+        x = normalize(x, self.dtype).permute(0, 4, 1, 2, 3)  # (B, 3, T, H, W)
+        return self.model(x).float()
+
+
+MODELS = {"pytorch": tubevit, "timm": TimmViT, "port": PublicPort}
+MODELS |= dict.fromkeys(TransformersClassifier.KINDS, TransformersClassifier)
 
 
 class NoSuchDevice(RuntimeError):
@@ -108,9 +134,11 @@ class TorchSteps:
         if job.platform == "gpu" and not on_gpu:
             raise NoSuchDevice(f"torch {torch.__version__} sees no GPU")
         self.chosen = torch.device("cuda" if on_gpu else "cpu")
+        self._memory = torch.cuda.max_memory_allocated if on_gpu else None
         self.device = {
             "kind": torch.cuda.get_device_name() if on_gpu else "cpu",
             "platform": "gpu" if on_gpu else "cpu",
+            "threads": torch.get_num_threads(),
             "versions": {"torch": torch.__version__, "cuda": torch.version.cuda},
         }
         self.limit_bytes = torch.cuda.mem_get_info()[0] if on_gpu else None
@@ -121,7 +149,7 @@ class TorchSteps:
         if job.direction == "train":
             self.fixed_bytes *= 4  # gradient and moments
             self.optimizer = torch.optim.AdamW(
-                self.model.parameters(), 5e-5, weight_decay=1e-3, fused=on_gpu
+                self.model.parameters(), 5e-5, weight_decay=1e-3, fused=True
             )
 
     def prepare(self, batch: int) -> Step:
@@ -159,10 +187,6 @@ class TorchSteps:
         profile.export_chrome_trace(f"{folder}/trace.json")
         by_time = profile.key_averages().table(row_limit=60, max_name_column_width=90)
         Path(folder, "kernels.txt").write_text(by_time)
-
-    def _memory(self):
-        on_gpu = self.chosen.type == "cuda"
-        return torch.cuda.max_memory_allocated() if on_gpu else None
 
     def _autocast(self):
         narrow = self.dtype != torch.float32

@@ -11,8 +11,9 @@ torch = pytest.importorskip("torch")
 from torch.nn.attention import SDPBackend, sdpa_kernel  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
-from sparse_tube_vit.benchmark import gpu, torch_steps, torch_tubevit  # noqa: E402
-from sparse_tube_vit.benchmark.gpu_process import Job, rows  # noqa: E402
+from sparse_tube_vit.benchmark import torch_steps, torch_tubevit  # noqa: E402
+from sparse_tube_vit.benchmark.measuring import job_flops  # noqa: E402
+from sparse_tube_vit.benchmark.process import Job, rows  # noqa: E402
 
 CLIP, IMAGE = (22, 72, 56), (1, 72, 56)
 TUBES = (
@@ -76,6 +77,7 @@ def test_a_model_with_other_options_is_refused():
     "implementation, frames, package",
     [
         ("pytorch", 20, "torch"),
+        ("port", 24, "tubevit"),
         ("videomae", 4, "transformers"),
         ("vivit", 6, "transformers"),
         ("timesformer", 3, "transformers"),
@@ -103,10 +105,11 @@ def test_pytorch_counts_the_flops_of_the_formulas(
     )
     steps = torch_steps.make_steps(job)
     steps.model.requires_grad_(False)  # else the counter asks for gradients
-    # Fused attention on a CPU is not counted.
+    # Fused attention on a CPU is not counted, nor are fused layers of it.
+    monkeypatch.setattr(torch.backends.mha, "_is_fastpath_enabled", False)
     with FlopCounterMode(display=False) as counted, sdpa_kernel(SDPBackend.MATH):
         steps.prepare(1).run(1)  # of several clips, the probe's query is made once
-    assert counted.get_total_flops() == gpu.job_flops(job)
+    assert counted.get_total_flops() == job_flops(job)
 
 
 def test_steps_in_pytorch_train(monkeypatch):

@@ -1,4 +1,4 @@
-"""A process of `benchmark gpu` and `peers`: it measures one implementation alone.
+"""A process of `benchmark gpu` and `peers`, which measures one implementation alone.
 
 Reads a job as a line of JSON, writes lines of JSON: the device, then a row for every
 batch that was measured.
@@ -9,35 +9,15 @@ import dataclasses
 import importlib
 import json
 import os
+import re
 import statistics
 import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
-#: Modules that a process imports before it has a job, by the name of what it measures.
-#: The first has `make_steps`.
-IMPLEMENTATIONS = {
-    "ours": ("sparse_tube_vit.benchmark.jax_steps",),
-    "dense": ("sparse_tube_vit.benchmark.jax_steps",),
-    "pytorch": ("sparse_tube_vit.benchmark.torch_steps",),
-    "videomae": (
-        "sparse_tube_vit.benchmark.torch_steps",
-        "transformers.models.videomae.modeling_videomae",
-    ),
-    "vivit": (
-        "sparse_tube_vit.benchmark.torch_steps",
-        "transformers.models.vivit.modeling_vivit",
-    ),
-    "timesformer": (
-        "sparse_tube_vit.benchmark.torch_steps",
-        "transformers.models.timesformer.modeling_timesformer",
-    ),
-    "timm": (
-        "sparse_tube_vit.benchmark.torch_steps",
-        "timm.models.vision_transformer",
-    ),
-}
+from sparse_tube_vit.benchmark.implementations import IMPLEMENTATIONS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,13 +75,31 @@ class Step:
 
     Attributes:
         run: Runs a number of steps, one after the other, and waits for the last.
-        memory: Returns the bytes of the device that a step needs at most, or None.
+        memory: Returns the bytes of the device that a step needs at most, or None. Not
+            given for the CPU, where they are the process's.
         notes: What a reader of the row must know.
     """
 
     run: Callable[[int], None]
-    memory: Callable[[], int | None]
+    memory: Callable[[], int | None] | None = None
     notes: tuple[str, ...] = ()
+
+
+class PeakMemory:
+    """The most main memory that this process holds from now on, on Linux."""
+
+    def __init__(self):
+        self._cleared = False
+        with contextlib.suppress(OSError):  # not Linux, or not allowed
+            Path("/proc/self/clear_refs").write_text("5")
+            self._cleared = True
+
+    def read(self) -> int | None:
+        """Returns bytes, libraries included; None where they are not known."""
+        if not self._cleared:
+            return None
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(re.search(r"VmHWM:\s*(\d+) kB", status)[1])
 
 
 _BLOCKS = 6
@@ -115,17 +113,19 @@ def measure(step: Step, seconds: float) -> dict:
         step.run(steps)
         return (time.perf_counter() - started) / steps
 
+    memory = PeakMemory()
     first, once = block(1), block(1)
     steps = max(1, round(seconds / _BLOCKS / once))
     count = min(_BLOCKS, max(2, int(seconds / once)))
-    blocks = [block(steps) for _ in range(count)]
+    blocks = [once] if once >= seconds else []  # a long one counts
+    blocks += [block(steps) for _ in range(count - len(blocks))]
     return {
         "step_seconds": statistics.median(blocks),
         "least_seconds": min(blocks),
         "greatest_seconds": max(blocks),
         "first_step_seconds": first,
         "steps": count * steps,
-        "memory_bytes": step.memory(),
+        "memory_bytes": (step.memory or memory.read)(),
         "notes": [*step.notes],
     }
 
@@ -224,7 +224,8 @@ def main() -> None:
 
     with contextlib.suppress(KeyboardInterrupt):
         # Before there is a job: imports overlap with another process's measurements.
-        steps_module, *_ = map(importlib.import_module, IMPLEMENTATIONS[sys.argv[1]])
+        chosen = IMPLEMENTATIONS[sys.argv[1]]
+        steps_module, *_ = map(importlib.import_module, (chosen.steps, *chosen.modules))
         line = sys.stdin.readline()
         if not line:
             return

@@ -1,0 +1,76 @@
+"""Rows of a job: batch sizes, seconds, memory."""
+
+import time
+
+import numpy as np
+
+from sparse_tube_vit.benchmark.process import (
+    PeakMemory,
+    Step,
+    measure,
+    rows,
+    sizes_to_try,
+)
+from tests.benchmark.jobs import make_job
+
+
+class FakeSteps:
+    """Steps of a device that more than `fits` clips do not fit into."""
+
+    def __init__(self, fits, limit=100):
+        self.fits, self.tried, self.ran = fits, [], {}
+        self.fixed_bytes, self.limit_bytes = 20, limit
+
+    def prepare(self, batch):
+        self.tried.append(batch)
+        if batch > self.fits:
+            raise MemoryError("too large\nof many words")
+
+        def run(steps):
+            self.ran[batch] = self.ran.get(batch, 0) + steps
+            time.sleep(0.01 * steps)
+
+        return Step(run, lambda: self.fixed_bytes + batch)
+
+    def release(self):
+        pass
+
+
+def test_the_largest_batch_is_what_fits():
+    # 1 byte a clip, 20 for the state: 92 of 100 bytes leave 72, a multiple of 8.
+    assert [*sizes_to_try(8, 28, 20, 100)] == [72, 56, 40, 32]
+    assert [*sizes_to_try(72, 92, 20, 100)] == []
+    assert [*sizes_to_try(8, None, 20, 100)] == []
+    steps = FakeSteps(fits=60)
+    small, largest = rows(make_job(small=8, largest=None, seconds=0.1), steps)
+    assert steps.tried == [8, 72, 56]
+    assert (small["batch"], small["which"], small["memory_bytes"]) == (8, "small", 28)
+    assert (largest["batch"], largest["which"]) == (56, "largest")
+    assert largest["notes"] == ["72 clips: MemoryError: too large"]
+    assert 0.01 <= small["least_seconds"] <= small["step_seconds"] < 0.02
+    assert small["steps"] + 2 == steps.ran[8] and 6 <= small["steps"] <= 12
+    steps = FakeSteps(fits=60, limit=None)
+    *_, unknown = rows(make_job(small=8, largest=None), steps)
+    assert "give --largest" in unknown["failed"] and steps.tried == [8]
+    steps = FakeSteps(fits=60)  # as another implementation has, or less
+    *_, given = rows(make_job(small=8, largest=66), steps)
+    assert given["batch"] == 56 and steps.tried == [8, 66, 56]
+    assert len([*rows(make_job(small=8, largest=0), FakeSteps(60))]) == 1
+
+
+def test_memory_is_the_most_that_the_process_held():
+    """On Linux: also what was free again when it was read."""
+
+    def run(steps):
+        np.ones(2**27, np.uint8).sum()
+
+    held = PeakMemory().read()
+    measured = measure(Step(run), 0.01)["memory_bytes"]
+    assert 0.9 * 2**27 < measured - held < 1.5 * 2**27
+    assert PeakMemory().read() < measured - 2**26
+
+
+def test_a_long_step_is_not_run_three_times():
+    ran = []
+    measured = measure(Step(lambda steps: (ran.append(steps), time.sleep(0.02))), 0.01)
+    assert ran == [1, 1, 1] and measured["steps"] == 2
