@@ -98,6 +98,24 @@ def test_implementations_take_turns_at_the_same_batches(tmp_path, capsys):
     assert "ours_B_32x224x224_video_forward failed" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("platform", ["gpu", "cpu"])
+def test_the_next_process_imports_beside_a_gpu_alone(platform, tmp_path):
+    args = parse(tmp_path, *TINY, "--implementations", "ours", "--rounds", "1")
+    beside = []
+
+    def written(job):
+        yield device("NVIDIA L4", platform)
+        beside.append(len(processes.waiting))
+        yield measured(2, "small", 0.1)
+
+    processes = FakeProcesses(written)
+    results = measuring.Results(tmp_path / "results.json", None)
+    jobs = gpu.plan(args)
+    measuring.measure_all(jobs, args, time.time() + 600, results, processes)
+    many = len(jobs) - 1 if platform == "gpu" else 0
+    assert beside == [1] * many + [0] * (len(jobs) - many)
+
+
 def test_jobs_without_time_are_named(tmp_path):
     args = parse(tmp_path, *TINY, "--implementations", "ours", "--streams", "video")
 
