@@ -4,12 +4,15 @@ import jax
 
 
 def init(module, *arguments):
-    """`module.init`."""
+    """Initializes a module in one compiled program."""
     return jax.jit(module.init)(*arguments)
 
 
 def apply(module, variables, x, *options, **named):
-    """`module.apply`; but for the input and `rngs`, arguments are static."""
+    """Applies a module in one compiled program.
+
+    Arguments other than `variables`, `x` and `rngs` are static.
+    """
     rngs = named.pop("rngs", None)
 
     @jax.jit

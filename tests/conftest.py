@@ -12,8 +12,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["EPATH_USE_TF"] = "0"  # gs:// by gcsfs, also where tensorflow is there
 
 # Many tests train the tiny run: each of its programs is compiled once, by the first of
-# pytest's processes that needs it. They inherit the variable.
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+# pytest's processes that needs it: they have the folder of the one that starts them.
+if "PYTEST_XDIST_WORKER" not in os.environ:
     _COMPILED = tempfile.TemporaryDirectory()
     os.environ["JAX_COMPILATION_CACHE_DIR"] = _COMPILED.name
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"

@@ -36,8 +36,13 @@ class Run:
         command += [f"--config={config}", f"--workdir={workdir}"]
         command += [f"--config.loader.workers={workers}"]
         self.log = workdir.with_suffix(".log")
+        # A kill might leave half a program in the tests' folder, and every run should
+        # take as long as the first.
+        env = {k: v for k, v in os.environ.items() if k != "JAX_COMPILATION_CACHE_DIR"}
         with self.log.open("w") as log:
-            self.process = subprocess.Popen(command, stderr=log, start_new_session=True)
+            self.process = subprocess.Popen(
+                command, stderr=log, env=env, start_new_session=True
+            )
 
     def ends_within(self, seconds):
         try:

@@ -207,14 +207,18 @@ class Results:
                 "which": measured["which"],
                 "batch": batch,
                 "flops": flops,
-                "memory_bytes": measured["memory_bytes"],
+                "memory_bytes": None,
                 "compile_seconds": measured["compile_seconds"],
                 "notes": measured["notes"],
                 "rounds": [],
             },
         )
         names = ("step_seconds", "least_seconds", "greatest_seconds", "steps")
+        names += ("memory_bytes",)
         row["rounds"].append({name: measured[name] for name in names})
+        # The least: of a process, that of a round whose program was in the cache.
+        known = [x["memory_bytes"] for x in row["rounds"] if x["memory_bytes"]]
+        row["memory_bytes"] = min(known, default=None)
         seconds = statistics.median(x["step_seconds"] for x in row["rounds"])
         peak = self.peak or peak_flops(kind)
         row["step_seconds"] = seconds

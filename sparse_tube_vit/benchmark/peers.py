@@ -167,11 +167,13 @@ def draw_growth(rows: list[dict]):
         for name, points in grown.items():
             frames = [row["clip"][0] for row in points]
             ax.plot(frames, [*map(value, points)], "o-", label=GROWING[name])
-        ax.set(xlabel="Frames of a clip", ylabel=label, xscale="log", yscale="log")
-        ticks = sorted({row["clip"][0] for points in grown.values() for row in points})
-        ax.set_xticks(ticks, map(str, ticks))
-        ax.minorticks_off()
+        ax.set(xlabel="Frames of a clip", ylabel=label)
+        ax.set_xticks(sorted({row["clip"][0] for x in grown.values() for row in x}))
         canvas.add_legend(ax)
+    seconds, memory = figure.axes
+    memory.set_ylim(0)
+    seconds.set_yscale("log")
+    seconds.yaxis.set_major_formatter("{x:g}")  # not as powers, which are markup
     row = next(iter(grown.values()))[0]
     size = row["clip"][1]
     figure.suptitle(f"{row['variant']}, {size}x{size} pixels, a forward pass")

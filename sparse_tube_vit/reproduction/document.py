@@ -17,12 +17,12 @@ INTRODUCTION = """\
 
 Written by `./launch/reproduce.sh` from the results of runs; do not edit it. Rows are
 Top-1 in percent: the paper's at its size, ours with mean ± standard deviation over
-seeds, and the minutes of a run. A direction of the paper is **confirmed** or **not
-confirmed**, which means that the reverse is found, by a paired two-sided t-test over
-three seeds or more, p < 0.05; else it is not resolvable at this size. p is of one
-comparison: of twenty without a difference, one has such a p. One test example is 0.2%
-of moving_shapes, 0.5% of ucf101. Minutes are by the clock, on the device that the JSON
-files name, some of them beside other work.
+seeds, and the minutes of the quickest run. A direction of the paper is **confirmed** or
+**not confirmed**, which means that the reverse is found, by a paired two-sided t-test
+over three seeds or more, p < 0.05; else it is not resolvable at this size. Fewer seeds
+are not tested. p is of one comparison: of twenty without a difference, one has such a
+p. One test example is 0.2% of moving_shapes, 0.5% of ucf101. Minutes are by the clock,
+on the device that the JSON files name.
 
 The tasks, each with 16 clips, and 32 images where there are images, a step:
 
@@ -48,9 +48,6 @@ cover 30 to 100% of a frame; losses of videos and images weigh the same; weight 
 decoupled from Adam; pooling is attention by a learned probe without an MLP; RandAugment
 is without Cutout; images are evaluated by a central crop of their short side.
 """
-
-#: Rows of the picture of joint training.
-_JOINT = ("videos_alone", "images_first", "jointly")
 
 
 def write(results: Results, path) -> None:
@@ -145,7 +142,7 @@ def _cell(results, number, row, task) -> str:
     spread = "" if math.isnan(deviation) else f" ± {deviation:.1f}"
     runs = results.seeds(number, row, task).values()
     minutes = [run["minutes"] for run in runs if run["minutes"] is not None]
-    took = f", {sum(minutes) / len(minutes):.1f} min" if minutes else ""
+    took = f", {min(minutes):.1f} min" if minutes else ""
     tokens = next(iter(runs))["evaluations"][row.evaluation].get("tokens")
     seeds = f"{len(found)} seed" + "s" * (len(found) != 1)
     return f"{mean:.1f}{spread} ({seeds}; {tokens} tokens{took})"
@@ -154,21 +151,25 @@ def _cell(results, number, row, task) -> str:
 def _verdict(comparison: Comparison | None) -> str:
     if comparison is None:
         return ""
-    text = f"{comparison.verdict} ({comparison.difference:+.1f}"
-    return text + (")" if math.isnan(comparison.p) else f", p = {comparison.p:.2g})")
+    if math.isnan(comparison.p):
+        return comparison.verdict
+    return (
+        f"{comparison.verdict} ({comparison.difference:+.1f}, p = {comparison.p:.2g})"
+    )
 
 
 def _pictures(results):
     """Returns figures with their captions by name, of the tasks that have results."""
     found = {}
-    if figure := _tokens(results):
+    if figure := draw_tokens(results):
         found["tokens"] = figure, "Accuracy against tokens in training (figure 4)."
-    if figure := _joint(results):
+    if figure := draw_joint(results):
         found["joint"] = figure, "Joint training beside its alternatives (table 5)."
     return found
 
 
-def _tokens(results):
+def draw_tokens(results: Results):
+    """Draws figure 4; returns None where no curve has two points."""
     number, table = "figure4", TABLES["figure4"]
     curves = {}
     for task in table.tasks:
@@ -198,28 +199,35 @@ def _tokens(results):
     return figure
 
 
-def _joint(results):
-    number, tasks = "5", TABLES["5"].tasks
+def draw_joint(results: Results):
+    """Draws table 5: seeds as dots, their mean as a line, the paper's as a ring.
+
+    Returns None where no task has two rows.
+    """
+    number, table = "5", TABLES["5"]
+    rows = [row for row in table.rows if row.evaluation == "video"]
     found = {
-        name: {task: accuracies(results, number, row, task) for task in tasks}
-        for name, row in ((name, TABLES[number].row(name)) for name in _JOINT)
+        task: [[*accuracies(results, number, row, task).values()] for row in rows]
+        for task in table.tasks
     }
-    tasks = [t for t in tasks if sum(bool(x[t]) for x in found.values()) > 1]
-    rows = [name for name, x in found.items() if any(x[task] for task in tasks)]
-    if not rows:
+    found = {task: seeds for task, seeds in found.items() if sum(map(bool, seeds)) > 1}
+    if not found:
         return None
-    figure = new_figure(6, 3.6)
-    ax = figure.subplots()
-    for i, name in enumerate(rows):
-        values = [[*found[name][task].values()] for task in tasks]
-        means = [mean_and_deviation(x)[0] if x else 0 for x in values]
-        places = [x + (i - (len(rows) - 1) / 2) * 0.27 for x in range(len(tasks))]
-        label = name.replace("_", " ")
-        ax.bar(places, means, 0.25, label=label)
-        for place, seeds in zip(places, values, strict=True):
-            ax.plot([place] * len(seeds), seeds, "o", color="black", ms=4)
-    ax.set(ylabel="Top-1 on videos, %: mean, and each seed", ylim=(0, 100))
-    ax.set_xlim(-0.7, len(tasks) - 0.3)
-    ax.set_xticks(range(len(tasks)), tasks)
-    figure.legend(loc="outside upper center", ncols=len(rows), fontsize="small")
+    figure = new_figure(1.5 + 3 * len(found), 3.4)
+    axes = figure.subplots(1, len(found), sharey=True, squeeze=False)[0]
+    for ax, (task, by_row) in zip(axes, found.items(), strict=True):
+        for y, (row, seeds) in enumerate(zip(rows, by_row, strict=True)):
+            label = {} if y else {"label": "the paper, at its size"}
+            ax.plot(row.paper, y, "o", mfc="none", color="gray", **label)
+            if seeds:
+                mean = mean_and_deviation(seeds)[0]
+                ax.plot(seeds, [y] * len(seeds), "o", ms=4, color="C0")
+                ax.plot([mean] * 2, [y - 0.3, y + 0.3], color="C0")
+        ax.set(title=task, xlabel="Top-1 on videos, %", xlim=(0, 103))
+        ax.set_yticks(range(len(rows)), [row.name.replace("_", " ") for row in rows])
+        ax.grid(axis="x", alpha=0.3)
+    axes[0].invert_yaxis()
+    axes[0].plot([], [], "o", ms=4, color="C0", label="a seed")
+    axes[0].plot([], [], color="C0", label="their mean")
+    figure.legend(loc="outside upper center", ncols=3, fontsize="small")
     return figure

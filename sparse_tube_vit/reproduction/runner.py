@@ -65,6 +65,11 @@ def carry_out(
     return [*failed.values()]
 
 
+def _name_of(weights):
+    """Returns an address as it is; of a path, where only the folder's name tells."""
+    return weights if "://" in weights else Path(weights).name
+
+
 def _carry_out(run, results, workdirs, data_dir, weights, device, bar):
     folder, workdir = workdirs / run.folder, run.workdir(workdirs)
     results.reload(run.task)
@@ -105,7 +110,7 @@ def _carry_out(run, results, workdirs, data_dir, weights, device, bar):
             "device": device,
             "date": datetime.date.today().isoformat(),
             "jax": metadata.version("jax"),
-            **({"weights": weights} if run.takes_weights else {}),
+            **({"weights": _name_of(weights)} if run.takes_weights else {}),
         },
     )
 

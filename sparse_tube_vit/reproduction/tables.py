@@ -166,9 +166,8 @@ PAPER = {
         "images_first and inflated_3d start from. 2d_patches: the image tube alone, "
         "on as many frames as make about the four tubes' number of tokens. "
         "inflated_3d: dense patches of 2x16x16, whose kernels are the image model's on "
-        "one of the two frames. On moving_shapes, 25% is to know the shape and guess "
-        "which of four ways it moves: the loss stays at ln 4 until a run finds motion, "
-        "which may take more steps than it has.",
+        "one of the two frames. On moving_shapes, a seed at 25% knows the shape and "
+        "guesses which of four ways it moves.",
     ),
     "images": Table(
         "Images alone against jointly with videos (section 4)",

@@ -56,6 +56,30 @@ def test_pictures_lie_beside_the_results(written):
         assert picture.shape[0] > 300 and picture.std() > 0.05
 
 
+def test_every_seed_is_drawn_beside_the_papers_accuracy(tmp_path):
+    results = Results(tmp_path)
+    add(results, "5", "videos_alone", "moving_shapes", (40, 44))
+    assert document.draw_joint(results) is None
+    add(results, "5", "2d_patches", "moving_shapes", (30,))
+    (ax,) = document.draw_joint(results).axes
+    drawn = [line.get_xydata().round(6).tolist() for line in ax.lines]
+    assert [[40, 0], [44, 0]] in drawn and [[42, -0.3], [42, 0.3]] in drawn
+    assert [[85.6, 0]] in drawn and [[87.6, 3]] in drawn and [[30, 3]] in drawn
+    names = [label.get_text() for label in ax.get_yticklabels()]
+    assert names[0] == "videos alone" and names[3] == "2d patches"
+
+
+def test_minutes_are_those_of_the_quickest_run(tmp_path):
+    results, run = Results(tmp_path), TABLES["5"].row("jointly")
+    for seed, minutes in enumerate((9.0, None, 7.0)):
+        found = {"video": {"top1": 0.5, "tokens": 114}}
+        result = {"evaluations": found, "minutes": minutes}
+        results.add(Run("5", run, "moving_shapes", seed), result)
+    document.write(results, tmp_path / "document.md")
+    text = (tmp_path / "document.md").read_text()
+    assert "| 50.0 ± 0.0 (3 seeds; 114 tokens, 7.0 min) |" in text
+
+
 def test_results_of_another_config_are_named(tmp_path):
     results = Results(tmp_path)
     (tmp_path / "ucf101.json").write_text('{"7a_gone": {"config": "0", "seeds": {}}}')
