@@ -11,7 +11,6 @@ import dataclasses
 import importlib.util
 import json
 import os
-import platform
 import re
 import shutil
 import signal
@@ -261,7 +260,7 @@ def processor() -> str:
     """Returns the name of the CPU."""
     file = Path("/proc/cpuinfo")
     found = file.exists() and re.search(r"model name\s*: (.*)", file.read_text())
-    return found[1] if found else platform.processor()
+    return found[1] if found else "unknown"
 
 
 def nvidia_smi() -> dict[str, str] | None:

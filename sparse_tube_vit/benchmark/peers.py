@@ -42,8 +42,7 @@ def add_arguments(command) -> None:
 def plan(args) -> list[Job]:
     """Returns the jobs: all at the same frames, growth, then others at their own.
 
-    Dense tubes go forward alone: training of them takes more memory than most machines
-    have.
+    Dense tubes, which are there for their growth, go forward alone.
     """
 
     def job(implementation, frames, direction):
