@@ -30,7 +30,7 @@ import math
 from sparse_tube_vit.checkpoints.scaling import scale_config
 from sparse_tube_vit.config import arguments, default_config, evaluation, stream
 from sparse_tube_vit.models.tubes import Tube, count_tokens
-from sparse_tube_vit.models.variants import VARIANTS, make_tubes
+from sparse_tube_vit.models.variants import TUBE_SETS, VARIANTS, make_tubes
 from sparse_tube_vit.reproduction.tables import PAPER, evaluations_of
 from sparse_tube_vit.training import recipe
 
@@ -94,7 +94,7 @@ def get_config(argument: str = ""):
     config.clip.update(frames=64, fps=15.0, size=224)
     config.model.update(
         **VARIANTS[table.variant],
-        tubes="main" if row.tubes == "2d_patches" else row.tubes,
+        tubes=row.tubes,
         dropout=0.0,
         stochastic_depth=0.0,
         dtype="bfloat16",
@@ -129,8 +129,12 @@ def get_config(argument: str = ""):
 
     scale = row.stride_scale
     tubes = [tube.restride(scale) for tube in make_tubes(config.model.tubes)]
-    if row.tubes == "2d_patches":
-        tubes = [_as_many_patches(tubes, config.clip)]
+    if row.as_many_tokens:
+        main = [
+            _shrink_tube(tube, small["stride"]) if small else tube
+            for tube in TUBE_SETS["main"]
+        ]
+        tubes = [_with_tokens_of(main, *tubes, config.clip)]
     config.model.tubes = tuple(map(dataclasses.asdict, tubes))
     if created:
         _scale_up(config, row, big, patch)
@@ -186,18 +190,15 @@ def _shrink_tube(tube, scale):
     )
 
 
-def _as_many_patches(tubes, clip):
-    """Returns the image tube, the last, on as many frames as make the tubes' tokens."""
+def _with_tokens_of(tubes, image, clip):
+    """Returns the image tube on as many frames as make about the tokens of tubes."""
     size = (clip.frames, clip.size, clip.size)
-
-    def spread(frames):
-        image = tubes[-1]
-        return dataclasses.replace(image, stride=(frames, *image.stride[1:]))
-
-    def missing(tube):
-        return abs(count_tokens([tube], size) - count_tokens(tubes, size))
-
-    return min(map(spread, range(1, clip.frames + 1)), key=missing)
+    wanted = count_tokens(tubes, size)
+    strides = [(t, *image.stride[1:]) for t in range(1, clip.frames + 1)]
+    return min(
+        (dataclasses.replace(image, stride=stride) for stride in strides),
+        key=lambda tube: abs(count_tokens([tube], size) - wanted),
+    )
 
 
 def _scale_up(config, row, big, patch):

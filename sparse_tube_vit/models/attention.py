@@ -101,7 +101,7 @@ def heads_first(q, k, v):
     return (weights @ v.transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3)
 
 
-# From so many scores of a head on, 4 MiB, a loop over heads is faster on CPUs.
+# From so many scores of a head on, 4 MiB, a loop over heads is faster on two cores.
 _MANY_SCORES = 2**20
 
 
@@ -109,16 +109,30 @@ def head_by_head(q, k, v):
     """Computes attention of one head of one example at a time.
 
     The scores of others are not in memory, and for the gradient they are computed
-    again.
+    again, whatever the rematerialization.
     """
-    b, m, heads, d = q.shape
 
-    def each(x):  # (B * heads, 1, N, 1, d)
-        return x.transpose(0, 2, 1, 3).reshape(b * heads, 1, -1, 1, d)
+    @functools.partial(jax.checkpoint, prevent_cse=False)  # not needed in a loop
+    def one(qkv):
+        return heads_first(*qkv)
 
-    one = jax.checkpoint(lambda qkv: heads_first(*qkv))
-    y = jax.lax.map(one, (each(q), each(k), each(v)))
-    return y.reshape(b, heads, m, d).transpose(0, 2, 1, 3)
+    def on_device(q, k, v):
+        b, m, heads, d = q.shape
+
+        def each(x):  # (b * heads, 1, N, 1, d)
+            return x.transpose(0, 2, 1, 3).reshape(b * heads, 1, -1, 1, d)
+
+        y = jax.lax.map(one, (each(q), each(k), each(v)))
+        return y.reshape(b, heads, m, d).transpose(0, 2, 1, 3)
+
+    return _on_every_device(on_device, P(BATCH, None, "tensor"))(q, k, v)
+
+
+def _on_every_device(compute, split):
+    """Returns the function by which every device computes its examples and heads."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return compute
+    return jax.shard_map(compute, in_specs=split, out_specs=split, check_vma=False)
 
 
 def attention_weights(q, k) -> jax.Array:
@@ -222,11 +236,7 @@ def splash(q, k, v, tokens: int | None = None, interpret: bool = False):
         q, k, v = (x.swapaxes(2, 3) for x in (q, k, v))
         return jax.vmap(lambda q, k, v: kernel(q, k, v, ids))(q, k, v)
 
-    if not jax.sharding.get_abstract_mesh().empty:
-        split = P(BATCH, "tensor")
-        on_device = jax.shard_map(
-            on_device, in_specs=split, out_specs=split, check_vma=False
-        )
+    on_device = _on_every_device(on_device, P(BATCH, "tensor"))
     # Saved for the gradient as the kernel reads them: they are transposed only once.
     q, k, v = (checkpoint_name(x.transpose(0, 2, 3, 1), "attention") for x in (q, k, v))
     y = on_device(q, k, v)  # (B, heads, padded, d)

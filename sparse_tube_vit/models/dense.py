@@ -69,7 +69,7 @@ def _outer(x, gradient, batch):
     narrow = math.prod(x.shape[-k:]) <= math.prod(gradient.shape[-f:])
     if narrow or platform() != "cpu":
         return _dot(x, gradient, (batch, batch))
-    # XLA transposes the left factor on CPUs, element by element: the narrower one.
+    # On CPUs XLA copies the left factor transposed, element by element: the narrow one.
     y = _dot(gradient, x, (batch, batch))  # (*F, *K)
     return y.transpose(*range(f, f + k), *range(f))
 

@@ -16,8 +16,9 @@ class Row:
         name: Its name, without spaces.
         paper: Top-1 in percent by the paper; None where it gives none.
         streams: "joint", or one of "video" and "image" alone.
-        tubes: `model.tubes`. "2d_patches": the image tube alone, on as many frames as
-            make the number of tokens of the four tubes.
+        tubes: `model.tubes`.
+        as_many_tokens: Whether the tube, which reads single frames, reads as many as
+            make about the number of tokens of the four tubes.
         stride_scale: Scale of the tubes' strides in training.
         changes: Values of other keys of the config by name, "model.positions".
         after: Row of the same table whose model it starts from.
@@ -35,6 +36,7 @@ class Row:
     paper: float | None = None
     streams: str = "joint"
     tubes: str = "main"
+    as_many_tokens: bool = False
     stride_scale: float = 1.0
     changes: Mapping[str, object] = dataclasses.field(default_factory=dict)
     after: str = ""
@@ -143,7 +145,7 @@ PAPER = {
             Row("images", None, streams="image", evaluation="image"),
             Row("images_first", 90.4, streams="video", after="images"),
             Row("jointly", 91.5),
-            Row("2d_patches", 87.6, tubes="2d_patches"),
+            Row("2d_patches", 87.6, tubes="image", as_many_tokens=True),
             Row("2d_images", None, "image", "image", evaluation="image"),
             Row(
                 "inflated_3d",

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo as stablehlo
+from jax.sharding import PartitionSpec as P
 
-from sparse_tube_vit.distributed.mesh import AXES
+from sparse_tube_vit.distributed.mesh import AXES, BATCH
 from sparse_tube_vit.models import attention as attentions
 from sparse_tube_vit.models.attention import UnavailableAttention, attention
 from sparse_tube_vit.models.encoder import REMAT_POLICIES
@@ -121,6 +122,26 @@ def test_a_loop_over_heads_has_the_gradients_of_all_at_once():
     expected = jax.vjp(attentions.heads_first, *qkv)[1](gradient)
     found = jax.vjp(attentions.head_by_head, *qkv)[1](gradient)
     for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_every_device_loops_over_its_own_heads():
+    mesh = jax.make_mesh((2, 1, 2), AXES, (jax.sharding.AxisType.Auto,) * 3)
+    split = jax.sharding.NamedSharding(mesh, P(BATCH, None, "tensor"))
+    *qkv, gradient = (jax.device_put(x, split) for x in inputs(9))
+
+    @jax.jit
+    def both(q, k, v, gradient):
+        out, back = jax.vjp(attentions.head_by_head, q, k, v)
+        return out, *back(gradient)
+
+    with jax.set_mesh(mesh):
+        compiled = both.lower(*qkv, gradient).compile()
+        found = compiled(*qkv, gradient)
+    assert "all-gather" not in compiled.as_text()
+    assert {x.sharding.spec for x in found} == {split.spec}
+    expected, back = jax.vjp(attentions.heads_first, *qkv)
+    for a, b in zip(found, (expected, *back(gradient)), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 

@@ -117,8 +117,12 @@ def test_2d_patches_make_about_as_many_tokens_as_the_four_tubes(task):
     a_frame = (config.clip.size // 16) ** 2
     main = tokens(config_of("5", "jointly", task))
     assert abs(tokens(config) - main) <= a_frame
-    if task == "kinetics600":
-        assert tokens(config) == main and tube.stride == (11, 16, 16)
+
+
+def test_2d_patches_at_full_size_make_exactly_as_many_tokens():
+    config = config_of("5", "2d_patches")
+    assert make_tubes(config.model.tubes)[0].stride == (11, 16, 16)
+    assert tokens(config) == tokens(config_of("5", "jointly"))
 
 
 def test_more_tokens_in_evaluation_come_near_the_papers_multiples():
