@@ -8,15 +8,15 @@ from sparse_tube_vit.benchmark.process import Job
 from sparse_tube_vit.config.flags import positive
 from sparse_tube_vit.models.variants import VARIANTS
 
-#: What is measured.
-IMPLEMENTATIONS = ("ours", "pytorch", "videomae", "timm")
+#: Implementations that are measured.
+MEASURED = ("ours", "pytorch", "videomae", "timm")
 
 
 def add_arguments(command) -> None:
     """Adds the arguments of `benchmark gpu` to its parser."""
     measuring.add_arguments(
         command,
-        IMPLEMENTATIONS,
+        MEASURED,
         "runs/gpu_benchmark",
         dtype="bfloat16",
         compile=True,
@@ -136,12 +136,16 @@ def _shape(row):
 
 
 def time_gpu(args) -> None:
-    """Measures the jobs of `plan`, and prints and writes what `measuring.measure` does.
+    """Measures the jobs of `plan`, as `measuring.measure_jobs`.
 
     Raises:
-        NoGpu, NothingMeasured, UnwritableOutput: As `measuring.measure`.
+        NoGpu, NothingMeasured, UnwritableOutput: As there.
     """
     results = measuring.Results(args.out / "results.json", args.peak)
-    measuring.measure(plan(args), args, results, cells)
+    measuring.measure_jobs(plan(args), args, results, cells, _closing)
+
+
+def _closing(results):
     if any(device["platform"] == "cpu" for device in results.devices.values()):
-        print("This ran on a CPU: it tests the program, and tells nothing of a GPU.")
+        return "This ran on a CPU: it tests the program, and tells nothing of a GPU."
+    return ""

@@ -17,8 +17,9 @@ class Implementation:
 
     Attributes:
         library: "jax" or "torch".
-        modules: Modules of packages beside ours that it is made of.
+        modules: Modules that its process imports before it measures.
         packages: Packages that have to be installed for it.
+        source: Where they come from, if no package index has them.
         frames: Frames of a clip that it is made for.
         tubes: Our tubes, `model.tubes`; empty for other models.
         forward_flops: Of other models, FLOPs of a clip by (size of the encoder, frames,
@@ -28,6 +29,7 @@ class Implementation:
     library: str
     modules: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
+    source: str = ""
     frames: int = 32
     tubes: str = ""
     forward_flops: Callable[[Mapping[str, int], int, int], int] | None = None
@@ -106,7 +108,9 @@ def _port(sizes, frames, patches):
 def _transformers(name, frames, forward_flops):
     modules = (f"transformers.models.{name}.modeling_{name}",)
     packages = ("torch", "transformers")
-    return Implementation("torch", modules, packages, frames, "", forward_flops)
+    return Implementation(
+        "torch", modules, packages, frames=frames, forward_flops=forward_flops
+    )
 
 
 #: All models, by name. "pytorch" is ours in PyTorch, "dense" our encoder with the
@@ -116,7 +120,11 @@ IMPLEMENTATIONS = {
     "dense": Implementation("jax", tubes="dense_3d"),
     "pytorch": Implementation("torch", packages=("torch",), tubes="main"),
     "port": Implementation(
-        "torch", ("tubevit.model",), ("torch", "tubevit"), forward_flops=_port
+        "torch",
+        ("tubevit.model",),
+        ("torch", "tubevit"),
+        source="git+https://github.com/daniel-code/TubeViT@0168f41",
+        forward_flops=_port,
     ),
     "videomae": _transformers("videomae", 16, _videomae),
     "vivit": _transformers("vivit", 32, _vivit),

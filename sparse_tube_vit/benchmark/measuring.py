@@ -26,6 +26,7 @@ from sparse_tube_vit.benchmark.implementations import CLASSES, IMPLEMENTATIONS
 from sparse_tube_vit.benchmark.jax_steps import flops_per_clip
 from sparse_tube_vit.benchmark.process import Job
 from sparse_tube_vit.config.flags import positive
+from sparse_tube_vit.distributed.cores import usable_cores
 from sparse_tube_vit.distributed.devices import has_gpu, peak_flops, remedy
 from sparse_tube_vit.errors import TubeViTError, UnwritableOutput
 from sparse_tube_vit.models.variants import VARIANTS
@@ -206,18 +207,14 @@ class Results:
                 "which": measured["which"],
                 "batch": batch,
                 "flops": flops,
-                "memory_bytes": None,
+                "memory_bytes": measured["memory_bytes"],
                 "compile_seconds": measured["compile_seconds"],
                 "notes": measured["notes"],
                 "rounds": [],
             },
         )
         names = ("step_seconds", "least_seconds", "greatest_seconds", "steps")
-        names += ("memory_bytes",)
         row["rounds"].append({name: measured[name] for name in names})
-        # The least: of a process, that of a round whose program was in the cache.
-        known = [x["memory_bytes"] for x in row["rounds"] if x["memory_bytes"]]
-        row["memory_bytes"] = min(known, default=None)
         seconds = statistics.median(x["step_seconds"] for x in row["rounds"])
         peak = self.peak or peak_flops(kind)
         row["step_seconds"] = seconds
@@ -237,7 +234,7 @@ class Results:
             "seconds": time.time() - self.started,
             "python": sys.version.split()[0],
             "processor": processor(),
-            "cores": os.cpu_count(),
+            "cores": usable_cores(),
             "gpu": self.gpu,
             "devices": self.devices,
             "arguments": arguments,
@@ -257,10 +254,10 @@ class Results:
 
 
 def processor() -> str:
-    """Returns the name of the CPU."""
+    """Returns the name of the CPU, or at least of its architecture."""
     file = Path("/proc/cpuinfo")
     found = file.exists() and re.search(r"model name\s*: (.*)", file.read_text())
-    return found[1] if found else "unknown"
+    return found[1] if found else os.uname().machine
 
 
 def nvidia_smi() -> dict[str, str] | None:
@@ -280,11 +277,12 @@ def nvidia_smi() -> dict[str, str] | None:
     return dict(zip(names.split(","), first.split(", "), strict=False))
 
 
-def measure(
+def measure_jobs(
     jobs: list[Job],
     args,
     results: Results,
     table: Callable[[list[dict]], list[list[str]]],
+    closing: Callable[[Results], str] | None = None,
 ) -> None:
     """Measures all jobs that there is time for; prints a table, writes files.
 
@@ -293,6 +291,7 @@ def measure(
         args: Arguments of the command.
         results: Takes the rows, and is written with table.md beside it.
         table: Maps rows to the cells of the table, its heads first.
+        closing: Maps results to a last line that is printed, or to none.
 
     Raises:
         NoGpu: jax does not use the GPU that is here.
@@ -320,10 +319,10 @@ def measure(
         absent = [x for x in packages if not importlib.util.find_spec(x)]
         if absent:
             results.not_installed[name] = absent
-            print(f"{name}: left out, not installed: {', '.join(absent)}", flush=True)
+            print(_not_installed(name, absent), flush=True)
     jobs = [job for job in jobs if job.implementation not in results.not_installed]
     try:
-        measure_all(jobs, args, ends, results, make_process)
+        take_turns(jobs, args, ends, results, make_process)
     finally:
         results.gpu.append(nvidia_smi())
         results.write(args)
@@ -331,13 +330,15 @@ def measure(
         (args.out / "table.md").write_text(text + "\n")
         print(f"\n{text}\n")
         _report(results)
+        if closing and (line := closing(results)):
+            print(line)
     if not results.rows:
         raise NothingMeasured(
             f"Nothing was measured; {args.out / 'logs'} has what the processes wrote."
         )
 
 
-def measure_all(
+def take_turns(
     jobs: list[Job], args, ends: float, results: Results, make_process: Callable
 ) -> None:
     """Measures jobs, round after round, until the time ends.
@@ -383,7 +384,7 @@ def measure_all(
                 if device := line.get("device"):
                     results.devices[job.implementation] = device
                     platform = platform or device["platform"]
-                    _check_platform(job, platform, args)
+                    _check_platform(job, device["platform"])
                     # On a CPU its imports would take time from what is measured.
                     if platform != "cpu" and i + 1 < len(turns):
                         waiting = start(turns[i + 1][1])
@@ -419,7 +420,7 @@ def measure_all(
             waiting[1].end()
 
 
-def _check_platform(job, platform, args):
+def _check_platform(job, platform):
     """Refuses the CPU where a GPU is, unless the CPU was asked for."""
     asked = os.environ.get("JAX_PLATFORMS", "")
     in_jax = IMPLEMENTATIONS[job.implementation].library == "jax"
@@ -442,6 +443,12 @@ def markdown(cells: list[list[str]]) -> str:
     return "\n".join(lines)
 
 
+def _not_installed(name, absent):
+    source = IMPLEMENTATIONS[name].source
+    where = f" ({source})" if source else ""
+    return f"{name}: left out, not installed: {', '.join(absent)}{where}"
+
+
 def _report(results):
     """Prints all that a reader must know beside the table."""
     for name, device in results.devices.items():
@@ -457,7 +464,7 @@ def _report(results):
     for name, message in results.failed.items():
         print(f"{name}: failed: {message}")
     for name, absent in results.not_installed.items():
-        print(f"{name}: left out, not installed: {', '.join(absent)}")
+        print(_not_installed(name, absent))
     if results.left_out:
         print(f"Left out, no time: {', '.join(results.left_out)}.")
     print(f"{time.time() - results.started:.0f} s; {results.file}")

@@ -3,17 +3,14 @@
 import math
 
 from sparse_tube_vit.benchmark import measuring
-from sparse_tube_vit.benchmark.implementations import IMPLEMENTATIONS as KNOWN
+from sparse_tube_vit.benchmark.implementations import IMPLEMENTATIONS
 from sparse_tube_vit.benchmark.measuring import GIB
 from sparse_tube_vit.benchmark.process import Job
 from sparse_tube_vit.config.flags import positive
 from sparse_tube_vit.models.variants import VARIANTS
 
-#: What is measured: ours, ours in PyTorch, the public port, models of transformers, and
-#: our encoder with dense tubes.
-IMPLEMENTATIONS = (
-    *("ours", "pytorch", "port", "vivit", "videomae", "timesformer", "dense"),
-)
+#: Implementations that are measured.
+MEASURED = ("ours", "pytorch", "port", "vivit", "videomae", "timesformer", "dense")
 
 #: How the two that grow are drawn.
 GROWING = {"ours": "sparse tubes", "dense": "dense tubes of 2x16x16"}
@@ -23,7 +20,7 @@ def add_arguments(command) -> None:
     """Adds the arguments of `benchmark peers` to its parser."""
     measuring.add_arguments(
         command,
-        IMPLEMENTATIONS,
+        MEASURED,
         "runs/peers",
         dtype="float32",
         compile=False,
@@ -72,7 +69,7 @@ def plan(args) -> list[Job]:
         if name in names
     ]
     own = [
-        job(name, KNOWN[name].frames, direction)
+        job(name, IMPLEMENTATIONS[name].frames, direction)
         for direction in ("forward", "train")
         for name in trained
     ]
@@ -83,14 +80,14 @@ def time_peers(args) -> None:
     """Measures the jobs of `plan`, and draws growth.png beside the results.
 
     Raises:
-        NoGpu, NothingMeasured, UnwritableOutput: As `measuring.measure`.
+        NoGpu, NothingMeasured, UnwritableOutput: As `measuring.measure_jobs`.
     """
     # Imported here: a machine that runs `benchmark gpu` need not have matplotlib.
     from sparse_tube_vit.figures import canvas
 
     results = measuring.Results(args.out / "results.json", args.peak)
     try:
-        measuring.measure(plan(args), args, results, cells)
+        measuring.measure_jobs(plan(args), args, results, cells)
     finally:
         if figure := draw_growth(results.rows):
             canvas.save(figure, args.out / "growth.png")
@@ -102,7 +99,7 @@ def cells(rows: list[dict]) -> list[list[str]]:
     Ours is that of the same pass and as many frames. Beside others at their own frames
     it is that of the frames that ours is made for, which the cell says.
     """
-    own = KNOWN["ours"].frames
+    own = IMPLEMENTATIONS["ours"].frames
     ours = {
         (row["direction"], row["clip"][0]): row["step_seconds"] / row["batch"]
         for row in rows
@@ -115,7 +112,7 @@ def cells(rows: list[dict]) -> list[list[str]]:
         times = ""
         if same := ours.get((row["direction"], frames)):
             times = f"{seconds / same:.1f}"
-        elif frames == KNOWN[row["implementation"]].frames and (
+        elif frames == IMPLEMENTATIONS[row["implementation"]].frames and (
             same := ours.get((row["direction"], own))
         ):
             times = f"{seconds / same:.1f} of {own} frames"
@@ -159,7 +156,7 @@ def draw_growth(rows: list[dict]):
         return None
     measures = {
         "Seconds a clip": lambda row: row["step_seconds"] / row["batch"],
-        "GiB of the process": lambda row: (row["memory_bytes"] or math.nan) / GIB,
+        "GiB": lambda row: (row["memory_bytes"] or math.nan) / GIB,
     }
     figure = canvas.new_figure(9, 3.6)
     for ax, (label, value) in zip(figure.subplots(1, 2), measures.items(), strict=True):

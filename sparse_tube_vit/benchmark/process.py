@@ -5,7 +5,9 @@ batch that was measured.
 """
 
 import contextlib
+import ctypes
 import dataclasses
+import gc
 import importlib
 import json
 import os
@@ -22,7 +24,7 @@ from sparse_tube_vit.benchmark.implementations import IMPLEMENTATIONS
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """What a process measures: one model and input, at one or two batch sizes.
+    """One model and input to measure, at one or two batch sizes.
 
     Attributes:
         implementation: One of `IMPLEMENTATIONS`.
@@ -76,7 +78,8 @@ class Step:
     Attributes:
         run: Runs a number of steps, one after the other, and waits for the last.
         memory: Returns the bytes of the device that a step needs at most, or None. Not
-            given for the CPU, where they are the process's.
+            given for the CPU, where they are what the process holds beside its
+            libraries.
         notes: What a reader of the row must know.
     """
 
@@ -89,24 +92,32 @@ class PeakMemory:
     """The most main memory that this process holds from now on, on Linux."""
 
     def __init__(self):
+        gc.collect()
+        with contextlib.suppress(AttributeError, OSError):  # what compiling left
+            ctypes.CDLL(None).malloc_trim(0)
         self._cleared = False
         with contextlib.suppress(OSError):  # not Linux, or not allowed
             Path("/proc/self/clear_refs").write_text("5")
             self._cleared = True
 
     def read(self) -> int | None:
-        """Returns bytes, libraries included; None where they are not known."""
-        if not self._cleared:
-            return None
-        status = Path("/proc/self/status").read_text()
-        return 1024 * int(re.search(r"VmHWM:\s*(\d+) kB", status)[1])
+        """Returns bytes; None where they are not known."""
+        status = Path("/proc/self/status").read_text() if self._cleared else ""
+        found = re.search(r"VmHWM:\s*(\d+) kB", status)
+        return 1024 * int(found[1]) if found else None
 
 
 _BLOCKS = 6
 
 
-def measure(step: Step, seconds: float) -> dict:
-    """Returns a step's seconds: the median, least and greatest of several blocks."""
+def measure_step(step: Step, seconds: float, imported: int | None) -> dict:
+    """Returns a step's seconds: the median, least and greatest of several blocks.
+
+    Args:
+        step: The step.
+        seconds: Time that it is measured for.
+        imported: Bytes of main memory that the libraries hold, or None.
+    """
 
     def block(steps):
         started = time.perf_counter()
@@ -119,13 +130,15 @@ def measure(step: Step, seconds: float) -> dict:
     count = min(_BLOCKS, max(2, int(seconds / once)))
     blocks = [once] if once >= seconds else []  # a long one counts
     blocks += [block(steps) for _ in range(count - len(blocks))]
+    held = memory.read()
+    beside = held - imported if held and imported else None
     return {
         "step_seconds": statistics.median(blocks),
         "least_seconds": min(blocks),
         "greatest_seconds": max(blocks),
         "first_step_seconds": first,
         "steps": count * steps,
-        "memory_bytes": (step.memory or memory.read)(),
+        "memory_bytes": step.memory() if step.memory else beside,
         "notes": [*step.notes],
     }
 
@@ -157,7 +170,7 @@ def sizes_to_try(
         batch = int(0.85 * batch)
 
 
-def rows(job: Job, steps) -> Iterator[dict]:
+def rows(job: Job, steps, imported: int | None = None) -> Iterator[dict]:
     """Yields a row for every batch size of a job.
 
     Args:
@@ -165,6 +178,7 @@ def rows(job: Job, steps) -> Iterator[dict]:
         steps: Makes its steps: `prepare(batch)` returns a `Step`, `release()` frees
             the memory of steps that nothing refers to, `fixed_bytes` and `limit_bytes`
             are as in `sizes_to_try`.
+        imported: As for `measure_step`.
     """
 
     def row(batch, which):
@@ -172,7 +186,7 @@ def rows(job: Job, steps) -> Iterator[dict]:
         started = time.perf_counter()
         step = steps.prepare(batch)
         prepared = time.perf_counter() - started
-        measured = measure(step, job.seconds)
+        measured = measure_step(step, job.seconds, imported)
         measured["compile_seconds"] = prepared + measured.pop("first_step_seconds")
         if job.trace:
             with steps.traced(os.path.join(job.trace, f"{job.name}_{batch}")):
@@ -230,10 +244,11 @@ def main() -> None:
         if not line:
             return
         job = Job(**json.loads(line))
+        imported = PeakMemory().read()
         try:
             steps = steps_module.make_steps(job)
             write(device=steps.device)
-            for row in rows(job, steps):
+            for row in rows(job, steps, imported):
                 write(row=row)
         except Exception as error:
             traceback.print_exc()

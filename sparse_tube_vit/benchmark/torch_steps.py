@@ -1,4 +1,4 @@
-"""Steps of models in PyTorch: ours, and those of two libraries."""
+"""Steps of models in PyTorch: ours, and those of others."""
 
 import contextlib
 import functools

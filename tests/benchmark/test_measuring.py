@@ -69,7 +69,7 @@ def test_implementations_take_turns_at_the_same_batches(tmp_path, capsys):
 
     processes = FakeProcesses(written)
     results = measuring.Results(tmp_path / "results.json", None)
-    measuring.measure_all(gpu.plan(args), args, time.time() + 600, results, processes)
+    measuring.take_turns(gpu.plan(args), args, time.time() + 600, results, processes)
     turns = [(j.implementation, j.direction, j.largest) for j in processes.jobs]
     assert turns == [
         ("ours", "train", None),
@@ -111,7 +111,7 @@ def test_the_next_process_imports_beside_a_gpu_alone(platform, tmp_path):
     processes = FakeProcesses(written)
     results = measuring.Results(tmp_path / "results.json", None)
     jobs = gpu.plan(args)
-    measuring.measure_all(jobs, args, time.time() + 600, results, processes)
+    measuring.take_turns(jobs, args, time.time() + 600, results, processes)
     many = len(jobs) - 1 if platform == "gpu" else 0
     assert beside == [1] * many + [0] * (len(jobs) - many)
 
@@ -127,11 +127,11 @@ def test_jobs_without_time_are_named(tmp_path):
     processes = FakeProcesses(written)
     results = measuring.Results(tmp_path / "results.json", None)
     jobs = gpu.plan(args)
-    measuring.measure_all(jobs, args, time.time() + 13, results, processes)
+    measuring.take_turns(jobs, args, time.time() + 13, results, processes)
     assert len(results.rows) == 2
     assert results.left_out == [f"{job.name} (no time to end it)" for job in jobs]
     late = measuring.Results(tmp_path / "results.json", None)
-    measuring.measure_all(jobs, args, time.time() + 5, late, processes)
+    measuring.take_turns(jobs, args, time.time() + 5, late, processes)
     assert late.left_out == [job.name for job in jobs] and not late.rows
 
 
@@ -142,9 +142,7 @@ def test_the_cpu_beside_a_gpu_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(measuring, "has_gpu", lambda: True)
     monkeypatch.delenv("JAX_PLATFORMS")
     with pytest.raises(measuring.NoGpu, match="JAX_PLATFORMS=cpu"):
-        measuring.measure_all(
-            gpu.plan(args), args, time.time() + 60, results, processes
-        )
+        measuring.take_turns(gpu.plan(args), args, time.time() + 60, results, processes)
     assert not processes.waiting
 
 
@@ -164,4 +162,4 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     args = parse(tmp_path / "file" / "out")
     results = measuring.Results(args.out / "results.json", None)
     with pytest.raises(UnwritableOutput, match="--out: .*Not a directory"):
-        measuring.measure([], args, results, gpu.cells)
+        measuring.measure_jobs([], args, results, gpu.cells)

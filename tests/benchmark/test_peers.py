@@ -20,7 +20,7 @@ def parse(*arguments):
 def test_all_are_measured_alike_then_growth_then_at_their_own_frames():
     jobs = peers.plan(parse("--growth", "20", "32", "128"))
     measured = [(job.implementation, job.frames, job.direction) for job in jobs]
-    names = [*peers.IMPLEMENTATIONS]
+    names = [*peers.MEASURED]
     assert measured == [
         *((name, 32, "forward") for name in names),
         *((name, 32, "train") for name in names if name != "dense"),
@@ -97,7 +97,7 @@ def test_what_was_measured_is_drawn_where_it_is_interrupted(tmp_path, monkeypatc
                 results.add(job, measured | dict.fromkeys(names, 1.0))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(measuring, "measure", interrupted)
+    monkeypatch.setattr(measuring, "measure_jobs", interrupted)
     with pytest.raises(KeyboardInterrupt):
         peers.time_peers(parse("--out", str(tmp_path)))
     assert (tmp_path / "growth.png").exists()
