@@ -158,21 +158,24 @@ def draw_growth(rows: list[dict]):
         "Seconds a clip": lambda row: row["step_seconds"] / row["batch"],
         "GiB": lambda row: (row["memory_bytes"] or math.nan) / GIB,
     }
-    figure = canvas.new_figure(9, 3.6)
-    for ax, (label, value) in zip(figure.subplots(1, 2), measures.items(), strict=True):
+    rows = [row for points in grown.values() for row in points]
+    if not any(row["memory_bytes"] for row in rows):
+        del measures["GiB"]
+    figure = canvas.new_figure(4.5 * len(measures), 3.6)
+    axes = figure.subplots(1, len(measures), squeeze=False)[0]
+    for ax, (label, value) in zip(axes, measures.items(), strict=True):
         for name, points in grown.items():
             frames = [row["clip"][0] for row in points]
             ax.plot(frames, [*map(value, points)], "o-", label=GROWING[name])
         ax.set(xlabel="Frames of a clip", ylabel=label)
-        ax.set_xticks(sorted({row["clip"][0] for x in grown.values() for row in x}))
+        ax.set_xticks(sorted({row["clip"][0] for row in rows}))
         canvas.add_legend(ax)
-    seconds, memory = figure.axes
-    memory.set_ylim(0)
-    seconds.set_yscale("log")
-    seconds.yaxis.set_major_formatter("{x:g}")  # not as powers, which are markup
-    row = next(iter(grown.values()))[0]
-    size = row["clip"][1]
-    figure.suptitle(f"{row['variant']}, {size}x{size} pixels, a forward pass")
+    axes[0].set_yscale("log")
+    axes[0].yaxis.set_major_formatter("{x:g}")  # not as powers, which are markup
+    for ax in axes[1:]:
+        ax.set_ylim(0)
+    size = rows[0]["clip"][1]
+    figure.suptitle(f"{rows[0]['variant']}, {size}x{size} pixels, a forward pass")
     return figure
 
 

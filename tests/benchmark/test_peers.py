@@ -84,6 +84,8 @@ def test_growth_is_drawn_of_forward_passes():
     sparse, dense = (line.get_xydata().tolist() for line in memory.lines)
     assert sparse == [[32, 1], [64, 3]]
     assert math.isnan(dense[0][1]) and dense[1] == [64, 1]
+    unknown = [row | {"memory_bytes": None} for row in rows]
+    assert len(peers.draw_growth(unknown).axes) == 1
 
 
 def test_what_was_measured_is_drawn_where_it_is_interrupted(tmp_path, monkeypatch):
