@@ -67,7 +67,7 @@ def _outer(x, gradient, batch):
     """Contracts the batch axes of (*batch, *K) and (*batch, *F) to (*K, *F)."""
     k, f = x.ndim - len(batch), gradient.ndim - len(batch)
     narrow = math.prod(x.shape[-k:]) <= math.prod(gradient.shape[-f:])
-    if narrow or platform() != "cpu":
+    if narrow or platform() != "cpu" or x.dtype != jnp.float32:
         return _dot(x, gradient, (batch, batch))
     # On CPUs XLA copies the left factor transposed, element by element: the narrow one.
     y = _dot(gradient, x, (batch, batch))  # (*F, *K)

@@ -87,15 +87,15 @@ def compiled_flops(model: TubeViT, clip: tuple[int, int, int], head: str) -> flo
     """Returns the FLOPs of one clip's forward pass as XLA counts them.
 
     All operations count. Compiled for the CPU, because elsewhere XLA leaves matrix
-    products to libraries and does not count them; without a loop over blocks, of which
-    XLA counts one iteration.
+    products to libraries and does not count them; without loops over blocks or heads,
+    of which XLA counts one iteration.
 
     Args:
         model: The model.
         clip: (T, H, W) of the clip; T = 1 for an image.
         head: Name of the head.
     """
-    model = model.with_options(scan=False)
+    model = model.with_options(scan=False, attention="heads_first")
     params = jax.eval_shape(lambda: init_params(model, jax.random.key(0), clip))
     x = jax.ShapeDtypeStruct((1, *clip, 3), np.uint8)
     forward = jax.jit(lambda params, x: model.apply({"params": params}, x, head))
