@@ -13,10 +13,10 @@ CLASSES = {"videos": 400, "images": 1000}
 
 @dataclasses.dataclass(frozen=True)
 class Implementation:
-    """A model in one library.
+    """A model in one framework.
 
     Attributes:
-        library: "jax" or "torch".
+        framework: "jax" or "torch".
         modules: Modules that its process imports before it measures.
         packages: Packages that have to be installed for it.
         source: Where they come from, if no package index has them.
@@ -26,7 +26,7 @@ class Implementation:
             patches of 16x16 of a frame), without the head.
     """
 
-    library: str
+    framework: str
     modules: tuple[str, ...] = ()
     packages: tuple[str, ...] = ()
     source: str = ""
@@ -37,7 +37,7 @@ class Implementation:
     @property
     def steps(self) -> str:
         """Name of the module whose `make_steps` makes its steps."""
-        return f"sparse_tube_vit.benchmark.{self.library}_steps"
+        return f"sparse_tube_vit.benchmark.{self.framework}_steps"
 
 
 def _attention(tokens, width):

@@ -309,7 +309,7 @@ def measure_jobs(
     def make_process(job):
         log = args.out / "logs" / f"{job.name}.log"
         # Others import our tubes, but must not take the GPU's memory for jax.
-        in_jax = IMPLEMENTATIONS[job.implementation].library == "jax"
+        in_jax = IMPLEMENTATIONS[job.implementation].framework == "jax"
         others = {} if in_jax else {"JAX_PLATFORMS": "cpu"}
         return Process(job.implementation, log, env | others)
 
@@ -423,7 +423,7 @@ def take_turns(
 def _check_platform(job, platform):
     """Refuses the CPU where a GPU is, unless the CPU was asked for."""
     asked = os.environ.get("JAX_PLATFORMS", "")
-    in_jax = IMPLEMENTATIONS[job.implementation].library == "jax"
+    in_jax = IMPLEMENTATIONS[job.implementation].framework == "jax"
     if in_jax and platform == "cpu" and has_gpu() and not asked:
         raise NoGpu(
             f"An NVIDIA GPU is here, but jax runs on the CPU. {remedy()} "

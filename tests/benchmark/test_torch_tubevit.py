@@ -13,7 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
 
 from sparse_tube_vit.benchmark import torch_steps, torch_tubevit  # noqa: E402
 from sparse_tube_vit.benchmark.measuring import job_flops  # noqa: E402
-from sparse_tube_vit.benchmark.process import Job, rows  # noqa: E402
+from sparse_tube_vit.benchmark.process import rows  # noqa: E402
+from tests.benchmark.jobs import make_job  # noqa: E402
 
 CLIP, IMAGE = (22, 72, 56), (1, 72, 56)
 TUBES = (
@@ -89,19 +90,14 @@ def test_pytorch_counts_the_flops_of_the_formulas(
 ):
     pytest.importorskip(package)
     monkeypatch.setitem(VARIANTS, "Ti", SIZES)
-    job = Job(
+    job = make_job(
         implementation=implementation,
-        variant="Ti",
         frames=frames,
         size=64,
         streams="video",
         direction="forward",
-        small=2,
         largest=0,
-        dtype="float32",
-        options={},
         compiled=False,
-        seconds=0.0,
     )
     steps = torch_steps.make_steps(job)
     steps.model.requires_grad_(False)  # else the counter asks for gradients
@@ -114,18 +110,7 @@ def test_pytorch_counts_the_flops_of_the_formulas(
 
 def test_steps_in_pytorch_train(monkeypatch):
     monkeypatch.setitem(VARIANTS, "Ti", SIZES)
-    options = {"implementation": "pytorch", "variant": "Ti", "frames": 20, "size": 32}
-    job = Job(
-        **options,
-        streams="joint",
-        direction="train",
-        small=2,
-        largest=3,
-        dtype="bfloat16",
-        options={},
-        compiled=False,
-        seconds=0.0,
-    )
+    job = make_job(implementation="pytorch", dtype="bfloat16", compiled=False)
     steps = torch_steps.make_steps(job)
     before = [x.detach().clone() for x in steps.model.parameters()]
     measured = [*rows(job, steps)]

@@ -78,7 +78,7 @@ def test_a_config_that_makes_sense(config):
         (lambda c: c.model.update(remat="some"), "one of none, full, dots"),
         (
             lambda c: c.model.update(attention="flash"),
-            "auto, heads_first, head_by_head",
+            "auto, heads_first, head_by_head, xla, cudnn",
         ),
         (lambda c: c.mesh.update(fsdp=0), "mesh.fsdp is 0: .*at least 1, or -1"),
         (lambda c: c.mesh.update(slices=0), "mesh.slices is 0"),
