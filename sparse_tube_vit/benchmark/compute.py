@@ -17,7 +17,7 @@ from sparse_tube_vit.config import (
     validate,
 )
 from sparse_tube_vit.distributed.devices import peak_flops
-from sparse_tube_vit.models.flops import forward_flops
+from sparse_tube_vit.models.flops import forward_flops, step_flops
 from sparse_tube_vit.models.losses import cross_entropy
 from sparse_tube_vit.models.tubes import Tube, count_tokens
 from sparse_tube_vit.models.tubevit import TubeViT, init_params, make_model
@@ -119,7 +119,7 @@ def time_scale_up(args) -> None:
             state, metrics = step(state, batches)
             return state, metrics
 
-        return run, step.cost_analysis()["flops"]
+        return run, step_flops(config, model)
 
     (everything, all_flops), (last, last_flops) = make_run(None), make_run(frozen)
     # In turns, so that a change of the machine's speed affects both alike.
