@@ -70,7 +70,8 @@ def _outer(x, gradient, batch):
     if narrow or platform() != "cpu" or x.dtype != jnp.float32:
         return _dot(x, gradient, (batch, batch))
     # On CPUs XLA copies the left factor transposed, element by element: the narrow one.
-    y = _dot(gradient, x, (batch, batch))  # (*F, *K)
+    # Without the barrier it swaps the factors again, to save the transpose below.
+    y = jax.lax.optimization_barrier(_dot(gradient, x, (batch, batch)))  # (*F, *K)
     return y.transpose(*range(f, f + k), *range(f))
 
 

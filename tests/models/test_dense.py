@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -19,6 +21,22 @@ def test_products_and_their_gradients_are_those_of_einsum(features):
     np.testing.assert_allclose(y, expected, atol=1e-5)
     for a, b in zip(back(y), expected_back(y), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("features", [512, 32])  # wider, narrower than x
+def test_the_narrower_factor_of_a_kernels_gradient_stands_left_on_cpus(features):
+    """XLA copies the left one, element by element."""
+    shapes = ((64, 128), (128, features), (features,))
+    x, kernel, bias = (jnp.ones(shape) for shape in shapes)
+
+    def gradient(kernel):
+        return jax.grad(lambda k: affine(x, k, bias).sum())(kernel)
+
+    program = jax.jit(gradient).lower(kernel).compile().as_text()
+    sizes = sorted(shapes[1])
+    assert re.findall(r"= f32\[(\d+),(\d+)\]\S* dot\(", program) == [
+        tuple(map(str, sizes))
+    ]
 
 
 def test_gradients_of_parameters_are_summed_in_float32():
