@@ -187,7 +187,8 @@ def load(model: TubeViT, ours: JaxTubeViT, params: Mapping) -> None:
         NotThisModel: It has other options than this file knows.
     """
     o = ours.options
-    known = (ours.kernels, ours.positions, ours.pooling, o.gelu, o.norm_epsilon)
+    gelu = "none" if o.gated_mlp else o.gelu
+    known = (ours.kernels, ours.positions, ours.pooling, gelu, o.norm_epsilon)
     if known != ("separate", "fixed", "attention", "tanh", NORM_EPSILON):
         raise NotThisModel(f"{known} is not what the model in PyTorch has.")
     params = jax.device_get(params)

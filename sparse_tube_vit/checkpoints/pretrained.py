@@ -91,7 +91,7 @@ def initial_params(
 
 def _advice(ours, theirs):
     """Returns what to do about weights that do not fit."""
-    keys = ("depth", "width", "mlp_dim", "heads", "pre_norm", "registers")
+    keys = ("depth", "width", "mlp_dim", "heads", "gated_mlp", "pre_norm", "registers")
     wrong = [key for key in keys if theirs.get(key, ours[key]) != ours[key]]
     if not wrong:
         return "Change what the lines above name, or choose other weights."
@@ -233,8 +233,8 @@ def _from_vit(vit, config, model, shapes):
             continue
         if key == "heads" and key in vit.told:
             match.wrong["model.heads"] = f"{theirs} is {options[key]} here", ""
-        elif key == "pre_norm":
-            match.wrong["model.pre_norm"] = f"{theirs} is {options[key]} here", ""
+        elif key in ("gated_mlp", "pre_norm"):
+            match.wrong[f"model.{key}"] = f"{theirs} is {options[key]} here", ""
         elif key in vit.told and key in ("gelu", "norm_epsilon"):
             match.report.notes.append(
                 f"model.{key} is {options[key]!r}; that of the file is {theirs!r}"

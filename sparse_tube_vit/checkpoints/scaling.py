@@ -154,7 +154,7 @@ class ImageViT:
 #: The keys of `config.model` that an encoder's parameters depend on.
 _ENCODER = (
     *("depth", "width", "mlp_dim", "heads", "new_layers"),
-    *("gelu", "norm_epsilon", "pre_norm"),
+    *("gelu", "gated_mlp", "norm_epsilon", "pre_norm"),
 )
 
 

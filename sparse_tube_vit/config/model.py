@@ -66,6 +66,11 @@ class EncoderOptions:
         "of PyTorch, or quick, by a sigmoid, as in OpenAI's CLIP.",
         one_of("tanh", "erf", "quick"),
     )
+    gated_mlp: bool = _option(
+        False,
+        "MLPs with SwiGLU (Shazeer, 2020) in place of a GELU, as in DINOv2's giant.",
+        SWITCH,
+    )
     norm_epsilon: float = _option(1e-6, "Epsilon of the LayerNorms.", POSITIVE)
     pre_norm: bool = _option(
         False, "A LayerNorm before the first block, as in CLIP.", SWITCH

@@ -61,7 +61,7 @@ GELUS = {
 
 
 class Mlp(nn.Module):
-    """Two dense layers with a GELU between them."""
+    """down(GELU(up x)); with `gated_mlp` down(silu(gate x) * up x)."""
 
     options: EncoderOptions
 
@@ -74,8 +74,13 @@ class Mlp(nn.Module):
             key: PRNG key of dropout; None: no dropout.
         """
         o, width = self.options, x.shape[-1]
-        x = Dense((o.mlp_dim,), dtype=o.dtype, name="up")(x)
-        x = GELUS[o.gelu](constrain(x, BATCH, None, "tensor"))  # (B, N, M)
+
+        def project(name):
+            y = Dense((o.mlp_dim,), dtype=o.dtype, name=name)(x)  # (B, N, M)
+            return constrain(y, BATCH, None, "tensor")
+
+        up = project("up")
+        x = nn.silu(project("gate")) * up if o.gated_mlp else GELUS[o.gelu](up)
         x = nn.Dropout(o.dropout)(x, deterministic=key is None, rng=key)
         return Dense((width,), dtype=o.dtype, name="down")(x)
 

@@ -18,7 +18,8 @@ def forward_flops(
     Only matrix products count, a multiply-add as two. With N tokens of D channels, M
     hidden units, and windows of K = 3 kt kh kw inputs and d output channels: 2 K d for
     a window, 2 N (4 D^2 + 2 D M) + 4 N^2 D for a block, 2 (2 N + 2) D^2 + 4 N D for
-    attention pooling, 4 D M for its MLP, 2 D C for a head of C classes.
+    attention pooling, 4 D M for its MLP, 2 D C for a head of C classes. A gated MLP has
+    3 D M in place of 2 D M.
 
     Args:
         model: The model.
@@ -26,7 +27,8 @@ def forward_flops(
         head: Name of the head.
     """
     o = model.options
-    n, d, m = count_tokens(model.tubes, clip), o.width, o.mlp_dim
+    n, d = count_tokens(model.tubes, clip), o.width
+    mlp = (3 if o.gated_mlp else 2) * d * o.mlp_dim
     stem = 0
     for i in tubes_for(model.tubes, clip[0]):
         tube = model.tubes[i]
@@ -36,9 +38,9 @@ def forward_flops(
     if model.pooling in ("attention", "map"):
         pooling = 2 * (2 * n + 2) * d**2 + 4 * n * d
     if model.pooling == "map":
-        pooling += 4 * d * m
+        pooling += 2 * mlp
     n += model.extra_tokens
-    block = 2 * n * (4 * d**2 + 2 * d * m) + 4 * n**2 * d
+    block = 2 * n * (4 * d**2 + mlp) + 4 * n**2 * d
     return {
         "stem": stem,
         "encoder": o.layers * block,

@@ -136,7 +136,11 @@ class Run:
 
     @functools.cached_property
     def digest(self) -> str:
-        """A digest of the config, without defaults and keys that change no result."""
+        """A digest of the config, without defaults and keys that change no result.
+
+        Keys that are open are left to the recipe and the weights: a new one leaves
+        results as they are.
+        """
         config = self.config.to_dict()
         for section, schema in (("streams", STREAM), ("evaluations", EVALUATION)):
             for source in config[section].values():
@@ -144,8 +148,9 @@ class Run:
                     del source[key]
         values = {
             key: value
-            for key, _, value in differences(default_config().to_dict(), config)
+            for key, default, value in differences(default_config().to_dict(), config)
             if not key.startswith(_NO_EFFECT)
+            and not (value is None and default is not None)
         }
         if self.after:
             values["after"] = self.after.digest

@@ -24,7 +24,7 @@ def test_every_key_has_a_meaning_and_a_default_that_its_rule_accepts(schema):
 def test_the_schema_lists_every_key_of_a_config():
     config = default_config()
     names = [name for name, _ in leaves(SCHEMA)]
-    assert len(names) == len(set(names)) == 76
+    assert len(names) == len(set(names)) == 77
     for name in names:
         section, _, key = name.rpartition(".")
         assert key in (config[section] if section else config)

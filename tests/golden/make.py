@@ -165,6 +165,13 @@ def hugging_face_models():
     yield "siglip", model, model, last_and_pooled, HALF
     model = hf.VideoMAEModel(hf.VideoMAEConfig(**SMALL, num_frames=4))
     yield "videomae", model, model, videomae, IMAGENET
+    model = hf.Dinov2Model(hf.Dinov2Config(**DINOV2, use_swiglu_ffn=True))
+    yield "dinov2_gated", model, model, first_token, IMAGENET
+    config = hf.Dinov2WithRegistersConfig(
+        **DINOV2, num_register_tokens=2, use_swiglu_ffn=True
+    )
+    model = hf.Dinov2WithRegistersModel(config)
+    yield "dinov2_registers_gated", model, model, first_token, IMAGENET
 
 
 TIMM_MODELS = {
@@ -175,6 +182,7 @@ TIMM_MODELS = {
     "dinov2_registers": "vit_small_patch14_reg4_dinov2",
     "clip": "vit_base_patch32_clip_quickgelu_224",
     "siglip": "vit_base_patch16_siglip_224",
+    "dinov2_gated": "vit_giant_patch14_dinov2",
 }
 
 

@@ -56,6 +56,10 @@ def exact_gelu(x):
     return 0.5 * x * (1 + np.vectorize(math.erf)(x / np.sqrt(2)))
 
 
+def silu(x):
+    return x / (1 + np.exp(-x))
+
+
 def tanh_gelu(x):
     return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
@@ -70,7 +74,11 @@ def encode(x, p, blocks, gelu, gate_after=None):
         y = np.stack([layer_norm(row, b["norm_1"]) for row in x])
         x = x + multi_head(y, y, b["attention"])
         y = np.stack([layer_norm(row, b["norm_2"]) for row in x])
-        y = gelu(y @ b["mlp"]["up"]["kernel"] + b["mlp"]["up"]["bias"])
+        up = y @ b["mlp"]["up"]["kernel"] + b["mlp"]["up"]["bias"]
+        if gate := b["mlp"].get("gate"):
+            y = gelu(y @ gate["kernel"] + gate["bias"]) * up
+        else:
+            y = gelu(up)
         x = x + y @ b["mlp"]["down"]["kernel"] + b["mlp"]["down"]["bias"]
     return np.stack([layer_norm(row, p["norm"]) for row in x])
 
@@ -80,6 +88,7 @@ def encode(x, p, blocks, gelu, gate_after=None):
     [
         ({}, ["block_0", "block_1"], tanh_gelu),
         ({"gelu": "erf"}, ["block_0", "block_1"], exact_gelu),
+        ({"gated_mlp": True}, ["block_0", "block_1"], silu),
         (
             {"new_layers": 1, "gate_after": 1},
             ["block_0", "block_1", "new_block_0"],

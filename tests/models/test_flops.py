@@ -13,21 +13,22 @@ from sparse_tube_vit.training.step import make_train_step
 
 
 @pytest.mark.parametrize(
-    "variant, clip, pooling",
+    "variant, clip, pooling, gated",
     [
-        ("Ti", (32, 224, 224), "attention"),
-        ("B", (1, 224, 224), "class_token"),
-        ("H", (64, 224, 224), "mean"),
+        ("Ti", (32, 224, 224), "attention", False),
+        ("B", (1, 224, 224), "class_token", False),
+        ("H", (64, 224, 224), "mean", False),
+        ("Ti", (1, 224, 224), "map", True),
     ],
 )
 def test_the_formula_is_within_3_percent_of_what_the_compiler_counts(
-    variant, clip, pooling
+    variant, clip, pooling, gated
 ):
     model = TubeViT(
         tubes=TUBE_SETS["main"],
         classes={"kinetics": 400},
         pooling=pooling,
-        options=EncoderOptions(**VARIANTS[variant]),
+        options=EncoderOptions(**VARIANTS[variant], gated_mlp=gated),
     )
     formula = sum(forward_flops(model, clip, "kinetics").values())
     assert compiled_flops(model, clip, "kinetics") == pytest.approx(formula, rel=0.03)

@@ -75,6 +75,8 @@ class Family:
         """
         names = self.names(1)
         signature = ["patch/kernel", "encoder/block_0/attention/query/kernel"]
+        if "mlp/gate" in self.block_layers:
+            signature.append("encoder/block_0/mlp/gate/kernel")
         marks = [] if model_type in self.model_types else self.marks
         return (
             all(names[ours] in shapes for ours in signature)
@@ -142,6 +144,7 @@ PREFIXES = (
 FUSED = {
     "attn.qkv": ("attn.q", "attn.k", "attn.v"),
     "attn_pool.kv": ("attn_pool.k", "attn_pool.v"),
+    "mlp.weights_in": ("mlp.gate", "mlp.up"),
     "attention.in_proj": ("attention.q_proj", "attention.k_proj", "attention.v_proj"),
 }
 
@@ -152,6 +155,13 @@ ELSEWHERE = {
     r"logit_scale|logit_bias|params/[tb]$|visual_projection\.": "compares with texts",
     r"opt/(?!target/)": "state of the optimizer",
 }
+
+
+def _gated(family, gate, up, down):
+    """Returns the family with gated MLPs, by its names of their layers."""
+    layers = {"mlp/gate": gate, "mlp/up": up, "mlp/down": down}
+    return dataclasses.replace(family, block_layers=family.block_layers | layers)
+
 
 _MASK = {r"(embeddings\.)?mask_token$": "for inputs with masked patches"}
 
@@ -276,6 +286,12 @@ _TIMM = Family(
     interpolation="smoothed_cubic",
     **_TORCH,
 )
+_DINOV2 = dataclasses.replace(
+    _TIMM,
+    name="DINOv2 or DeiT-III",
+    normalization="imagenet",
+    marks=("encoder/block_0/scale_1",),
+)
 TIMM = (
     dataclasses.replace(
         _TIMM,
@@ -292,12 +308,10 @@ TIMM = (
         without_bias=("patch", "head"),
     ),
     dataclasses.replace(_TIMM, name="SigLIP", marks=("pooling/probe",)),
-    dataclasses.replace(
-        _TIMM,
-        name="DINOv2 or DeiT-III",
-        normalization="imagenet",
-        marks=("encoder/block_0/scale_1",),
+    _gated(  # gate and up are parts of mlp.fc1
+        dataclasses.replace(_DINOV2, name="DINOv2"), "mlp.gate", "mlp.up", "mlp.fc2"
     ),
+    _DINOV2,
     dataclasses.replace(_TIMM, interpolation="linear", shared="DeiT, DINO and MAE"),
 )
 
@@ -323,6 +337,10 @@ _DINOV2_BLOCK = _VIT_BLOCK | {
     "mlp/down": ("mlp.fc2", "mlp.fc2"),
     "scale_2": ("layer_scale2.lambda1", "layer_scale2.lambda1"),
 }
+_GATED_MLP = (
+    ("mlp.gate", "mlp.up", "mlp.weights_out"),  # gate and up are parts of weights_in
+    ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
+)
 _VIDEOMAE_BLOCK = _VIT_BLOCK | {
     "attention/key": ("attention.attention.key", "attention.attention.key"),
     "attention/query": ("attention.attention.query", "attention.attention.query"),
@@ -379,6 +397,13 @@ def _hugging_face_vits(column):
     distilled = {
         r"distillation_classifier\.": "the classifier of the distillation token"
     }
+    registers = dataclasses.replace(
+        dinov2,
+        name="DINOv2 with registers",
+        model_types=("dinov2_with_registers",),
+        marks=("encoder/block_0/scale_1", "registers"),
+        interpolation="smoothed_cubic",
+    )
     return (
         dataclasses.replace(
             vit,
@@ -389,13 +414,9 @@ def _hugging_face_vits(column):
             marks=("distillation_token",),
             unused=vit.unused | distilled,
         ),
-        dataclasses.replace(
-            dinov2,
-            name="DINOv2 with registers",
-            model_types=("dinov2_with_registers",),
-            marks=("encoder/block_0/scale_1", "registers"),
-            interpolation="smoothed_cubic",
-        ),
+        _gated(registers, *_GATED_MLP[column]),
+        _gated(dinov2, *_GATED_MLP[column]),
+        registers,
         dinov2,
         dataclasses.replace(
             vit,
@@ -524,10 +545,10 @@ REFUSED = (
         "which does not go with tubes. Take a ViT, DINOv2, CLIP or SigLIP.",
     ),
     Refusal(
-        r"mlp\.(weights_in|w12|gate_proj|fc1_g)\b",
-        r"vit_giant_.*dinov2",
-        "has gated MLPs (SwiGLU), as DINOv2's giant; here MLPs have one GELU. Take "
-        "small, base or large.",
+        r"mlp\.(w12|fc1_g)\b",
+        r"(?!)",
+        "has gated MLPs (SwiGLU) by other names than Hugging Face's and timm's DINOv2. "
+        "Take their files, say hf://facebook/dinov2-giant.",
     ),
     Refusal(
         r"\.(q_norm|k_norm)\.",

@@ -156,7 +156,7 @@ def _json(path):
 
 
 def read_arrays(path) -> dict[str, np.ndarray]:
-    """Reads all arrays of a file in float32, fused layers split in their parts.
+    """Reads all arrays of a file in float32, fused layers split into their parts.
 
     Those of `ELSEWHERE` (text encoders, decoders) have their shape and no content.
 

@@ -56,7 +56,7 @@ class ImageViT:
         dropped: (shape, reason) by the file's names of arrays without a part here.
         left_over: Shapes by the file's names of arrays that the family does not know.
         model: Values of keys of `config.model`: depth, width, mlp_dim, heads, gelu,
-            norm_epsilon, pre_norm, registers and pooling.
+            gated_mlp, norm_epsilon, pre_norm, registers and pooling.
         told: Keys of `model` that a config or the arrays tell; the others are guessed.
         normalization: Of its inputs.
         frames, size: Frames and pixels of its inputs.
@@ -112,7 +112,7 @@ def read(path, asked: str = "") -> ImageViT:
     """
     found = files.find(path)
     _refuse_by_config(path, found.config)
-    file = _unstack(files.read_arrays(found.weights))
+    file = _split_gates(_unstack(files.read_arrays(found.weights)))
     family, prefix = _family(path, file, found.config)
     in_file = {name.removeprefix(prefix): name for name in file}
     file = {name.removeprefix(prefix): x for name, x in file.items()}
@@ -225,9 +225,6 @@ def _refuse_by_arrays(path, file):
     for name, x in file.items():
         if name.endswith("embeddings.patch_embedding.weight") and x.ndim == 2:
             raise UnsupportedViT(f"{path} (it has {name}) {REFUSED[-1].why}")
-        up = name.replace("mlp.fc2.weight", "mlp.fc1.weight")
-        if up != name and up in file and len(file[up]) == 2 * x.shape[1]:
-            raise UnsupportedViT(f"{path} (it has {up}) {REFUSED[2].why}")
 
 
 def _unstack(file):
@@ -235,6 +232,20 @@ def _unstack(file):
     for name in [n for n in file if "/encoderblock/" in n]:
         for i, x in enumerate(file.pop(name)):
             file[name.replace("/encoderblock/", f"/encoderblock_{i}/")] = x
+    return file
+
+
+def _split_gates(file):
+    """Splits timm's gated MLPs, whose gate and up are one layer of fc1's name."""
+    for down in [n for n in file if n.endswith("mlp.fc2.weight")]:
+        both = down.replace("fc2", "fc1")
+        if both not in file or len(file[both]) != 2 * file[down].shape[1]:
+            continue
+        for name in (both, both.replace("weight", "bias")):
+            if name in file:
+                gate, up = np.split(file.pop(name), 2)
+                file[name.replace("fc1", "gate")] = gate
+                file[name.replace("fc1", "up")] = up
     return file
 
 
@@ -264,10 +275,11 @@ def _model(family, config, arrays, depth):
         "mlp_dim": mlp.shape[-1] if mlp is not None else 4 * width,
         "heads": _HEADS.get(width, max(width // 64, 1)),
         "gelu": family.gelu,
+        "gated_mlp": "encoder/block_0/mlp/gate/kernel" in arrays,
         "norm_epsilon": family.norm_epsilon,
         "pre_norm": "encoder/pre_norm/scale" in arrays,
     }
-    told = {"depth", "width", "mlp_dim", "pre_norm"}
+    told = {"depth", "width", "mlp_dim", "gated_mlp", "pre_norm"}
     if query.ndim == 3:
         model["heads"] = query.shape[1]
         told.add("heads")

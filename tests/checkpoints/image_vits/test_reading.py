@@ -23,6 +23,8 @@ FOLDERS = {
     "hugging_face_dino": ("ViT", 1, "class_token"),
     "hugging_face_dinov2": ("DINOv2", 1, "class_token"),
     "hugging_face_dinov2_registers": ("DINOv2 with registers", 3, "class_token"),
+    "hugging_face_dinov2_gated": ("DINOv2", 1, "class_token"),
+    "hugging_face_dinov2_registers_gated": ("DINOv2 with registers", 3, "class_token"),
     "hugging_face_clip": ("CLIP", 1, "class_token"),
     "hugging_face_siglip": ("SigLIP", 0, "map"),
     "timm_deit": ("ViT", 1, "class_token"),
@@ -30,6 +32,7 @@ FOLDERS = {
     "timm_deit3": ("DINOv2 or DeiT-III", 1, "class_token"),
     "timm_dinov2": ("DINOv2 or DeiT-III", 1, "class_token"),
     "timm_dinov2_registers": ("DINOv2 or DeiT-III", 5, "class_token"),
+    "timm_dinov2_gated": ("DINOv2", 1, "class_token"),
     "timm_clip": ("CLIP", 1, "class_token"),
     "timm_siglip": ("SigLIP", 0, "map"),
     "big_vision.npz": ("ViT or SigLIP", 0, "map"),
@@ -115,6 +118,7 @@ def same_arrays(a, b):
                 ("intermediate.dense", "mlp.fc1"),
                 ("output.dense", "mlp.fc2"),
                 ("decoder_encoder.layers", "decoder_layers"),
+                ("weights_out", "down_proj"),
             ),
         )
         for name in (
@@ -123,6 +127,8 @@ def same_arrays(a, b):
             "hugging_face_dino",
             "hugging_face_dinov2",
             "hugging_face_dinov2_registers",
+            "hugging_face_dinov2_gated",
+            "hugging_face_dinov2_registers_gated",
         )
     ]
     + [
@@ -139,7 +145,13 @@ def test_names_of_modules_since_transformers_5(references, tmp_path, name, renam
         return array
 
     folder = copy(name, tmp_path / "vit", rename)
-    names = sorted(load_file(folder / "model.safetensors"))
+    arrays = load_file(folder / "model.safetensors")
+    for fused in [n for n in arrays if "weights_in" in n]:
+        halves = np.split(arrays.pop(fused), 2)
+        for part, x in zip(("gate_proj", "up_proj"), halves, strict=True):
+            arrays[fused.replace("weights_in", part)] = x
+    save_file(arrays, folder / "model.safetensors")
+    names = sorted(arrays)
     module_names = references[f"{name}/module_names"].tolist()
     if name != "hugging_face_mae":  # the decoder's are others again
         assert names == module_names
@@ -267,9 +279,10 @@ def test_wrong_heads_are_an_error_that_gives_the_sizes():
     assert str(error.value).endswith(
         "Set config.model to these sizes (depth=2, heads=2), or choose other weights."
     )
-    config = config_of(GOLDEN / "hugging_face_clip", pre_norm=False)
-    with pytest.raises(ValueError, match="these sizes .pre_norm=True"):
-        load(config)
+    for name, key in (("clip", "pre_norm"), ("dinov2_gated", "gated_mlp")):
+        config = config_of(GOLDEN / f"hugging_face_{name}", **{key: False})
+        with pytest.raises(ValueError, match=f"these sizes .{key}=True"):
+            load(config)
     config = config_of(GOLDEN / "hugging_face_dino")
     config.model.tubes = ({"kernel": (4, 8, 8), "stride": (4, 8, 8)},)
     config.clip.frames = 4
@@ -286,7 +299,7 @@ def test_wrong_heads_are_an_error_that_gives_the_sizes():
         ({}, {"model_type": "dinov3_vit"}, r"dinov3_vit\) has rotary"),
         ({}, {"architecture": "vit_small_patch16_dinov3"}, "rotary"),
         ({"a.relative_position_bias_table": 1}, {}, "relative positions"),
-        ({"encoder.layer.0.mlp.weights_in.weight": 1}, {}, "gated MLPs .* small, base"),
+        ({"blocks.0.mlp.w12.weight": 1}, {}, "gated MLPs .* hf://facebook/dinov2-gi"),
         ({"blocks.0.attn.q_norm.weight": 1}, {}, "no plain ViT"),
         ({}, {"model_type": "convnextv2"}, "no plain ViT"),
     ],
@@ -299,16 +312,6 @@ def test_what_cannot_be_computed_is_refused_with_a_reason(
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "any"} | config))
     with pytest.raises(UnsupportedViT, match=why):
         image_vits.read(tmp_path)
-
-
-def test_gated_mlps_are_seen_by_their_shapes(tmp_path):
-    folder = copy("timm_dinov2", tmp_path / "vit")
-    arrays = load_file(folder / "model.safetensors")
-    arrays["blocks.0.mlp.fc2.weight"] = arrays["blocks.0.mlp.fc2.weight"][:, :16]
-    arrays = {k: np.ascontiguousarray(x) for k, x in arrays.items()}
-    save_file(arrays, folder / "model.safetensors")
-    with pytest.raises(UnsupportedViT, match="gated MLPs"):
-        image_vits.read(folder)
 
 
 def test_names_of_no_family_are_an_error_that_lists_them(tmp_path):
