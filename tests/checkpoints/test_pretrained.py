@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from sparse_tube_vit.checkpoints import image_vits, pretrained
+from sparse_tube_vit.checkpoints import image_vits, pretrained, resizing
 from sparse_tube_vit.checkpoints.image_vits import UnreadableWeights
 from sparse_tube_vit.checkpoints.pretrained import WeightsDoNotMatch
 from sparse_tube_vit.checkpoints.run import Checkpoints, describe_run
 from sparse_tube_vit.checkpoints.step import ForeignCheckpoint
 from sparse_tube_vit.config import default_config
-from sparse_tube_vit.models.tubes import Tube
 from sparse_tube_vit.models.tubevit import init_params, make_model
 from sparse_tube_vit.training.state import TrainState
 
@@ -208,49 +207,6 @@ def blink(frame):
     return np.stack([255 - frame, frame, np.zeros_like(frame)], 1)
 
 
-def test_resized_patches_keep_their_products_where_they_grow():
-    rng = np.random.default_rng(0)
-    kernel = rng.normal(size=(14, 14, 3, 5))
-    patches = rng.normal(size=(7, 14, 14, 3))
-    larger = np.asarray(jax.image.resize(patches, (7, 16, 20, 3), "bilinear"))
-    resized = pretrained.resize_patches(kernel, (16, 20))
-    expected = np.einsum("nhwc,hwcd->nd", patches, kernel)
-    products = np.einsum("nhwc,hwcd->nd", larger, resized)
-    np.testing.assert_allclose(products, expected, atol=1e-4)
-    # Resizing the kernel itself does not.
-    naive = jax.image.resize(kernel, (16, 20, 3, 5), "bilinear")
-    naive = np.einsum("nhwc,hwcd->nd", larger, naive)
-    assert np.abs(naive - expected).max() > 1
-
-
-@pytest.mark.parametrize("h, w", [(8, 8), (12, 4), (16, 20)])
-def test_patches_are_resized_as_timm_does(references, h, w):
-    old = references["resize/old"].transpose(2, 3, 1, 0)
-    expected = references[f"resize/{h}x{w}"].transpose(2, 3, 1, 0)
-    resized = pretrained.resize_patches(old, (h, w))
-    np.testing.assert_allclose(resized, expected, atol=1e-4)
-
-
-def test_positions_at_a_tubes_centres():
-    # A plane's value at any place between the centres of patches is known.
-    config = video_config()
-    config.model.tubes = (
-        {"kernel": (4, 8, 8), "stride": (4, 16, 8), "offset": (0, 12, 0)},
-        image_tube(16),
-    )
-    model, _ = fresh(config)
-    y, x = np.mgrid[8:48:16, 8:48:16]
-    plane = np.stack([1 + 2 * y - 3 * x, 0 * x + 4], -1).astype(float)
-    tube, image = model.tubes
-    at = pretrained.positions_at(plane, tube, model.clip)
-    y, x = np.array([16, 32])[:, None], np.clip([4, 12, 20, 28, 36, 44], 8, 40)[None]
-    assert at.shape == (2, 2, 6, 2)
-    np.testing.assert_allclose(at[0, ..., 0], 1 + 2 * y - 3 * x)
-    np.testing.assert_array_equal(at[0], at[1])
-    at = pretrained.positions_at(plane, image, model.clip)
-    np.testing.assert_allclose(at[5], plane, atol=1e-12)
-
-
 def test_kept_positions_are_those_of_all_tubes_and_the_gain_is_new():
     config = video_config(positions="keep")
     config.model.update(positions="learned", position_gain=0.0)
@@ -260,23 +216,6 @@ def test_kept_positions_are_those_of_all_tubes_and_the_gain_is_new():
     theirs = load_file(config.init.weights)["pos_embed"]
     grid = params["positions"]["tube_2"].reshape(-1, 24)  # of two moments
     np.testing.assert_array_equal(grid, np.tile(theirs[0, 1:], (len(grid) // 9, 1)))
-
-
-@pytest.mark.parametrize("side", [3, 7])
-@pytest.mark.parametrize("how", ["cubic", "smoothed_cubic"])
-def test_positions_are_resized_as_torch_does(how, side):
-    references = np.load(GOLDEN / "image_vits" / "references.npz")
-    grid = references["positions/old"][0].transpose(1, 2, 0)
-    expected = references[f"positions/{how}/{side}"][0].transpose(1, 2, 0)
-    tube = Tube((1, 4, 4), (1, 4, 4))
-    at = pretrained.positions_at(grid, tube, (1, 4 * side, 4 * side), how)
-    np.testing.assert_allclose(at[0], expected, atol=1e-5)
-
-
-def test_the_central_frame_of_an_even_number_is_the_later():
-    kernel = np.ones((2, 2, 3, 5))
-    tube = pretrained.inflate_kernel(kernel, 4, "central_frame")
-    np.testing.assert_array_equal(tube.sum((1, 2, 3, 4)), [0, 0, kernel.sum(), 0])
 
 
 def changed(tmp_path, **changes):
@@ -469,7 +408,7 @@ def test_the_image_tube_of_a_run_is_taken_wherever_it_stands(run_of_three_tubes)
     image = theirs["stem"]["tube_2"]
     np.testing.assert_array_equal(ours["stem"]["tube_0"]["kernel"], image["kernel"])
     np.testing.assert_array_equal(ours["stem"]["tube_0"]["bias"], image["bias"])
-    small = pretrained.resize_patches(image["kernel"][0], (8, 8))
+    small = resizing.resize_patches(image["kernel"][0], (8, 8))
     np.testing.assert_allclose(ours["stem"]["tube_2"]["kernel"][0], small, atol=1e-6)
     assert sorted(ours["stem"]) == ["tube_0", "tube_2"]
     assert "stem/tube_1/kernel" in report.new
@@ -504,7 +443,7 @@ def test_tubes_of_several_frames_are_inflated_from_a_run(run_of_three_tubes, how
     image = theirs["stem"]["tube_2"]
     for i, (frames, size) in enumerate(((4, 8), (3, 16))):
         tube = ours["stem"][f"tube_{i}"]
-        patch = pretrained.resize_patches(image["kernel"][0], (size, size))
+        patch = resizing.resize_patches(image["kernel"][0], (size, size))
         weights = {
             "repeat": np.full(frames, 1 / frames),
             "central_frame": np.eye(frames)[frames // 2],

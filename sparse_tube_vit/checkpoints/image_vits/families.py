@@ -38,7 +38,7 @@ class Family:
         unused: Reasons by pattern for arrays that are dropped.
         shared: Models of other normalization that have the same names.
         interpolation: Interpolation of position embeddings, as its models resize them:
-            see `pretrained.positions_at`.
+            see `resizing.positions_at`.
     """
 
     name: str
