@@ -17,7 +17,7 @@ from sparse_tube_vit.log import log
 from sparse_tube_vit.reproduction.runs import Results, Run, read_result
 
 #: What is counted where there is no other device.
-CORES = "CPU cores"
+CORE = "CPU core"
 
 
 class FailedRun(TubeViTError, RuntimeError):
@@ -87,7 +87,7 @@ def _carry_out(run, results, workdirs, data_dir, weights, device, bar):
             if resumed:
                 continue  # the run has begun with it
             shutil.rmtree(command[-1], ignore_errors=True)  # it may be half written
-        if device.endswith(CORES) and "sparse_tube_vit.train" in command:
+        if CORE in device and "sparse_tube_vit.train" in command:
             # Decoding beside the step takes 25% less time on two cores.
             command = [*command, "--config.loader.workers=1"]
         with open(folder / "log.txt", "ab") as output:
@@ -142,9 +142,10 @@ def _advance(bar, before, start, most):
 def _device():
     """Returns the devices in words, by a process of its own, which frees them again."""
     code = (
-        "import jax, os; d = jax.devices(); "
+        "import jax; from sparse_tube_vit.distributed.cores import usable_cores; "
+        "d, n = jax.devices(), usable_cores(); "
         "print(f'{len(d)} x {d[0].device_kind}' if d[0].platform != 'cpu' "
-        f"else f'{{os.cpu_count()}} {CORES}')"
+        f"else f'{{n}} {CORE}' + 's' * (n > 1))"
     )
     command = [sys.executable, "-c", code]
     return subprocess.run(command, capture_output=True, text=True).stdout.strip()

@@ -57,6 +57,16 @@ def test_the_last_step_is_the_result(commands, tmp_path):
     assert log.startswith(f"$ {sys.executable} -c")
 
 
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="of Linux")
+def test_the_device_is_the_cores_that_a_run_may_use():
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        assert runner._device() == "1 CPU core"
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
 def test_a_failed_run_stops_only_what_needs_it(commands, tmp_path):
     commands["5_images"] = "raise SystemExit('no memory')"
     results = Results(tmp_path / "results")
