@@ -1,6 +1,5 @@
 """Timing of the model and of training steps."""
 
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from sparse_tube_vit.config import (
     stream,
     validate,
 )
+from sparse_tube_vit.distributed.cores import usable_cores
 from sparse_tube_vit.distributed.devices import peak_flops
 from sparse_tube_vit.models.flops import forward_flops, step_flops
 from sparse_tube_vit.models.losses import cross_entropy
@@ -65,7 +65,7 @@ def time_model(args) -> None:
     print(
         f"{args.variant}, {shape} ({count_tokens(tubes, clip)} tokens), {args.dtype}, "
         f"batch {args.batch}, {jax.device_count()} {jax.devices()[0].device_kind}, "
-        f"{os.cpu_count()} CPU cores"
+        f"{usable_cores()} CPU cores"
     )
     for name, (factor, step) in passes.items():
         took = seconds(lambda step=step: step(params, videos), args.runs) / args.batch
@@ -130,7 +130,7 @@ def time_scale_up(args) -> None:
     print(
         f"{args.small} to {args.big}, {shape} ({count_tokens(model.tubes, model.clip)} "
         f"tokens), {args.dtype}, batch {args.batch}, {jax.device_count()} "
-        f"{jax.devices()[0].device_kind}, {os.cpu_count()} CPU cores: a step of all "
+        f"{jax.devices()[0].device_kind}, {usable_cores()} CPU cores: a step of all "
         f"{depth} layers {whole:.3f} s, of the last {depth - frozen} and the gate "
         f"{part:.3f} s; saved {saving:.0%} (paper 43%), of FLOPs "
         f"{1 - last_flops / all_flops:.0%}"

@@ -187,9 +187,9 @@ def load(model: TubeViT, ours: JaxTubeViT, params: Mapping) -> None:
         NotThisModel: It has other options than this file knows.
     """
     o = ours.options
-    gelu = "none" if o.gated_mlp else o.gelu
-    known = (ours.kernels, ours.positions, ours.pooling, gelu, o.norm_epsilon)
-    if known != ("separate", "fixed", "attention", "tanh", NORM_EPSILON):
+    known = (ours.kernels, ours.positions, ours.pooling)
+    known += (o.gelu, o.gated_mlp, o.norm_epsilon)
+    if known != ("separate", "fixed", "attention", "tanh", False, NORM_EPSILON):
         raise NotThisModel(f"{known} is not what the model in PyTorch has.")
     params = jax.device_get(params)
     state = {"pooling.probe": torch.tensor(params["pooling"]["probe"])}

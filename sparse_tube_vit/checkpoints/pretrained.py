@@ -350,11 +350,11 @@ def _from_run(path, config, shapes, class_names):
             match.resize(name, np.asarray(jax.image.resize(x, size, "linear")), how)
         else:
             match.load(name, x)
-    theirs, ours = run["config"]["model"], config.model.to_dict()
+    theirs = from_json(run["config"]).model.to_dict()
     match.report.notes += [
-        f"model.{key} was {theirs.get(key)!r} there, {value!r} here"
-        for key, value in ours.items()
-        if _plain(theirs.get(key)) != _plain(value)
+        f"model.{key} was {theirs[key]!r} there, {value!r} here"
+        for key, value in config.model.to_dict().items()
+        if _plain(theirs[key]) != _plain(value)
     ]
     return source.name, theirs, match
 

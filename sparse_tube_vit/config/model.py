@@ -68,7 +68,8 @@ class EncoderOptions:
     )
     gated_mlp: bool = _option(
         False,
-        "MLPs with SwiGLU (Shazeer, 2020) in place of a GELU, as in DINOv2's giant.",
+        "All MLPs with SwiGLU (Shazeer, 2020), as in DINOv2's giant; `gelu` then has "
+        "no effect.",
         SWITCH,
     )
     norm_epsilon: float = _option(1e-6, "Epsilon of the LayerNorms.", POSITIVE)

@@ -79,10 +79,10 @@ class Mlp(nn.Module):
             y = Dense((o.mlp_dim,), dtype=o.dtype, name=name)(x)  # (B, N, M)
             return constrain(y, BATCH, None, "tensor")
 
-        up = project("up")
-        x = nn.silu(project("gate")) * up if o.gated_mlp else GELUS[o.gelu](up)
-        x = nn.Dropout(o.dropout)(x, deterministic=key is None, rng=key)
-        return Dense((width,), dtype=o.dtype, name="down")(x)
+        y = project("up")
+        y = nn.silu(project("gate")) * y if o.gated_mlp else GELUS[o.gelu](y)
+        y = nn.Dropout(o.dropout)(y, deterministic=key is None, rng=key)
+        return Dense((width,), dtype=o.dtype, name="down")(y)
 
 
 class Block(nn.Module):

@@ -148,4 +148,7 @@ def _device():
         f"else f'{{n}} {CORE}' + 's' * (n > 1))"
     )
     command = [sys.executable, "-c", code]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    found = subprocess.run(command, capture_output=True, text=True)
+    if found.returncode:
+        raise FailedRun(f"jax finds no device: {found.stderr.strip()[-500:]}")
+    return found.stdout.strip()

@@ -138,8 +138,9 @@ class Run:
     def digest(self) -> str:
         """A digest of the config, without defaults and keys that change no result.
 
-        Keys that are open are left to the recipe and the weights: a new one leaves
-        results as they are.
+        Keys that are open are left to the recipe and the weights, so that a key added
+        to the schema does not outdate results. What the row sets counts even if it is
+        the default.
         """
         config = self.config.to_dict()
         for section, schema in (("streams", STREAM), ("evaluations", EVALUATION)):
@@ -152,6 +153,8 @@ class Run:
             if not key.startswith(_NO_EFFECT)
             and not (value is None and default is not None)
         }
+        changes = self.row.changes.items()
+        values |= {k: x for k, x in changes if not k.startswith(_NO_EFFECT)}
         if self.after:
             values["after"] = self.after.digest
         text = json.dumps(values, sort_keys=True, default=repr)

@@ -99,8 +99,8 @@ def _beside_the_paper(config, model):
     """Returns the paper's numbers for a model of its own, and why ours differ."""
     sizes = {key: config.model[key] for key in ("depth", "width", "mlp_dim", "heads")}
     names = [name for name in PAPER if VARIANTS[name] == sizes]
-    papers = model.tubes in (TUBE_SETS["main"], TUBE_SETS["4"])
-    if not names or not papers or model.options.gated_mlp:
+    of_paper = model.tubes in (TUBE_SETS["main"], TUBE_SETS["4"])
+    if not names or not of_paper or model.options.gated_mlp:
         return []
     paper, (variant,) = PAPER[names[0]], names
     lines = ["", "Beside the paper"]

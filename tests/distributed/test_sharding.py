@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from jax.sharding import PartitionSpec as P
 
 from sparse_tube_vit.config import default_config, evaluation, stream
 from sparse_tube_vit.distributed import sharding
@@ -117,6 +118,17 @@ def test_evaluations_are_checked_before_anything_is_compiled():
     config.evaluations.views = views
     with pytest.raises(IndivisibleBatch, match=r"evaluations.views.batch_size 12 .* 8"):
         Program(config, CLASSES, make_mesh())
+
+
+def test_gates_are_split_as_the_other_hidden_units():
+    mesh = jax.sharding.AbstractMesh((1, 2, 4), ("data", "fsdp", "tensor"))
+    for leaf, shape in (("kernel", (32, 80)), ("bias", (80,))):
+        specs = {
+            sharding.parameter_spec(f"encoder/block_0/mlp/{layer}/{leaf}", shape, mesh)
+            for layer in ("up", "gate")
+        }
+        assert len(specs) == 1 and "tensor" in specs.pop()
+    assert sharding.parameter_spec("encoder/gate", (), mesh) == P()
 
 
 # A joint run of tiny clips. Sizes are such that none is a product of others: a size in

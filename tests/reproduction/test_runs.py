@@ -108,6 +108,14 @@ def test_a_result_is_of_one_config(tmp_path, monkeypatch):
     assert results.outdated() == ["moving_shapes/7a_learned"]
 
 
+@pytest.mark.parametrize("table", TABLES)
+def test_rows_of_a_table_that_train_apart_have_digests_of_their_own(table):
+    for task in TABLES[table].tasks:
+        runs = [run_of(table, row.name, task) for row in TABLES[table].rows]
+        digests = {run.name: run.digest for run in runs}
+        assert len({*digests.values()}) == len(digests)
+
+
 def test_a_run_depends_on_the_one_before_it():
     run = run_of("5", "images_first")
     assert run.after.name == "5_images"

@@ -141,6 +141,13 @@ def test_an_image_vit_of_the_hub_gives_its_options(caplog):
     assert "2 layers of width 16, as in " in caplog.text
 
 
+def test_gated_mlps_of_an_image_vit_are_taken():
+    weights = Path(__file__).parents[1] / "golden/image_vits/timm_dinov2_gated"
+    config = finetuning.complete(config_of("", "data", weights), data=False)
+    validate(config, data=False)
+    assert config.model.gated_mlp and config.model.mlp_dim == 16
+
+
 def test_what_is_set_is_heeded_by_the_recipe():
     fixed = from_image_vit("--config.model.positions=fixed")
     assert fixed.model.position_gain is None and fixed.init.positions == "drop"

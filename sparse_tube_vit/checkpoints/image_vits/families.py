@@ -20,7 +20,8 @@ class Family:
         layers: Its name of every layer outside the blocks, by our name.
         block: Its name of block {i}.
         block_layers: Its name of every layer of a block, by our name. "scale_1" and
-            "scale_2" are LayerScale after attention and MLP.
+            "scale_2" are LayerScale after attention and MLP; with "mlp/gate" MLPs are
+            gated.
         arrays: Its name of every array that belongs to no layer, by our name.
         leaves: Its suffixes for a layer's kernel, scale and bias.
         torch: Whether kernels are (out, in) and patch kernels (D, 3, *size).
@@ -74,9 +75,9 @@ class Family:
             model_type: Of the config beside it.
         """
         names = self.names(1)
-        signature = ["patch/kernel", "encoder/block_0/attention/query/kernel"]
-        if "mlp/gate" in self.block_layers:
-            signature.append("encoder/block_0/mlp/gate/kernel")
+        signature = ["patch/kernel"]
+        for layer in ("attention/query", "mlp/up"):  # up's tells gated MLPs from others
+            signature.append(f"encoder/block_0/{layer}/kernel")
         marks = [] if model_type in self.model_types else self.marks
         return (
             all(names[ours] in shapes for ours in signature)
@@ -155,13 +156,6 @@ ELSEWHERE = {
     r"logit_scale|logit_bias|params/[tb]$|visual_projection\.": "compares with texts",
     r"opt/(?!target/)": "state of the optimizer",
 }
-
-
-def _gated(family, gate, up, down):
-    """Returns the family with gated MLPs, by its names of their layers."""
-    layers = {"mlp/gate": gate, "mlp/up": up, "mlp/down": down}
-    return dataclasses.replace(family, block_layers=family.block_layers | layers)
-
 
 _MASK = {r"(embeddings\.)?mask_token$": "for inputs with masked patches"}
 
@@ -286,7 +280,7 @@ _TIMM = Family(
     interpolation="smoothed_cubic",
     **_TORCH,
 )
-_DINOV2 = dataclasses.replace(
+_TIMM_DINOV2 = dataclasses.replace(
     _TIMM,
     name="DINOv2 or DeiT-III",
     normalization="imagenet",
@@ -308,10 +302,13 @@ TIMM = (
         without_bias=("patch", "head"),
     ),
     dataclasses.replace(_TIMM, name="SigLIP", marks=("pooling/probe",)),
-    _gated(  # gate and up are parts of mlp.fc1
-        dataclasses.replace(_DINOV2, name="DINOv2"), "mlp.gate", "mlp.up", "mlp.fc2"
+    dataclasses.replace(
+        _TIMM_DINOV2,
+        name="DINOv2",
+        block_layers=_TIMM.block_layers
+        | {"mlp/gate": "mlp.gate", "mlp/up": "mlp.up"},  # two parts of mlp.fc1
     ),
-    _DINOV2,
+    _TIMM_DINOV2,
     dataclasses.replace(_TIMM, interpolation="linear", shared="DeiT, DINO and MAE"),
 )
 
@@ -337,10 +334,11 @@ _DINOV2_BLOCK = _VIT_BLOCK | {
     "mlp/down": ("mlp.fc2", "mlp.fc2"),
     "scale_2": ("layer_scale2.lambda1", "layer_scale2.lambda1"),
 }
-_GATED_MLP = (
-    ("mlp.gate", "mlp.up", "mlp.weights_out"),  # gate and up are parts of weights_in
-    ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
-)
+_GATED_MLP = {
+    "mlp/gate": ("mlp.gate", "mlp.gate_proj"),  # with up two parts of mlp.weights_in
+    "mlp/up": ("mlp.up", "mlp.up_proj"),
+    "mlp/down": ("mlp.weights_out", "mlp.down_proj"),
+}
 _VIDEOMAE_BLOCK = _VIT_BLOCK | {
     "attention/key": ("attention.attention.key", "attention.attention.key"),
     "attention/query": ("attention.attention.query", "attention.attention.query"),
@@ -404,6 +402,7 @@ def _hugging_face_vits(column):
         marks=("encoder/block_0/scale_1", "registers"),
         interpolation="smoothed_cubic",
     )
+    gated = {k: names[column] for k, names in (_DINOV2_BLOCK | _GATED_MLP).items()}
     return (
         dataclasses.replace(
             vit,
@@ -414,8 +413,8 @@ def _hugging_face_vits(column):
             marks=("distillation_token",),
             unused=vit.unused | distilled,
         ),
-        _gated(registers, *_GATED_MLP[column]),
-        _gated(dinov2, *_GATED_MLP[column]),
+        dataclasses.replace(registers, block_layers=gated),
+        dataclasses.replace(dinov2, block_layers=gated),
         registers,
         dinov2,
         dataclasses.replace(
@@ -521,7 +520,8 @@ class Refusal:
 
     Attributes:
         names: Pattern of names that give it away.
-        model_types: Pattern of Hugging Face's `model_type` and timm's `architecture`.
+        model_types: Pattern of Hugging Face's `model_type` and timm's `architecture`;
+            "" for none.
         why: The reason, and what to take.
     """
 
@@ -545,13 +545,13 @@ REFUSED = (
         "which does not go with tubes. Take a ViT, DINOv2, CLIP or SigLIP.",
     ),
     Refusal(
-        r"mlp\.(w12|fc1_g)\b",
-        r"(?!)",
-        "has gated MLPs (SwiGLU) by other names than Hugging Face's and timm's DINOv2. "
-        "Take their files, say hf://facebook/dinov2-giant.",
+        r"mlp\.w12\b",
+        "",
+        "has the names of Meta's own file of DINOv2's giant. Take Hugging Face's or "
+        "timm's, say hf://facebook/dinov2-giant.",
     ),
     Refusal(
-        r"\.(q_norm|k_norm)\.",
+        r"\.(q_norm|k_norm)\.|mlp\.fc1_g\b",
         r"siglip2_vision_model|siglip2$|aimv2|convnext|resnet|_rpn_|_xp_|x[12]_224$",
         "is no plain ViT of square patches. Take a ViT, DINOv2, CLIP or SigLIP "
         "(SigLIP 2 of a fixed size, not NaFlex).",

@@ -55,8 +55,9 @@ class ImageViT:
         before_head: Arrays by the file's names of layers between trunk and classifier.
         dropped: (shape, reason) by the file's names of arrays without a part here.
         left_over: Shapes by the file's names of arrays that the family does not know.
-        model: Values of keys of `config.model`: depth, width, mlp_dim, heads, gelu,
-            gated_mlp, norm_epsilon, pre_norm, registers and pooling.
+        model: Values of keys of `config.model`: depth, width, mlp_dim, heads, gelu
+            unless MLPs are gated, gated_mlp, norm_epsilon, pre_norm, registers and
+            pooling.
         told: Keys of `model` that a config or the arrays tell; the others are guessed.
         normalization: Of its inputs.
         frames, size: Frames and pixels of its inputs.
@@ -194,7 +195,8 @@ def _labels(config, kernel):
 def _refuse_by_config(path, config):
     kind = f"{config.get('model_type', '')} {config.get('architecture', '')}".strip()
     for refusal in REFUSED:
-        if kind and re.search(refusal.model_types, kind):
+        pattern = refusal.model_types
+        if kind and pattern and re.search(pattern, kind):
             raise UnsupportedViT(f"{path} ({kind}) {refusal.why}")
 
 
@@ -267,15 +269,15 @@ def _model(family, config, arrays, depth):
     vision = config.get("vision_config", config)
     width = arrays["patch/kernel"].shape[-1]
     query = arrays["encoder/block_0/attention/query/kernel"]
-    mlp = arrays.get("encoder/block_0/mlp/up/kernel")
+    gated = "encoder/block_0/mlp/gate/kernel" in arrays
     architecture = config.get("architecture", "")
     model = {
         "depth": depth,
         "width": width,
-        "mlp_dim": mlp.shape[-1] if mlp is not None else 4 * width,
+        "mlp_dim": arrays["encoder/block_0/mlp/up/kernel"].shape[-1],
         "heads": _HEADS.get(width, max(width // 64, 1)),
         "gelu": family.gelu,
-        "gated_mlp": "encoder/block_0/mlp/gate/kernel" in arrays,
+        "gated_mlp": gated,
         "norm_epsilon": family.norm_epsilon,
         "pre_norm": "encoder/pre_norm/scale" in arrays,
     }
@@ -291,7 +293,9 @@ def _model(family, config, arrays, depth):
         if values := [vision[name] for name in theirs if vision.get(name)]:
             model[key] = values[0]
             told.add(key)
-    if (act := vision.get("hidden_act")) is not None:
+    if gated:
+        del model["gelu"]  # there is none, whatever a config says
+    elif (act := vision.get("hidden_act")) is not None:
         if act not in _GELUS:
             raise UnsupportedViT(
                 f"Its config has hidden_act {act!r}; the model has "

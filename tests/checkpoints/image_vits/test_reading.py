@@ -252,6 +252,9 @@ def test_heads_epsilon_and_gelu_are_the_configs(tmp_path):
         ("hugging_face_mae", "erf", 1e-12, "imagenet"),
         ("hugging_face_dino", "erf", 1e-12, "half"),
         ("hugging_face_dinov2_registers", "erf", 1e-6, "imagenet"),
+        ("hugging_face_dinov2_gated", None, 1e-6, "imagenet"),
+        ("hugging_face_dinov2_registers_gated", None, 1e-6, "imagenet"),
+        ("timm_dinov2_gated", None, 1e-6, "imagenet"),
         ("hugging_face_clip", "quick", 1e-5, "clip"),
         ("hugging_face_siglip", "tanh", 1e-6, "half"),
         ("hugging_face_videomae", "erf", 1e-12, "imagenet"),
@@ -268,11 +271,20 @@ def test_a_file_alone_has_its_familys_options(
     shutil.copy(GOLDEN / name / "model.safetensors", tmp_path / "a.safetensors")
     vit = image_vits.read(tmp_path / "a.safetensors")
     assert not vit.left_over and vit.family == image_vits.read(GOLDEN / name).family
-    assert (vit.model["gelu"], vit.model["norm_epsilon"]) == (gelu, epsilon)
+    assert (vit.model.get("gelu"), vit.model["norm_epsilon"]) == (gelu, epsilon)
     assert str(vit.normalization).startswith(f"{normalization} (")
 
 
-def test_wrong_heads_are_an_error_that_gives_the_sizes():
+def test_gated_mlps_of_an_unknown_family_are_an_error(tmp_path):
+    folder = copy("timm_dinov2_gated", tmp_path / "vit")
+    arrays = load_file(folder / "model.safetensors")
+    plain = {name: x for name, x in arrays.items() if ".ls" not in name}
+    save_file(plain, folder / "model.safetensors")
+    with pytest.raises(UnreadableWeights, match="is not a ViT by names"):
+        image_vits.read(folder)
+
+
+def test_wrong_sizes_are_an_error_that_gives_them():
     config = config_of(GOLDEN / "hugging_face_dino", heads=4, depth=3)
     with pytest.raises(ValueError, match="model.heads  2 is 4 here") as error:
         load(config)
@@ -299,7 +311,8 @@ def test_wrong_heads_are_an_error_that_gives_the_sizes():
         ({}, {"model_type": "dinov3_vit"}, r"dinov3_vit\) has rotary"),
         ({}, {"architecture": "vit_small_patch16_dinov3"}, "rotary"),
         ({"a.relative_position_bias_table": 1}, {}, "relative positions"),
-        ({"blocks.0.mlp.w12.weight": 1}, {}, "gated MLPs .* hf://facebook/dinov2-gi"),
+        ({"blocks.0.mlp.w12.weight": 1}, {}, "Meta's .* hf://facebook/dinov2-giant"),
+        ({"blocks.0.mlp.fc1_g.weight": 1}, {}, "no plain ViT"),
         ({"blocks.0.attn.q_norm.weight": 1}, {}, "no plain ViT"),
         ({}, {"model_type": "convnextv2"}, "no plain ViT"),
     ],
