@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from sparse_tube_vit.checkpoints import image_vits, pretrained, resizing
+from sparse_tube_vit.checkpoints import image_vits, pretrained, resizing, stored
 from sparse_tube_vit.checkpoints.image_vits import UnreadableWeights
 from sparse_tube_vit.checkpoints.pretrained import WeightsDoNotMatch
 from sparse_tube_vit.checkpoints.run import Checkpoints, describe_run
 from sparse_tube_vit.checkpoints.step import ForeignCheckpoint
-from sparse_tube_vit.config import default_config
+from sparse_tube_vit.config import default_config, from_json
 from sparse_tube_vit.models.tubevit import init_params, make_model
 from sparse_tube_vit.training.state import TrainState
 
@@ -375,6 +375,22 @@ def test_another_run_gives_all_but_heads_of_other_classes(tmp_path):
     del shapes["pooling"]
     with pytest.raises(WeightsDoNotMatch, match="pooling/probe .*: a parameter"):
         pretrained.initial_params(config, model, shapes, classes)
+
+
+def test_keys_that_an_older_run_lacks_are_no_differences():
+    run = stored.read("demo").run
+    assert "gated_mlp" not in run["config"]["model"]
+    config, classes = from_json(run["config"]), run["class_names"]
+    config.init.weights = "demo"
+    model = make_model(config, {head: len(names) for head, names in classes.items()})
+    shapes = jax.eval_shape(
+        lambda k: init_params(model, k, model.clip), jax.random.key(0)
+    )
+    _, report = pretrained.initial_params(config, model, shapes, classes)
+    assert report.notes == [] and not report.new
+    config.model.norm_epsilon = 1e-5
+    _, report = pretrained.initial_params(config, model, shapes, classes)
+    assert report.notes == ["model.norm_epsilon was 1e-06 there, 1e-05 here"]
 
 
 def from_run(config, workdir, **init):
