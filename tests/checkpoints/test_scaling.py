@@ -21,6 +21,7 @@ from sparse_tube_vit.checkpoints.run import (
 )
 from sparse_tube_vit.checkpoints.scaling import (
     NotScalable,
+    read_image_vit,
     scale_config,
     scale_tube,
     scale_up,
@@ -283,3 +284,9 @@ def test_nothing_is_trained_where_the_created_model_lies(created):
     state = TrainState.create(params, make_optimizer(config), config)
     with pytest.raises(OtherRun, match="parameters to start from and no run"):
         Checkpoints(created[2], 1, run).resume(state)
+
+
+def test_gated_mlps_of_an_image_vit_are_kept():
+    vit = read_image_vit(GOLDEN / "image_vits" / "timm_dinov2_gated")
+    assert vit.model["gated_mlp"] and vit.model["mlp_dim"] == 16
+    assert vit.params["encoder/block_1/mlp/gate/kernel"].shape == (16, 16)
