@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sparse_tube_vit.config import InvalidConfig, validate
+from sparse_tube_vit.config import InvalidConfig, differences, validate
 from sparse_tube_vit.models.tubes import count_tokens
 from sparse_tube_vit.models.tubevit import check_tubes
 from sparse_tube_vit.models.variants import make_tubes
@@ -38,17 +38,29 @@ def test_every_row_is_a_config_that_works(table):
             assert row.evaluation in config.evaluations
 
 
-@pytest.mark.parametrize("row", TABLES["finetuning"].rows, ids=lambda row: row.name)
-def test_every_row_of_fine_tuning_is_a_config_that_works(row):
-    run = Run("finetuning", row, "ucf101_finetuning", 0)
-    config = run.config
-    if run.takes_weights:
-        config.init.weights = str(IMAGE_VIT)
-        config.model.depth = 12
-    config = finetuning.complete(config, data=False)
-    validate(config, data=False)
-    assert config.total_steps == 330
-    assert (config.optimizer.frozen_layers is None) == (not row.argument)
+@pytest.mark.parametrize("name", ["finetuning", "positions"])
+def test_every_row_of_fine_tuning_is_a_config_that_works(name):
+    for row in TABLES[name].rows:
+        run = Run(name, row, "ucf101_finetuning", 0)
+        config = run.config
+        if run.takes_weights:
+            config.init.weights = str(IMAGE_VIT)
+            config.model.depth = 12
+        config = finetuning.complete(config, data=False)
+        validate(config, data=False)
+        size = {"finetuning": (112, 330), "positions": (84, 120)}[name]
+        assert (config.clip.size, config.total_steps) == size
+        assert (config.optimizer.frozen_layers is None) == (not row.argument)
+
+
+def test_positions_differ_in_positions_alone():
+    first, *others = (
+        Run("positions", row, "ucf101_finetuning", 0).config.to_dict()
+        for row in TABLES["positions"].rows
+    )
+    for config in others:
+        changed = [key for key, _, _ in differences(first, config)]
+        assert changed and {*changed} <= {"model.positions", "model.position_gain"}
 
 
 @pytest.mark.parametrize("table", TABLES)
