@@ -108,7 +108,8 @@ def _section(number, table: Table, results) -> Iterator[str]:
         cells = [_cell(results, number, row, task) for task in tasks]
         paper = "" if row.paper is None else f"{row.paper:g}"
         yield f"| {row.name} | {paper} | {' | '.join(cells)} |"
-    yield f"\n| the paper's direction | {' | '.join(tasks)} |"
+    direction = "the paper's direction" if table.model else "direction"
+    yield f"\n| {direction} | {' | '.join(tasks)} |"
     yield "|---" * (1 + len(tasks)) + "|"
     for claim, comparisons in compare(number, table, results, tasks):
         yield f"| {claim} | {' | '.join(map(_verdict, comparisons))} |"

@@ -13,8 +13,9 @@ from etils import epath
 from sparse_tube_vit.config import ConfigDict, default_config, differences, flags
 from sparse_tube_vit.config.schema import EVALUATION, STREAM
 from sparse_tube_vit.errors import TubeViTError
-from sparse_tube_vit.reproduction.tables import TABLES, Row, shares_run
+from sparse_tube_vit.reproduction.tables import PATCH, TABLES, Row, shares_run
 from sparse_tube_vit.storage import write_whole
+from sparse_tube_vit.training import recipe
 
 #: The small tasks, with a guess of the minutes that a run takes on two CPU cores.
 TASKS = {
@@ -138,9 +139,9 @@ class Run:
     def digest(self) -> str:
         """A digest of the config, without defaults and keys that change no result.
 
-        Keys that are open are left to the recipe and the weights, so that a key added
-        to the schema does not outdate results. What the row sets counts even if it is
-        the default.
+        Of keys that are open those count that the recipe fills in, and not those that
+        the weights do, so that a key added to the schema does not outdate results. What
+        the row sets counts even if it is the default.
         """
         config = self.config.to_dict()
         for section, schema in (("streams", STREAM), ("evaluations", EVALUATION)):
@@ -153,6 +154,8 @@ class Run:
             if not key.startswith(_NO_EFFECT)
             and not (value is None and default is not None)
         }
+        if self.task == "ucf101_finetuning":
+            values = recipe.from_image_vit(self.config, PATCH) | values
         changes = self.row.changes.items()
         values |= {k: x for k, x in changes if not k.startswith(_NO_EFFECT)}
         if self.after:

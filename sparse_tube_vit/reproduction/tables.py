@@ -112,7 +112,7 @@ _FACTORS = {
 _LAST_8 = {"after": "small", "big": True, "trained": 8 / 32}
 
 #: Patches of DINOv2, as a tube's kernel.
-_PATCH = (1, 14, 14)
+PATCH = (1, 14, 14)
 
 
 def _deep(factors):
@@ -424,8 +424,8 @@ _RANDOM = (
         "model.positions": "learned",
         "model.position_gain": 0.0,
         "model.tubes": (
-            *recipe.video_tubes(recipe.FRAMES, _PATCH),
-            recipe.image_tube(recipe.FRAMES, _PATCH),
+            *recipe.video_tubes(recipe.FRAMES, PATCH),
+            recipe.image_tube(recipe.FRAMES, PATCH),
         ),
         "clip.frames": recipe.FRAMES,
         "clip.fps": recipe.FPS,
@@ -448,23 +448,30 @@ _FINETUNING = Table(
             ("jointly", "", {"streams.images.dataset": "image_folder/tiny_imagenet"}),
             ("head_only", "head_only", {}),
             ("last_4", "last=4", {}),
+            ("head_only_112", "head_only", {"clip.size": 112}),
+            ("last_4_112", "last=4", {"clip.size": 112}),
             (
                 "image_tube",
                 "",
-                {"model.tubes": (recipe.image_tube(recipe.FRAMES, _PATCH),)},
+                {"model.tubes": (recipe.image_tube(recipe.FRAMES, PATCH),)},
             ),
             ("random", "", _RANDOM),
         )
     ),
     claims=(
-        ("everything", "head_only"),
-        ("everything", "last_4"),
+        ("last_4", "head_only"),
+        ("last_4", "everything"),
+        ("last_4", "last_4_112"),
+        ("head_only", "head_only_112"),
+        ("everything", "last_4_112"),
         ("everything", "image_tube"),
         ("everything", "random"),
         ("jointly", "everything"),
     ),
     tasks=("ucf101_finetuning",),
-    remark="By configs/finetune.py, 330 steps of 16 clips. everything: the defaults.",
+    remark="By configs/finetune.py, 330 steps of 16 clips. Where all trains, at 112 "
+    "pixels, by four tubes, in image_tube by the ViT's patches alone. last_4 and "
+    "head_only: by these, at 168 pixels, or at 112.",
 )
 
 _POSITIONS = Table(

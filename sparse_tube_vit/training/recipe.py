@@ -20,8 +20,12 @@ KEYS = (
     "data.epochs",
 )
 
-#: Clips of an image ViT: frames, at frames per second, of about so many pixels a side.
-FRAMES, FPS, PIXELS = 16, 8.0, 112
+#: Clips of an image ViT: frames, at frames per second.
+FRAMES, FPS = 16, 8.0
+
+#: About so many pixels a side, where everything trains and where layers are frozen: as
+#: these need no gradients, a step of more pixels takes no longer.
+PIXELS, PIXELS_FROZEN = 112, 168
 
 
 def from_run(config: ConfigDict) -> dict[str, object]:
@@ -52,11 +56,12 @@ def from_image_vit(config: ConfigDict, patch: Sequence[int]) -> dict[str, object
     """
     trained = config.optimizer.trained_layers
     everything = trained is None
+    pixels = PIXELS if everything else PIXELS_FROZEN
     frames = config.clip.frames or FRAMES
     values = {
         "clip.frames": frames,
         "clip.fps": FPS,
-        "clip.size": patch[1] * max(round(PIXELS / patch[1]), 4),
+        "clip.size": patch[1] * max(round(pixels / patch[1]), 4),
         "model.tubes": video_tubes(frames, patch) if everything else (),
         "model.pooling": "attention",
         # Without a block, a ViT that never missed one tells little.

@@ -9,6 +9,7 @@ from sparse_tube_vit.config import leave_open
 from sparse_tube_vit.reproduction import tables
 from sparse_tube_vit.reproduction.runs import Results, Run, UnreadableResults, plan
 from sparse_tube_vit.reproduction.tables import TABLES, select
+from sparse_tube_vit.training import recipe
 
 
 def run_of(table, row, task="moving_shapes", seed=0):
@@ -106,6 +107,17 @@ def test_a_result_is_of_one_config(tmp_path, monkeypatch):
     assert run_of("7a", "learned").digest != run.digest
     assert results.get(run_of("7a", "learned")) is None
     assert results.outdated() == ["moving_shapes/7a_learned"]
+
+
+def test_what_the_recipe_sets_counts(monkeypatch):
+    def digests():
+        rows = ("last_4", "last_4_112")
+        return [run_of("finetuning", r, "ucf101_finetuning").digest for r in rows]
+
+    before = digests()
+    monkeypatch.setattr(recipe, "PIXELS_FROZEN", 196)
+    of_recipe, of_112 = digests()
+    assert of_recipe != before[0] and of_112 == before[1]
 
 
 @pytest.mark.parametrize("table", TABLES)

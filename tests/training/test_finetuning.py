@@ -175,9 +175,10 @@ def test_what_is_frozen_comes_from_the_image_vit(train, frozen, trunk):
     assert config.optimizer.trunk_rate == trunk
     (tube,) = config.model.tubes
     assert tube == {"kernel": (1, 16, 16), "stride": (4, 16, 16)}
+    assert config.clip.size == 160
     model = make_model(config, {"clips": 2})
     shapes = jax.eval_shape(
-        lambda: init_params(model, jax.random.key(0), (16, 112, 112))
+        lambda: init_params(model, jax.random.key(0), (16, 160, 160))
     )
     names = {"clips": ("a", "b")}
     _, report = pretrained.initial_params(config, model, shapes, names)
