@@ -4,12 +4,14 @@
 #
 #   ./launch/reproduce.sh [TABLE ...] [--tasks TASK ...] [--seeds 3]
 #   ./launch/reproduce.sh 5 --tasks moving_shapes       needs no data
-#   ./launch/reproduce.sh --ucf101 DIR --images DIR     prepares UCF101 and Tiny-ImageNet
+#   ./launch/reproduce.sh --ucf101 DIR --images DIR     prepares UCF101 (DIR/videos, and the
+#                                                       lists in DIR) and Tiny-ImageNet
 #   ./launch/reproduce.sh --dry_run                     what is left, with minutes
 #   ./launch/reproduce.sh --full 5                      the commands at full size
 #
 # In the background: nohup nice ./launch/reproduce.sh >reproduce.log 2>&1 &
-# With a GPU: JAX_PLATFORMS=cuda ./launch/reproduce.sh, in an environment that has it.
+# With a GPU: JAX_PLATFORMS=cuda ./launch/reproduce.sh, in an active venv that has it.
+# All options: sparse-tube-vit reproduce --help
 set -euo pipefail
 # shellcheck source=launch/usage.sh
 source "$(dirname "$0")/usage.sh"

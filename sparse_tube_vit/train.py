@@ -127,21 +127,24 @@ def _train(config, workdir, lock):
     log_rates(config, state.params)
 
     # ---- the loop, and what ends it in whatever way
+    def is_due(step, every):
+        return step == config.total_steps or bool(every and step % every == 0)
+
     steps_left = functools.partial(forecast.steps_left, config)
     prediction = read_prediction(workdir, config, mesh) if first_host else None
     utilization = Utilization(config, program.model, mesh, prediction)
+    # An interruption may have left it undone.
+    evaluates_first = first_step and is_due(first_step, config.evaluate_every_steps)
     reporter = Reporter(
         *(workdir, first_step, config.total_steps, first_host),
         *(steps_left, utilization),
+        again=config.evaluations if evaluates_first else (),
     )
     signals = StopSignals()
     batches = TrainingBatches(
         config, splits, mesh, workdir, first_step, signals, reporter
     )
     steps = traced_steps(config, workdir, first_step + 1, reporter)
-
-    def is_due(step, every):
-        return step == config.total_steps or bool(every and step % every == 0)
 
     def save():
         with reporter.time("checkpoint"):
@@ -178,8 +181,8 @@ def _train(config, workdir, lock):
         stack.callback(steps.close)
         stack.push(hosts.announce)
 
-        if first_step and is_due(first_step, config.evaluate_every_steps):
-            evaluate(first_step)  # an interruption may have left it undone
+        if evaluates_first:
+            evaluate(first_step)
         metrics, heads = None, config.optimizer.head_steps
         if first_step < config.total_steps:
             log.info("Compiling the training step ...")

@@ -184,7 +184,7 @@ def test_the_next_batch_is_on_its_way_before_a_step_is_looked_at(
 
 
 def test_programs_are_kept_where_the_config_says(data_dir, tmp_path, monkeypatch):
-    def cut_power(*_):
+    def cut_power(*_, **__):
         raise PowerCut  # once the first program, that of the parameters, has run
 
     before = jax.config.jax_compilation_cache_dir

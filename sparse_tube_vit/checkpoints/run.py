@@ -28,13 +28,15 @@ from sparse_tube_vit.checkpoints.step import (
 )
 from sparse_tube_vit.checkpoints.workdir import UnusableWorkdir, check_workdir
 from sparse_tube_vit.config import ConfigDict, differences, from_json
+from sparse_tube_vit.distributed import hosts
 from sparse_tube_vit.errors import TubeViTError, UnwritableOutput
 from sparse_tube_vit.log import log
 from sparse_tube_vit.storage import absolute, files_below, is_remote
 
 _PACKAGES = ("sparse_tube_vit", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
-#: Keys that may change on resume: they do not affect the result.
+#: Keys that may change on resume: they do not affect the result, but `mesh` and
+#: `optimizer.accumulate_steps` what is drawn: dropout, and the pairs of mixup.
 RESUMABLE_KEYS = (
     "checkpoint",
     "compilation_cache",
@@ -185,6 +187,7 @@ class Checkpoints:
                     f"--workdir {self.directory.parent} does not give back what is "
                     f"written to it: {error}"
                 ) from error
+        hosts.gather("read back", "")  # nobody goes on, or leaves, before
 
     @contextlib.contextmanager
     def _writing(self):

@@ -254,7 +254,7 @@ def scale_up(
             else:
                 given[name] = x, small
     for name, x in image.params.items():
-        if name.startswith(("encoder/", "pooling/")):
+        if name.startswith(("encoder/", "pooling/")) and name in shapes:
             given[name] = x, big
         elif not name.startswith("stem/"):
             dropped[name] = x.shape, f"of {big}"

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from etils import epath
 
 from sparse_tube_vit.errors import TubeViTError
+from sparse_tube_vit.log import log
 from sparse_tube_vit.storage import absolute, is_remote, lock_file, temporary, writing
 
 
@@ -122,7 +123,17 @@ class WorkdirLock:
 
     def check(self) -> None:
         """Raises WorkdirInUse if another training has begun in the same bucket."""
-        if is_remote(self._workdir) and self._read() != self._holder:
+        if not is_remote(self._workdir):
+            return
+        try:
+            text = self._file.read_text()
+        except Exception as error:  # clients of buckets have their own
+            log.warning(
+                "Whether another training uses %s is unknown, as %s cannot be read: %r",
+                *(self._workdir, self._file, error),
+            )
+            return
+        if text != json.dumps(self._holder):
             raise self._in_use("Let that one go on")
 
     def close(self) -> None:

@@ -58,7 +58,10 @@ SCHEMA = {
             Rule(lambda x: 0 < x < 1, "above 0 and below 1"),
         ),
         "epochs": Key(
-            30, "Passes over the folder, where total_steps is not set.", POSITIVE
+            30,
+            "Passes over the folder, where total_steps is not set; open in "
+            "configs/finetune.py, which takes 10 from an image ViT.",
+            POSITIVE,
         ),
     },
     # Input of the model. An image is one frame.

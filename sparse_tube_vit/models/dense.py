@@ -12,7 +12,6 @@ from jax.typing import DTypeLike
 from sparse_tube_vit.distributed.mesh import platform
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def affine(x: jax.Array, kernel: jax.Array, bias: jax.Array, axes: int = 1):
     """Contracts the last axes of x with the first axes of a kernel, and adds a bias.
 
@@ -29,6 +28,18 @@ def affine(x: jax.Array, kernel: jax.Array, bias: jax.Array, axes: int = 1):
     Returns:
         (..., *F) float32.
     """
+    if platform() != "cpu":
+        return _affine(x, kernel, bias, axes)
+    # As matrices: XLA copies kernels of more axes, as attention's, before it multiplies
+    # gradients with them.
+    batch, outputs = x.shape[: x.ndim - axes], kernel.shape[axes:]
+    n, k, f = map(math.prod, (batch, kernel.shape[:axes], outputs))
+    y = _affine(x.reshape(n, k), kernel.reshape(k, f), bias.reshape(f), 1)
+    return y.reshape(*batch, *outputs)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _affine(x, kernel, bias, axes):
     return _dot(x, kernel.astype(x.dtype), (_last(x, axes), tuple(range(axes)))) + bias
 
 
@@ -42,7 +53,7 @@ def _last(x, axes):
 
 
 def _forward(x, kernel, bias, axes):
-    return affine(x, kernel, bias, axes), (x, kernel)
+    return _affine(x, kernel, bias, axes), (x, kernel)
 
 
 def _backward(axes, saved, gradient):
@@ -65,17 +76,17 @@ def _backward(axes, saved, gradient):
 
 def _outer(x, gradient, batch):
     """Contracts the batch axes of (*batch, *K) and (*batch, *F) to (*K, *F)."""
-    k, f = x.ndim - len(batch), gradient.ndim - len(batch)
-    narrow = math.prod(x.shape[-k:]) <= math.prod(gradient.shape[-f:])
-    if narrow or platform() != "cpu" or x.dtype != jnp.float32:
-        return _dot(x, gradient, (batch, batch))
-    # On CPUs XLA copies the left factor transposed, element by element: the narrow one.
-    # Without the barrier it swaps the factors again, to save the transpose below.
-    y = jax.lax.optimization_barrier(_dot(gradient, x, (batch, batch)))  # (*F, *K)
-    return y.transpose(*range(f, f + k), *range(f))
+    if platform() == "cpu" and x.dtype == jnp.float32:
+        # XLA copies the left factor transposed, element by element.
+        (n, k), f = x.shape, gradient.shape[1]
+        if n * k > n * f + k * f:
+            # Without the barrier it swaps the factors again, to save the transpose.
+            y = jax.lax.optimization_barrier(_dot(gradient, x, (batch, batch)))
+            return y.transpose()
+    return _dot(x, gradient, (batch, batch))
 
 
-affine.defvjp(_forward, _backward)
+_affine.defvjp(_forward, _backward)
 
 
 class Dense(nn.Module):

@@ -236,7 +236,9 @@ class AttentionPooling(nn.Module):
         probe = self.param("probe", nn.initializers.xavier_uniform(), (1, 1, d))
         probe = jnp.broadcast_to(probe, (b, 1, d)).astype(o.dtype)
         probe = constrain(probe, BATCH)
-        x = Attention(o.heads, dtype=o.dtype, name="attention")(probe, x)
+        # Splash attention takes no single query.
+        chosen = "auto" if o.attention == "splash" else o.attention
+        x = Attention(o.heads, chosen, o.dtype, name="attention")(probe, x)
         if self.mlp:
             norm = nn.LayerNorm(o.norm_epsilon, dtype=jnp.dtype(o.dtype), name="norm")
             x = x + Mlp(o, name="mlp")(norm(x))

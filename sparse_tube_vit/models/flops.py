@@ -6,6 +6,7 @@ import jax
 import numpy as np
 
 from sparse_tube_vit.config import ConfigDict
+from sparse_tube_vit.distributed.mesh import traced_for_cpu
 from sparse_tube_vit.models.tubes import count_tokens, tubes_for
 from sparse_tube_vit.models.tubevit import TubeViT, init_params
 
@@ -101,5 +102,5 @@ def compiled_flops(model: TubeViT, clip: tuple[int, int, int], head: str) -> flo
     params = jax.eval_shape(lambda: init_params(model, jax.random.key(0), clip))
     x = jax.ShapeDtypeStruct((1, *clip, 3), np.uint8)
     forward = jax.jit(lambda params, x: model.apply({"params": params}, x, head))
-    with jax.default_device(jax.devices("cpu")[0]):
+    with traced_for_cpu(), jax.default_device(jax.devices("cpu")[0]):
         return forward.lower(params, x).cost_analysis()["flops"]

@@ -427,7 +427,8 @@ class SparseTubes(nn.Module):
             tube, (kernel, bias) = self.tubes[i], parameters[i]
             # Slicing uint8 is twice as fast as slicing floats, but padding is mid-grey,
             # which uint8 cannot represent.
-            y = normalize(x, self.dtype) if any(tube.past(clip)) else x
+            bytes_suffice = x.dtype == jnp.uint8 and not any(tube.past(clip))
+            y = x if bytes_suffice else normalize(x, self.dtype)
             if platform() == "tpu":
                 windows = normalize(select_windows(y, tube), self.dtype)
                 z = affine(windows, kernel, bias, axes=4)  # (B, nt, nh, nw, d)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sparse_tube_vit.figures.canvas import new_figure, save
-from sparse_tube_vit.reproduction.runs import Results
+from sparse_tube_vit.reproduction.runs import TASKS, Results
 from sparse_tube_vit.reproduction.statistics import Comparison, mean_and_deviation
 from sparse_tube_vit.reproduction.tables import TABLES, Row, Table
 from sparse_tube_vit.storage import write_whole
@@ -22,24 +22,32 @@ seeds, and the minutes of the quickest run. A direction of the paper is **confir
 over three seeds or more, p < 0.05; else it is not resolvable at this size. Fewer seeds
 are not tested. p is of one comparison: of twenty without a difference, one has such a
 p. One test example is 0.2% of moving_shapes, 0.5% of ucf101. Minutes are by the clock,
-on the device that the JSON files name.
+on the device that the JSON files name, often beside other work: they do not compare
+rows.
+
+{RUN} An empty cell has not been run.
 
 The tasks, each with 16 clips, and 32 images where there are images, a step:
 
 * moving_shapes: the embedded data, 24 classes of shape and motion. Clips of 16x64x64,
   4 blocks of width 128, 1200 steps.
-* ucf101: 10 classes of UCF101, split 1, clips of 176x132 pixels, with 50 classes of
-  Tiny-ImageNet, from scratch. Clips of 16x96x96, 4 blocks of width 192, 1200 steps.
+* ucf101: 10 classes of UCF101 (BodyWeightSquats, HandstandPushups, HandstandWalking,
+  JumpRope, JumpingJack, Lunges, PullUps, PushUps, TrampolineJumping, WallPushups),
+  split 1, files of 176x132 pixels, with 50 classes of Tiny-ImageNet, from scratch.
+  Clips of 16x96x96, 4 blocks of width 192, 1200 steps.
 * ucf101_directions: the same clips forwards and backwards, as 20 classes.
-* ucf101_image_vit: ucf101 from DINOv2-S/14. Clips of 16x84x84, 120 steps; the small
-  model of tables 6 and 9 as in ucf101.
-* ucf101_finetuning: ucf101 by `configs/finetune.py` from DINOv2-S/14, 330 steps.
+* ucf101_image_vit: ucf101 from an image ViT of size S with patches of 14x14, which the
+  JSON files name ([dinov2_small](measurements.md#from-an-image-vit)). Clips of
+  16x84x84, 120 steps; the small model of tables 6 and 9 as in ucf101, at this size.
+* ucf101_finetuning: ucf101 by `configs/finetune.py` from such a ViT, 330 steps; jointly
+  with 16 images a step.
 
 All else of a run is `configs/reproduction.py`, whose full size is the paper's:
 `./launch/reproduce.sh --full TABLE` prints its commands. Small ones have clips of a
 quarter of the frames (16 for 64), half the frames of kernels and strides, and smaller
-strides in space; RandAugment gives way to crops and colour jitter, and the learning
-rate to that of a short run.
+strides in space; RandAugment gives way to crops and, on UCF101, colour jitter; learning
+rate, weight decay, Adam's second moment and the average of parameters are those of a
+short run.
 
 ## What is ours, and not the paper's
 
@@ -59,7 +67,7 @@ def write(results: Results, path) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [INTRODUCTION]
+    lines = [INTRODUCTION.replace("{RUN}", _run(results))]
     for number, table in TABLES.items():
         lines += _section(number, table, results)
     pictures = _pictures(results)
@@ -76,6 +84,21 @@ def write(results: Results, path) -> None:
     if outdated := results.outdated():
         lines += ["", "Left out, as their config has changed: " + ", ".join(outdated)]
     write_whole(path, ("\n".join(lines).rstrip() + "\n").encode())
+
+
+def _run(results):
+    """Returns a sentence on the tables that have results, by task."""
+    found = []
+    for task in TASKS:
+        names = [
+            name
+            for name, table in TABLES.items()
+            if task in table.tasks
+            and any(accuracies(results, name, row, task) for row in table.rows)
+        ]
+        if names:
+            found.append(f"{task} ({', '.join(names)})")
+    return textwrap.fill(f"Run, in part: {', '.join(found) or 'nothing'}.", 88)
 
 
 def accuracies(results: Results, table: str, row: Row, task: str) -> dict[int, float]:

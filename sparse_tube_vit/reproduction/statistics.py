@@ -48,7 +48,7 @@ class Comparison:
         if self.seeds < LEAST_SEEDS:
             return f"{self.seeds} seed{'s' * (self.seeds > 1)}"
         if self.p < SIGNIFICANCE:
-            return "confirmed" if self.difference > 0 else "not confirmed"
+            return "confirmed" if self.difference > 0 else "not confirmed, the reverse"
         return "not resolvable"
 
 

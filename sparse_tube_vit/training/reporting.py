@@ -4,13 +4,13 @@ import concurrent.futures
 import contextlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import jax
 import numpy as np
 from etils import epath
-from jax.experimental import multihost_utils
 
+from sparse_tube_vit.distributed import hosts
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.log import log
 from sparse_tube_vit.storage import append, write_whole
@@ -59,15 +59,22 @@ def read_metrics(workdir) -> list[dict]:
     return parsed
 
 
-def drop_from(workdir: epath.Path, start: int) -> None:
+def drop_from(workdir: epath.Path, start: int, again: Iterable[str] = ()) -> None:
     """Removes the metrics that a run resumed after step `start` writes again.
 
-    These are all of later steps, and evaluations at `start`: from metrics.jsonl, and
-    from the files of TensorBoard, which would show both.
+    These are all of later steps, from metrics.jsonl, and from the files of TensorBoard,
+    which would show both.
+
+    Args:
+        workdir: The work directory of the run.
+        start: The number of steps already taken.
+        again: Names of evaluations that run again at `start`.
     """
+    repeated = tuple(f"evaluation/{name}/" for name in again)
 
     def is_kept(step, names):
-        return step < start or (step == start and any(map(_is_training, names)))
+        repeats = any(name.startswith(repeated) for name in names)
+        return step < start or (step == start and not repeats)
 
     if (path := workdir / "metrics.jsonl").exists():
         lines = [x for x in read_metrics(workdir) if is_kept(x["step"], x)]
@@ -164,6 +171,7 @@ class Reporter:
         steps_left: How many times the time of a given step is left; by default, the
             number of steps after it.
         utilization: Computes the rates that are reported beside step time.
+        again: Names of evaluations that run again at `start`.
     """
 
     def __init__(
@@ -174,13 +182,14 @@ class Reporter:
         first_host: bool,
         steps_left: Callable[[int], float] | None = None,
         utilization: Utilization | None = None,
+        again: Iterable[str] = (),
     ):
         self.total_steps, self.first_host = total, first_host
         self._steps_left = steps_left or (lambda step: total - step)
         self._utilization = utilization
         self.lines = workdir / "metrics.jsonl"
         if first_host:
-            drop_from(workdir, start)
+            drop_from(workdir, start, again)
             self.events = EventFile(workdir)
         self._watch, self._steps = Stopwatch(), 0
         self._advised = False
@@ -200,8 +209,6 @@ class Reporter:
 
     def compiled(self):
         """Excludes the step since the last report, mostly compilation, from times."""
-        with self.time("logging"):
-            _of_all_hosts(0.0)  # compiles it, too
         seconds, self._steps = self._watch.read(), 0
         for part, x in seconds.items():
             part = "compilation" if part == "step" else part
@@ -239,7 +246,8 @@ class Reporter:
             if steps:  # else it was just compiled, and there is no speed to report
                 seconds = self._read()
                 training = sum(seconds[part] for part in TRAINING)
-                waits = _of_all_hosts(seconds["input"])
+                waits = hosts.gather(f"waits/{step}", str(seconds["input"]))
+                waits = np.array(waits, float)
                 speed = {"step_seconds": training / steps}
                 if self._utilization:
                     speed |= self._utilization.rates(step, speed["step_seconds"])
@@ -298,11 +306,6 @@ class Reporter:
         self._watch.close()
         total = sum(self._total.values())
         log.info("%s in all: %s", clock_time(total), _shares(self._total))
-
-
-def _of_all_hosts(seconds):
-    """Returns the seconds of every host."""
-    return multihost_utils.process_allgather(np.float32(seconds))
 
 
 def _shares(seconds):

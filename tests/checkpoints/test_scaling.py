@@ -290,3 +290,14 @@ def test_gated_mlps_of_an_image_vit_are_kept():
     vit = read_image_vit(GOLDEN / "image_vits" / "timm_dinov2_gated")
     assert vit.model["gated_mlp"] and vit.model["mlp_dim"] == 16
     assert vit.params["encoder/block_1/mlp/gate/kernel"].shape == (16, 16)
+
+
+def test_of_a_large_models_pooling_attention_alone_is_taken(tmp_path):
+    write(tmp_path / "small", small_config())
+    write(tmp_path / "big", big_config(pooling="map"))
+    _, report = scale_up(tmp_path / "small", tmp_path / "big", tmp_path / "created")
+    config, _, params = read(tmp_path / "created")
+    _, expected = model_and_params(config)
+    shapes = (jax.tree.map(np.shape, tree) for tree in (params, expected))
+    np.testing.assert_equal(*shapes)
+    assert "pooling/mlp/up/kernel" in report.dropped

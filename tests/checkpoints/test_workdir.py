@@ -75,3 +75,11 @@ def test_the_last_training_in_a_bucket_takes_it_over(monkeypatch):
         first.check()
     first.close()
     second.check()
+
+
+def test_a_lock_that_cannot_be_read_ends_no_training(monkeypatch, caplog):
+    storage = bucket.use(monkeypatch)
+    lock = workdir.WorkdirLock(epath.Path("gs://locks/unread"))
+    storage.objects.pop(("locks", "unread/.training"))
+    lock.check()
+    assert "Whether another training uses gs://locks/unread is unknown" in caplog.text

@@ -23,20 +23,41 @@ def test_products_and_their_gradients_are_those_of_einsum(features):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("features", [512, 32])  # wider, narrower than x
-def test_the_narrower_factor_of_a_kernels_gradient_stands_left_on_cpus(features):
-    """XLA copies the left one, element by element."""
-    shapes = ((64, 128), (128, features), (features,))
+def test_gradients_of_no_examples_and_of_one():
+    kernel, bias = jnp.ones((2, 3)), jnp.zeros(3)
+    of_none = jax.grad(lambda k: affine(jnp.ones((0, 4, 2)), k, bias).sum())(kernel)
+    np.testing.assert_array_equal(of_none, np.zeros((2, 3)))
+    x = jnp.arange(8.0).reshape(4, 2)
+    of_one = jax.grad(lambda k: affine(x, k, jnp.zeros(()), 2))(jnp.ones((4, 2)))
+    np.testing.assert_allclose(of_one, x)
+
+
+@pytest.mark.parametrize(
+    ("examples", "features", "left"),
+    [(64, 512, 128), (64, 32, 32), (8, 32, 128)],
+    ids=["narrower", "wider", "wider_of_few_examples"],
+)
+def test_kernels_gradients_copy_the_least_on_cpus(examples, features, left):
+    """XLA copies the left factor, element by element; a swap, the product."""
+    shapes = ((examples, 128), (128, features), (features,))
     x, kernel, bias = (jnp.ones(shape) for shape in shapes)
 
     def gradient(kernel):
         return jax.grad(lambda k: affine(x, k, bias).sum())(kernel)
 
     program = jax.jit(gradient).lower(kernel).compile().as_text()
-    sizes = sorted(shapes[1])
-    assert re.findall(r"= f32\[(\d+),(\d+)\]\S* dot\(", program) == [
-        tuple(map(str, sizes))
-    ]
+    (rows,) = re.findall(r"= f32\[(\d+),\d+\]\S* dot\(", program)
+    assert int(rows) == left
+
+
+def test_gradients_copy_no_kernels_of_several_axes_on_cpus():
+    x, kernel, bias = (jnp.ones(s) for s in ((2, 64, 128), (128, 4, 32), (4, 32)))
+
+    def gradient(x, kernel):
+        return jax.grad(lambda x: (affine(x, kernel, bias) ** 2).sum())(x)
+
+    program = jax.jit(gradient).lower(x, kernel).compile().as_text()
+    assert not re.findall(r"= \S+ (copy|transpose)\(", program)
 
 
 def test_gradients_of_parameters_are_summed_in_float32():

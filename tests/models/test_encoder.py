@@ -346,3 +346,20 @@ def test_every_allowed_option_is_implemented():
     assert choices("gelu") == set(GELUS)
     assert choices("remat") == {"none", *REMAT_POLICIES}
     assert choices("attention") == {"auto", *IMPLEMENTATIONS}
+
+
+@pytest.mark.parametrize(
+    "given, used", [("xla", "xla"), ("auto", "heads_first"), ("splash", "heads_first")]
+)
+def test_pooling_attends_as_the_blocks_do(given, used, monkeypatch):
+    called = []
+    for name in IMPLEMENTATIONS:
+        monkeypatch.setitem(
+            IMPLEMENTATIONS,
+            name,
+            lambda q, k, v, *_, name=name: called.append(name) or q,
+        )
+    options = EncoderOptions(depth=1, width=24, mlp_dim=48, heads=3, attention=given)
+    pooling = AttentionPooling(options)
+    jax.eval_shape(pooling.init, jax.random.key(0), jnp.zeros((1, 5, 24)))
+    assert called == [used]

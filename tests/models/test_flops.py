@@ -34,6 +34,15 @@ def test_the_formula_is_within_3_percent_of_what_the_compiler_counts(
     assert compiled_flops(model, clip, "kinetics") == pytest.approx(formula, rel=0.03)
 
 
+@pytest.mark.parametrize("platform", ["gpu", "tpu"])
+def test_the_compiler_counts_the_same_on_every_host(platform, monkeypatch):
+    options = EncoderOptions(depth=1, width=48, mlp_dim=96, heads=3, dtype="bfloat16")
+    model = TubeViT(TUBE_SETS["main"], {"kinetics": 400}, options=options)
+    expected = compiled_flops(model, (20, 64, 64), "kinetics")
+    monkeypatch.setattr(jax, "default_backend", lambda: platform)
+    assert compiled_flops(model, (20, 64, 64), "kinetics") == expected
+
+
 def products(jaxpr):
     """FLOPs of the matrix products that a program computes."""
     total = 0

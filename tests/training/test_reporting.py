@@ -232,6 +232,7 @@ def test_a_resumed_run_repeats_no_point(tmp_path):
         for step in steps:
             reporter.write(step, {"train/loss": value})
             reporter.write(step, {"evaluation/video/top1": value})
+            reporter.write(step, {"evaluation/other/top1": value})
 
     first = reporting.Reporter(tmp_path, 0, 4, True)
     report(first, [1, 2, 3], 1.0)
@@ -239,12 +240,13 @@ def test_a_resumed_run_repeats_no_point(tmp_path):
     (file,) = tmp_path.glob("events.out.tfevents.*")
     file.write_bytes(file.read_bytes() + b"cut short")
 
-    second = reporting.Reporter(tmp_path, 2, 4, True)
+    second = reporting.Reporter(tmp_path, 2, 4, True, again=["video"])
     report(second, [3, 4], 2.0)
     second.close()
     expected = [(1, 1.0), (3, 2.0), (4, 2.0)]
     expected = [(s, "evaluation/video/top1", x) for s, x in expected]
-    expected += [(s, "train/loss", x) for s, x in [(1, 1), (2, 1), (3, 2), (4, 2)]]
+    for name in ("train/loss", "evaluation/other/top1"):
+        expected += [(s, name, x) for s, x in [(1, 1), (2, 1), (3, 2), (4, 2)]]
     assert events(tmp_path) == sorted(expected)
     lines = [
         (x["step"], name, x[name])
