@@ -327,7 +327,7 @@ def files_below(directory) -> tuple[list[epath.Path], dict[epath.Path, str]]:
 
 
 class UnreachableStorage(TubeViTError, OSError):
-    """A URL of an unknown kind, or a bucket or hub that cannot be listed or read."""
+    """A URL of an unknown kind, or storage that does not give what is there."""
 
 
 @contextlib.contextmanager

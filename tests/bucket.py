@@ -21,12 +21,14 @@ class Storage:
     Attributes:
         objects: (bucket, name) -> (bytes, generation).
         requests: (method, path) of every request.
+        forbidden: (bucket, beginning of names) that nobody may read, "" for none.
     """
 
     def __init__(self):
         self.objects: dict[tuple[str, str], tuple[bytes, int]] = {}
         self.uploads: dict[str, tuple[tuple[str, str], bytes]] = {}
         self.requests: list[tuple[str, str]] = []
+        self.forbidden = ("", "")
         self.lock, self.generation = threading.RLock(), 0
         handler = type("Handler", (_Handler,), {"storage": self})
         self.server = _Server(("127.0.0.1", 0), handler)
@@ -37,6 +39,10 @@ class Storage:
             self.generation += 1
             self.objects[at] = data, self.generation
             return self.generation
+
+    def forbids(self, at) -> bool:
+        bucket, beginning = self.forbidden
+        return bool(bucket) and at[0] == bucket and at[1].startswith(beginning)
 
     def upload(self, source, bucket: str, prefix: str = "") -> None:
         """Puts a local file, or all files of a directory, into a bucket."""
@@ -116,6 +122,8 @@ class _Handler(BaseHTTPRequestHandler):
                 return self._json({"done": True, "resource": {"name": new}})
             if found := re.fullmatch(r"/b/([^/]+)/o/([^/]+)", path):
                 at = tuple(map(urllib.parse.unquote, found.groups()))
+                if self.storage.forbids(at):
+                    return self._json({}, 403)
                 if query.get("alt") == "media":
                     return self._media(at, query)
                 if at not in self.storage.objects:

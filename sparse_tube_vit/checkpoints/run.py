@@ -265,6 +265,7 @@ def set_damaged_aside(workdir) -> None:
         DamagedCheckpoint, UnfinishedCheckpoint, ForeignCheckpoint: None is whole; all
             stay where they are.
         NewerCheckpoint, InvalidConfig: A newer version wrote the latest one.
+        UnreachableStorage: One is not given; none is moved.
         UnusableWorkdir: They cannot be moved.
     """
     directory = epath.Path(absolute(workdir)) / "checkpoints"

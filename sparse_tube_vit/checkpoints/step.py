@@ -18,13 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from absl import logging as absl_logging
 from etils import epath
 from flax.traverse_util import unflatten_dict
 
 from sparse_tube_vit.config import InvalidConfig, from_json
 from sparse_tube_vit.errors import TubeViTError
-from sparse_tube_vit.storage import absolute
+from sparse_tube_vit.storage import UnreachableStorage, absolute
 
 #: Version of the checkpoint format. Newer versions are refused; keys missing from older
 #: ones take their defaults. The first checkpoints had no version: they count as 0.
@@ -90,6 +89,7 @@ def check_whole(root) -> None:
     Raises:
         UnfinishedCheckpoint, ForeignCheckpoint, DamagedCheckpoint, NewerCheckpoint,
         InvalidConfig: It is not whole, or not of this version.
+        UnreachableStorage: A part of it is not given.
     """
     check_finished(root, root, ("optimizer",))
     restore_description(root)
@@ -248,17 +248,30 @@ def _is_text(name):
     return isinstance(name, str) and name == name.encode(errors="replace").decode()
 
 
+# What tensorstore says, in a ValueError, where storage does not give a file.
+_REFUSED = "PERMISSION_DENIED|UNAUTHENTICATED|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED"
+
+
 @contextlib.contextmanager
 def reading(path):
-    """Turns errors that libraries raise while reading `path` into DamagedCheckpoint.
+    """Turns errors that libraries raise while reading `path` into named ones.
 
     Errors of jax (out of memory, a lost host) and named errors pass through.
+
+    Raises:
+        UnreachableStorage: A file is there, but is not given: another try may do.
+        DamagedCheckpoint: It is absent, or not what was written.
     """
     try:
         yield
     except (TubeViTError, jax.errors.JaxRuntimeError):
         raise
     except Exception as error:  # each reader has its own for damaged files
+        absent = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+        refused = isinstance(error, OSError) and not isinstance(error, absent)
+        if refused or re.search(_REFUSED, str(error)):
+            line = first_line(error)
+            raise UnreachableStorage(f"{path} cannot be read: {line}") from error
         raise damaged(path, first_line(error)) from error
 
 
@@ -360,10 +373,9 @@ def _restore_arrays(root, item, exclude=()):
     """Returns an item's arrays by path, in numpy, except those of `exclude`."""
     checkpointer, path = _reader(ocp.PyTreeCheckpointHandler), root / item
     with reading(path):
-        with _quiet():  # it warns of files that no item has
-            metadata = checkpointer.metadata(path).item_metadata
-        if metadata is None:
+        if not (path / "_METADATA").exists():
             raise damaged(path, "its _METADATA is gone")
+        metadata = checkpointer.handler.metadata(path)
         target = jax.tree.map(lambda x: np.empty(x.shape, x.dtype), metadata.tree)
         if exclude:  # of parameters, which are nested dicts
             arrays = _by_path(target)
@@ -377,16 +389,6 @@ def _restore_arrays(root, item, exclude=()):
             partial_restore=True,
         )
         return _by_path(checkpointer.restore(path, restore))
-
-
-@contextlib.contextmanager
-def _quiet():
-    verbosity = absl_logging.get_verbosity()
-    absl_logging.set_verbosity(absl_logging.ERROR)
-    try:
-        yield
-    finally:
-        absl_logging.set_verbosity(verbosity)
 
 
 def _by_path(tree):

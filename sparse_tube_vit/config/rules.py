@@ -138,7 +138,7 @@ def _wrong_losses(config, heads):
 
 
 def _wrong_evaluations(config, heads):
-    """Yields evaluations of heads that are not trained, and strides that do not fit."""
+    """Yields evaluations of heads that are not trained, strides and views in vain."""
     positions = config.model.positions
     for name, e in config.evaluations.items():
         if "head" in e and str(e.head) not in heads:
@@ -151,6 +151,12 @@ def _wrong_evaluations(config, heads):
             yield (
                 f"evaluations.{name}.stride_scale is {e.stride_scale}, but {positions} "
                 "positions fit the tokens of training alone."
+            )
+        views = {key: e.get(key, 1) for key in ("temporal_views", "spatial_views")}
+        if e.get("kind") == "image" and set(views.values()) != {1}:
+            yield (
+                f"evaluations.{name} is of images, of which there is one view, but has "
+                f"{views}: set both to 1."
             )
 
 

@@ -99,7 +99,7 @@ def evaluation_work(config: ConfigDict, examples: Mapping[str, int]) -> float:
     work = 0
     for name, count in examples.items():
         e = config.evaluations[name]
-        views = e.spatial_views * (e.temporal_views if e.kind == "video" else 1)
+        views = e.temporal_views * e.spatial_views
         work += count * views * _tokens(config, e, e.stride_scale)
     return work
 

@@ -36,6 +36,7 @@ from sparse_tube_vit.errors import TubeViTError, UnwritableOutput
 from sparse_tube_vit.evaluation import evaluator, results
 from sparse_tube_vit.inference import loaded
 from sparse_tube_vit.models.tubevit import init_params, make_model
+from sparse_tube_vit.storage import UnreachableStorage
 from sparse_tube_vit.training.state import TrainState
 from tests import bucket
 from tests.tiny import tiny_config
@@ -464,6 +465,19 @@ def test_a_damaged_checkpoint_in_a_bucket_is_moved_aside(small, monkeypatch):
     assert not storage.names("moved", last)
     assert storage.names("moved", "run/damaged/7/optimizer/")
     assert stored.locate("gs://moved/run").step == 5
+
+
+@pytest.mark.parametrize("part", ["_CHECKPOINT_METADATA", "params/", "optimizer/d/"])
+def test_a_checkpoint_that_a_bucket_does_not_give_stays(small, monkeypatch, part):
+    """A refusal, as of one minute without rights, is no damage."""
+    storage = bucket.use(monkeypatch)
+    storage.upload(small[0], "refused", "run")
+    last = "run/checkpoints/7/"
+    before = storage.names("refused", last)
+    monkeypatch.setattr(storage, "forbidden", ("refused", last + part))
+    with pytest.raises(UnreachableStorage, match="7.* cannot be read: .*orb"):
+        checkpoints.set_damaged_aside("gs://refused/run")
+    assert storage.names("refused", last) == before
 
 
 def test_the_first_checkpoint_of_a_run_is_read_back(small, tmp_path, monkeypatch):

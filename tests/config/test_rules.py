@@ -64,6 +64,10 @@ def test_a_config_that_makes_sense(config):
             "learned positions fit the tokens of training alone",
         ),
         (
+            lambda c: c.evaluations.video.update(kind="image", spatial_views=3),
+            "of images, of which there is one view, but has .*'spatial_views': 3",
+        ),
+        (
             lambda c: c.update(
                 model={"kernels": "interpolated"}, init={"weights": "a.npz"}
             ),

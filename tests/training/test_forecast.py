@@ -22,7 +22,8 @@ def config():
     config.streams.b = stream(kind="image", dataset="e", head="i", batch_size=10)
     views = {"temporal_views": 2, "spatial_views": 3, "batch_size": 2}
     config.evaluations.a = evaluation(kind="video", dataset="d", head="h", **views)
-    config.evaluations.b = evaluation(kind="image", dataset="e", head="i", **views)
+    images = {"kind": "image", "dataset": "e", "head": "i", "batch_size": 2}
+    config.evaluations.b = evaluation(**images)
     return config
 
 
@@ -31,7 +32,7 @@ def test_work_counts_tokens_views_and_frozen_layers(config):
     config.optimizer.frozen_layers = 2
     assert forecast.training_work(config) == (4 * 40 + 10 * 16) * 2
     work = forecast.evaluation_work(config, {"a": 5, "b": 7})
-    assert work == 5 * 6 * 40 + 7 * 3 * 16
+    assert work == 5 * 6 * 40 + 7 * 16
 
 
 def test_the_time_of_a_run_is_that_of_steps_and_evaluations(config):
