@@ -60,6 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for run in runs:
                 print(f"{run.folder}: {results.minutes(run):.1f} min")
             return
+        data.check_same(runs, results, args.data_dir)
         workdirs = Path(args.runs)
         try:
             failed = runner.carry_out(

@@ -1,6 +1,7 @@
 """Data sets of the small tasks: UCF101, its clips in both directions, and images."""
 
 import fractions
+from collections.abc import Sequence
 from pathlib import Path
 
 import av
@@ -10,8 +11,9 @@ from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.datasets.builders import folders
 from sparse_tube_vit.datasets.builders.ucf101 import Ucf101
 from sparse_tube_vit.datasets.preparing.prepare import prepare
+from sparse_tube_vit.errors import DatasetError
 from sparse_tube_vit.log import log
-from sparse_tube_vit.reproduction.runs import Run
+from sparse_tube_vit.reproduction.runs import Results, Run
 from sparse_tube_vit.reproduction.tables import TABLES
 
 #: Directions of a clip, by the step through its frames.
@@ -96,6 +98,37 @@ def _encode(frames, rate, path):
             frame.pts, frame.time_base = i, fractions.Fraction(1) / rate
             target.mux(stream.encode(frame))
         target.mux(stream.encode(None))
+
+
+class OtherData(DatasetError):
+    """Results that are stored of a task are of other data than is prepared."""
+
+
+def check_same(runs: Sequence[Run], results: Results, data_dir: str) -> None:
+    """Compares the sizes of test sets, before any run, with those of stored results.
+
+    Args:
+        runs: The runs, whose data sets are prepared, but for the embedded one.
+        results: Results, of other seeds and rows of the same tasks too.
+        data_dir: Folder of prepared data sets.
+
+    Raises:
+        OtherData: A table would mix results of both.
+    """
+    sources = {
+        (run.task, name, e.dataset, e.split)
+        for run in runs
+        for name, e in run.config.evaluations.items()
+        if e.dataset and not e.dataset.startswith("moving_shapes/")
+    }
+    for task, name, dataset, split in sorted(sources):
+        count = len(reading.open_split(dataset, split, data_dir))
+        if other := results.examples(task, name) - {count}:
+            raise OtherData(
+                f"{results.path(task)} has results of {min(other)} examples of "
+                f"{dataset} {split}; that in {data_dir} has {count}. To keep the two "
+                "apart, give --results and --document of your own."
+            )
 
 
 def missing(task: str, data_dir: str) -> list[str]:

@@ -306,6 +306,15 @@ class Results:
             return {}
         return {int(seed): result for seed, result in stored["seeds"].items()}
 
+    def examples(self, task: str, evaluation: str) -> set[int]:
+        """Returns the numbers of test examples that an evaluation's results are of."""
+        found = {
+            result["evaluations"].get(evaluation, {}).get("examples")
+            for stored in self._runs[task].values()
+            for result in stored["seeds"].values()
+        }
+        return found - {None}
+
     def minutes(self, run: Run) -> float:
         """Returns the predicted minutes of a run, by finished ones where there are."""
         runs = self._runs[run.task]

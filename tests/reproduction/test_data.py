@@ -2,9 +2,12 @@
 
 import av
 import numpy as np
+import pytest
 
 from sparse_tube_vit.datasets.builders.moving_shapes import encode_mp4, render
 from sparse_tube_vit.reproduction import data
+from sparse_tube_vit.reproduction.runs import Results, Run
+from sparse_tube_vit.reproduction.tables import TABLES
 
 IMAGES = "image_folder/tiny_imagenet"
 
@@ -32,6 +35,22 @@ def write_ucf101(folder):
     }
     for name, lines in lists.items():
         (folder / name).write_text("\n".join(lines))
+
+
+def test_results_of_other_data_are_kept_apart(tmp_path):
+    write_ucf101(tmp_path / "ucf101")
+    data_dir = str(tmp_path / "data")
+    data.prepare_data(data_dir, str(tmp_path / "ucf101"), None, 0)
+    results, table = Results(tmp_path), TABLES["5"]
+    done, run = (Run("5", table.rows[0], "ucf101", seed) for seed in (0, 1))
+    for examples in (2, 212):
+        found = {"video": {"top1": 0.5, "examples": examples}}
+        results.add(done, {"evaluations": found, "minutes": 1.0})
+        if examples == 2:
+            data.check_same([run], results, data_dir)
+            continue
+        with pytest.raises(data.OtherData, match="of 212 examples of ucf101.* has 2"):
+            data.check_same([run], results, data_dir)
 
 
 def test_a_clip_is_written_in_both_directions(tmp_path):
