@@ -78,8 +78,9 @@ def train(config: ConfigDict, workdir) -> TrainState:
 def _train(config, workdir, lock):
     """Trains in a work directory that the first host has locked."""
     # ---- config
+    given = config
     with hosts.first_host_first("folder"):
-        config = finetuning.complete(config, workdir)
+        config = finetuning.complete(given, workdir)
     validate(config)
     check_tubes(config)  # before data sets are made or opened
     if config.compilation_cache:
@@ -212,11 +213,9 @@ def _train(config, workdir, lock):
                 save()
             if reporter.timed_steps == forecast.STEPS:
                 counts = {e.name: len(e.split) for e in evaluations}
-                on_cpu, seconds = (
-                    jax.default_backend() == "cpu",
-                    reporter.step_seconds(),
-                )
-                log.info("%s", forecast.forecast(config, counts, step, seconds, on_cpu))
+                seconds = reporter.step_seconds()
+                told = given if jax.default_backend() == "cpu" else None
+                log.info("%s", forecast.forecast(config, counts, step, seconds, told))
             if stopping and step < config.total_steps:
                 raise batches.stopped(f"Step {step} is saved in {workdir}.")
             if evaluating:

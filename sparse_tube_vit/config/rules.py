@@ -82,6 +82,9 @@ def from_json(values: Mapping) -> ConfigDict:
         for section, make in (("streams", stream), ("evaluations", evaluation)):
             for name, source in values.pop(section).items():
                 config[section][name] = make(**source)
+        for source in config.evaluations.values():
+            if source.kind == "image":  # older versions kept views that nothing reads
+                source.update(temporal_views=1, spatial_views=1)
         config.update(values)
         _raise([*_wrong_values(config)])
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:

@@ -155,7 +155,8 @@ class Run:
             and not (value is None and default is not None)
         }
         if self.task == "ucf101_finetuning":
-            values = recipe.from_image_vit(self.config, PATCH) | values
+            trained = self.config.optimizer.trained_layers
+            values = recipe.from_image_vit(self.config, PATCH, trained) | values
         changes = self.row.changes.items()
         values |= {k: x for k, x in changes if not k.startswith(_NO_EFFECT)}
         if self.after:

@@ -35,6 +35,7 @@ from sparse_tube_vit.datasets.preparing import prepare
 from sparse_tube_vit.datasets.reading import UnknownSplit
 from sparse_tube_vit.log import log
 from sparse_tube_vit.models.losses import LOSSES
+from sparse_tube_vit.models.variants import make_tubes
 from sparse_tube_vit.training import recipe
 
 #: Names of the test split; the first that a folder has is used.
@@ -117,6 +118,8 @@ def complete(config: ConfigDict, workdir=None, data: bool = True) -> ConfigDict:
             stream.update(dataset=data.dataset, kind=data.kind, split="train")
         for evaluation in evaluations.values():
             evaluation.update(dataset=data.dataset, kind=data.kind, split=data.test)
+            if data.kind == "image":
+                evaluation.update(temporal_views=1, spatial_views=1)
         if streams and config.total_steps is None:
             _set_steps(config, data, streams.values())
     if config.data.images:
@@ -135,6 +138,27 @@ def complete(config: ConfigDict, workdir=None, data: bool = True) -> ConfigDict:
     return config
 
 
+def with_trained_layers(config: ConfigDict, given: ConfigDict, trained: int):
+    """Returns a config with the clips and tubes that fewer trained layers would have.
+
+    Args:
+        config: What `complete` returned, which is not changed.
+        given: What it was made of.
+        trained: Number of last blocks that train.
+    """
+    config, given = (c.copy_and_resolve_references() for c in (config, given))
+    config.optimizer.frozen_layers = EncoderOptions.of(config).layers - trained
+    weights = given.init.weights
+    if weights and image_vits.holds_image_vit(weights):
+        tubes = make_tubes(config.model.tubes)
+        patch = max((tube.kernel for tube in tubes), key=lambda kernel: kernel[2])
+        values = recipe.from_image_vit(given, patch, trained)
+        for key in _fill(given, values):
+            section, _, name = key.rpartition(".")
+            config[section][name] = values[key]
+    return config
+
+
 def _take_settings(config, workdir):
     """Fills in the open keys of models, clips, rates and initial parameters."""
     keys = [key for key in _SETTINGS if _get(config, key) is None]
@@ -148,19 +172,22 @@ def _take_settings(config, workdir):
     weights = config.init.weights
     if weights and image_vits.holds_image_vit(weights):
         image = image_vits.read(weights)
-        ours = recipe.from_image_vit(config, image.patch)
         values = {f"model.{k}": key.default for k, key in MODEL.items()}
-        values |= {f"model.{key}": x for key, x in image.model.items()} | ours
+        values |= {f"model.{key}": x for key, x in image.model.items()}
+        trained = _trained_layers(config, values)
+        ours = recipe.from_image_vit(config, image.patch, trained)
+        values |= ours
         source = image.source
     elif weights and open_keys(config):
         stored_model = stored.locate(weights)
         theirs = from_json(stored_model.read_description()["config"])
-        ours = recipe.from_run(config)
-        values = ours | {
+        values = {
             f"{section}.{key}": x
             for section in ("clip", "model")
             for key, x in theirs[section].items()
         }
+        ours = recipe.from_run(_trained_layers(config, values))
+        values |= ours
         source = stored_model.name
     elif open_keys(config):
         raise InvalidConfig(
@@ -168,7 +195,7 @@ def _take_settings(config, workdir):
             f"what is taken from it: these are open: {', '.join(open_keys(config))}."
         )
     else:
-        values = ours = recipe.from_run(config)
+        values = ours = recipe.from_run(_trained_layers(config, {}))
         source = "the config"
     if config.model.positions is not None:
         values.pop("model.position_gain", None)
@@ -191,6 +218,21 @@ _NONE_IS_A_VALUE = (
     "model.position_gain",
     "optimizer.video_tubes_rate",
 )
+
+
+def _trained_layers(config, values):
+    """Returns the number of last layers that are to train; None: everything.
+
+    Args:
+        config: The config, whose keys of `model` may be open.
+        values: Values of those that are.
+    """
+    o = config.optimizer
+    if o.trained_layers is not None or o.frozen_layers is None:
+        return o.trained_layers
+    sized = config.copy_and_resolve_references()
+    _fill(sized, values)
+    return EncoderOptions.of(sized).layers - o.frozen_layers
 
 
 def _get(config, key):

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from sparse_tube_vit.config import ConfigDict, EncoderOptions
 from sparse_tube_vit.models.tubes import count_tokens
 from sparse_tube_vit.models.variants import make_tubes
+from sparse_tube_vit.training import finetuning
 from sparse_tube_vit.training.reporting import clock_time
 
 #: Steps after a compilation, by which a run predicts its time.
@@ -19,7 +20,7 @@ def forecast(
     examples: Mapping[str, int],
     done: int,
     step_seconds: float,
-    on_cpu: bool,
+    given: ConfigDict | None = None,
 ) -> str:
     """Returns text on the time that is left of a run, and on what would be quicker.
 
@@ -28,7 +29,8 @@ def forecast(
         examples: Number of examples of every evaluation.
         done: Number of steps taken.
         step_seconds: Measured seconds of a step.
-        on_cpu: Whether it runs on a CPU; a long run is then told what would be quicker.
+        given: The config before `finetuning.complete`, for a long run to be told what
+            would be quicker; None: it is not.
     """
     total, every = config.total_steps, config.evaluate_every_steps
     evaluated = {*range(every, total, every), total} if every else {total}
@@ -46,9 +48,9 @@ def forecast(
         f"{_count(total - done, 'step')}, {clock_time(evaluating)} for "
         f"{_count(times, 'evaluation')}."
     )
-    if not on_cpu or training + evaluating < LONG:
+    if given is None or training + evaluating < LONG:
         return text
-    options = list(quicker(config))
+    options = list(quicker(config, given))
     if evaluating > 0.2 * (training + evaluating):
         name = max(config.evaluations, key=lambda e: evaluation_work(config, {e: 1}))
         options.append(f"--config.evaluations.{name}.temporal_views=1: fewer views")
@@ -110,27 +112,26 @@ def _tokens(config, source, stride_scale=1.0):
     return count_tokens(tubes, (frames if source.kind == "video" else 1, size, size))
 
 
-def quicker(config: ConfigDict) -> Iterator[str]:
+def quicker(config: ConfigDict, given: ConfigDict) -> Iterator[str]:
     """Yields options that make a run quicker, with the time that they leave.
 
     Args:
         config: The config of the run.
+        given: The config before `finetuning.complete`.
     """
     layers, now = EncoderOptions.of(config).layers, training_work(config)
     patch = max(tube.kernel[2] for tube in make_tubes(config.model.tubes))
-    changes = [
-        (("optimizer", "frozen_layers", layers - trained), "optimizer.trained_layers")
-        for trained in (layers // 3, 0)
-    ]
+    changes = {}
     if (size := config.clip.size * 3 // 4 // patch * patch) >= 3 * patch:
-        changes.insert(0, (("clip", "size", size), "clip.size"))
-    for (section, key, value), option in changes:
-        changed = config.copy_and_resolve_references()
-        changed[section][key] = value
+        smaller = config.copy_and_resolve_references()
+        smaller.clip.size = size
+        changes[f"clip.size={size}"] = smaller
+    for trained, what in ((layers // 3, ""), (0, " (pooling and heads alone)")):
+        changed = finetuning.with_trained_layers(config, given, trained)
+        changes[f"optimizer.trained_layers={trained}{what}"] = changed
+    for option, changed in changes.items():
         if (share := training_work(changed) / now) < 0.9:
-            given = layers - value if key == "frozen_layers" else value
-            alone = " (pooling and heads alone)" if given == 0 else ""
-            yield f"--config.{option}={given}{alone}: {share:.0%} of the time a step"
+            yield f"--config.{option}: {share:.0%} of the time a step"
     if config.data.folder:
         half = max(config.data.epochs // 2, 1)
         yield f"--config.data.epochs={half}: fewer steps"

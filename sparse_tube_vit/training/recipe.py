@@ -28,12 +28,14 @@ FRAMES, FPS = 16, 8.0
 PIXELS, PIXELS_FROZEN = 112, 168
 
 
-def from_run(config: ConfigDict) -> dict[str, object]:
-    """Returns the values of `KEYS` for weights of a run or a release."""
+def from_run(trained: int | None) -> dict[str, object]:
+    """Returns the values of `KEYS` for weights of a run or a release.
+
+    Args:
+        trained: Number of last blocks that train; None: everything.
+    """
     return {
-        "optimizer.learning_rate": 3e-3
-        if config.optimizer.trained_layers == 0
-        else 3e-4,
+        "optimizer.learning_rate": 3e-3 if trained == 0 else 3e-4,
         "optimizer.layer_decay": 1.0,
         "optimizer.trunk_rate": 1.0,
         "optimizer.head_steps": 0,
@@ -43,7 +45,9 @@ def from_run(config: ConfigDict) -> dict[str, object]:
     }
 
 
-def from_image_vit(config: ConfigDict, patch: Sequence[int]) -> dict[str, object]:
+def from_image_vit(
+    config: ConfigDict, patch: Sequence[int], trained: int | None
+) -> dict[str, object]:
     """Returns values of `clip`, `model` and `KEYS` for weights of an image ViT.
 
     `optimizer.head_steps` is None where it depends on the steps of the run, see below.
@@ -53,8 +57,8 @@ def from_image_vit(config: ConfigDict, patch: Sequence[int]) -> dict[str, object
     Args:
         config: The config. Keys of it that are set are heeded.
         patch: Size of the ViT's patches as a tube's kernel, (frames, pixels, pixels).
+        trained: Number of last blocks that train; None: everything.
     """
-    trained = config.optimizer.trained_layers
     everything = trained is None
     pixels = PIXELS if everything else PIXELS_FROZEN
     frames = config.clip.frames or FRAMES
@@ -81,10 +85,10 @@ def from_image_vit(config: ConfigDict, patch: Sequence[int]) -> dict[str, object
         values["init.positions"] = "keep"
     ours = config.model.tubes is None
     values["init.inflate"] = "central_frame" if ours and everything else "none"
-    if everything and config.init.inflate in (None, "repeat", "central_frame"):
-        values["optimizer.video_tubes_rate"] = 0.05  # they know something already
-    elif everything:
-        values["optimizer.video_tubes_rate"] = 0.3
+    if everything:  # inflated ones know something already
+        inflated = config.init.inflate or values["init.inflate"]
+        known = inflated in ("repeat", "central_frame")
+        values["optimizer.video_tubes_rate"] = 0.05 if known else 0.3
     return values
 
 

@@ -18,7 +18,7 @@ from sparse_tube_vit.checkpoints.image_vits import UnreadableWeights
 from sparse_tube_vit.checkpoints.run import OtherRun
 from sparse_tube_vit.checkpoints.step import NoCheckpoint
 from sparse_tube_vit.checkpoints.stored import locate
-from sparse_tube_vit.config import InvalidConfig, validate
+from sparse_tube_vit.config import InvalidConfig, from_json, validate
 from sparse_tube_vit.config.flags import read
 from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.datasets.builders.folders import NoClassFolders, TooFewExamples
@@ -157,6 +157,7 @@ def test_what_is_set_is_heeded_by_the_recipe():
     assert fixed.model.position_gain == 0.02
     tubes = from_image_vit("--config.model.tubes=main", "--config.clip.frames=32")
     assert (tubes.model.tubes, tubes.init.inflate) == ("main", "none")
+    assert tubes.optimizer.video_tubes_rate == 0.3  # they are drawn at random
     assert (
         from_image_vit("--config.init.inflate=none").optimizer.video_tubes_rate == 0.3
     )
@@ -184,6 +185,34 @@ def test_what_is_frozen_comes_from_the_image_vit(train, frozen, trunk):
     _, report = pretrained.initial_params(config, model, shapes, names)
     check_new(report.new, config)
     assert {name.partition("/")[0] for name in report.new} == {"pooling", "head_clips"}
+
+
+@pytest.mark.parametrize("trained", [0, 1])
+def test_layers_are_frozen_by_either_key(finished, trained):
+    for weights, layers in ((IMAGE_VIT, 2), (finished[0], 1)):
+        key = "--config.optimizer."
+        frozen, last = (
+            finetuning.complete(config_of("", "data", weights, argument), data=False)
+            for argument in (
+                f"{key}frozen_layers={layers - trained}",
+                f"{key}trained_layers={trained}",
+            )
+        )
+        last.optimizer.trained_layers = None
+        assert frozen.to_json() == last.to_json()
+
+
+@pytest.mark.parametrize("arguments", [(), ("--config.clip.size=96",)])
+@pytest.mark.parametrize("train", ["", "last=1"])
+def test_clips_and_tubes_of_other_trained_layers(train, arguments):
+    given = config_of("", "data", IMAGE_VIT, *arguments, train=train)
+    other = finetuning.with_trained_layers(
+        finetuning.complete(given, data=False), given, 0
+    )
+    expected = from_image_vit(*arguments, train="head_only")
+    assert other.clip.to_dict() == expected.clip.to_dict()
+    assert other.model.tubes == expected.model.tubes
+    assert other.optimizer.frozen_layers == expected.optimizer.frozen_layers
 
 
 def test_arguments_of_the_config_file():
@@ -359,8 +388,15 @@ def test_a_folder_of_images(tmp_path):
         path = tmp_path / "images" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(official.encode_image(10 * i))
-    data = finetuning.prepare_folder(config_of(tmp_path / "images", tmp_path))
-    assert data.kind == "image" and data.dataset.startswith("image_folder/images-")
+    given = config_of(tmp_path / "images", tmp_path, IMAGE_VIT)
+    config = finetuning.complete(given, tmp_path / "run")
+    validate(config)
+    for source in (config.streams.clips, config.evaluations.clips):
+        assert source.kind == "image"
+        assert source.dataset.startswith("image_folder/images-")
+    stored = json.loads(config.to_json())
+    stored["evaluations"]["clips"]["spatial_views"] = 3  # as of older versions
+    validate(from_json(stored))
 
 
 @pytest.mark.parametrize(

@@ -37,35 +37,35 @@ def test_work_counts_tokens_views_and_frozen_layers(config):
 
 def test_the_time_of_a_run_is_that_of_steps_and_evaluations(config):
     examples = {"a": 64, "b": 0}  # 64 x 6 x 40 = 16 x 960
-    text = forecast.forecast(config, examples, 20, 2.0, on_cpu=False)
+    text = forecast.forecast(config, examples, 20, 2.0)
     assert text == (
         "At 2 s a step this run takes about 00:03:52 more: 00:03:20 for 100 steps, "
         "00:00:32 for 1 evaluation."
     )
     config.evaluate_every_steps = 50  # at 50, 100 and 120
-    text = forecast.forecast(config, examples, 50, 2.0, on_cpu=True)
+    text = forecast.forecast(config, examples, 50, 2.0, given=config)
     assert text.endswith("00:02:20 for 70 steps, 00:01:04 for 2 evaluations.")
     config.evaluate_every_steps = 60  # the last step once
-    text = forecast.forecast(config, {}, 20, 2.0, on_cpu=True)
+    text = forecast.forecast(config, {}, 20, 2.0, given=config)
     assert text.endswith("00:03:20 for 100 steps, 00:00:00 for 0 evaluations.")
 
 
 def test_first_steps_that_train_heads_alone_cost_a_third(config):
     config.optimizer.head_steps = 40
-    text = forecast.forecast(config, {"a": 64}, 20, 2.0, on_cpu=False)
+    text = forecast.forecast(config, {"a": 64}, 20, 2.0)
     # An evaluation is as much as 16 x 3 such steps.
     assert text == (
         "At 2 s a step, and about 6 s after step 40, this run takes about 00:10:16 "
         "more: 00:08:40 for 100 steps, 00:01:36 for 1 evaluation."
     )
-    text = forecast.forecast(config, {"a": 64}, 60, 6.0, on_cpu=False)
+    text = forecast.forecast(config, {"a": 64}, 60, 6.0)
     assert text.startswith("At 6 s a step this run takes about 00:07:36 more")
 
 
 def test_a_long_run_on_a_cpu_is_told_what_is_quicker(config):
     config.data.folder = "clips"
     config.data.epochs = 10
-    said = forecast.forecast(config, {"a": 64, "b": 0}, 20, 4.0, on_cpu=True)
+    said = forecast.forecast(config, {"a": 64, "b": 0}, 20, 4.0, given=config)
     assert said.splitlines()[1:] == [
         # 48 pixels: 2 x 9 + 2 x 4 tokens of a clip, 9 of an image
         "  --config.clip.size=48: 61% of the time a step",
@@ -75,7 +75,8 @@ def test_a_long_run_on_a_cpu_is_told_what_is_quicker(config):
         "  --config.data.epochs=5: fewer steps",
     ]
     config.streams.a.batch_size = config.streams.b.batch_size = 1
-    said = forecast.forecast(config, {"a": 64, "b": 0}, 20, 4.0, on_cpu=True)
+    said = forecast.forecast(config, {"a": 64, "b": 0}, 20, 4.0, given=config)
     assert said.endswith("--config.evaluations.a.temporal_views=1: fewer views")
     config.optimizer.frozen_layers = 4
-    assert not any("trained_layers" in line for line in forecast.quicker(config))
+    said = "".join(forecast.quicker(config, config))
+    assert "clip.size" in said and "trained_layers" not in said
