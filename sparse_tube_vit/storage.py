@@ -143,22 +143,56 @@ def write_whole(path, content: bytes) -> None:
         write(lambda file: file.write(content))
 
 
-def append(path, content: bytes) -> None:
-    """Appends to a file, which is made if it is not there.
+class GrowingFile:
+    """A file to append to, which is made if it is not there.
 
-    Buckets cannot append: there the file is read and written anew.
+    On a disk it has what was appended at once. Buckets cannot append: there the file is
+    put anew in the background, and what comes meanwhile goes with the next put.
 
-    Raises:
-        UnwritableOutput: The file cannot be written.
+    Args:
+        path: The file, local or a URL.
     """
-    path = epath.Path(path)
-    with writing(path):
+
+    def __init__(self, path):
+        self.path = epath.Path(path)
+        self._content = b""
+        self._put, self._written = None, 0  # in the background, and its length
         if is_remote(path):
-            before = path.read_bytes() if path.exists() else b""
-            path.write_bytes(before + content)
-        else:
-            with path.open("ab") as file:
+            self._thread = ThreadPoolExecutor(1)
+            with reaching(path):
+                self._content = self.path.read_bytes() if self.path.exists() else b""
+
+    def append(self, content: bytes) -> None:
+        """Appends to the file.
+
+        Raises:
+            UnwritableOutput: The file cannot be written, now or by the put before.
+        """
+        if not is_remote(self.path):
+            with writing(self.path), self.path.open("ab") as file:
                 file.write(content)
+            return
+        self._content += content
+        if self._put is None or self._put.done():
+            self._start_put()
+
+    def flush(self) -> None:
+        """Waits until the file has all that was appended; raises as `append`."""
+        if self._put is None:
+            return
+        if self._written < len(self._content):
+            self._start_put()
+        self._finish_put()
+
+    def _start_put(self):
+        self._finish_put()
+        self._written = len(self._content)
+        self._put = self._thread.submit(self.path.write_bytes, self._content)
+
+    def _finish_put(self):
+        if self._put is not None:
+            with writing(self.path):
+                self._put.result()
 
 
 @contextlib.contextmanager

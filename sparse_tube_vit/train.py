@@ -151,6 +151,8 @@ def _train(config, workdir, lock):
         with reporter.time("checkpoint"):
             if first_host:
                 lock.check()
+            reporter.flush()  # a resumed run goes on from what is written by then
+            batches.save_undecodable()
             checkpoints.save(state)
 
     def finish_checkpoints():

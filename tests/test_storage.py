@@ -2,6 +2,7 @@
 
 import os
 import subprocess
+import threading
 from pathlib import Path
 
 import pytest
@@ -109,6 +110,59 @@ def test_a_file_in_a_bucket_is_written_without_others(monkeypatch):
         assert not objects.names("written")
         write(lambda file: file.write(b"whole"))
     assert objects.names("written") == ["out.txt"]
+
+
+def test_a_growing_file_goes_on_after_what_is_there(tmp_path, monkeypatch):
+    objects = bucket.use(monkeypatch)
+    for path in (tmp_path / "lines", "gs://growing/lines"):
+        for content in (b"1\n2\n", b"3\n"):
+            file = storage.GrowingFile(path)
+            for line in content.splitlines(keepends=True):
+                file.append(line)
+            file.flush()
+            file.flush()  # there is nothing left to write
+        assert epath.Path(path).read_bytes() == b"1\n2\n3\n"
+    assert objects.names("growing") == ["lines"]
+
+
+class SlowPath:
+    """A URL's file, each put of which waits to be let through, or fails."""
+
+    def __init__(self):
+        self.puts, self.free = [], threading.Semaphore(0)
+
+    def __fspath__(self):
+        return "gs://slow/file"
+
+    __str__ = __fspath__
+
+    def write_bytes(self, content):
+        self.free.acquire()
+        self.puts.append(content)
+        if content == b"12full":
+            raise OSError("quota")
+
+
+def test_nothing_waits_for_a_put_and_the_next_has_all_that_came(monkeypatch):
+    bucket.use(monkeypatch)
+    file = storage.GrowingFile("gs://slow/file")
+    file.path = path = SlowPath()
+    for content in (b"1", b"2", b"3"):
+        file.append(content)  # the first put has not ended
+    path.free.release(2)
+    file.flush()
+    assert path.puts == [b"1", b"123"]
+
+
+def test_a_put_that_fails_is_no_silence(monkeypatch):
+    bucket.use(monkeypatch)
+    file = storage.GrowingFile("gs://slow/file")
+    file.path = path = SlowPath()
+    path.free.release(10)
+    file.append(b"12full")
+    for report in (file.flush, lambda: file.append(b"3")):
+        with pytest.raises(UnwritableOutput, match="gs://slow/file cannot .*quota"):
+            report()
 
 
 def test_json_files_are_found_below_any_path(tmp_path):

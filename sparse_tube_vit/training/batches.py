@@ -21,6 +21,8 @@ from sparse_tube_vit.training.signals import Interrupted, StopSignals
 class TrainingBatches:
     """Batches of every stream, step after step, for `with`.
 
+    At its end, and by `save_undecodable`, the work directory has what does not decode.
+
     With each step the hosts exchange which examples they could not decode, and whether
     one of them has to stop: all of them act on it after the same step. Reasons are a
     signal, and the death of a worker process; the batch that it owed is then loaded by
@@ -59,6 +61,7 @@ class TrainingBatches:
             for name, split in splits.items()
         }
         undecodable.restore(workdir, self._undecodable, first_step)
+        self._noted = False  # whether there is more than the work directory has
         self._unsent = {}  # stream -> id -> problem, new since the last exchange
         self._prefetched = None
         self._signals, self._messages = signals, hosts.HostMessages()
@@ -72,6 +75,7 @@ class TrainingBatches:
         with contextlib.ExitStack() as stack:
             for stream in self._streams.values():
                 stack.callback(stream.close)
+            stack.callback(self.save_undecodable)
 
     def take(self) -> dict:
         """Returns the next step's batches, and sends this host's messages to all.
@@ -102,7 +106,7 @@ class TrainingBatches:
         Raises:
             TooManyUndecodable: More of a data set than the config allows.
         """
-        stop, met = False, False
+        stop = False
         for message in self._messages.receive():
             stop |= message["stop"] or bool(message["died"])
             if message["died"]:
@@ -110,10 +114,18 @@ class TrainingBatches:
             for name, problems in message["undecodable"].items():
                 for line in self._undecodable[name].note(problems, self._taken):
                     log.warning(line)
-                    met = True
-        if met and jax.process_index() == 0:
-            undecodable.save(self._workdir, self._undecodable)
+                    self._noted = True
         return stop
+
+    def save_undecodable(self) -> None:
+        """Notes what does not decode in the work directory, where there is more by now.
+
+        Raises:
+            UnwritableOutput: The file cannot be written.
+        """
+        if self._noted and jax.process_index() == 0:
+            undecodable.save(self._workdir, self._undecodable)
+        self._noted = False
 
     def stopped(self, where: str) -> TubeViTError:
         """Returns the error that ends the run: Interrupted, or LoaderDied.

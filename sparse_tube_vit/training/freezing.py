@@ -14,6 +14,10 @@ from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.models.encoder import block_names
 
 
+#: Path prefixes of the parameters that stand before the first block.
+BELOW_BLOCKS = ("stem", "positions", "class_token", "registers", "encoder/pre_norm")
+
+
 class NewButFrozen(TubeViTError, ValueError):
     """Frozen parameters would keep their random initial values."""
 
@@ -38,21 +42,14 @@ def all_layers(config: ConfigDict) -> tuple[str, ...]:
 def _first_layers(config, s):
     blocks = block_names(config.model.depth, config.model.new_layers)
     layers = [*blocks[:s], *(["norm"] if s == len(blocks) else [])]
-    return (
-        "stem",
-        "positions",
-        "class_token",
-        "registers",
-        "encoder/pre_norm",
-        *(f"encoder/{layer}" for layer in layers),
-    )
+    return (*BELOW_BLOCKS, *(f"encoder/{layer}" for layer in layers))
 
 
 def split(params: Mapping, parts: tuple[str, ...]) -> tuple[dict, dict]:
     """Splits parameters into (trained, frozen), the latter below the prefixes."""
     halves = ({}, {})
     for name, x in flatten_dict(params, sep="/").items():
-        halves[_inside(name, parts)][name] = x
+        halves[inside(name, parts)][name] = x
     return tuple(unflatten_dict(half, sep="/") for half in halves)
 
 
@@ -72,7 +69,7 @@ def check_new(names: Iterable[str], config: ConfigDict) -> None:
     """
     parts = frozen_parts(config)
     drawn = [name for name in names if name != "positions/gain"]
-    if lacking := [name for name in drawn if _inside(name, parts)]:
+    if lacking := [name for name in drawn if inside(name, parts)]:
         raise NewButFrozen(
             f"{config.init.weights} has no {', '.join(lacking)}, which "
             f"optimizer.frozen_layers {config.optimizer.frozen_layers} keeps from "
@@ -80,5 +77,6 @@ def check_new(names: Iterable[str], config: ConfigDict) -> None:
         )
 
 
-def _inside(name, parts):
+def inside(name: str, parts: Iterable[str]) -> bool:
+    """Returns whether a parameter's path a/b/c begins with one of the prefixes."""
     return f"{name}/".startswith(tuple(f"{part}/" for part in parts))

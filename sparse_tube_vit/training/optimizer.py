@@ -11,7 +11,13 @@ import optax
 from sparse_tube_vit.config import ConfigDict
 from sparse_tube_vit.models.tubes import tubes_for
 from sparse_tube_vit.models.variants import make_tubes
-from sparse_tube_vit.training.freezing import all_layers, join, split
+from sparse_tube_vit.training.freezing import (
+    BELOW_BLOCKS,
+    all_layers,
+    inside,
+    join,
+    split,
+)
 
 
 def learning_rate(config: ConfigDict, first_step: int = 0) -> optax.Schedule:
@@ -110,15 +116,11 @@ def rate_scale(config: ConfigDict, name: str) -> float:
         return o.trunk_rate * o.layer_decay ** (depth - int(block[1]))
     if name.startswith("encoder/norm/"):
         return o.trunk_rate
-    if not name.startswith(_BELOW_BLOCKS):
+    if not inside(name, BELOW_BLOCKS):
         return 1.0
     if o.video_tubes_rate is not None and name.startswith(_video_tubes(config)):
         return o.video_tubes_rate
     return o.trunk_rate * o.layer_decay ** (depth + 1)
-
-
-#: Paths of parameters that stand before the first block.
-_BELOW_BLOCKS = ("stem/", "positions/", "class_token", "registers", "encoder/pre_norm/")
 
 
 def _video_tubes(config):

@@ -13,7 +13,7 @@ from etils import epath
 from sparse_tube_vit.distributed import hosts
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.log import log
-from sparse_tube_vit.storage import append, write_whole
+from sparse_tube_vit.storage import GrowingFile, write_whole
 from sparse_tube_vit.training.tensorboard import EventFile, keep_events
 from sparse_tube_vit.training.utilization import Utilization, rates_in_words
 
@@ -187,10 +187,10 @@ class Reporter:
         self.total_steps, self.first_host = total, first_host
         self._steps_left = steps_left or (lambda step: total - step)
         self._utilization = utilization
-        self.lines = workdir / "metrics.jsonl"
         if first_host:
             drop_from(workdir, start, again)
             self.events = EventFile(workdir)
+            self.lines = GrowingFile(workdir / "metrics.jsonl")
         self._watch, self._steps = Stopwatch(), 0
         self._advised = False
         self._since_compiled = 0, 0.0
@@ -292,7 +292,13 @@ class Reporter:
         scalars = {name: float(value) for name, value in scalars.items()}
         if self.first_host:
             self.events.write_scalars(step, scalars)
-            append(self.lines, (json.dumps({"step": step} | scalars) + "\n").encode())
+            self.lines.append((json.dumps({"step": step} | scalars) + "\n").encode())
+
+    def flush(self):
+        """Waits until all that was written is in the work directory."""
+        if self.first_host:
+            self.lines.flush()
+            self.events.flush()
 
     def _read(self):
         seconds = self._watch.read()
@@ -301,7 +307,8 @@ class Reporter:
         return seconds
 
     def close(self):
-        """Logs how the time of the whole run was spent."""
+        """Logs how the time of the whole run was spent, once all is written."""
+        self.flush()
         self._read()
         self._watch.close()
         total = sum(self._total.values())

@@ -33,10 +33,11 @@ class EventFile:
     def __init__(self, workdir: epath.Path):
         name = f"{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
         self.path = epath.Path(workdir) / _PATTERN.replace("*", name)
+        self._file = storage.GrowingFile(self.path)
         self._append(Event(wall_time=time.time(), file_version="brain.Event:2"))
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Writes values of a step by name; they are on the disk when it returns.
+        """Writes values of a step by name, as `storage.GrowingFile.append`.
 
         Raises:
             UnwritableOutput: The file cannot be written.
@@ -46,8 +47,12 @@ class EventFile:
             summary.MergeFrom(scalar_pb(name, value))
         self._append(Event(wall_time=time.time(), step=step, summary=summary))
 
+    def flush(self) -> None:
+        """Waits until the file has all that was written; raises as `write_scalars`."""
+        self._file.flush()
+
     def _append(self, event):
-        storage.append(self.path, _records([event.SerializeToString()]))
+        self._file.append(_records([event.SerializeToString()]))
 
 
 def keep_events(workdir: epath.Path, is_kept: Callable[[int, list[str]], bool]) -> None:
