@@ -13,7 +13,6 @@ from sparse_tube_vit.config import ConfigDict, EncoderOptions
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.models.encoder import block_names
 
-
 #: Path prefixes of the parameters that stand before the first block.
 BELOW_BLOCKS = ("stem", "positions", "class_token", "registers", "encoder/pre_norm")
 
