@@ -28,10 +28,16 @@ import dataclasses
 import math
 
 from sparse_tube_vit.checkpoints.scaling import scale_config
-from sparse_tube_vit.config import arguments, default_config, evaluation, stream
+from sparse_tube_vit.config import (
+    arguments,
+    default_config,
+    evaluation,
+    leave_open,
+    stream,
+)
 from sparse_tube_vit.models.tubes import Tube, count_tokens
 from sparse_tube_vit.models.variants import TUBE_SETS, VARIANTS, make_tubes
-from sparse_tube_vit.reproduction.tables import PAPER, evaluations_of
+from sparse_tube_vit.reproduction.tables import PAPER, PATCH, evaluations_of
 from sparse_tube_vit.training import recipe
 
 #: What each small task has in place of the full size. Clips have 16 frames for 64, at
@@ -228,16 +234,18 @@ def _take_recipe(config, row):
     """Trains an image ViT as configs/finetune.py does: few steps do not spoil it."""
     steps, warmup = config.total_steps, config.optimizer.warmup_steps
     everything = row.trained is None
-    config.optimizer.update(
-        trunk_rate=0.3,
-        layer_decay=0.75,
-        weight_decay=0.05,
-        head_steps=recipe.head_steps(steps, warmup) if everything else 0,
-    )
+    config.optimizer.weight_decay = 0.05
+    config.optimizer.head_steps = recipe.head_steps(steps, warmup) if everything else 0
+    given = default_config()
+    leave_open(given.model, ["positions", "tubes"])
+    leave_open(given.init, ["inflate"])
+    keys = ["optimizer.trunk_rate", "optimizer.layer_decay"]
     if not row.after:  # created models have fixed positions and trained tubes
-        config.model.update(positions="learned", position_gain=0.0)
-        config.init.update(positions="keep", inflate="central_frame")
-        config.optimizer.video_tubes_rate = 0.05
+        keys += ["model.positions", "model.position_gain", "init.positions"]
+        keys += ["init.inflate", "optimizer.video_tubes_rate"]
+    values = recipe.from_image_vit(given, PATCH, trained=None)
+    for section, name in (key.split(".") for key in keys):
+        config[section][name] = values[f"{section}.{name}"]
 
 
 def _add_streams(config, row, settings, videos, images):

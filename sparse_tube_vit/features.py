@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             "pooled": np.array([x.result for x in good], np.float32).reshape(-1, width),
         }
         if args.tokens and good:
-            arrays |= tokens(tubevit, [x.path for x in good])
+            arrays |= tokens(tubevit, [x.path for x in good], args.batch_size)
         write(lambda file: np.savez(file, **arrays))
         log.info("Wrote the features of %d files to %s", len(good), args.out)
         if bad:

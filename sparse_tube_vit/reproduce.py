@@ -5,7 +5,7 @@ sparse-tube-vit reproduce [TABLE ...] [--tasks TASK ...] [--full]
 
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from sparse_tube_vit.config.flags import CommandParser, positive
@@ -13,7 +13,7 @@ from sparse_tube_vit.errors import DatasetError, reported
 from sparse_tube_vit.log import log, to_stderr
 from sparse_tube_vit.reproduction import data, document, full_size, runner
 from sparse_tube_vit.reproduction.runs import TASKS, WEIGHTS, Results, plan
-from sparse_tube_vit.reproduction.tables import TABLES, select
+from sparse_tube_vit.reproduction.tables import TABLES, Row, select
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--seeds", type=positive, default=3, help="runs of a row; default: 3")
     add("--data_dir", default="data", help="of the prepared data sets")
     add("--ucf101", help="folder with videos/ and the lists of UCF101, to be prepared")
-    add("--images", help="folder of Tiny-ImageNet, train/ and val/, to be prepared")
+    add("--images", help="Tiny-ImageNet as {train,val}/<class>/<file>, to be prepared")
     add("--weights", default=WEIGHTS, help="image ViT of size S, patches of 14x14")
     add("--runs", default="runs/reproduction", help="folder of the work directories")
     add("--results", default="docs/reproduction", help="folder of results and pictures")
@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
         if not args.dry_run:
             data.prepare_data(args.data_dir, args.ucf101, args.images)
-        tasks = prepared_tasks(args.data_dir, args.tasks)
+        tasks = prepared_tasks(rows, args.data_dir, args.tasks)
         runs = plan(rows, tasks, args.seeds, results, Path(args.runs))
         if not runs:
             log.info("Of these tables nothing is left to run on %s.", ", ".join(tasks))
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for run in runs:
                 print(f"{run.folder}: {results.minutes(run):.1f} min")
             return
-        data.check_same(runs, results, args.data_dir)
+        data.check_same(runs, results, args.data_dir, args.weights)
         workdirs = Path(args.runs)
         try:
             failed = runner.carry_out(
@@ -69,31 +69,39 @@ def main(argv: Sequence[str] | None = None) -> None:
         except KeyboardInterrupt:
             sys.exit("Stopped. The same command goes on from here.")
         finally:
-            document.write(results, args.document)
+            document.write(Results(args.results), args.document)  # others' runs, too
         if failed:
             sys.exit("\n".join(map(str, failed)))
 
 
-def prepared_tasks(data_dir: str, tasks: Sequence[str] | None) -> list[str]:
+def prepared_tasks(
+    rows: Mapping[str, Sequence[Row]], data_dir: str, tasks: Sequence[str] | None
+) -> list[str]:
     """Returns the tasks whose data sets are prepared, and logs what others lack.
 
     Args:
+        rows: Rows by the number of their table.
         data_dir: Folder of prepared data sets.
-        tasks: Names of tasks, None: all.
+        tasks: Names of tasks; None: all that these tables have.
 
     Raises:
-        DatasetError: One that `tasks` names is not prepared.
+        DatasetError: One that `tasks` names is not prepared, or none is.
     """
-    prepared = []
-    for task in tasks or TASKS:
-        if not (names := data.missing(task, data_dir)):
+    theirs = {task for table in rows for task in TABLES[table].tasks}
+    chosen, prepared = tasks or [task for task in TASKS if task in theirs], []
+    for task in chosen:
+        if not (names := data.missing(task, rows, data_dir)):
             prepared.append(task)
             continue
         lacking = f"{' and '.join(names)} not prepared in {data_dir}"
         if tasks:
             raise DatasetError(f"{task}: {lacking}; --ucf101 and --images do that.")
         log.warning("%s is left out: %s", task, lacking)
-    if len(prepared) < len(tasks or TASKS):
+    if not prepared:
+        raise DatasetError(
+            f"--ucf101 and --images prepare what tables {', '.join(rows)} need."
+        )
+    if len(prepared) < len(chosen):
         log.warning("--ucf101 and --images prepare them.")
     return prepared
 

@@ -132,6 +132,8 @@ class _Handler(BaseHTTPRequestHandler):
                     self.hub.commits.append((found[1], value["summary"]))
                 elif line["key"] == "file":
                     files[value["path"]] = base64.b64decode(value["content"])
+                elif line["key"] == "deletedFile":
+                    del files[value["path"]]
                 elif line["key"] == "lfsFile":
                     data = self.hub.uploaded[value["oid"]]
                     assert hashlib.sha256(data).hexdigest() == value["oid"]

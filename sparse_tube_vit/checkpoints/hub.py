@@ -104,7 +104,13 @@ class HubPath:
         return Path(root, self.path)
 
 
-def push(directory, url: str, private: bool = False, message: str = "") -> None:
+def push(
+    directory,
+    url: str,
+    private: bool = False,
+    message: str = "",
+    replaced: Sequence[str] = (),
+) -> None:
     """Uploads a folder to a repository, in one commit; creates the repository.
 
     Args:
@@ -112,6 +118,7 @@ def push(directory, url: str, private: bool = False, message: str = "") -> None:
         url: hf://USER/NAME.
         private: Whether a new repository is private.
         message: The commit's.
+        replaced: Patterns of files that the commit removes unless the folder has them.
 
     Raises:
         UnreachableStorage: The Hub refuses it or does not answer.
@@ -121,7 +128,10 @@ def push(directory, url: str, private: bool = False, message: str = "") -> None:
         api = hub.HfApi()
         api.create_repo(repository, private=private, exist_ok=True)
         api.upload_folder(
-            repo_id=repository, folder_path=directory, commit_message=message
+            repo_id=repository,
+            folder_path=directory,
+            commit_message=message,
+            delete_patterns=[*replaced],
         )
 
 

@@ -26,6 +26,9 @@ from sparse_tube_vit.errors import TubeViTError, UnwritableOutput
 from sparse_tube_vit.log import log
 from sparse_tube_vit.storage import UnreachableStorage, in_use, is_remote, temporary
 
+#: Files that a release may hold beside parameters, which upload does not keep.
+PROGRAMS = ("*.stablehlo", "export.json")
+
 
 def release(
     workdir,
@@ -67,7 +70,8 @@ def release(
     write_folder(directory, model, card, dtype, overwrite, add)
     if push:
         try:
-            hub.push(directory, push, private, f"Upload {model.name}")
+            message = f"Upload {model.name}"
+            hub.push(directory, push, private, message, replaced=PROGRAMS)
         except UnreachableStorage as error:
             message = f"{error} The release itself is in {directory}."
             raise UnreachableStorage(message) from error

@@ -131,7 +131,8 @@ def scale_config(
         frozen_layers = int(FROZEN_FRACTION * big["depth"])
     m.update(big, kernels="separate", pooling="attention", gate_after=frozen_layers)
     m.tubes = tuple(map(dataclasses.asdict, tubes))
-    config.optimizer.frozen_layers = frozen_layers
+    # The small model's own count of trained layers says nothing of the created one.
+    config.optimizer.update(frozen_layers=frozen_layers, trained_layers=None)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -59,13 +59,20 @@ def _several_kinds(one, other):
     )
 
 
-def tokens(tubevit: TrainedTubeViT, paths: Sequence[str]) -> dict[str, np.ndarray]:
+def tokens(
+    tubevit: TrainedTubeViT, paths: Sequence[str], batch_size: int | None = None
+) -> dict[str, np.ndarray]:
     """Computes the tokens (N, n, D) of files of one kind, with tube, time and place.
+
+    Args:
+        tubevit: The model.
+        paths: The files.
+        batch_size: As for `pooled`.
 
     Raises:
         SeveralKinds: There are images and videos.
     """
-    each = tubevit.features(paths)
+    each = tubevit.features(paths, batch_size)
     first = each[0]
     for path, other in zip(paths, each, strict=True):
         if other.tokens.shape != first.tokens.shape:

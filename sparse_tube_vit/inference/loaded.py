@@ -412,11 +412,17 @@ class TrainedTubeViT:
         return heads[0]
 
     def protocol(self, kind: str, head: str) -> ConfigDict:
-        """Returns a head's first evaluation on inputs of a kind, or one of one view."""
-        for source in self.config.evaluations.values():
-            if (source.kind, source.head) == (kind, head):
-                return source
-        return examples.unlabelled(kind)
+        """Returns a head's evaluation on inputs of a kind, or one of one view.
+
+        Of several it is the first by name of those with the strides of training.
+        """
+        matching = [
+            source
+            for source in self.config.evaluations.values()
+            if (source.kind, source.head) == (kind, head)
+        ]
+        others = examples.unlabelled(kind)
+        return min(matching, key=lambda e: e.stride_scale != 1, default=others)
 
     @functools.cached_property
     def _programs(self):

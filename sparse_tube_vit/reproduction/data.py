@@ -1,7 +1,7 @@
 """Data sets of the small tasks: UCF101, its clips in both directions, and images."""
 
 import fractions
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import av
@@ -13,8 +13,8 @@ from sparse_tube_vit.datasets.builders.ucf101 import Ucf101
 from sparse_tube_vit.datasets.preparing.prepare import prepare
 from sparse_tube_vit.errors import DatasetError
 from sparse_tube_vit.log import log
-from sparse_tube_vit.reproduction.runs import Results, Run
-from sparse_tube_vit.reproduction.tables import TABLES
+from sparse_tube_vit.reproduction.runs import Results, Run, name_of
+from sparse_tube_vit.reproduction.tables import TABLES, Row
 
 #: Directions of a clip, by the step through its frames.
 DIRECTIONS = {"forwards": 1, "backwards": -1}
@@ -101,20 +101,30 @@ def _encode(frames, rate, path):
 
 
 class OtherData(DatasetError):
-    """Results that are stored of a task are of other data than is prepared."""
+    """Results that are stored of a task are of other data or weights than given."""
 
 
-def check_same(runs: Sequence[Run], results: Results, data_dir: str) -> None:
-    """Compares the sizes of test sets, before any run, with those of stored results.
+def check_same(
+    runs: Sequence[Run], results: Results, data_dir: str, weights: str
+) -> None:
+    """Compares test sets, by their sizes, and weights with those of stored results.
 
     Args:
-        runs: The runs, whose data sets are prepared, but for the embedded one.
+        runs: The runs, before any of them; their data sets are prepared.
         results: Results, of other seeds and rows of the same tasks too.
         data_dir: Folder of prepared data sets.
+        weights: Weights of an image ViT.
 
     Raises:
         OtherData: A table would mix results of both.
     """
+    apart = "To keep the two apart, give --results and --document of your own."
+    for task in sorted({run.task for run in runs if run.takes_weights}):
+        if other := results.weights(task) - {name_of(weights)}:
+            raise OtherData(
+                f"{results.path(task)} has results that start from {min(other)}; "
+                f"--weights is {weights}. {apart}"
+            )
     sources = {
         (run.task, name, e.dataset, e.split)
         for run in runs
@@ -126,23 +136,29 @@ def check_same(runs: Sequence[Run], results: Results, data_dir: str) -> None:
         if other := results.examples(task, name) - {count}:
             raise OtherData(
                 f"{results.path(task)} has results of {min(other)} examples of "
-                f"{dataset} {split}; that in {data_dir} has {count}. To keep the two "
-                "apart, give --results and --document of your own."
+                f"{dataset} {split}; that in {data_dir} has {count}. {apart}"
             )
 
 
-def missing(task: str, data_dir: str) -> list[str]:
-    """Returns the data sets of a task that are not prepared.
+def missing(task: str, rows: Mapping[str, Sequence[Row]], data_dir: str) -> list[str]:
+    """Returns the data sets that rows need on a task and that are not prepared.
 
     Args:
         task: Name of the task.
+        rows: Rows by the number of their table; tables without the task need nothing.
         data_dir: Folder of prepared data sets.
     """
-    table = next(name for name, table in TABLES.items() if task in table.tasks)
-    names = set()
-    for row in TABLES[table].rows:
-        config = Run(table, row, task, 0).config
-        names |= {source.dataset for source in config.streams.values()}
+    runs = [
+        Run.of(table, row, task, 0)
+        for table, chosen in rows.items()
+        for row in chosen
+        if task in TABLES[table].tasks
+    ]
+    names = {
+        source.dataset
+        for run in [*runs, *filter(None, [run.after for run in runs])]
+        for source in run.config.streams.values()
+    }
     return sorted(
         name
         for name in names

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from sparse_tube_vit.errors import TubeViTError, UnwritableOutput
 from sparse_tube_vit.log import log
-from sparse_tube_vit.reproduction.runs import Results, Run, read_result
+from sparse_tube_vit.reproduction.runs import Results, Run, name_of, read_result
 
 #: What is counted where there is no other device.
 CORE = "CPU core"
@@ -65,11 +65,6 @@ def carry_out(
     return [*failed.values()]
 
 
-def _name_of(weights):
-    """Returns an address as it is; of a path, where only the folder's name tells."""
-    return weights if "://" in weights else Path(weights).name
-
-
 def _carry_out(run, results, workdirs, data_dir, weights, device, bar):
     folder, workdir = workdirs / run.folder, run.workdir(workdirs)
     results.reload(run.task)
@@ -110,7 +105,7 @@ def _carry_out(run, results, workdirs, data_dir, weights, device, bar):
             "device": device,
             "date": datetime.date.today().isoformat(),
             "jax": metadata.version("jax"),
-            **({"weights": _name_of(weights)} if run.takes_weights else {}),
+            **({"weights": name_of(weights)} if run.takes_weights else {}),
         },
     )
 

@@ -316,6 +316,15 @@ class Results:
         }
         return found - {None}
 
+    def weights(self, task: str) -> set[str]:
+        """Returns the names of the image ViTs that a task's results start from."""
+        return {
+            result["weights"]
+            for stored in self._runs[task].values()
+            for result in stored["seeds"].values()
+            if "weights" in result
+        }
+
     def minutes(self, run: Run) -> float:
         """Returns the predicted minutes of a run, by finished ones where there are."""
         runs = self._runs[run.task]
@@ -336,6 +345,11 @@ def _check(config, seeds):
 def _minutes(results) -> float | None:
     minutes = [r["minutes"] for r in results if r["minutes"] is not None]
     return sum(minutes) / len(minutes) if minutes else None
+
+
+def name_of(weights: str) -> str:
+    """Returns a URL as it is; of a path, where only the folder's name tells, that."""
+    return weights if "://" in weights else Path(weights).name
 
 
 def read_result(run: Run, workdir: Path) -> dict[str, Mapping]:

@@ -59,9 +59,12 @@ def test_what_is_uploaded_is_loaded_bit_for_bit(server, workdir, tmp_path):
     trained = loaded.load("hf://me/dances@main/")
     assert_equal(trained.params, params)
     assert trained.predict(np.zeros((16, 16, 3), np.uint8), top=1)
-    # Once more, as another commit.
+    # Once more, as another commit, without the programs of the release before.
+    files |= {"export.json": b"{}", "video.stablehlo": b"", "notes.md": b"mine"}
     push(workdir, out, "--overwrite", "--dtype=bfloat16")
     assert len(server.commits) == 2
+    names = {path.name for path in out.iterdir()} | {"notes.md"}
+    assert server.repositories["me/dances"].keys() == names
     rounded = jax.tree.map(lambda x: x.astype("bfloat16").astype(np.float32), params)
     assert_equal(stored.read("hf://me/dances").params, rounded)
 

@@ -108,8 +108,10 @@ def test_as_large_a_share_is_frozen_as_in_the_paper(big, frozen):
     config = default_config()
     patches = Tube((1, 16, 16), (1, 16, 16))
     config.model.update(VARIANTS["Ti"])
+    config.optimizer.update(trained_layers=4, frozen_layers=8)  # of the small model
     scale_config(config, VARIANTS[big], patches)
     assert config.optimizer.frozen_layers == config.model.gate_after == frozen
+    assert config.optimizer.trained_layers is None
     config.model.positions = "learned"
     with pytest.raises(NotScalable, match="must not be learned"):
         scale_config(config, VARIANTS["H"], patches)

@@ -266,6 +266,18 @@ def test_a_head_is_chosen_by_what_trained_it(tubevit, files):
     assert tubevit.predict(files["images"][0], "crowds", top=1)
 
 
+def test_a_head_is_evaluated_by_the_strides_of_training(tubevit):
+    config = tubevit.config.copy_and_resolve_references()
+    video = config.evaluations.video
+    for name, scale in (("a_dense", 0.5), ("z_dense", 0.5)):
+        config.evaluations[name] = {**video.to_dict(), "stride_scale": scale}
+    model = dataclasses.replace(tubevit, config=config)
+    assert model.protocol("video", video.head).stride_scale == 1
+    del config.evaluations["video"]
+    assert model.protocol("video", video.head).stride_scale == 0.5
+    assert model.protocol("video", "other").temporal_views == 1
+
+
 def test_what_is_no_clip_is_named(tubevit, tmp_path):
     with pytest.raises(NotAClip, match=r"array of shape \(16, 16\)"):
         tubevit.predict(np.zeros((16, 16), np.uint8), "shapes")

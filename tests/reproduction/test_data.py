@@ -5,11 +5,13 @@ import numpy as np
 import pytest
 
 from sparse_tube_vit.datasets.builders.moving_shapes import encode_mp4, render
+from sparse_tube_vit.datasets.reading import DatasetNotPrepared
 from sparse_tube_vit.reproduction import data
 from sparse_tube_vit.reproduction.runs import Results, Run
 from sparse_tube_vit.reproduction.tables import TABLES
 
 IMAGES = "image_folder/tiny_imagenet"
+TABLE_5 = {"5": TABLES["5"].rows}
 
 
 def frames_of(path):
@@ -47,17 +49,28 @@ def test_results_of_other_data_are_kept_apart(tmp_path):
         found = {"video": {"top1": 0.5, "examples": examples}}
         results.add(done, {"evaluations": found, "minutes": 1.0})
         if examples == 2:
-            data.check_same([run], results, data_dir)
+            data.check_same([run], results, data_dir, "vit")
             continue
         with pytest.raises(data.OtherData, match="of 212 examples of ucf101.* has 2"):
-            data.check_same([run], results, data_dir)
+            data.check_same([run], results, data_dir, "vit")
+
+
+def test_results_of_other_weights_are_kept_apart(tmp_path):
+    results, row = Results(tmp_path), TABLES["finetuning"].row("last_4")
+    done, run = (Run("finetuning", row, "ucf101_finetuning", seed) for seed in (0, 1))
+    result = {"evaluations": {}, "minutes": 1.0, "weights": "small"}
+    results.add(done, result)
+    with pytest.raises(data.OtherData, match="from small; --weights is hf://x/small"):
+        data.check_same([run], results, str(tmp_path), "hf://x/small")
+    with pytest.raises(DatasetNotPrepared):  # the next thing that is looked at
+        data.check_same([run], results, str(tmp_path), "weights/small")
 
 
 def test_a_clip_is_written_in_both_directions(tmp_path):
     write_ucf101(tmp_path / "ucf101")
     for _ in range(2):  # the second time nothing is left to do
         data.prepare_data(str(tmp_path / "data"), str(tmp_path / "ucf101"), None, 0)
-    assert data.missing("ucf101", str(tmp_path / "data")) == [IMAGES]
+    assert data.missing("ucf101", TABLE_5, str(tmp_path / "data")) == [IMAGES]
     folder = tmp_path / "data" / "ucf101_directions"
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.mp4"))
     assert names == sorted(
@@ -78,11 +91,12 @@ def test_a_clip_is_written_in_both_directions(tmp_path):
 
 
 def test_what_is_missing_is_named(tmp_path):
-    assert data.missing("moving_shapes", str(tmp_path)) == []
-    assert data.missing("ucf101", str(tmp_path)) == [IMAGES, "ucf101/split1"]
-    directions = data.missing("ucf101_directions", str(tmp_path))
+    data_dir = str(tmp_path)
+    assert data.missing("moving_shapes", TABLE_5, data_dir) == []
+    assert data.missing("ucf101", TABLE_5, data_dir) == [IMAGES, "ucf101/split1"]
+    directions = data.missing("ucf101_directions", TABLE_5, data_dir)
     assert directions == [IMAGES, "video_folder/ucf101_directions"]
-    assert data.missing("ucf101_finetuning", str(tmp_path)) == [
-        IMAGES,
-        "ucf101/split1",
-    ]
+    alone = {"finetuning": [TABLES["finetuning"].row("last_4")]}
+    assert data.missing("ucf101_finetuning", alone, data_dir) == ["ucf101/split1"]
+    created = {"6": [TABLES["6"].row("head")]}  # from a small model, trained jointly
+    assert IMAGES in data.missing("ucf101_image_vit", created, data_dir)

@@ -69,9 +69,9 @@ def holds_image_vit(path) -> bool:
             return False
         files = {entry.name for entry in folder.iterdir()}
         if stored.CONFIG not in files:
-            weights = [f for f in files if f.endswith((".npz", INDEX, *_PICKLES))]
-            weights += [f for f in files if re.search(r"\.safetensors$", f)]
-            return bool(weights) and stored.ARRAYS not in files
+            kinds = (".npz", ".safetensors", INDEX, *_PICKLES)
+            ours = {"checkpoints", stored.ARRAYS} & files  # whatever lies beside them
+            return not ours and any(file.endswith(kinds) for file in files)
         try:
             config = _json(folder / stored.CONFIG)
         except UnreadableWeights:  # whose release it is says so better

@@ -71,6 +71,10 @@ def test_releases_and_runs_are_told_apart(tmp_path):
     assert not image_vits.holds_image_vit(tmp_path / "nothing")
     (tmp_path / "checkpoints").mkdir()
     assert not image_vits.holds_image_vit(tmp_path)
+    (tmp_path / "features.npz").touch()  # a run may hold what commands write
+    assert not image_vits.holds_image_vit(tmp_path)
+    (tmp_path / "checkpoints").rmdir()
+    assert image_vits.holds_image_vit(tmp_path)
     # A release without its config is a damaged one, as before.
     shutil.copy(stored.DEMO / "model.safetensors", tmp_path)
     assert not image_vits.holds_image_vit(tmp_path)
