@@ -21,12 +21,18 @@ from tests.datasets.preparing.conftest import CLIPS, builder
 from tests.datasets.preparing.test_write import contents
 
 
+def write_and_linger(shard, count):
+    """Writes a shard, and is at work until it is killed."""
+    write.write_shard(shard, count)
+    time.sleep(60)
+
+
 def test_a_worker_that_is_killed_and_then_the_rest(clips, whole, tmp_path):
     ours = builder(clips, tmp_path)
 
-    def run(plan, progress):
+    def run(plan, function, progress):
         shards = list(planning.unfinished(plan))
-        list(processes.run(write.write_shard, shards, 2, progress))
+        list(processes.run(function, shards, 2, progress))
 
     def kill_one(more):
         children = multiprocessing.active_children()
@@ -36,11 +42,13 @@ def test_a_worker_that_is_killed_and_then_the_rest(clips, whole, tmp_path):
             ):  # killed before, and dead by now
                 os.kill(children[0].pid, signal.SIGKILL)
 
+    killed = functools.partial(run, function=write_and_linger, progress=kill_one)
     with pytest.raises(processes.WorkerDied, match="Run the same command again"):
-        write.write_dataset(ours, run=functools.partial(run, progress=kill_one))
+        write.write_dataset(ours, run=killed)
     assert not multiprocessing.active_children()
     seen = []
-    assert write.write_dataset(ours, run=functools.partial(run, progress=seen.append))
+    rest = functools.partial(run, function=write.write_shard, progress=seen.append)
+    assert write.write_dataset(ours, run=rest)
     assert 0 < sum(seen) <= len(CLIPS)
     assert contents(ours.directory) == whole
 
