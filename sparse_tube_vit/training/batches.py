@@ -111,10 +111,10 @@ class TrainingBatches:
             stop |= message["stop"] or bool(message["died"])
             if message["died"]:
                 self._reasons.append(message["died"])
+            self._noted |= bool(message["undecodable"])
             for name, problems in message["undecodable"].items():
                 for line in self._undecodable[name].note(problems, self._taken):
                     log.warning(line)
-                    self._noted = True
         return stop
 
     def save_undecodable(self) -> None:

@@ -307,12 +307,12 @@ class Reporter:
         return seconds
 
     def close(self):
-        """Logs how the time of the whole run was spent, once all is written."""
-        self.flush()
+        """Logs how the time of the whole run was spent, and waits as `flush`."""
         self._read()
         self._watch.close()
         total = sum(self._total.values())
         log.info("%s in all: %s", clock_time(total), _shares(self._total))
+        self.flush()
 
 
 def _shares(seconds):

@@ -458,3 +458,5 @@ config.loader.update(threads=1, prefetch=1, max_undecodable=3 / 24)
         message = "TooManyUndecodable: 4 of the 24 examples of moving_shapes/images"
         assert f"[{host}] {message}" in two, two
         assert sum(f"[{host}]   " in x and "damaged on" in x for x in two.lines) == 4
+    listed = json.loads((tmp_path / "run" / "undecodable.json").read_text())
+    assert len(listed["image"]) == 4
