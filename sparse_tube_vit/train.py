@@ -31,7 +31,7 @@ from sparse_tube_vit.config.flags import CommandParser, add_config, describe_key
 from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.datasets.classes import classes_by_head, warn_of_flips
 from sparse_tube_vit.datasets.preparing.embedded import prepare_embedded
-from sparse_tube_vit.distributed import devices, hosts, memory, sharding
+from sparse_tube_vit.distributed import devices, hosts, sharding
 from sparse_tube_vit.errors import reported
 from sparse_tube_vit.evaluation import evaluator
 from sparse_tube_vit.log import log, to_stderr
@@ -264,7 +264,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--workdir", required=True, help="where the run's files go")
     args = parser.parse_with_config(argv)
     to_stderr()
-    memory.keep()
     with reported(), hosts.connected():
         train(args.config, args.workdir)
 
