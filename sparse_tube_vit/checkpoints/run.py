@@ -33,6 +33,9 @@ from sparse_tube_vit.errors import TubeViTError, UnwritableOutput
 from sparse_tube_vit.log import log
 from sparse_tube_vit.storage import absolute, files_below, is_remote
 
+#: Arrays are sliced among replicas where a slice is this large at least.
+_MIN_SLICE_BYTES = 64 * 1024
+
 _PACKAGES = ("sparse_tube_vit", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
 #: Keys that may change on resume: they do not affect the result, but `mesh` and
@@ -92,10 +95,7 @@ class Checkpoints:
         check_workdir(workdir)
         self.directory = epath.Path(absolute(workdir)) / "checkpoints"
         self.run = run
-        self.manager = ocp.CheckpointManager(
-            self.directory,
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep),
-        )
+        self.manager = _manager(self.directory, keep)
 
     @property
     def resumable(self) -> bool:
@@ -233,7 +233,7 @@ def save_params(workdir, params, run: dict) -> None:
         OtherRun: The work directory has checkpoints already.
     """
     directory = epath.Path(absolute(workdir)) / "checkpoints"
-    with ocp.CheckpointManager(directory) as manager:
+    with _manager(directory) as manager:
         if manager.all_steps():
             raise OtherRun(
                 f"{workdir} has checkpoints already. Choose another --workdir."
@@ -246,6 +246,17 @@ def save_params(workdir, params, run: dict) -> None:
                 params=ocp.args.StandardSave(params),
             ),
         )
+
+
+def _manager(directory, keep=None):
+    # Replicas write a slice of an array each, cut by a program that is compiled for
+    # every shape and replica: that pays for large arrays alone.
+    arrays = ocp.type_handlers.ArrayHandler(
+        min_slice_bytes_for_replica_parallel=_MIN_SLICE_BYTES
+    )
+    ocp.type_handlers.register_type_handler(jax.Array, arrays, override=True)
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep)
+    return ocp.CheckpointManager(directory, options=options)
 
 
 def _items(state):

@@ -101,17 +101,6 @@ def check_whole(root) -> None:
             wanted = {x for x in checksums if x.startswith(f"{item}/")}
             if lost := sorted(wanted - set(found)):
                 raise damaged(root, f"{', '.join(lost[:5])} is gone")
-            _check_array_metadata(root / item)
-
-
-def _check_array_metadata(path):
-    """Reads files of an item that orbax reads for arrays on devices, not in numpy."""
-    directory = path / "array_metadatas"
-    with reading(path):
-        for file in directory.iterdir() if directory.is_dir() else ():
-            for entry in json.loads(file.read_bytes())["array_metadatas"]:
-                for key in ("param_name", "write_shape", "chunk_shape"):
-                    tuple(entry["array_metadata"][key])
 
 
 def check_finished(root, name, others: Iterable[str] = ()) -> None:

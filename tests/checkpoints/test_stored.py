@@ -377,9 +377,6 @@ DAMAGE = {
     "params": lambda step: cut_arrays(step / "params"),
     "optimizer": lambda step: cut_arrays(step / "optimizer"),
     "ema": lambda step: cut(step / "ema" / "manifest.ocdbt"),
-    "array metadata": lambda step: cut(
-        step / "optimizer" / "array_metadatas" / "process_0"
-    ),
 }
 
 
@@ -661,6 +658,27 @@ def test_checksums_are_compiled_for_the_first_checkpoint_alone(monkeypatch):
         )
         assert found == {"params/x": 105 * value}
     assert traced == [(3, 5, 7)]
+
+
+def test_replicas_share_the_writing_of_large_arrays_alone(tmp_path, monkeypatch):
+    sliced, slice_in_dim = [], jax.lax.slice_in_dim
+    monkeypatch.setattr(
+        jax.lax,
+        "slice_in_dim",
+        lambda x, **where: sliced.append(x.shape) or slice_in_dim(x, **where),
+    )
+    mesh = jax.sharding.Mesh(jax.devices(), "data")
+    on_all = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    shapes = {"large": (8, 128, 128), "small": (8, 127, 128)}  # float32: 64 KiB each
+    params = {name: jnp.ones(shape) for name, shape in shapes.items()}
+    state = jax.device_put(small_state(1).replace(params=params), on_all)
+    writer = checkpoints.Checkpoints(
+        tmp_path, 1, describe_run(tiny_config("nowhere"), CLASSES)
+    )
+    writer.save(state)
+    writer.close()
+    assert set(sliced) == {shapes["large"]}
+    assert_equal(writer.resume(state).params, state.params)
 
 
 def test_parameters_of_another_model_are_damage(copy):
