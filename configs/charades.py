@@ -9,7 +9,7 @@ shapes. Arguments, separated by commas:
 
     kernels=interpolated    one kernel resized to all tubes; or separate: one a tube
     variant=L               or B, H, S, Ti
-    smoke                   a minute on a CPU on the embedded data set
+    smoke                   two minutes on a CPU on the embedded data set
 
 The paper has 66.2 mAP for L with interpolated and 61.8 with separate kernels. Nothing
 has been measured with this code. 64 clips of 128x224x224 a step are for a TPU pod.

@@ -3,7 +3,7 @@
     sparse-tube-vit train --config configs/imagenet.py:variant=B \
         --workdir runs/imagenet_B --config.data_dir=DATA
 
-Arguments: variant=B (or L, H, S, Ti); smoke, a minute on a CPU on the embedded data
+Arguments: variant=B (or L, H, S, Ti); smoke, two minutes on a CPU on the embedded data
 set. The model has the tubes of the video model; images go through one of them, and the
 others wait at their initial values. The settings are the paper's of joint training; it
 gives none for images alone, and 78.1 Top-1 for B. Nothing has been measured with this

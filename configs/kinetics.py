@@ -9,7 +9,7 @@ Arguments, after a colon and separated by commas:
     variant=B          or L, H, S, Ti (the paper trains B, L and, by scaling up, H)
     streams=joint      or video: Kinetics alone; or images_first: Kinetics alone, from
                        the run of configs/imagenet.py that --config.init.weights names
-    smoke              a minute on a CPU on the embedded data set
+    smoke              two minutes on a CPU on the embedded data set
 
 Top-1 with 4x3 views by the paper: B 88.6 on K400 and 90.9 on K600; L 90.2, 91.5 and
 83.8 on K700. With L on K600: Kinetics alone 85.6, images first 90.4. Nothing of this

@@ -15,7 +15,7 @@ RUN is of configs/kinetics.py with the small variant, FILE an image ViT (`.npz` 
     trained=gate       the last layers and the gate; or last: without the gate; head:
                        pooling and heads alone; all: everything
     classes=600        or 400, 700, of Kinetics
-    smoke              a minute on a CPU on the embedded data set
+    smoke              two minutes on a CPU on the embedded data set
 
 Top-1 on K600 by the paper, B to H: the last 8 of 32 layers with the gate 89.7, without
 it 86.8, the whole model 91.8. Here the last 6 are trained, as its text says. Nothing of

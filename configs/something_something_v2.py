@@ -4,7 +4,7 @@
         --workdir DIR --config.init.weights=RUN --config.data_dir=DATA
 
 RUN is the work directory of `configs/kinetics.py:classes=600,variant=L`. Arguments:
-variant=L (or B, H, S, Ti); smoke, a minute on a CPU on the embedded data set.
+variant=L (or B, H, S, Ti); smoke, two minutes on a CPU on the embedded data set.
 
 Clips are never flipped: classes tell left from right. The paper has 76.1 Top-1 and 95.2
 Top-5 for L with 4x3 views. Nothing has been measured with this code. 256 clips a step

@@ -119,10 +119,13 @@ def _train(config, workdir, lock):
     classes = {head: len(names) for head, names in class_names.items()}
     program = Program(config, classes, mesh)
     checkpoints = Checkpoints(workdir, config.checkpoint.keep, run)
+    fewer_layers = None
     if checkpoints.resumable:
         state = checkpoints.resume(program.state)
     else:
         state = program.init(initial_params(config, program, class_names))
+        if jax.default_backend() == "cpu":  # where a new run is told what is quicker
+            fewer_layers = finetuning.with_fewer_layers(config, given)
     first_step = int(state.step)
     write_overview(state.params, workdir, first_host)
     log_rates(config, state.params)
@@ -216,8 +219,10 @@ def _train(config, workdir, lock):
             if reporter.timed_steps == forecast.STEPS:
                 counts = {e.name: len(e.split) for e in evaluations}
                 seconds = reporter.step_seconds()
-                told = given if jax.default_backend() == "cpu" else None
-                log.info("%s", forecast.forecast(config, counts, step, seconds, told))
+                log.info(
+                    "%s",
+                    forecast.forecast(config, counts, step, seconds, fewer_layers),
+                )
             if stopping and step < config.total_steps:
                 raise batches.stopped(f"Step {step} is saved in {workdir}.")
             if evaluating:

@@ -85,7 +85,7 @@ def arguments(given: str, **allowed: tuple[str, ...] | str | bool) -> ConfigDict
 
 
 def smoke(config: ConfigDict) -> ConfigDict:
-    """Shrinks a config to a minute on a CPU, on the embedded data set.
+    """Shrinks a config to two minutes on a CPU, on the embedded data set.
 
     Tubes, losses, augmentation and all else that is not a size stay. The run starts
     from random parameters, whatever `init.weights` is.

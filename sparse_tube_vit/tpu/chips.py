@@ -234,8 +234,7 @@ class Topology:
         if importlib.util.find_spec("libtpu") is None:
             raise NoTpuCompiler(
                 "The TPU compiler is not installed; it needs no TPU. Install it with "
-                'pip install "jax[tpu]", or this package with its extra: pip install '
-                '"sparse_tube_vit[tpu]".'
+                'pip install ".[train,tpu]" in the repository.'
             )
         for name, value in _NO_TPU_HERE.items():
             os.environ.setdefault(name, value)

@@ -138,25 +138,32 @@ def complete(config: ConfigDict, workdir=None, data: bool = True) -> ConfigDict:
     return config
 
 
-def with_trained_layers(config: ConfigDict, given: ConfigDict, trained: int):
-    """Returns a config with the clips and tubes that fewer trained layers would have.
+def with_fewer_layers(config: ConfigDict, given: ConfigDict) -> dict[int, ConfigDict]:
+    """Returns configs that train a third of the blocks, and none, by their number.
+
+    Their clips and tubes are those that `complete` takes then, where it has a choice.
 
     Args:
-        config: What `complete` returned, which is not changed.
+        config: What `complete` returned.
         given: What it was made of.
-        trained: Number of last blocks that train.
+
+    Raises:
+        UnreachableStorage: That of the weights does not answer.
     """
-    config, given = (c.copy_and_resolve_references() for c in (config, given))
-    config.optimizer.frozen_layers = EncoderOptions.of(config).layers - trained
     weights = given.init.weights
-    if weights and image_vits.holds_image_vit(weights):
-        tubes = make_tubes(config.model.tubes)
-        patch = max((tube.kernel for tube in tubes), key=lambda kernel: kernel[2])
-        values = recipe.from_image_vit(given, patch, trained)
-        for key in _fill(given, values):
-            section, _, name = key.rpartition(".")
-            config[section][name] = values[key]
-    return config
+    of_image_vit = bool(weights) and image_vits.holds_image_vit(weights)
+    *_, image_tube = make_tubes(config.model.tubes)  # the last one in every recipe
+    layers, configs = EncoderOptions.of(config).layers, {}
+    for trained in (layers // 3, 0):
+        fewer, still_open = (c.copy_and_resolve_references() for c in (config, given))
+        fewer.optimizer.frozen_layers = layers - trained
+        if of_image_vit:
+            values = recipe.from_image_vit(given, image_tube.kernel, trained)
+            for key in _fill(still_open, values):
+                section, _, name = key.rpartition(".")
+                fewer[section][name] = values[key]
+        configs[trained] = fewer
+    return configs
 
 
 def _take_settings(config, workdir):

@@ -5,7 +5,6 @@ from collections.abc import Iterator, Mapping
 from sparse_tube_vit.config import ConfigDict, EncoderOptions
 from sparse_tube_vit.models.tubes import count_tokens
 from sparse_tube_vit.models.variants import make_tubes
-from sparse_tube_vit.training import finetuning
 from sparse_tube_vit.training.reporting import clock_time
 
 #: Steps after a compilation, by which a run predicts its time.
@@ -20,7 +19,7 @@ def forecast(
     examples: Mapping[str, int],
     done: int,
     step_seconds: float,
-    given: ConfigDict | None = None,
+    fewer_layers: Mapping[int, ConfigDict] | None = None,
 ) -> str:
     """Returns text on the time that is left of a run, and on what would be quicker.
 
@@ -29,7 +28,7 @@ def forecast(
         examples: Number of examples of every evaluation.
         done: Number of steps taken.
         step_seconds: Measured seconds of a step.
-        given: The config before `finetuning.complete`, for a long run to be told what
+        fewer_layers: `finetuning.with_fewer_layers`, for a long run to be told what
             would be quicker; None: it is not.
     """
     total, every = config.total_steps, config.evaluate_every_steps
@@ -48,9 +47,9 @@ def forecast(
         f"{_count(total - done, 'step')}, {clock_time(evaluating)} for "
         f"{_count(times, 'evaluation')}."
     )
-    if given is None or training + evaluating < LONG:
+    if fewer_layers is None or training + evaluating < LONG:
         return text
-    options = list(quicker(config, given))
+    options = list(quicker(config, fewer_layers))
     if evaluating > 0.2 * (training + evaluating):
         name = max(config.evaluations, key=lambda e: evaluation_work(config, {e: 1}))
         options.append(f"--config.evaluations.{name}.temporal_views=1: fewer views")
@@ -112,23 +111,24 @@ def _tokens(config, source, stride_scale=1.0):
     return count_tokens(tubes, (frames if source.kind == "video" else 1, size, size))
 
 
-def quicker(config: ConfigDict, given: ConfigDict) -> Iterator[str]:
+def quicker(
+    config: ConfigDict, fewer_layers: Mapping[int, ConfigDict]
+) -> Iterator[str]:
     """Yields options that make a run quicker, with the time that they leave.
 
     Args:
         config: The config of the run.
-        given: The config before `finetuning.complete`.
+        fewer_layers: The same with fewer trained layers, by their number.
     """
-    layers, now = EncoderOptions.of(config).layers, training_work(config)
-    patch = max(tube.kernel[2] for tube in make_tubes(config.model.tubes))
-    changes = {}
+    patch, changes = make_tubes(config.model.tubes)[-1].kernel[2], {}
     if (size := config.clip.size * 3 // 4 // patch * patch) >= 3 * patch:
         smaller = config.copy_and_resolve_references()
         smaller.clip.size = size
         changes[f"clip.size={size}"] = smaller
-    for trained, what in ((layers // 3, ""), (0, " (pooling and heads alone)")):
-        changed = finetuning.with_trained_layers(config, given, trained)
+    for trained, changed in fewer_layers.items():
+        what = "" if trained else " (pooling and heads alone)"
         changes[f"optimizer.trained_layers={trained}{what}"] = changed
+    now = training_work(config)
     for option, changed in changes.items():
         if (share := training_work(changed) / now) < 0.9:
             yield f"--config.{option}: {share:.0%} of the time a step"

@@ -206,9 +206,8 @@ def test_layers_are_frozen_by_either_key(finished, trained):
 @pytest.mark.parametrize("train", ["", "last=1"])
 def test_clips_and_tubes_of_other_trained_layers(train, arguments):
     given = config_of("", "data", IMAGE_VIT, *arguments, train=train)
-    other = finetuning.with_trained_layers(
-        finetuning.complete(given, data=False), given, 0
-    )
+    config = finetuning.complete(given, data=False)
+    other = finetuning.with_fewer_layers(config, given)[0]
     expected = from_image_vit(*arguments, train="head_only")
     assert other.clip.to_dict() == expected.clip.to_dict()
     assert other.model.tubes == expected.model.tubes

@@ -3,7 +3,7 @@
 import pytest
 
 from sparse_tube_vit.config import default_config, evaluation, stream
-from sparse_tube_vit.training import forecast
+from sparse_tube_vit.training import finetuning, forecast
 
 # A clip has 2 x 16 + 2 x 4 tokens, an image 16.
 TUBES = (
@@ -43,10 +43,10 @@ def test_the_time_of_a_run_is_that_of_steps_and_evaluations(config):
         "00:00:32 for 1 evaluation."
     )
     config.evaluate_every_steps = 50  # at 50, 100 and 120
-    text = forecast.forecast(config, examples, 50, 2.0, given=config)
+    text = forecast.forecast(config, examples, 50, 2.0, fewer_layers={})
     assert text.endswith("00:02:20 for 70 steps, 00:01:04 for 2 evaluations.")
     config.evaluate_every_steps = 60  # the last step once
-    text = forecast.forecast(config, {}, 20, 2.0, given=config)
+    text = forecast.forecast(config, {}, 20, 2.0, fewer_layers={})
     assert text.endswith("00:03:20 for 100 steps, 00:00:00 for 0 evaluations.")
 
 
@@ -65,7 +65,8 @@ def test_first_steps_that_train_heads_alone_cost_a_third(config):
 def test_a_long_run_on_a_cpu_is_told_what_is_quicker(config):
     config.data.folder = "clips"
     config.data.epochs = 10
-    said = forecast.forecast(config, {"a": 64, "b": 0}, 20, 4.0, given=config)
+    fewer = finetuning.with_fewer_layers(config, config)
+    said = forecast.forecast(config, {"a": 64, "b": 0}, 20, 4.0, fewer)
     assert said.splitlines()[1:] == [
         # 48 pixels: 2 x 9 + 2 x 4 tokens of a clip, 9 of an image
         "  --config.clip.size=48: 61% of the time a step",
@@ -75,8 +76,9 @@ def test_a_long_run_on_a_cpu_is_told_what_is_quicker(config):
         "  --config.data.epochs=5: fewer steps",
     ]
     config.streams.a.batch_size = config.streams.b.batch_size = 1
-    said = forecast.forecast(config, {"a": 64, "b": 0}, 20, 4.0, given=config)
+    said = forecast.forecast(config, {"a": 64, "b": 0}, 20, 4.0, fewer)
     assert said.endswith("--config.evaluations.a.temporal_views=1: fewer views")
     config.optimizer.frozen_layers = 4
-    said = "".join(forecast.quicker(config, config))
+    fewer = finetuning.with_fewer_layers(config, config)
+    said = "".join(forecast.quicker(config, fewer))
     assert "clip.size" in said and "trained_layers" not in said
