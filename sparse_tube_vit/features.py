@@ -26,6 +26,7 @@ from sparse_tube_vit.inference.features import check_one_kind, pooled, tokens
 from sparse_tube_vit.inference.loaded import load
 from sparse_tube_vit.log import log, to_stderr
 from sparse_tube_vit.storage import whole_file
+from sparse_tube_vit.video.limits import Limits
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -50,9 +51,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     to_stderr()
     with reported(), whole_file(args.out) as write:
         paths = files.expand(args.files)
-        if args.tokens:
-            check_one_kind(paths)
         tubevit = load(args.model, args.step, args.ema)
+        if args.tokens:
+            check_one_kind(paths, Limits.of(tubevit.config.loader))
         computed = files.UntilInterrupted(
             pooled(tubevit, paths, args.views, args.batch_size)
         )

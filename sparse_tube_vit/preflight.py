@@ -3,8 +3,8 @@
     sparse-tube-vit preflight --config configs/X.py --topology v5e:16x16
 
 Compiles the train step for the pod, with its shardings, on a machine that has the TPU
-compiler (pip install ".[train,tpu]") and no TPU, and reads memory, time and collectives in
-the compiled program. With --workdir DIR, training there shows the prediction beside
+compiler (pip install ".[train,tpu]") and no TPU, and reads memory, time and collectives
+in the compiled program. With --workdir DIR, training there shows the prediction beside
 what it measures. All times are predictions of the compiler's cost model, not
 measurements. Ends with exit code 1 if the step does not fit the memory of a chip, and
 warns if the hosts have too few CPU cores to decode as fast as it computes.

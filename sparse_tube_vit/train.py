@@ -78,9 +78,9 @@ def train(config: ConfigDict, workdir) -> TrainState:
 def _train(config, workdir, lock):
     """Trains in a work directory that the first host has locked."""
     # ---- config
-    given = config
+    unfilled = config
     with hosts.first_host_first("folder"):
-        config = finetuning.complete(given, workdir)
+        config = finetuning.complete(unfilled, workdir)
     validate(config)
     check_tubes(config)  # before data sets are made or opened
     if config.compilation_cache:
@@ -125,7 +125,7 @@ def _train(config, workdir, lock):
     else:
         state = program.init(initial_params(config, program, class_names))
         if jax.default_backend() == "cpu":  # where a new run is told what is quicker
-            fewer_layers = finetuning.with_fewer_layers(config, given)
+            fewer_layers = finetuning.with_fewer_layers(config, unfilled)
     first_step = int(state.step)
     write_overview(state.params, workdir, first_host)
     log_rates(config, state.params)
@@ -140,8 +140,12 @@ def _train(config, workdir, lock):
     # An interruption may have left it undone.
     evaluates_first = first_step and is_due(first_step, config.evaluate_every_steps)
     reporter = Reporter(
-        *(workdir, first_step, config.total_steps, first_host),
-        *(steps_left, utilization),
+        workdir,
+        first_step,
+        config.total_steps,
+        first_host,
+        steps_left,
+        utilization,
         again=config.evaluations if evaluates_first else (),
     )
     signals = StopSignals()
@@ -195,12 +199,12 @@ def _train(config, workdir, lock):
         for step in steps:
             previous = metrics
             state, metrics = program.train_step(state, batches.take(), step <= heads)
-            reporter.given(metrics)
+            reporter.dispatched(metrics)
             if step < config.total_steps:
                 batches.prefetch()  # while the devices compute the step
             if step in (first_step + 1, heads + 1):
                 jax.block_until_ready(metrics)
-                reporter.compiled()
+                reporter.exclude_compilation()
             if step == first_step + 1:
                 signals.catch()  # before, there is nothing to save
             # The metrics of the step before are ready by now: no wait for them.

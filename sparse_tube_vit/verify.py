@@ -29,7 +29,6 @@ from sparse_tube_vit.input.examples import TrainingExample
 from sparse_tube_vit.log import to_stderr
 from sparse_tube_vit.pages.contact_sheet import contact_sheet
 from sparse_tube_vit.storage import whole_file
-from sparse_tube_vit.video.limits import Limits
 
 PAGE = "contact_sheet.html"
 
@@ -57,8 +56,7 @@ def training_example(
             f"No stream of --config reads {dataset}, but {others}. Give the config that"
             " trains on it, or none."
         )
-    limits = Limits.of(config.loader)
-    return TrainingExample.of(config.clip, streams[0], limits=limits)
+    return TrainingExample.of(config.clip, config.loader, streams[0])
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -561,17 +561,17 @@ def test_a_gradient_that_is_not_finite_stops_the_run_too():
 def test_a_signal_saves_the_step_and_the_run_goes_on_from_there(
     finished, data_dir, tmp_path, monkeypatch
 ):
-    given = train.Reporter.given
+    dispatched = train.Reporter.dispatched
 
     def send_signal(self, metrics):
-        given(self, metrics)
+        dispatched(self, metrics)
         sent.append(metrics)
         if len(sent) == 2:
             signal.raise_signal(signal.SIGTERM)
 
     sent = []
     with monkeypatch.context() as patch:
-        patch.setattr(train.Reporter, "given", send_signal)
+        patch.setattr(train.Reporter, "dispatched", send_signal)
         with pytest.raises(signals.Interrupted, match="signal. Step 3 is saved"):
             train.train(tiny_config(data_dir), tmp_path)
     assert locate(tmp_path).step == 3
@@ -605,10 +605,10 @@ def test_a_signal_ends_an_evaluation_which_is_done_again(
 def test_a_worker_that_dies_is_named_once_the_state_is_saved(
     finished, data_dir, tmp_path, monkeypatch
 ):
-    given, killed = train.Reporter.given, []
+    dispatched, killed = train.Reporter.dispatched, []
 
     def kill_worker(self, metrics):
-        given(self, metrics)
+        dispatched(self, metrics)
         if not killed:
             killed.extend(multiprocessing.active_children())
             os.kill(killed[0].pid, signal.SIGKILL)
@@ -616,7 +616,7 @@ def test_a_worker_that_dies_is_named_once_the_state_is_saved(
     config = tiny_config(data_dir)
     config.loader.update(workers=1, prefetch=1)
     with monkeypatch.context() as patch:
-        patch.setattr(train.Reporter, "given", kill_worker)
+        patch.setattr(train.Reporter, "dispatched", kill_worker)
         with pytest.raises(LoaderDied, match=r"SIGKILL.*\nStep \d is saved") as error:
             train.train(config, tmp_path)
     step = int(re.search(r"Step (\d)", str(error.value))[1])

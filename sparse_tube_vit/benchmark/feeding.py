@@ -23,7 +23,6 @@ from sparse_tube_vit.datasets.preparing.embedded import prepare_embedded
 from sparse_tube_vit.datasets.reading import Split
 from sparse_tube_vit.input import pipeline
 from sparse_tube_vit.input.examples import TrainingExample
-from sparse_tube_vit.video.limits import Limits
 
 BATCH_BYTES = 2**26  # at most; a clip takes as long in larger batches
 
@@ -115,10 +114,7 @@ class Here:
     def __init__(self, config: ConfigDict, name: str, stream: ConfigDict, split: Split):
         self._seconds, self._taken, self.problems = collections.Counter(), 0, {}
         example = TimedExample.of(
-            config.clip,
-            stream,
-            limits=Limits.of(config.loader),
-            seconds=self._seconds,
+            config.clip, config.loader, stream, seconds=self._seconds
         )
         source = TimedSource(split, self._seconds)
         records = pipeline.training_records(source, name, config.seed)

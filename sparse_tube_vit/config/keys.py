@@ -63,11 +63,6 @@ def one_of(*choices: str) -> Rule:
     return Rule(choices.__contains__, f"one of {', '.join(choices)}", choices)
 
 
-def either(one: str, other: str) -> Rule:
-    """Returns the rule of a key with two choices."""
-    return Rule((one, other).__contains__, f"{one!r} or {other!r}", (one, other))
-
-
 def whole(least: int, most: int | None = None) -> Rule:
     """Returns the rule of whole numbers from `least` on, up to `most` if given."""
     words = f"of at least {least}" if most is None else f"from {least} to {most}"

@@ -25,7 +25,6 @@ from sparse_tube_vit.config.keys import (
     Key,
     Rule,
     between,
-    either,
     one_of,
     whole,
 )
@@ -263,7 +262,7 @@ SCHEMA = {
 
 _SOURCE = {
     "kind": Key(
-        REQUIRED, "Kind of the examples, image or video.", either("image", "video")
+        REQUIRED, "Kind of the examples, image or video.", one_of("image", "video")
     ),
     "dataset": Key(REQUIRED, 'Data set below data_dir, such as "ucf101/split1".', TEXT),
     "head": Key(
@@ -286,13 +285,13 @@ STREAM = {
         "softmax",
         "Cross entropy of a softmax, where one class is correct, or of a sigmoid for "
         "every class, where any number are.",
-        either("softmax", "sigmoid"),
+        one_of("softmax", "sigmoid"),
     ),
     "labels": Key(
         "video",
         "Labels of an example: all of its video's, or those of the actions that the "
         "sampled clip shows, where the data set stores their times (charades).",
-        either("video", "clip"),
+        one_of("video", "clip"),
     ),
     "loss_weight": Key(
         1.0, "Weight of the mean loss in the sum that is minimized.", NOT_NEGATIVE
@@ -341,7 +340,7 @@ EVALUATION = {
     "combine_views": Key(
         "mean",
         "Combination of the views' probabilities, mean or maximum.",
-        either("mean", "max"),
+        one_of("mean", "max"),
     ),
     "stride_scale": Key(
         1.0,

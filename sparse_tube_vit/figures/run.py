@@ -30,6 +30,7 @@ from sparse_tube_vit.training.inspection import examples_of_step
 from sparse_tube_vit.training.reporting import read_metrics, training_metrics
 from sparse_tube_vit.training.utilization import examples_per_second
 from sparse_tube_vit.video import opening
+from sparse_tube_vit.video.limits import Limits
 
 
 class NothingToDraw(TubeViTError, ValueError):
@@ -153,14 +154,15 @@ def clip_of(config: ConfigDict, file: str | None = None) -> Clip:
     """
     if file is not None:
         with clips.naming(file):
-            kind = opening.kind_of(storage.read_file(file))
+            kind = opening.kind_of(storage.read_file(file), Limits.of(config.loader))
         if kind == "video":
             return Clip(clips.read_clip(file, config), file)
         return Clip(clips.read_image(file, config)[None], file)
     sources = [*config.evaluations.values(), *config.streams.values()]
     source = min(sources, key=lambda source: source.kind != "video")
     split = reading.open_split(source.dataset, source.split, config.data_dir)
-    example, record = examples.EvaluationExample.of(config.clip, source), split[0]
+    example = examples.EvaluationExample.of(config.clip, config.loader, source)
+    record = split[0]
     view = example.read_record(record, None)["video"][0]
     labels = labels_of(record, split.class_names)
     return Clip(view, record["id"], False, labels, source.head)

@@ -10,7 +10,7 @@ from sparse_tube_vit.checkpoints.stored import DEMO
 from sparse_tube_vit.config import ConfigDict
 from sparse_tube_vit.input.examples import EvaluationExample, unlabelled
 from sparse_tube_vit.storage import UnreadableFile, read_file
-from sparse_tube_vit.video.limits import Limits, UndecodableClip
+from sparse_tube_vit.video.limits import UndecodableClip
 
 
 def example_clips() -> list[Path]:
@@ -54,8 +54,7 @@ def read_image(path, config: ConfigDict) -> np.ndarray:
 
 def _read(path, config, source):
     with naming(path):
-        limits = Limits.of(config.loader)
-        example = EvaluationExample.of(config.clip, source, limits=limits)
+        example = EvaluationExample.of(config.clip, config.loader, source)
         return example.read(read_file(path), None)["video"]
 
 

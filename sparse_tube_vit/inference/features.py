@@ -9,6 +9,7 @@ from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.inference import files
 from sparse_tube_vit.inference.loaded import TrainedTubeViT
 from sparse_tube_vit.storage import read_file
+from sparse_tube_vit.video.limits import Limits
 from sparse_tube_vit.video.opening import kind_of
 
 
@@ -42,12 +43,12 @@ def pooled(
     return files.compute(paths, read, of_batch, batch_size)
 
 
-def check_one_kind(paths: Sequence[str]) -> None:
+def check_one_kind(paths: Sequence[str], limits: Limits) -> None:
     """Raises SeveralKinds if the files are images and videos; unreadable ones pass."""
     first = {}
     for path in paths:
         with contextlib.suppress(TubeViTError):
-            first.setdefault(kind_of(read_file(path)), path)
+            first.setdefault(kind_of(read_file(path), limits), path)
     if len(first) > 1:
         raise _several_kinds(*first.values())
 

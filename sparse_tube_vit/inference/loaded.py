@@ -284,8 +284,8 @@ class TrainedTubeViT:
             source = examples.unlabelled(kind, *given)
         else:
             source = self.protocol(kind, self.choose_head(kind, head))
-        limits = Limits.of(self.config.loader)
-        return examples.EvaluationExample.of(self.config.clip, source, limits=limits)
+        config = self.config
+        return examples.EvaluationExample.of(config.clip, config.loader, source)
 
     def as_views(self, clip) -> tuple[str, np.ndarray]:
         """Returns (kind, views (V, T, H, W, 3)) of an array, as for `predict`.

@@ -45,10 +45,17 @@ class ExampleMap:
     limits: Limits = LIMITS
 
     @classmethod
-    def of(cls, clip: ConfigDict, source: ConfigDict, **options):
-        """Returns the map for a stream or an evaluation; images have one frame."""
-        frames = clip.frames if source.kind == "video" else 1
-        return cls(source.kind, frames, clip.fps, clip.size, **options)
+    def of(cls, clip: ConfigDict, loader: ConfigDict, source: ConfigDict, **options):
+        """Returns the map for a stream or an evaluation; images have one frame.
+
+        Args:
+            clip: `clip` of the config.
+            loader: `loader` of the config, which has the limits.
+            source: The stream or the evaluation.
+            options: More attributes.
+        """
+        frames, limits = clip.frames if source.kind == "video" else 1, Limits.of(loader)
+        return cls(source.kind, frames, clip.fps, clip.size, limits, **options)
 
     def __call__(self, record, rng):
         example = self.blank | {
@@ -92,11 +99,11 @@ class EvaluationExample(ExampleMap):
     spatial_views: int = 1
 
     @classmethod
-    def of(cls, clip: ConfigDict, source: ConfigDict, **options):
+    def of(cls, clip: ConfigDict, loader: ConfigDict, source: ConfigDict, **options):
         """Returns the map with an evaluation's views; streams and images have one."""
         views = AXES if source.kind == "video" else ()
         given = {key: source[key] for key in views if key in source}
-        return super().of(clip, source, **given | options)
+        return super().of(clip, loader, source, **given | options)
 
     def read(self, encoded, rng, span=None):
         """Decodes a file to {"video": uint8 (V, T, H, W, 3), "distinct_views": int32}.
@@ -204,10 +211,11 @@ class TrainingExample(ExampleMap):
     labels: str = "video"
 
     @classmethod
-    def of(cls, clip: ConfigDict, stream: ConfigDict, **options):
+    def of(cls, clip: ConfigDict, loader: ConfigDict, stream: ConfigDict, **options):
         """Returns the map with the crops and the augmentation of a stream."""
         return super().of(
             clip,
+            loader,
             stream,
             crop_area=tuple(stream.crop_area),
             flip=stream.flip,
@@ -239,7 +247,7 @@ class TrainingExample(ExampleMap):
         Raises:
             UndecodableClip: The file does not decode.
         """
-        clip, times = self.sample(encoded, rng, *(() if span is None else (span,)))
+        clip, times = self.sample(encoded, rng, span)
         example = {"video": np.ascontiguousarray(self.augment(clip, rng))}
         if actions is not None:
             label, start, end = actions.T

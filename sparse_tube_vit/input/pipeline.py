@@ -24,7 +24,6 @@ from sparse_tube_vit.datasets import processes
 from sparse_tube_vit.datasets.reading import Split, UnsupportedDataset
 from sparse_tube_vit.errors import IndivisibleBatch, TubeViTError
 from sparse_tube_vit.input.examples import EvaluationExample, TrainingExample
-from sparse_tube_vit.video.limits import Limits
 
 
 def training_records(split: Split, name: str, seed: int) -> grain.MapDataset:
@@ -43,7 +42,7 @@ def training_examples(
     seed: int,
 ) -> grain.MapDataset:
     """Returns the examples of the stream `name` in its order, without end."""
-    example = TrainingExample.of(clip, stream, limits=Limits.of(loader))
+    example = TrainingExample.of(clip, loader, stream)
     return training_records(split, name, seed).random_map(example)
 
 
@@ -97,7 +96,7 @@ def evaluation_batches(
         IndivisibleBatch: The hosts do not divide the batch.
     """
     size = _host_batch_size(evaluation.batch_size, hosts, f"evaluations.{name}")
-    example = EvaluationExample.of(clip, evaluation, limits=Limits.of(loader))
+    example = EvaluationExample.of(clip, loader, evaluation)
     padded = -(-len(split) // evaluation.batch_size) * evaluation.batch_size
 
     def indexed(i, record_index):

@@ -14,7 +14,6 @@ from sparse_tube_vit.datasets.reading import Split
 from sparse_tube_vit.input import pipeline
 from sparse_tube_vit.input.examples import EvaluationExample
 from sparse_tube_vit.log import log
-from sparse_tube_vit.video.limits import Limits
 
 #: Examples that are timed after a first one, and seconds after which no more are.
 TIMED_EXAMPLES, TIMED_SECONDS = 8, 2.0
@@ -82,7 +81,7 @@ def evaluation_loader(
         return loader
     count = 0
     if cores >= loader.threads:
-        example = EvaluationExample.of(clip, source, limits=Limits.of(loader))
+        example = EvaluationExample.of(clip, loader, source)
         records = (split[i % len(split)] for i in range(1 + TIMED_EXAMPLES))
         seconds = seconds_per_example(example(record, None) for record in records)
         if seconds * len(split) / hosts > LONG_EVALUATION:

@@ -38,7 +38,11 @@ class Strip:
 
 
 def sample(
-    encoded: bytes, example: TrainingExample, seed: int, side: int, *span
+    encoded: bytes,
+    example: TrainingExample,
+    seed: int,
+    side: int,
+    span: tuple[float, float] | None = None,
 ) -> Strip:
     """Samples a clip as training does, without augmentation.
 
@@ -47,12 +51,12 @@ def sample(
         example: Training's map from records to examples.
         seed: Seed of the random start and crop.
         side: Side of the pictures in pixels.
-        *span: As for `TrainingExample.sample`.
+        span: Start and end in seconds of the part that is used; None: all of it.
 
     Raises:
         UndecodableClip: Training could not decode it.
     """
-    clip, times = example.sample(encoded, np.random.default_rng(seed), *span)
+    clip, times = example.sample(encoded, np.random.default_rng(seed), span)
     shown = np.unique(np.linspace(0, len(clip) - 1, FRAMES).round().astype(int))
     pictures = tuple(html.jpeg(clip[i], (side, side)) for i in shown)
     return Strip(pictures, tuple(times[shown].tolist()))
@@ -63,8 +67,7 @@ def _sample(task: tuple[Split, int, TrainingExample, int], count) -> Strip | str
     split, index, example, side = task
     try:
         record = open_once(split)[index]
-        span = [record[SPAN]] if SPAN in record else []
-        return sample(record[split.kind], example, index, side, *span)
+        return sample(record[split.kind], example, index, side, record.get(SPAN))
     except UndecodableClip as error:
         return str(error)
 

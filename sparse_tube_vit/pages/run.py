@@ -313,7 +313,8 @@ def _sample(run, name, split, index) -> str:
     record = split[index]
     labels = labels_of(record, trained.class_names[source.head])
     title = f"{record['id']}: {', '.join(labels) or 'no class'}"
-    example = examples.EvaluationExample.of(run.config.clip, source)
+    config = run.config
+    example = examples.EvaluationExample.of(config.clip, config.loader, source)
     try:
         views = example.read_record(record, None)["video"]
         if split.kind == "image":

@@ -103,7 +103,7 @@ class Stopwatch:
     def __init__(self, clock=time.perf_counter):
         self._clock, self._part, self._since = clock, "step", clock()
         self._spans = []  # (part, begin, end) since the devices were last checked
-        self._done = None  # future: when the devices finish all steps they were given
+        self._done = None  # future: when all steps that were dispatched are done
         self._wait = concurrent.futures.ThreadPoolExecutor(1, "wait_for_devices")
         self._seconds = dict.fromkeys(PARTS, 0.0)
 
@@ -116,18 +116,18 @@ class Stopwatch:
         finally:
             self._switch(outer)
 
-    def given(self, result) -> None:
-        """Notes that the devices were given a step, done once `result` is ready."""
+    def dispatched(self, result) -> None:
+        """Notes that a step was dispatched, which is done once `result` is ready."""
         self._settle()
         self._done = self._wait.submit(self._when_ready, result)
 
-    def peek(self) -> dict[str, float]:
-        """Returns the seconds of every part since the last reading, and reads on."""
+    def elapsed(self) -> dict[str, float]:
+        """Returns the seconds of every part since the last lap, which goes on."""
         self._settle()
         return dict(self._seconds)
 
-    def read(self) -> dict[str, float]:
-        """Returns the seconds of every part since the last reading."""
+    def lap(self) -> dict[str, float]:
+        """Returns the seconds of every part since the last lap, and begins another."""
         self._settle()
         seconds, self._seconds = self._seconds, dict.fromkeys(PARTS, 0.0)
         return seconds
@@ -193,41 +193,40 @@ class Reporter:
             self.lines = GrowingFile(workdir / "metrics.jsonl")
         self._watch, self._steps = Stopwatch(), 0
         self._advised = False
-        self._since_compiled = 0, 0.0
+        self._timed_steps = 0  # since the last compilation
+        self._seconds_before = 0.0  # of training, up to that compilation
         self._total = dict.fromkeys(PARTS, 0.0)
 
     def time(self, part: str):
         """Counts the body's time as this part, one of `PARTS`."""
         return self._watch.time(part)
 
-    def given(self, metrics):
-        """Counts a step that the devices were given, whose result is `metrics`."""
-        self._watch.given(metrics)
+    def dispatched(self, metrics):
+        """Counts a step that was dispatched, whose result is `metrics`."""
+        self._watch.dispatched(metrics)
         self._steps += 1
-        steps, seconds = self._since_compiled
-        self._since_compiled = steps + 1, seconds
+        self._timed_steps += 1
 
-    def compiled(self):
+    def exclude_compilation(self):
         """Excludes the step since the last report, mostly compilation, from times."""
-        seconds, self._steps = self._watch.read(), 0
+        seconds, self._steps = self._watch.lap(), 0
         for part, x in seconds.items():
             part = "compilation" if part == "step" else part
             self._total[part] = self._total.get(part, 0.0) + x
-        self._since_compiled = 0, self._training_seconds()
+        self._timed_steps, self._seconds_before = 0, self._training_seconds()
         log.info("Compiled in %.1f s", seconds["step"])
 
     @property
     def timed_steps(self) -> int:
         """Number of steps since the last compilation."""
-        return self._since_compiled[0]
+        return self._timed_steps
 
     def step_seconds(self) -> float:
         """Returns the mean time of the timed steps, as `training` reports it."""
-        steps, before = self._since_compiled
-        return (self._training_seconds() - before) / steps
+        return (self._training_seconds() - self._seconds_before) / self._timed_steps
 
     def _training_seconds(self):
-        seconds = self._watch.peek()
+        seconds = self._watch.elapsed()
         return sum(self._total[part] + seconds[part] for part in TRAINING)
 
     def training(self, step: int, metrics: dict):
@@ -244,7 +243,7 @@ class Reporter:
         with self.time("logging"):
             steps, self._steps = self._steps, 0
             if steps:  # else it was just compiled, and there is no speed to report
-                seconds = self._read()
+                seconds = self._lap()
                 training = sum(seconds[part] for part in TRAINING)
                 waits = hosts.gather(f"waits/{step}", str(seconds["input"]))
                 waits = np.array(waits, float)
@@ -300,15 +299,15 @@ class Reporter:
             self.lines.flush()
             self.events.flush()
 
-    def _read(self):
-        seconds = self._watch.read()
+    def _lap(self):
+        seconds = self._watch.lap()
         for part, x in seconds.items():
             self._total[part] += x
         return seconds
 
     def close(self):
         """Logs how the time of the whole run was spent, and waits as `flush`."""
-        self._read()
+        self._lap()
         self._watch.close()
         total = sum(self._total.values())
         log.info("%s in all: %s", clock_time(total), _shares(self._total))

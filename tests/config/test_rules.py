@@ -128,7 +128,7 @@ def test_a_config_that_makes_sense(config):
             lambda c: c.streams.video.update(randaugment_magnitude=11.0),
             "magnitude is 11.0: it must be between 0 and 10",
         ),
-        (lambda c: c.streams.video.update(loss="hinge"), "'softmax' or 'sigmoid'"),
+        (lambda c: c.streams.video.update(loss="hinge"), "one of softmax, sigmoid"),
         (
             lambda c: c.streams.update(v={**stream(**VIDEO), "mixup": "none"}),
             "streams.v.mixup is 'none': it must be at least 0",

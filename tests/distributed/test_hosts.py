@@ -112,14 +112,14 @@ def pod(data_dir, tmp_path):
 #: Changes that make a host do something in the middle of a step, when the others
 #: already compute it with each other.
 IN_STEP = """
-given = train.Reporter.given
+dispatched = train.Reporter.dispatched
 def interfere(self, metrics):
-    given(self, metrics)
+    dispatched(self, metrics)
     interfere.steps += 1
     if (interfere.steps, host) == ({step}, {host}):
         os.kill(os.getpid(), signal.{signal})
 interfere.steps = 0
-train.Reporter.given = interfere
+train.Reporter.dispatched = interfere
 """
 #: The same while the others save step 4.
 IN_CHECKPOINT = """

@@ -227,7 +227,9 @@ def test_seed_and_name_of_the_stream_count(clips, reference):
 
 
 def test_randaugment_comes_last_and_moves_no_other_random_number(clips):
-    plain = examples.TrainingExample.of(CLIP, video_stream(randaugment_layers=0))
+    plain = examples.TrainingExample.of(
+        CLIP, LOADER, video_stream(randaugment_layers=0)
+    )
     options = {"randaugment_layers": 2, "randaugment_magnitude": 7.0}
     augmented = dataclasses.replace(plain, **options)
     rng = np.random.default_rng(0)

@@ -5,13 +5,14 @@ import dataclasses
 import numpy as np
 import pytest
 
-from sparse_tube_vit.config import ConfigDict, evaluation, stream
+from sparse_tube_vit.config import ConfigDict, default_config, evaluation, stream
 from sparse_tube_vit.datasets.times import ACTIONS, SPAN
 from sparse_tube_vit.input.examples import EvaluationExample, TrainingExample
 from sparse_tube_vit.video import decode, opening
 from sparse_tube_vit.video.limits import UndecodableClip
 from tests.video.written import moving, numbered, write_video
 
+LOADER = default_config().loader
 CLIP = ConfigDict({"frames": 4, "fps": 5.0, "size": 16})
 # Ten seconds, whose brightness tells the number of a frame: five a second.
 VIDEO = write_video(numbered(50), 5)
@@ -29,7 +30,7 @@ def shown(example):
 
 def training(**options):
     source = stream(**SOURCE, loss="sigmoid", crop_area=(1.0, 1.0), **options)
-    return TrainingExample.of(CLIP, source)
+    return TrainingExample.of(CLIP, LOADER, source)
 
 
 def test_clips_of_a_part_of_a_video():
@@ -39,7 +40,7 @@ def test_clips_of_a_part_of_a_video():
         assert (np.diff(frames) == 1).all()
         seen |= {*frames.tolist()}
     assert seen == set(range(20, 29))
-    views = EvaluationExample.of(CLIP, evaluation(**SOURCE, temporal_views=2))
+    views = EvaluationExample.of(CLIP, LOADER, evaluation(**SOURCE, temporal_views=2))
     example = views(part, None)
     np.testing.assert_array_equal(shown(example), [[20, 21, 22, 23], [26, 27, 28, 29]])
     assert example["distinct_views"] == 2
@@ -109,7 +110,7 @@ def test_records_without_times_are_read_as_ever():
 def test_parts_read_together_are_those_read_one_by_one(video, stride):
     encoded = write_video(moving(160), **video)
     source = evaluation(**SOURCE, temporal_views=2, spatial_views=3)
-    example = EvaluationExample.of(CLIP, source)
+    example = EvaluationExample.of(CLIP, LOADER, source)
 
     def spans(duration):
         return [(t, t + 1.0) for t in np.arange(0, duration - 1, stride)]
@@ -123,7 +124,7 @@ def test_parts_read_together_are_those_read_one_by_one(video, stride):
 
 def test_frames_between_parts_far_apart_are_not_decoded(monkeypatch):
     encoded = write_video(moving(400), 25)
-    example = EvaluationExample.of(CLIP, evaluation(**SOURCE))
+    example = EvaluationExample.of(CLIP, LOADER, evaluation(**SOURCE))
     decoded, original = [], opening.Video.frames
 
     def counted(self, *args):
@@ -147,7 +148,7 @@ def in_spans(duration):
 def test_frames_that_do_not_come_when_told_are_counted(monkeypatch):
     """Parts before the first such frame are read once, those after it by counting."""
     encoded = write_video(moving(160))
-    example = EvaluationExample.of(CLIP, evaluation(**SOURCE))
+    example = EvaluationExample.of(CLIP, LOADER, evaluation(**SOURCE))
     expected = [*example.read_spans(encoded, in_spans)]
     assert len(expected) > 8
     original = decode.frames_by_index
@@ -167,7 +168,7 @@ def test_frames_that_do_not_come_when_told_are_counted(monkeypatch):
 
 def test_damage_costs_the_parts_after_it_alone(monkeypatch):
     encoded = write_video(moving(160))
-    example = EvaluationExample.of(CLIP, evaluation(**SOURCE))
+    example = EvaluationExample.of(CLIP, LOADER, evaluation(**SOURCE))
     original = opening.Video.frames
 
     def damaged(self, *args):
@@ -185,6 +186,6 @@ def test_damage_costs_the_parts_after_it_alone(monkeypatch):
 
 
 def test_an_image_has_no_parts_in_time():
-    example = EvaluationExample.of(CLIP, evaluation(**SOURCE))
+    example = EvaluationExample.of(CLIP, LOADER, evaluation(**SOURCE))
     with pytest.raises(UndecodableClip, match="It is an image"):
         [*example.read_spans(write_video(moving(1)), in_spans)]

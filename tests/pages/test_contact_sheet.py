@@ -27,7 +27,7 @@ def training(kind="video", **clip):
     config.clip.update(**{"frames": 20, "fps": 12.5, "size": 32} | clip)
     options = {"crop_area": (0.5, 0.9), "flip": False}
     source = stream(kind=kind, dataset="d", head="h", batch_size=1, **options)
-    return TrainingExample.of(config.clip, source)
+    return TrainingExample.of(config.clip, config.loader, source)
 
 
 def brightness(picture):

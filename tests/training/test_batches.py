@@ -72,7 +72,7 @@ def feed(config, workdir, first_step, steps):
         for step in range(first_step + 1, last + 1):
             taken.append({name: b["label"] for name, b in batches.take().items()})
             result = device.step()
-            reporter.given(result)
+            reporter.dispatched(result)
             if step < last:
                 batches.prefetch()
             if step == first_step + 8:

@@ -34,7 +34,7 @@ class Devices:
 
     def work(self, watch):
         self.pending.append(threading.Event())
-        watch.given(self.pending[-1])
+        watch.dispatched(self.pending[-1])
 
     def finish(self, watch):
         """The oldest work is done now."""
@@ -64,11 +64,11 @@ def test_time_is_split_by_part_and_adds_up(clock):
         with watch.time("logging"):
             clock.go(8)
         clock.go(16)
-    seconds = watch.read()
+    seconds = watch.lap()
     expected = {"step": 1, "input": 2, "evaluation": 20, "logging": 8, "checkpoint": 0}
     assert seconds == expected and set(PARTS) == set(expected)
     assert sum(seconds.values()) == clock.now - 100
-    assert sum(watch.read().values()) == 0  # counted once
+    assert sum(watch.lap().values()) == 0  # counted once
 
 
 def test_reading_while_the_devices_work_is_no_waiting(clock, devices):
@@ -83,7 +83,7 @@ def test_reading_while_the_devices_work_is_no_waiting(clock, devices):
         clock.go(4)
     clock.go(1)
     devices.finish(watch)
-    assert watch.read() == pytest.approx(
+    assert watch.lap() == pytest.approx(
         {"input": 2, "step": 8, "logging": 0, "checkpoint": 0, "evaluation": 0}
     )
 
@@ -96,13 +96,13 @@ def test_work_in_a_queue_keeps_the_devices_busy(clock, devices):
         clock.go(1)
         devices.finish(watch)  # the first of two
         clock.go(5)
-    seconds = watch.read()  # in the middle of the second
+    seconds = watch.lap()  # in the middle of the second
     assert seconds["input"] == 0 and seconds["step"] == 6
     with watch.time("checkpoint"):
         clock.go(1)
         devices.finish(watch)
         clock.go(2)
-    seconds = watch.read()
+    seconds = watch.lap()
     assert seconds["step"] == 1 and seconds["checkpoint"] == 2
 
 
@@ -116,14 +116,14 @@ def test_parts_add_up_whatever_happens(clock, devices):
         elif act == "finish" and devices.pending:
             devices.finish(watch)
         elif act == "read":
-            total += sum(watch.read().values())
+            total += sum(watch.lap().values())
         elif act in PARTS:
             with watch.time(act):
                 clock.go(rng.exponential())
         clock.go(rng.exponential())
     while devices.pending:
         devices.finish(watch)
-    total += sum(watch.read().values())
+    total += sum(watch.lap().values())
     assert total == pytest.approx(clock.now - begun)
 
 
@@ -142,12 +142,12 @@ def test_step_time_is_that_of_training_alone(clock, devices, tmp_path, caplog):
 
     def step(seconds):
         devices.pending.append(threading.Event())
-        reporter.given(devices.pending[-1])
+        reporter.dispatched(devices.pending[-1])
         clock.go(seconds)
         devices.finish(watch)
 
     step(100)
-    reporter.compiled()
+    reporter.exclude_compilation()
     for _ in range(2):
         with reporter.time("input"):
             clock.go(0.25)

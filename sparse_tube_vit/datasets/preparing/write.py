@@ -144,8 +144,7 @@ def _inspect(shard: Shard, example: ListedExample, encoded: bytes, kind: str):
         if example.id in shard.spans:
             span = part_of(manifest.seconds(encoded), *shard.spans[example.id])
         if shard.transcode:
-            # Called with a span only where there is one.
-            stored = shard.transcode(encoded, *([span] if span else []))
+            stored = shard.transcode(encoded, span)
     except UndecodableClip as error:
         digest = hashlib.sha256(encoded).hexdigest()
         status, label = str(error), example.label
