@@ -231,7 +231,7 @@ def test_several_inputs_show_progress_in_a_terminal(
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     tubevit.predict([files["crowds"][0]] * 3)
     shown = capsys.readouterr().err
-    assert "3/3" in shown if terminal else not shown
+    assert ("3/3" in shown) == terminal
 
 
 def test_floats_are_from_black_to_white(tubevit, files):
