@@ -3,9 +3,9 @@
     sparse-tube-vit train --config configs/charades.py --workdir DIR \
         --config.init.weights=RUN --config.data_dir=DATA
 
-RUN is the work directory of `configs/kinetics.py:classes=600,variant=L`; its encoder is
-taken, and with separate kernels its image tube: those of several frames are of other
-shapes. Arguments, separated by commas:
+RUN is the work directory of `configs/kinetics.py:classes=600,variant=L`, by default
+runs/kinetics600_L; its encoder is taken, and with separate kernels its image tube:
+those of several frames are of other shapes. Arguments, separated by commas:
 
     kernels=interpolated    one kernel resized to all tubes; or separate: one a tube
     variant=L               or B, H, S, Ti
@@ -27,7 +27,7 @@ def get_config(argument: str = ""):
         smoke=False,
     )
     config = default_config()
-    large = args.variant in ("L", "H")  # which fail with B's values (table 10)
+    large = args.variant in ("L", "H")  # B's rate is too high for them (table 10)
     config.total_steps = 300_000
     config.clip.update(frames=128, fps=6.0, size=224)
     config.model.update(

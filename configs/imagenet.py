@@ -17,7 +17,7 @@ from sparse_tube_vit.models.variants import VARIANTS
 def get_config(argument: str = ""):
     args = arguments(argument, variant=("B", "L", "H", "S", "Ti"), smoke=False)
     config = default_config()
-    large = args.variant in ("L", "H")  # which fail with B's values (table 10)
+    large = args.variant in ("L", "H")  # B's rate is too high for them (table 10)
     config.total_steps = 300_000
     config.clip.update(frames=64, fps=15.0, size=224)
     config.model.update(

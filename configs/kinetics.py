@@ -30,7 +30,7 @@ def get_config(argument: str = ""):
         smoke=False,
     )
     config = default_config()
-    large = args.variant in ("L", "H")  # which fail with B's values (table 10)
+    large = args.variant in ("L", "H")  # B's rate is too high for them (table 10)
     config.total_steps = 300_000
     config.clip.update(frames=64, fps=15.0, size=224)
     config.model.update(

@@ -108,7 +108,7 @@ def get_config(argument: str = ""):
         remat="dots" if large else "none",
     )
     config.optimizer.update(
-        learning_rate=1e-5 if large else 5e-5,  # large ones fail with B's (table 10)
+        learning_rate=1e-5 if large else 5e-5,  # B's is too high for them (table 10)
         warmup_steps=2_000 if created else 10_000,
         weight_decay=1e-5 if large else 1e-3,
         beta1=0.9,

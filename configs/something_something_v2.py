@@ -3,7 +3,8 @@
     sparse-tube-vit train --config configs/something_something_v2.py \
         --workdir DIR --config.init.weights=RUN --config.data_dir=DATA
 
-RUN is the work directory of `configs/kinetics.py:classes=600,variant=L`. Arguments:
+RUN is the work directory of `configs/kinetics.py:classes=600,variant=L`, by default
+runs/kinetics600_L. Arguments:
 variant=L (or B, H, S, Ti); smoke, two minutes on a CPU on the embedded data set.
 
 Clips are never flipped: classes tell left from right. The paper has 76.1 Top-1 and 95.2
@@ -18,7 +19,7 @@ from sparse_tube_vit.models.variants import VARIANTS
 def get_config(argument: str = ""):
     args = arguments(argument, variant=("L", "B", "H", "S", "Ti"), smoke=False)
     config = default_config()
-    large = args.variant in ("L", "H")  # which fail with B's values (table 10)
+    large = args.variant in ("L", "H")  # B's rate is too high for them (table 10)
     config.total_steps = 300_000
     config.clip.update(frames=32, fps=24.0, size=224)
     config.model.update(

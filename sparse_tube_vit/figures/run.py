@@ -240,7 +240,7 @@ def kernels(run: Run) -> Pictures:
 
 
 def positions(run: Run) -> Pictures:
-    """How alike position embeddings are."""
+    """Cosine similarity of position embeddings."""
     model = run.trained.model
     if model.positions == "none":
         return
@@ -258,10 +258,10 @@ def positions(run: Run) -> Pictures:
 
 
 def attention(run: Run) -> Pictures:
-    """What pooling looks at, and what roll-out traces that to, in a clip."""
+    """Attention of the pooling, and attention rollout, over a clip."""
     model, clip = run.trained.model, run.clip
     by_kind = attention_shares(model, run.trained.params, clip.view[None])
-    titles = {"pooling": "Attention of the pooling", "rollout": "Attention roll-out"}
+    titles = {"pooling": "Attention of the pooling", "rollout": "Attention rollout"}
     about = _about(run)
     for kind, title in titles.items():
         weights = np.asarray(jax.device_get(by_kind[kind][0]))

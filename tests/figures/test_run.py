@@ -74,8 +74,8 @@ def test_a_clip_has_pictures_of_its_own_that_name_it(finished, tmp_path, capsys)
     ]
     run = Run(workdir, str(tmp_path / "up/1.mp4"))
     ((best, probability),) = run.trained.predict(run.clip.view, top=1)
-    title = f"Attention roll-out: up/1.mp4, predicted {best} ({probability:.0%})"
-    for picture, kind in zip(KINDS["attention"](run), ("of", "roll-out"), strict=True):
+    title = f"Attention rollout: up/1.mp4, predicted {best} ({probability:.0%})"
+    for picture, kind in zip(KINDS["attention"](run), ("of", "rollout"), strict=True):
         assert picture.caption.startswith(f"Attention {kind}")
     assert " ".join(picture.drawn.get_suptitle().split()) == title
 

@@ -30,7 +30,7 @@ def weights_of(queries, x, p):
 
 
 def by_loops(z, p, blocks, pooling, gate_after):
-    """(pooling, roll-out), each (N,), of the tokens z (N, D) that the tubes made."""
+    """(pooling, rollout), each (N,), of the tokens z (N, D) that the tubes made."""
     extra = [p[name][0] for name in ("class_token", "registers") if name in p]
     z, extra = np.concatenate([*extra, z]), sum(map(len, extra))
     n, e, x = len(z), p["encoder"], z
