@@ -10,6 +10,7 @@ import collections
 import contextlib
 import dataclasses
 import functools
+import math
 import time
 from collections.abc import Iterator
 
@@ -17,7 +18,7 @@ import grain
 import jax
 import numpy as np
 
-from sparse_tube_vit.config import ConfigDict, validate
+from sparse_tube_vit.config import ConfigDict, input_size, validate
 from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.datasets.preparing.embedded import prepare_embedded
 from sparse_tube_vit.datasets.reading import Split
@@ -201,12 +202,11 @@ def measure(config: ConfigDict, name: str, split: Split, examples: int) -> Cost:
         examples: Number of examples.
     """
     stream = config.streams[name].copy_and_resolve_references()
-    frames = config.clip.frames if stream.kind == "video" else 1
-    size = config.clip.size
-    room = BATCH_BYTES // (frames * size * size * 3)
+    example = (*input_size(config.clip, stream.kind), 3)
+    room = BATCH_BYTES // math.prod(example)
     stream.batch_size = max(1, min(stream.batch_size, room, examples // 8))
     loader = ConfigDict(dict(config.loader, workers=1))
-    ready = Clocked(Ready((stream.batch_size, frames, size, size, 3)))
+    ready = Clocked(Ready((stream.batch_size, *example)))
     here = Here(config, name, stream, split)
     batches = pipeline.iterate(grain.MapDataset.source(ready), loader, "handing over")
     handing_over = Delivery(batches)
@@ -249,10 +249,10 @@ def time_input(args) -> None:
             stream.dataset, stream.split, config.data_dir, stream.kind
         )
         cost = measure(config, name, split, args.examples)
-        frames = config.clip.frames if stream.kind == "video" else 1
+        size = "x".join(map(str, input_size(config.clip, stream.kind)))
         print(
-            f"{name}: {stream.dataset} {stream.split}, {frames}x{config.clip.size}x"
-            f"{config.clip.size}; CPU time of one of {cost.clips} examples\n{cost}"
+            f"{name}: {stream.dataset} {stream.split}, {size}; CPU time of one of "
+            f"{cost.clips} examples\n{cost}"
         )
         step += stream.batch_size * cost.total
     sizes = [stream.batch_size for stream in config.streams.values()]

@@ -451,6 +451,16 @@ def leave_open(section: ConfigDict, keys: Iterable[str]) -> None:
         section[key] = config_dict.placeholder(section.get_type(key))
 
 
+def input_size(clip: ConfigDict, kind: str) -> tuple[int, int, int]:
+    """Returns (T, H, W) in frames and pixels of a model's inputs of a kind.
+
+    Args:
+        clip: `clip` of a config.
+        kind: "video", or "image", which has one frame.
+    """
+    return (clip.frames if kind == "video" else 1, clip.size, clip.size)
+
+
 def open_keys(config: ConfigDict) -> list[str]:
     """Returns the keys of clips and model that are None and need a value."""
     return [

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from sparse_tube_vit.config import ConfigDict, evaluation
+from sparse_tube_vit.config import ConfigDict, evaluation, input_size
 from sparse_tube_vit.datasets.times import ACTIONS, SPAN
 from sparse_tube_vit.video import sampling
 from sparse_tube_vit.video.decode import decode, decode_clips
@@ -54,8 +54,9 @@ class ExampleMap:
             source: The stream or the evaluation.
             options: More attributes.
         """
-        frames, limits = clip.frames if source.kind == "video" else 1, Limits.of(loader)
-        return cls(source.kind, frames, clip.fps, clip.size, limits, **options)
+        frames, size, _ = input_size(clip, source.kind)
+        limits = Limits.of(loader)
+        return cls(source.kind, frames, clip.fps, size, limits, **options)
 
     def __call__(self, record, rng):
         example = self.blank | {

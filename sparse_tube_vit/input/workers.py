@@ -9,7 +9,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 
-from sparse_tube_vit.config import ConfigDict, worker_shares
+from sparse_tube_vit.config import ConfigDict, input_size, worker_shares
 from sparse_tube_vit.datasets.reading import Split
 from sparse_tube_vit.input import pipeline
 from sparse_tube_vit.input.examples import EvaluationExample
@@ -177,8 +177,7 @@ def _free_shared_memory():
 
 
 def _batch_bytes(kind, examples, clip):
-    frames = clip.frames if kind == "video" else 1
-    return examples * frames * clip.size**2 * 3
+    return examples * math.prod(input_size(clip, kind)) * 3
 
 
 def _with(loader, workers):

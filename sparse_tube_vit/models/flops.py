@@ -5,7 +5,7 @@ import math
 import jax
 import numpy as np
 
-from sparse_tube_vit.config import ConfigDict
+from sparse_tube_vit.config import ConfigDict, input_size
 from sparse_tube_vit.distributed.mesh import traced_for_cpu
 from sparse_tube_vit.models.tubes import count_tokens, tubes_for
 from sparse_tube_vit.models.tubevit import TubeViT, init_params
@@ -66,7 +66,7 @@ def training_flops(
         heads_alone: Whether in one of the first `optimizer.head_steps` steps, in which
             pooling and heads alone have a gradient.
     """
-    clip = model.clip if stream.kind == "video" else (1, *model.clip[1:])
+    clip = input_size(config.clip, stream.kind)
     forward = forward_flops(model, clip, stream.head)
     trained = dict(forward)
     layers, frozen = model.options.layers, config.optimizer.frozen_layers

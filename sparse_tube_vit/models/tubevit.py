@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from sparse_tube_vit.config import MODEL, ConfigDict, EncoderOptions
+from sparse_tube_vit.config import MODEL, ConfigDict, EncoderOptions, input_size
 from sparse_tube_vit.distributed.mesh import BATCH, constrain
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.models.encoder import AttentionPooling, Encoder
@@ -227,16 +227,15 @@ def check_tubes(config: ConfigDict) -> None:
         InvalidModel: They make more tokens than fit into memory.
     """
     tubes = make_tubes(config.model.tubes)
-    size = (config.clip.size, config.clip.size)
     sources = (*config.streams.values(), *config.evaluations.values())
     for kind in {source.kind for source in sources} or {"video"}:
-        frames = config.clip.frames if kind == "video" else 1
-        tokens, width = count_tokens(tubes, (frames, *size)), config.model.width
+        size = input_size(config.clip, kind)
+        tokens, width = count_tokens(tubes, size), config.model.width
         if tokens * width > MOST_VALUES:
             raise InvalidModel(
                 f"The tubes make {tokens:,} tokens of width {width} of a {kind} of "
-                f"{frames} x {size[0]} x {size[1]}: at most {MOST_VALUES:,} values "
-                "fit. Choose larger strides, or a smaller clip or width."
+                f"{' x '.join(map(str, size))}: at most {MOST_VALUES:,} values fit. "
+                "Choose larger strides, or a smaller clip or width."
             )
     kernel_channels(tubes, config.model.width, config.model.kernels)
 

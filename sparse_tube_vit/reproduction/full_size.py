@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from sparse_tube_vit.config import ConfigDict
+from sparse_tube_vit.config import ConfigDict, input_size
 from sparse_tube_vit.distributed.devices import ACCELERATORS
 from sparse_tube_vit.models.flops import step_flops
 from sparse_tube_vit.models.tubes import count_tokens
@@ -95,11 +95,9 @@ def accumulated(config: ConfigDict) -> int:
     Args:
         config: A config at full size.
     """
-    clip = config.clip.frames, config.clip.size, config.clip.size
     tubes = make_tubes(config.model.tubes)
     tokens = sum(
-        stream.batch_size
-        * count_tokens(tubes, clip if stream.kind == "video" else (1, *clip[1:]))
+        stream.batch_size * count_tokens(tubes, input_size(config.clip, stream.kind))
         for stream in config.streams.values()
     )
     parts = 1

@@ -99,6 +99,11 @@ class Run:
         return runs / self.folder / self.digest
 
     @property
+    def is_finetuning(self) -> bool:
+        """Whether it is by configs/finetune.py, not by configs/reproduction.py."""
+        return self.task == "ucf101_finetuning"
+
+    @property
     def after(self) -> "Run | None":
         """The run whose model it starts from."""
         if not self.row.after:
@@ -109,7 +114,7 @@ class Run:
     @property
     def config_arguments(self) -> tuple[str, ...]:
         """The command line's config, without what depends on paths."""
-        if self.task == "ucf101_finetuning":
+        if self.is_finetuning:
             overrides = _FINETUNING | {"seed": self.seed} | dict(self.row.changes)
             if not overrides.get("streams.images.dataset"):
                 del overrides["evaluations.images.split"]
@@ -127,8 +132,8 @@ class Run:
     @property
     def takes_weights(self) -> bool:
         """Whether it needs an image ViT."""
-        finetuning = self.task == "ucf101_finetuning"
-        return self.row.big or finetuning and "init.weights" not in self.row.changes
+        own = "init.weights" in self.row.changes
+        return self.row.big or self.is_finetuning and not own
 
     @functools.cached_property
     def config(self) -> ConfigDict:
@@ -154,7 +159,7 @@ class Run:
             if not key.startswith(_NO_EFFECT)
             and not (value is None and default is not None)
         }
-        if self.task == "ucf101_finetuning":
+        if self.is_finetuning:
             trained = self.config.optimizer.trained_layers
             values = recipe.from_image_vit(self.config, PATCH, trained) | values
         changes = self.row.changes.items()

@@ -4,7 +4,7 @@ import math
 
 import jax
 
-from sparse_tube_vit.config import ConfigDict, validate
+from sparse_tube_vit.config import ConfigDict, input_size, validate
 from sparse_tube_vit.datasets.classes import classes_of
 from sparse_tube_vit.log import format_table
 from sparse_tube_vit.models.flops import compiled_flops, forward_flops
@@ -39,8 +39,7 @@ def describe(config: ConfigDict) -> str:
     lines = _tubes(model.tubes, model.clip) + _parameters(model, config, classes)
     kinds = {s.kind: s.head for s in config.streams.values()}
     for kind, head in kinds.items():
-        clip = model.clip if kind == "video" else (1, *model.clip[1:])
-        lines += _flops(model, kind, clip, head)
+        lines += _flops(model, kind, input_size(config.clip, kind), head)
     return "\n".join(lines + _beside_the_paper(config, model))
 
 

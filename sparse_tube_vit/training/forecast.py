@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping
 
-from sparse_tube_vit.config import ConfigDict, EncoderOptions
+from sparse_tube_vit.config import ConfigDict, EncoderOptions, input_size
 from sparse_tube_vit.models.tubes import count_tokens
 from sparse_tube_vit.models.variants import make_tubes
 from sparse_tube_vit.training.reporting import clock_time
@@ -107,8 +107,7 @@ def evaluation_work(config: ConfigDict, examples: Mapping[str, int]) -> float:
 
 def _tokens(config, source, stride_scale=1.0):
     tubes = [tube.restride(stride_scale) for tube in make_tubes(config.model.tubes)]
-    frames, size = config.clip.frames, config.clip.size
-    return count_tokens(tubes, (frames if source.kind == "video" else 1, size, size))
+    return count_tokens(tubes, input_size(config.clip, source.kind))
 
 
 def quicker(

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from sparse_tube_vit.config import ConfigDict
+from sparse_tube_vit.config import ConfigDict, input_size
 from sparse_tube_vit.models.tubes import tubes_for
 from sparse_tube_vit.models.variants import make_tubes
 from sparse_tube_vit.training.freezing import (
@@ -162,7 +162,7 @@ def describe_rates(config: ConfigDict, names: Iterable[str]) -> str:
 def _untrained_tubes(config) -> set[str]:
     """Returns the names of the tubes that no stream trains: images go through few."""
     tubes, streams = make_tubes(config.model.tubes), config.streams.values()
-    frames = [config.clip.frames if s.kind == "video" else 1 for s in streams]
+    frames = [input_size(config.clip, s.kind)[0] for s in streams]
     trained = {i for t in frames for i in tubes_for(tubes, t)}
     return {f"tube_{i}" for i in range(len(tubes)) if i not in trained}
 

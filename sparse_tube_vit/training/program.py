@@ -8,7 +8,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from sparse_tube_vit.config import ConfigDict
+from sparse_tube_vit.config import ConfigDict, input_size
 from sparse_tube_vit.distributed.mesh import BATCH
 from sparse_tube_vit.distributed.sharding import (
     check_batch,
@@ -112,11 +112,10 @@ class Program:
 
 def _batch_shapes(config, model):
     """Shapes and dtypes of one batch per stream."""
-    frames, *size = model.clip
     shapes = {}
     for name, stream in config.streams.items():
         b = stream.batch_size
-        clip = (frames if stream.kind == "video" else 1, *size, 3)
+        clip = (*input_size(config.clip, stream.kind), 3)
         label = (model.classes[stream.head],) if LOSSES[stream.loss].multi_label else ()
         shapes[name] = {
             "video": jax.ShapeDtypeStruct((b, *clip), jnp.uint8),
