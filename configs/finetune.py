@@ -55,6 +55,7 @@ def get_config(argument: str = ""):
     leave_open(config.optimizer, ["warmup_steps", "head_steps"])
     leave_open(config.data, ["epochs"])
     leave_open(config, ["log_every_steps"])
+    leave_open(config.checkpoint, ["every_steps"])
     config.optimizer.update(
         trained_layers=trained,
         weight_decay=0.05,

@@ -172,8 +172,6 @@ def _from_vit(vit, config, model, shapes):
         taken = {1, vit.patch[0]}
         tubes = enumerate(model.tubes)
         new += [f"stem/tube_{i}/" for i, t in tubes if t.kernel[0] not in taken]
-    if vit.family.tubelets:
-        new.append("encoder/norm/")  # its trunk has none
     match = _Match(may_be_new=lambda name: name.startswith(tuple(new)))
     match.report.dropped |= vit.dropped
     match.report.notes.append(f"inputs are normalized by {vit.normalization}")
@@ -190,6 +188,13 @@ def _from_vit(vit, config, model, shapes):
             match.load(f"encoder/norm/{leaf}", x, how)
         else:
             match.drop(name, x, "has no part in a TubeViT")
+
+    if vit.family.tubelets:  # its trunk has no last norm
+        for leaf, make in (("scale", np.ones), ("bias", np.zeros)):
+            name = f"encoder/norm/{leaf}"
+            if name not in match.arrays and name not in arrays:
+                x = make(shapes[name], np.float32)
+                match.load(name, x, f"the file has none: {leaf} {x[0]:g}")
 
     _patch_kernel(match, vit, init.inflate, model, shapes)
     for part in ("patch/kernel", "patch/bias"):
@@ -328,8 +333,9 @@ def _from_run(path, config, shapes, class_names):
         head = re.match(r"head_(.*)/", name)
         if f"{name}/".startswith(fresh):
             match.drop(name, x, "in init.fresh")
-        elif name in match.arrays and name not in used:
-            match.drop(name, x, "this tube takes the patches of another")
+        elif name in match.arrays:  # its tube takes the patches of another
+            if name not in used:
+                match.drop(name, x, "this tube takes the patches of another")
         elif name in used and x.shape != shapes.get(name):
             continue  # a tube of another number takes it
         elif name.startswith(refused):

@@ -77,8 +77,8 @@ def complete(config: ConfigDict, workdir=None, data: bool = True) -> ConfigDict:
     the data sets of the streams and evaluations without one: `images` of those named
     so, which go where there is none, and `folder` of the others. Open keys `flip` are
     taken from that run's streams of the same kind. `total_steps`,
-    `optimizer.warmup_steps`, `optimizer.head_steps` and `log_every_steps` follow from
-    the number of examples.
+    `optimizer.warmup_steps`, `optimizer.head_steps`, `log_every_steps` and
+    `checkpoint.every_steps` follow from the number of examples.
 
     Args:
         config: The config, which is not changed.
@@ -135,6 +135,9 @@ def complete(config: ConfigDict, workdir=None, data: bool = True) -> ConfigDict:
         if config.log_every_steps is None:  # curves of at least 20 points
             most = default_config().log_every_steps
             config.log_every_steps = min(max(config.total_steps // 20, 1), most)
+        if config.checkpoint.every_steps is None:  # a fifth of the run can be lost
+            most = default_config().checkpoint.every_steps
+            config.checkpoint.every_steps = min(max(config.total_steps // 5, 1), most)
     return config
 
 
@@ -193,7 +196,9 @@ def _take_settings(config, workdir):
             for section in ("clip", "model")
             for key, x in theirs[section].items()
         }
-        ours = recipe.from_run(_trained_layers(config, values))
+        positions = config.model.positions or theirs.model.positions
+        learned = positions == theirs.model.positions == "learned"
+        ours = recipe.from_run(_trained_layers(config, values), learned)
         values |= ours
         source = stored_model.name
     elif open_keys(config):

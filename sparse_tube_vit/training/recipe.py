@@ -28,18 +28,19 @@ FRAMES, FPS = 16, 8.0
 PIXELS, PIXELS_FROZEN = 112, 168
 
 
-def from_run(trained: int | None) -> dict[str, object]:
+def from_run(trained: int | None, learned: bool = False) -> dict[str, object]:
     """Returns the values of `KEYS` for weights of a run or a release.
 
     Args:
         trained: Number of last blocks that train; None: everything.
+        learned: Whether both it and the model have learned positions.
     """
     return {
         "optimizer.learning_rate": 3e-3 if trained == 0 else 3e-4,
         "optimizer.layer_decay": 1.0,
         "optimizer.trunk_rate": 1.0,
         "optimizer.head_steps": 0,
-        "init.positions": "drop",
+        "init.positions": "keep" if learned else "drop",
         "init.inflate": "none",
         "data.epochs": 30,
     }

@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from sparse_tube_vit.checkpoints import image_vits, pretrained, resizing, stored
 from sparse_tube_vit.checkpoints.image_vits import UnreadableWeights
 from sparse_tube_vit.checkpoints.pretrained import WeightsDoNotMatch
-from sparse_tube_vit.checkpoints.run import Checkpoints, describe_run
+from sparse_tube_vit.checkpoints.run import Checkpoints, describe_run, save_params
 from sparse_tube_vit.checkpoints.step import ForeignCheckpoint
 from sparse_tube_vit.config import default_config, from_json
 from sparse_tube_vit.models.tubevit import init_params, make_model
@@ -432,6 +432,27 @@ def test_the_image_tube_of_a_run_is_taken_wherever_it_stands(run_of_three_tubes)
     assert dropped["stem/tube_0/kernel"] == "this tube takes the patches of another"
     assert dropped["stem/tube_1/kernel"] == "in init.fresh"
     assert report.resized["stem/tube_0/kernel"][1] == "of stem/tube_2"
+
+
+def test_two_image_tubes_change_places(tmp_path):
+    config = video_config()
+    config.model.tubes = (image_tube(16), image_tube(8))
+    model = make_model(config, {"a": 2})
+    params = jax.device_get(init_params(model, jax.random.key(0), model.clip))
+    theirs = params["stem"]
+    for i in (0, 1):  # zeros, as drawn
+        theirs[f"tube_{i}"]["bias"] = np.full(24, i + 1, np.float32)
+    save_params(tmp_path, params, describe_run(config, {"a": ("x", "y")}))
+    config = video_config()
+    config.model.tubes = (image_tube(8), image_tube(16))
+    ours, report = from_run(config, tmp_path)
+    for i, j in ((0, 1), (1, 0)):
+        jax.tree.map(
+            np.testing.assert_array_equal,
+            ours["stem"][f"tube_{i}"],
+            theirs[f"tube_{j}"],
+        )
+    assert not any(name.startswith("stem/") for name in report.dropped)
 
 
 def test_a_shape_of_charades_keeps_the_image_tube_in_its_place(run_of_three_tubes):

@@ -241,6 +241,35 @@ def test_trained_layers_of_a_model(finished, tmp_path):
         validate(config, data=False)
 
 
+@pytest.mark.parametrize("size, how", [(16, "loaded"), (32, "resized")])
+def test_learned_positions_of_a_model_are_kept(tmp_path, size, how):
+    theirs = tiny_config("nowhere")
+    theirs.model.positions = "learned"
+    run = save_model(
+        tmp_path / "run", theirs, {"motions": ("a", "b"), "shapes": ("c",)}
+    )
+    given = config_of("", tmp_path, run, f"--config.clip.size={size}", train="last=1")
+    config = finetuning.complete(given, data=False)
+    assert config.init.positions == "keep"
+    model = make_model(config, {"clips": 2})
+    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0), model.clip))
+    _, report = pretrained.initial_params(config, model, shapes, {"clips": ("x", "y")})
+    assert {f"positions/tube_{i}" for i in (0, 1)} <= getattr(report, how).keys()
+    check_new(report.new, config)
+    given.model.positions = "fixed"
+    assert finetuning.complete(given, data=False).init.positions == "drop"
+
+
+def test_the_head_of_videomae_trains_alone(tmp_path):
+    weights = IMAGE_VIT.parent / "image_vits" / "hugging_face_videomae"
+    given = config_of("", tmp_path, weights, train="head_only")
+    config = finetuning.complete(given, data=False)
+    model = make_model(config, {"clips": 2})
+    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0), model.clip))
+    _, report = pretrained.initial_params(config, model, shapes, {"clips": ("x", "y")})
+    check_new(report.new, config)
+
+
 def write_images(folder, *classes):
     for i, name in enumerate(f"{c}/{n}.png" for c in classes for n in range(4)):
         path = folder / name
@@ -340,13 +369,19 @@ def test_what_is_open_is_filled_in_to_be_looked_at(clips, tmp_path):
     assert any("walk the dog" in example.target for example in batch)
 
 
-@pytest.mark.parametrize("total, every", [(7, 1), (100, 5), (660, 33), (9000, 50)])
-def test_curves_have_twenty_points(finished, tmp_path, total, every):
+@pytest.mark.parametrize(
+    "total, logged, saved", [(7, 1, 1), (100, 5, 20), (660, 33, 132), (9000, 50, 1000)]
+)
+def test_curves_have_twenty_points_and_runs_five_checkpoints(
+    finished, tmp_path, total, logged, saved
+):
     config = config_of("", tmp_path, finished[0], f"--config.total_steps={total}")
     config.streams.clips.dataset = config.evaluations.clips.dataset = "clips"
-    assert finetuning.complete(config, tmp_path).log_every_steps == every
-    config.log_every_steps = 3
-    assert finetuning.complete(config, tmp_path).log_every_steps == 3
+    found = finetuning.complete(config, tmp_path)
+    assert (found.log_every_steps, found.checkpoint.every_steps) == (logged, saved)
+    config.log_every_steps = config.checkpoint.every_steps = 3
+    found = finetuning.complete(config, tmp_path)
+    assert (found.log_every_steps, found.checkpoint.every_steps) == (3, 3)
 
 
 def test_a_folder_is_prepared_once_and_again_when_it_changes(clips, tmp_path):

@@ -1,5 +1,6 @@
 """Reading an image ViT: its arrays by our names, its sizes and options."""
 
+import collections
 import dataclasses
 import math
 import re
@@ -16,8 +17,9 @@ from sparse_tube_vit.checkpoints.image_vits.families import (
 from sparse_tube_vit.checkpoints.image_vits.files import UnreadableWeights
 from sparse_tube_vit.errors import TubeViTError
 
-#: Heads of ViTs by width, where they are not width / 64: H, g, G and so400m.
-_HEADS = {1280: 16, 1408: 16, 1664: 16, 1152: 16}
+#: Heads of ViTs by width, where they are not width / 64: H, g, G, so400m and giant-opt;
+#: of the width of the last is DINOv2's giant, too, whose MLPs are gated.
+_HEADS = {1280: 16, 1408: 16, 1664: 16, 1152: 16, 1536: 16}
 
 #: `hidden_act` of transformers as `EncoderOptions.gelu`.
 _GELUS = {
@@ -61,8 +63,8 @@ class ImageViT:
         told: Keys of `model` that a config or the arrays tell; the others are guessed.
         normalization: Of its inputs.
         frames, size: Frames and pixels of its inputs.
-        labels: Class names of its classifier, by number where no config tells; ()
-            without one.
+        labels: Class names of its classifier, with their numbers where two are the
+            same, and numbers where no config tells; () without one.
     """
 
     source: str
@@ -188,8 +190,12 @@ def _labels(config, kernel):
     given = config.get("id2label") or dict(
         zip(numbers, config.get("label_names", ()), strict=False)
     )
-    names = tuple(str(given.get(i, i)) for i in numbers)
-    return names if len(set(names)) == len(names) else tuple(numbers)
+    names = [str(given.get(i, i)) for i in numbers]
+    counts = collections.Counter(names)  # ImageNet's "crane" is a bird and a machine
+    return tuple(
+        f"{name} ({i})" if counts[name] > 1 else name
+        for i, name in zip(numbers, names, strict=True)
+    )
 
 
 def _refuse_by_config(path, config):
@@ -275,12 +281,14 @@ def _model(family, config, arrays, depth):
         "depth": depth,
         "width": width,
         "mlp_dim": arrays["encoder/block_0/mlp/up/kernel"].shape[-1],
-        "heads": _HEADS.get(width, max(width // 64, 1)),
+        "heads": max(width // 64, 1),
         "gelu": family.gelu,
         "gated_mlp": gated,
         "norm_epsilon": family.norm_epsilon,
         "pre_norm": "encoder/pre_norm/scale" in arrays,
     }
+    if width in _HEADS and not (gated and width == 1536):
+        model["heads"] = _HEADS[width]
     told = {"depth", "width", "mlp_dim", "gated_mlp", "pre_norm"}
     if query.ndim == 3:
         model["heads"] = query.shape[1]
