@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "evaluate",
         description="Evaluates a checkpoint; config and classes are read from it.",
     )
-    add_model(parser)
+    add_model(parser, image_vits=False)
     parser.add_argument(
         "--step", type=int, help="of the checkpoint; default: the latest"
     )
@@ -63,8 +63,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         config.model.attention = "auto"
         if args.data_dir:  # nothing is made where only the model says so
             config.data_dir = args.data_dir
-            datasets = (source.dataset for source in config.evaluations.values())
-            prepare_embedded(datasets, args.data_dir)
+            prepare_embedded(
+                (
+                    source.dataset
+                    for name, source in config.evaluations.items()
+                    if not args.only or name in args.only
+                ),
+                args.data_dir,
+            )
         for source in config.evaluations.values():
             if args.batch_size is not None:
                 source.batch_size = args.batch_size

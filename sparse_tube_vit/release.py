@@ -28,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "release",
         description="Writes a run's checkpoint as a folder that `load` takes.",
     )
-    add_checkpoint_arguments(parser)
+    add_checkpoint_arguments(parser, image_vits=False)
     parser.add_argument("--out", required=True, help="the folder to write")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--license", default="", help="of the weights, for the card")

@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         description="Writes one HTML page of a run or a model, with its pictures.",
     )
     add = parser.add_argument
-    add_model(parser)
+    add_model(parser, image_vits=False)
     add("--out", help=f"the page; default: WORKDIR/{PAGE}")
     add("--clips", type=int, default=8, help="shown of an evaluation; default: 8")
     add("--data_dir", help="of the prepared data sets, if not that of the config")

@@ -3,17 +3,19 @@
 sparse-tube-vit reproduce [TABLE ...] [--tasks TASK ...] [--full]
 """
 
+import functools
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from sparse_tube_vit.config import InvalidConfig
 from sparse_tube_vit.config.flags import CommandParser, positive
 from sparse_tube_vit.errors import DatasetError, reported
 from sparse_tube_vit.log import log, to_stderr
 from sparse_tube_vit.reproduction import data, document, full_size, runner
 from sparse_tube_vit.reproduction.runs import TASKS, WEIGHTS, Results, plan
-from sparse_tube_vit.reproduction.tables import TABLES, Row, select
+from sparse_tube_vit.reproduction.tables import TABLES, select
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -50,9 +52,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.document_only:
             document.write(results, args.document)
             return
+        tasks = tasks_of(rows, args.tasks)
+        checked = functools.partial(without_problem, named=bool(args.tasks))
+        tasks = checked(
+            tasks, lambda t: data.check_weights(t, rows, results, args.weights)
+        )
         if not args.dry_run:
             data.prepare_data(args.data_dir, args.ucf101, args.images)
-        tasks = prepared_tasks(rows, args.data_dir, args.tasks)
+        tasks = checked(
+            tasks, lambda t: data.check_data(t, rows, results, args.data_dir)
+        )
         runs = plan(rows, tasks, args.seeds, results, Path(args.runs))
         if not runs:
             log.info("Of these tables nothing is left to run on %s.", ", ".join(tasks))
@@ -60,7 +69,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             for run in runs:
                 print(f"{run.folder}: {results.minutes(run):.1f} min")
             return
-        data.check_same(runs, results, args.data_dir, args.weights)
         workdirs = Path(args.runs)
         try:
             failed = runner.carry_out(
@@ -74,36 +82,48 @@ def main(argv: Sequence[str] | None = None) -> None:
             sys.exit("\n".join(map(str, failed)))
 
 
-def prepared_tasks(
-    rows: Mapping[str, Sequence[Row]], data_dir: str, tasks: Sequence[str] | None
-) -> list[str]:
-    """Returns the tasks whose data sets are prepared, and logs what others lack.
+def tasks_of(rows: data.Rows, named: Sequence[str] | None) -> list[str]:
+    """Returns the tasks that tables are run on.
 
     Args:
         rows: Rows by the number of their table.
-        data_dir: Folder of prepared data sets.
-        tasks: Names of tasks; None: all that these tables have.
+        named: Names of tasks; None: all that these tables have.
 
     Raises:
-        DatasetError: One that `tasks` names is not prepared, or none is.
+        InvalidConfig: None of the tables is run on a task that is named.
     """
     theirs = {task for table in rows for task in TABLES[table].tasks}
-    chosen, prepared = tasks or [task for task in TASKS if task in theirs], []
-    for task in chosen:
-        if not (names := data.missing(task, rows, data_dir)):
-            prepared.append(task)
-            continue
-        lacking = f"{' and '.join(names)} not prepared in {data_dir}"
-        if tasks:
-            raise DatasetError(f"{task}: {lacking}; --ucf101 and --images do that.")
-        log.warning("%s is left out: %s", task, lacking)
-    if not prepared:
-        raise DatasetError(
-            f"--ucf101 and --images prepare what tables {', '.join(rows)} need."
+    if wrong := [task for task in named or () if task not in theirs]:
+        raise InvalidConfig(
+            f"Tables {', '.join(rows)} are not run on {', '.join(wrong)}, but on "
+            f"{', '.join(task for task in TASKS if task in theirs)}."
         )
-    if len(prepared) < len(chosen):
-        log.warning("--ucf101 and --images prepare them.")
-    return prepared
+    return [task for task in TASKS if task in (named or theirs)]
+
+
+def without_problem(
+    tasks: Sequence[str], check: Callable[[str], None], named: bool
+) -> list[str]:
+    """Returns the tasks that pass a check; logs why others are left out.
+
+    Args:
+        tasks: Names of tasks.
+        check: Raises DatasetError if there is a problem with a task.
+        named: Whether the user named the tasks, so that a problem ends the command.
+
+    Raises:
+        DatasetError: Of a task that was named, or if none is left.
+    """
+    passed = []
+    for task in tasks:
+        try:
+            check(task)
+            passed.append(task)
+        except DatasetError as error:
+            if named or (not passed and task == tasks[-1]):
+                raise type(error)(f"{task}: {error}") from error
+            log.warning("%s is left out: %s", task, error)
+    return passed
 
 
 if __name__ == "__main__":

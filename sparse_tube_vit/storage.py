@@ -13,6 +13,7 @@ import re
 import shutil
 import stat
 import tempfile
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -98,6 +99,31 @@ def in_use(path) -> Iterator[None]:
     try:
         lock_file(descriptor)
         yield
+    finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked(directory, wait: bool = True) -> Iterator[bool]:
+    """Locks a folder against others that lock it, until the context ends.
+
+    Buckets have no locks.
+
+    Args:
+        directory: The folder, which exists.
+        wait: Whether to wait for a process that has it locked.
+
+    Yields:
+        Whether it is locked now; False if another has it locked.
+    """
+    if is_remote(directory):
+        yield True
+        return
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        while not (mine := lock_file(descriptor)) and wait:
+            time.sleep(0.2)
+        yield mine
     finally:
         os.close(descriptor)
 

@@ -1,22 +1,58 @@
-"""The command: tasks without data, and tables without runs."""
+"""The command: tasks without data, of other weights, and tables without runs."""
 
 import pytest
 
 from sparse_tube_vit import reproduce
+from sparse_tube_vit.config import InvalidConfig
 from sparse_tube_vit.errors import DatasetError
-from sparse_tube_vit.reproduction.tables import select
+from sparse_tube_vit.reproduction.runs import Results, Run
+from sparse_tube_vit.reproduction.tables import TABLES, select
 
 
-def test_a_named_task_needs_its_data(tmp_path):
-    rows = select(["5", "6"])
-    assert reproduce.prepared_tasks(rows, str(tmp_path), None) == ["moving_shapes"]
-    with pytest.raises(DatasetError, match="--ucf101 and --images prepare what tables"):
-        reproduce.prepared_tasks(select(["8"]), str(tmp_path), None)
-    with pytest.raises(DatasetError, match="ucf101: .*tiny_imagenet .*--ucf101"):
-        reproduce.prepared_tasks(rows, str(tmp_path), ["moving_shapes", "ucf101"])
+def runs_left(tmp_path, capsys, *options):
+    """The runs that the command lists, by task, and what it says of others."""
+    folders = [f"--{name}={tmp_path}" for name in ("data_dir", "results", "runs")]
+    reproduce.main([*options, *folders, "--dry_run"])
+    said = capsys.readouterr()
+    return {line.partition("/")[0] for line in said.out.splitlines()}, said.err
 
 
-def test_a_table_that_a_task_has_not_is_no_silence(tmp_path, capsys):
-    options = ["--tasks", "moving_shapes", "--results", str(tmp_path), "--dry_run"]
-    reproduce.main(["8", *options])
-    assert "nothing is left to run on moving_shapes" in capsys.readouterr().err
+def test_tasks_without_data_or_with_other_weights_are_left_out(tmp_path, capsys):
+    tasks, said = runs_left(tmp_path, capsys, "5", "finetuning:last_4")
+    assert tasks == {"moving_shapes"}
+    assert "ucf101 is left out: image_folder/tiny_imagenet and ucf101/split1" in said
+    row = TABLES["finetuning"].row("last_4")
+    result = {"evaluations": {}, "minutes": 1.0, "weights": "small"}
+    Results(tmp_path).add(Run("finetuning", row, "ucf101_finetuning", 0), result)
+    tasks, said = runs_left(tmp_path, capsys, "5", "finetuning:last_4")
+    assert tasks == {"moving_shapes"}
+    assert "ucf101_finetuning is left out: " in said
+    assert "has results that start from small; --weights is hf://" in said
+
+
+def test_a_named_task_needs_its_data(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        runs_left(tmp_path, capsys, "5", "--tasks", "moving_shapes", "ucf101")
+    assert "DatasetNotPrepared: ucf101: image_folder" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        runs_left(tmp_path, capsys, "8")  # on one task alone
+    assert "ucf101_image_vit: " in (said := capsys.readouterr().err)
+    assert said.endswith("--ucf101 and --images do that.\n")
+
+
+def test_a_task_that_a_table_has_not_is_named():
+    rows = select(["7f", "8"])
+    with pytest.raises(InvalidConfig, match="7f, 8 are not run on moving_shapes, but"):
+        reproduce.tasks_of(rows, ["moving_shapes"])
+    assert reproduce.tasks_of(rows, ["ucf101_image_vit"]) == ["ucf101_image_vit"]
+
+
+def test_one_task_is_enough():
+    def check(task):
+        if task != "b":
+            raise DatasetError("none")
+
+    assert reproduce.without_problem(["a", "b", "c"], check, named=False) == ["b"]
+    for tasks, named in ((["a", "b"], True), (["a", "c"], False)):
+        with pytest.raises(DatasetError, match="[ac]: none"):
+            reproduce.without_problem(tasks, check, named)

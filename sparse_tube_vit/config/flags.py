@@ -80,26 +80,30 @@ def positive(text: str) -> int:
     return int(text)
 
 
-def add_model(container, **options) -> None:
+def add_model(container, image_vits: bool = True, **options) -> None:
     """Adds --model to a parser or a group; --workdir is the same, for one of a run.
 
     Args:
         container: A parser or a group of one.
+        image_vits: Whether weights of image ViTs are models for the command.
         options: As for `add_argument`; required, if `required` is not given.
     """
+    kinds = "a release, or weights of an image ViT" if image_vits else "or a release"
     container.add_argument(
         "--model",
         "--workdir",
         dest="model",
         **{"required": True, "metavar": "MODEL"} | options,
-        help="a run's work directory, a step of its checkpoints, a release, or weights "
-        "of an image ViT; a path, gs://..., hf://USER/NAME, or demo",
+        help=f"a run's work directory, a step of its checkpoints, {kinds}; a path, "
+        "gs://..., hf://USER/NAME, or demo",
     )
 
 
-def add_checkpoint_arguments(parser: argparse.ArgumentParser) -> None:
+def add_checkpoint_arguments(
+    parser: argparse.ArgumentParser, image_vits: bool = True
+) -> None:
     """Adds --model, and which step and kind of its parameters to take."""
-    add_model(parser)
+    add_model(parser, image_vits)
     parser.add_argument("--step", type=int, help="of a run; default: the latest")
     parser.add_argument(
         "--ema",

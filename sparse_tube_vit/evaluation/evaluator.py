@@ -226,11 +226,10 @@ def evaluate(config: ConfigDict, source: Location, names=None) -> list[Result]:
         lambda x: jax.make_array_from_process_local_data(whole, x, x.shape),
         stored.params,
     )
-    evaluations = [
-        evaluation
-        for evaluation in prepare(config, class_names)
-        if not names or evaluation.name in names
-    ]
+    config = config.copy_and_resolve_references()
+    for name in {*config.evaluations} - {*(names or config.evaluations)}:
+        del config.evaluations[name]  # its data set is not needed
+    evaluations = prepare(config, class_names)
     hosts.check_same(
         describe_run(config, class_names) | {"step": stored.step},
         {f"evaluations.{e.name}": e.split for e in evaluations},

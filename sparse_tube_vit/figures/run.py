@@ -25,6 +25,7 @@ from sparse_tube_vit.inference import clips
 from sparse_tube_vit.inference.loaded import AmbiguousHead, TrainedTubeViT, load
 from sparse_tube_vit.inference.rollout import attention_shares
 from sparse_tube_vit.input import examples
+from sparse_tube_vit.models.tubevit import UnknownHead
 from sparse_tube_vit.models.variants import make_tubes
 from sparse_tube_vit.training.inspection import examples_of_step
 from sparse_tube_vit.training.reporting import read_metrics, training_metrics
@@ -151,6 +152,7 @@ def clip_of(config: ConfigDict, file: str | None = None) -> Clip:
     Raises:
         UnreadableFile, UndecodableClip: The file cannot be read or decoded.
         DatasetError: The data set cannot be read.
+        NothingToDraw: Neither a file nor a data set is given.
     """
     if file is not None:
         with clips.naming(file):
@@ -159,6 +161,10 @@ def clip_of(config: ConfigDict, file: str | None = None) -> Clip:
             return Clip(clips.read_clip(file, config), file)
         return Clip(clips.read_image(file, config)[None], file)
     sources = [*config.evaluations.values(), *config.streams.values()]
+    if not sources:
+        raise NothingToDraw(
+            "The model names no data set with a clip. Give --clip FILE."
+        )
     source = min(sources, key=lambda source: source.kind != "video")
     split = reading.open_split(source.dataset, source.split, config.data_dir)
     example = examples.EvaluationExample.of(config.clip, config.loader, source)
@@ -283,7 +289,7 @@ def _about(run):
         )
         ((name, probability),) = trained.predict(clip.view, head, top=1)
         about.append(f"predicted {name} ({probability:.0%})")
-    except AmbiguousHead:  # the model has no class for it, or several
+    except (AmbiguousHead, UnknownHead):  # it has several heads for such, or none
         pass
     return ", ".join(about)
 

@@ -27,7 +27,14 @@ from sparse_tube_vit.datasets.classes import ClassNamesDiffer, check_classes
 from sparse_tube_vit.datasets.times import SPAN
 from sparse_tube_vit.errors import DatasetError
 from sparse_tube_vit.evaluation.results import tokens_in_words
-from sparse_tube_vit.figures.run import ABSENT, KINDS, Picture, Run, labels_of
+from sparse_tube_vit.figures.run import (
+    ABSENT,
+    KINDS,
+    NothingToDraw,
+    Picture,
+    Run,
+    labels_of,
+)
 from sparse_tube_vit.input import examples
 from sparse_tube_vit.pages import html
 from sparse_tube_vit.training.description import describe
@@ -56,8 +63,14 @@ def render(run: Run, clips: int) -> str:
         clips: Examples shown of every evaluation, with their predictions.
 
     Raises:
+        NothingToDraw: It is an image ViT, which was never trained here.
         TubeViTError: As `load`.
     """
+    if not run.config.streams:
+        raise NothingToDraw(
+            f"{run.model} is an image ViT; a page is of a run, or of a release. "
+            "`figures attention --clip FILE` draws it."
+        )
     sections = {
         "Accuracy": _accuracy(run),
         "Classes": _classes(run),

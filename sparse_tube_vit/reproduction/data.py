@@ -16,6 +16,8 @@ from sparse_tube_vit.log import log
 from sparse_tube_vit.reproduction.runs import Results, Run, name_of
 from sparse_tube_vit.reproduction.tables import TABLES, Row
 
+Rows = Mapping[str, Sequence[Row]]
+
 #: Directions of a clip, by the step through its frames.
 DIRECTIONS = {"forwards": 1, "backwards": -1}
 
@@ -104,65 +106,78 @@ class OtherData(DatasetError):
     """Results that are stored of a task are of other data or weights than given."""
 
 
-def check_same(
-    runs: Sequence[Run], results: Results, data_dir: str, weights: str
-) -> None:
-    """Compares test sets, by their sizes, and weights with those of stored results.
+#: What to do about stored results of other data or weights.
+_APART = "To keep the two apart, give --results and --document of your own."
+
+
+def check_weights(task: str, rows: Rows, results: Results, weights: str) -> None:
+    """Compares the weights that rows start from with those of stored results.
 
     Args:
-        runs: The runs, before any of them; their data sets are prepared.
-        results: Results, of other seeds and rows of the same tasks too.
-        data_dir: Folder of prepared data sets.
+        task: Name of the task.
+        rows: Rows by the number of their table; only tables with the task count.
+        results: Results, of other seeds and rows of the same task too.
         weights: Weights of an image ViT.
 
     Raises:
         OtherData: A table would mix results of both.
     """
-    apart = "To keep the two apart, give --results and --document of your own."
-    for task in sorted({run.task for run in runs if run.takes_weights}):
-        if other := results.weights(task) - {name_of(weights)}:
-            raise OtherData(
-                f"{results.path(task)} has results that start from {min(other)}; "
-                f"--weights is {weights}. {apart}"
-            )
-    sources = {
-        (run.task, name, e.dataset, e.split)
+    taken = any(run.takes_weights for run in _runs(task, rows))
+    if taken and (other := results.weights(task) - {name_of(weights)}):
+        raise OtherData(
+            f"{results.path(task)} has results that start from {min(other)}; "
+            f"--weights is {weights}. {_APART}"
+        )
+
+
+def check_data(task: str, rows: Rows, results: Results, data_dir: str) -> None:
+    """Checks that rows' data is prepared, its test sets of the size of stored results'.
+
+    Args:
+        task: Name of the task.
+        rows: As for `check_weights`.
+        results: As for `check_weights`.
+        data_dir: Folder of prepared data sets.
+
+    Raises:
+        DatasetNotPrepared: A data set is not prepared. Names all.
+        OtherData: A table would mix results of both.
+    """
+    runs = _runs(task, rows)
+    sources = [s for run in runs for s in run.config.streams.values()]
+    needed = {s.dataset for s in sources if not _embedded(s.dataset)}
+    missing = [x for x in needed if not reading.prepared_directory(x, data_dir)]
+    if missing:
+        raise reading.DatasetNotPrepared(
+            f"{' and '.join(sorted(missing))} not prepared in {data_dir}; --ucf101 and "
+            "--images do that."
+        )
+    evaluations = {
+        (name, e.dataset, e.split)
         for run in runs
         for name, e in run.config.evaluations.items()
-        if e.dataset and not e.dataset.startswith("moving_shapes/")
+        if not _embedded(e.dataset)
     }
-    for task, name, dataset, split in sorted(sources):
+    for name, dataset, split in sorted(evaluations):
         count = len(reading.open_split(dataset, split, data_dir))
         if other := results.examples(task, name) - {count}:
             raise OtherData(
                 f"{results.path(task)} has results of {min(other)} examples of "
-                f"{dataset} {split}; that in {data_dir} has {count}. {apart}"
+                f"{dataset} {split}; that in {data_dir} has {count}. {_APART}"
             )
 
 
-def missing(task: str, rows: Mapping[str, Sequence[Row]], data_dir: str) -> list[str]:
-    """Returns the data sets that rows need on a task and that are not prepared.
-
-    Args:
-        task: Name of the task.
-        rows: Rows by the number of their table; tables without the task need nothing.
-        data_dir: Folder of prepared data sets.
-    """
+def _runs(task, rows):
+    """Returns the runs of rows on a task, and those that they start from."""
     runs = [
         Run.of(table, row, task, 0)
         for table, chosen in rows.items()
         for row in chosen
         if task in TABLES[table].tasks
     ]
-    names = {
-        source.dataset
-        for run in [*runs, *filter(None, [run.after for run in runs])]
-        for source in run.config.streams.values()
-    }
-    return sorted(
-        name
-        for name in names
-        if name  # fine-tuning without images
-        and not name.startswith("moving_shapes/")
-        and not reading.prepared_directory(name, data_dir)
-    )
+    return [*runs, *filter(None, [run.after for run in runs])]
+
+
+def _embedded(dataset):
+    """Whether a data set is made where it is missing; fine-tuning may have none."""
+    return not dataset or dataset.startswith("moving_shapes/")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from sparse_tube_vit import storage
 from sparse_tube_vit.errors import TubeViTError, UnwritableOutput
 from sparse_tube_vit.log import log
 from sparse_tube_vit.reproduction.runs import Results, Run, name_of, read_result
@@ -30,7 +31,8 @@ def carry_out(
     """Carries out runs, keeps the result of each, and shows the time that is left.
 
     A run that was interrupted goes on from its latest checkpoint. One that fails does
-    not stop those that do not need it.
+    not stop those that do not need it. One that another runner carries out is left to
+    it; those that start from it wait.
 
     Args:
         runs: The runs, those that others start from before them.
@@ -65,15 +67,28 @@ def carry_out(
     return [*failed.values()]
 
 
-def _carry_out(run, results, workdirs, data_dir, weights, device, bar):
-    folder, workdir = workdirs / run.folder, run.workdir(workdirs)
-    results.reload(run.task)
-    if results.get(run) and read_result(run, workdir):
-        return  # another runner was quicker
+def _carry_out(run, results, workdirs, *given):
+    """Carries out a run, unless another runner does, after the one it starts from."""
+    folder = workdirs / run.folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UnwritableOutput(f"--runs {folder} cannot be made: {error}") from error
+    if run.after and (before := workdirs / run.after.folder).is_dir():
+        with storage.locked(before):
+            pass  # another runner may have been at it
+    with storage.locked(folder, wait=False) as locked:
+        if locked:
+            _carry_out_locked(run, results, workdirs, *given)
+        else:
+            log.info("%s is left to another runner", run.folder)
+
+
+def _carry_out_locked(run, results, workdirs, data_dir, weights, device, bar):
+    folder, workdir = workdirs / run.folder, run.workdir(workdirs)
+    results.reload(run.task)
+    if results.get(run) and read_result(run, workdir):
+        return  # another runner was quicker
     resumed = (workdir / "checkpoints").is_dir()
     start, before = time.monotonic(), bar.n
     most = results.minutes(run)

@@ -14,7 +14,7 @@ from sparse_tube_vit.config import ConfigDict, default_config, differences, flag
 from sparse_tube_vit.config.schema import EVALUATION, STREAM
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.reproduction.tables import PATCH, TABLES, Row, shares_run
-from sparse_tube_vit.storage import write_whole
+from sparse_tube_vit.storage import locked, write_whole
 from sparse_tube_vit.training import recipe
 
 #: The small tasks, with a guess of the minutes that a run takes on two CPU cores.
@@ -293,16 +293,18 @@ class Results:
 
     def add(self, run: Run, result: Mapping) -> None:
         """Keeps the result of a run, in place of those of another config."""
-        self.reload(run.task)
-        runs = self._runs[run.task]
-        if runs.get(run.name, {}).get("config") != run.digest:
-            runs[run.name] = {"config": run.digest, "seeds": {}}
-        seeds = runs[run.name]["seeds"]
-        seeds[str(run.seed)] = result
-        runs[run.name]["seeds"] = dict(sorted(seeds.items(), key=lambda x: int(x[0])))
         self.directory.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(dict(sorted(runs.items())), indent=1)
-        write_whole(self.path(run.task), f"{text}\n".encode())
+        with locked(self.directory):  # other runners add to the same files
+            self.reload(run.task)
+            runs = self._runs[run.task]
+            if runs.get(run.name, {}).get("config") != run.digest:
+                runs[run.name] = {"config": run.digest, "seeds": {}}
+            seeds = runs[run.name]["seeds"] | {str(run.seed): result}
+            runs[run.name]["seeds"] = dict(
+                sorted(seeds.items(), key=lambda x: int(x[0]))
+            )
+            text = json.dumps(dict(sorted(runs.items())), indent=1)
+            write_whole(self.path(run.task), f"{text}\n".encode())
 
     def seeds(self, table: str, row: Row, task: str) -> dict[int, Mapping]:
         """Returns the results of a row by seed."""

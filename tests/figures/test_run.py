@@ -8,9 +8,11 @@ import pytest
 from PIL import Image
 
 from sparse_tube_vit.checkpoints import release
+from sparse_tube_vit.checkpoints.stored import DEMO
 from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.figures.__main__ import main
 from sparse_tube_vit.figures.run import KINDS, Run
+from tests.checkpoints.image_vits.models import GOLDEN
 from tests.datasets.builders.official import encode
 
 
@@ -103,6 +105,18 @@ def test_nothing_is_written_into_a_model_alone(finished, tmp_path, capsys, model
     options = ("--workdir", tmp_path / model, "--out", tmp_path / "new")
     paths = drawn(capsys, "kernels", *options)
     assert len(paths) == 2 and all(Path(path).exists() for path in paths)
+
+
+def test_attention_of_an_image_vit_is_drawn_on_a_file(tmp_path, capsys):
+    model = str(GOLDEN / "hugging_face_dino")
+    options = ("--model", model, "--out", str(tmp_path))
+    with pytest.raises(SystemExit):
+        main(["attention", *options])
+    assert "NothingToDraw: " in (said := capsys.readouterr().err)
+    assert said.endswith("Give --clip FILE.\n")
+    clip = sorted(DEMO.glob("*.mp4"))[0]
+    paths = drawn(capsys, "attention", *options, "--clip", str(clip))
+    assert len(paths) == 2
 
 
 def test_tokens_need_several_and_the_last_step_counts(finished, tmp_path, capsys):

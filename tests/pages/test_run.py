@@ -22,6 +22,7 @@ from sparse_tube_vit.inference.loaded import TrainedTubeViT
 from sparse_tube_vit.pages import run as pages_run
 from sparse_tube_vit.video.conversion import Crop
 from sparse_tube_vit.video.decode import decode
+from tests.checkpoints.image_vits.models import GOLDEN
 from tests.chromium import Chromium, find
 
 
@@ -290,6 +291,20 @@ def test_a_model_alone_has_a_page_where_it_is_told(run, tmp_path, capsys):
         assert "A model alone has no evaluations" in page.texts["Accuracy"]
         assert "no metrics.jsonl" in page.texts["Curves"]
         assert {"Kernels", "Positions", "Tubes"} <= {name for name, *_ in page.media}
+
+
+def test_an_image_vit_has_no_page(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        report.main(
+            [
+                "--model",
+                str(GOLDEN / "hugging_face_dino"),
+                "--out",
+                str(tmp_path / "page.html"),
+            ]
+        )
+    assert "NothingToDraw: " in (said := capsys.readouterr().err)
+    assert "is an image ViT; a page is of a run" in said
 
 
 def test_a_page_that_cannot_be_written_is_not_made(run, tmp_path, monkeypatch, capsys):

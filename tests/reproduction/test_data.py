@@ -39,38 +39,46 @@ def write_ucf101(folder):
         (folder / name).write_text("\n".join(lines))
 
 
+def missing(task, rows, data_dir):
+    """What the error names."""
+    with pytest.raises(DatasetNotPrepared) as error:
+        data.check_data(task, rows, Results(data_dir), str(data_dir))
+    return str(error.value).partition(" not prepared in ")[0]
+
+
 def test_results_of_other_data_are_kept_apart(tmp_path):
     write_ucf101(tmp_path / "ucf101")
     data_dir = str(tmp_path / "data")
     data.prepare_data(data_dir, str(tmp_path / "ucf101"), None, 0)
-    results, table = Results(tmp_path), TABLES["5"]
-    done, run = (Run("5", table.rows[0], "ucf101", seed) for seed in (0, 1))
+    results, row = Results(tmp_path), TABLES["5"].row("videos_alone")
+    rows = {"5": [row]}
     for examples in (2, 212):
         found = {"video": {"top1": 0.5, "examples": examples}}
+        done = Run.of("5", row, "ucf101", 0)
         results.add(done, {"evaluations": found, "minutes": 1.0})
         if examples == 2:
-            data.check_same([run], results, data_dir, "vit")
+            data.check_data("ucf101", rows, results, data_dir)
             continue
         with pytest.raises(data.OtherData, match="of 212 examples of ucf101.* has 2"):
-            data.check_same([run], results, data_dir, "vit")
+            data.check_data("ucf101", rows, results, data_dir)
 
 
 def test_results_of_other_weights_are_kept_apart(tmp_path):
     results, row = Results(tmp_path), TABLES["finetuning"].row("last_4")
-    done, run = (Run("finetuning", row, "ucf101_finetuning", seed) for seed in (0, 1))
+    task, rows = "ucf101_finetuning", {"finetuning": [row]}
     result = {"evaluations": {}, "minutes": 1.0, "weights": "small"}
-    results.add(done, result)
+    results.add(Run("finetuning", row, task, 0), result)
     with pytest.raises(data.OtherData, match="from small; --weights is hf://x/small"):
-        data.check_same([run], results, str(tmp_path), "hf://x/small")
-    with pytest.raises(DatasetNotPrepared):  # the next thing that is looked at
-        data.check_same([run], results, str(tmp_path), "weights/small")
+        data.check_weights(task, rows, results, "hf://x/small")
+    data.check_weights(task, rows, results, "weights/small")
+    data.check_weights("moving_shapes", TABLE_5, results, "hf://x/small")
 
 
 def test_a_clip_is_written_in_both_directions(tmp_path):
     write_ucf101(tmp_path / "ucf101")
     for _ in range(2):  # the second time nothing is left to do
         data.prepare_data(str(tmp_path / "data"), str(tmp_path / "ucf101"), None, 0)
-    assert data.missing("ucf101", TABLE_5, str(tmp_path / "data")) == [IMAGES]
+    assert missing("ucf101", TABLE_5, tmp_path / "data") == IMAGES
     folder = tmp_path / "data" / "ucf101_directions"
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.mp4"))
     assert names == sorted(
@@ -91,12 +99,11 @@ def test_a_clip_is_written_in_both_directions(tmp_path):
 
 
 def test_what_is_missing_is_named(tmp_path):
-    data_dir = str(tmp_path)
-    assert data.missing("moving_shapes", TABLE_5, data_dir) == []
-    assert data.missing("ucf101", TABLE_5, data_dir) == [IMAGES, "ucf101/split1"]
-    directions = data.missing("ucf101_directions", TABLE_5, data_dir)
-    assert directions == [IMAGES, "video_folder/ucf101_directions"]
+    data.check_data("moving_shapes", TABLE_5, Results(tmp_path), str(tmp_path))
+    assert missing("ucf101", TABLE_5, tmp_path) == f"{IMAGES} and ucf101/split1"
+    directions = missing("ucf101_directions", TABLE_5, tmp_path)
+    assert directions == f"{IMAGES} and video_folder/ucf101_directions"
     alone = {"finetuning": [TABLES["finetuning"].row("last_4")]}
-    assert data.missing("ucf101_finetuning", alone, data_dir) == ["ucf101/split1"]
+    assert missing("ucf101_finetuning", alone, tmp_path) == "ucf101/split1"
     created = {"6": [TABLES["6"].row("head")]}  # from a small model, trained jointly
-    assert IMAGES in data.missing("ucf101_image_vit", created, data_dir)
+    assert IMAGES in missing("ucf101_image_vit", created, tmp_path)

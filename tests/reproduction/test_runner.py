@@ -5,10 +5,12 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
 
+from sparse_tube_vit import storage
 from sparse_tube_vit.errors import UnwritableOutput
 from sparse_tube_vit.reproduction import runner
 from sparse_tube_vit.reproduction.runs import Results, Run, plan
@@ -96,6 +98,27 @@ def test_a_run_that_another_runner_has_finished_is_left(commands, tmp_path):
     commands["5_jointly"] = "raise SystemExit('begun again')"
     assert runner.carry_out([run], mine, folder, "data", "") == []
     assert mine.get(run) == other.get(run)
+
+
+def test_a_run_that_another_runner_carries_out_is_left_to_it(commands, tmp_path):
+    results, runs = Results(tmp_path / "results"), tmp_path / "runs"
+    first, second = run_of("5", "images"), run_of("5", "images_first")
+    (runs / first.folder).mkdir(parents=True)
+    other = threading.Event()
+
+    def at_it():
+        with storage.locked(runs / first.folder):
+            other.set()
+            time.sleep(1)
+
+    thread = threading.Thread(target=at_it)
+    thread.start()
+    other.wait()
+    start = time.monotonic()
+    assert runner.carry_out([first, second], results, runs, "data", "") == []
+    thread.join()
+    assert time.monotonic() - start > 1  # what starts from it waited
+    assert results.get(second) and not results.get(first)
 
 
 def test_a_run_without_its_evaluation_has_failed(commands, tmp_path):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -46,6 +47,16 @@ def test_runners_side_by_side_keep_the_results_of_each_other(tmp_path):
     one.reload("moving_shapes")
     assert one.get(run_of("7a", "none")) == result(0.2)
     assert Results(tmp_path).get(run_of("5", "jointly")) == result(0.7)
+
+
+def test_results_of_many_runners_at_once_are_all_kept(tmp_path):
+    def add(seed):
+        Results(tmp_path).add(run_of("5", "jointly", seed=seed), result(seed / 40))
+
+    with ThreadPoolExecutor(8) as runners:
+        [*runners.map(add, range(40))]
+    found = Results(tmp_path).seeds("5", run_of("5", "jointly").row, "moving_shapes")
+    assert found == {seed: result(seed / 40) for seed in range(40)}
 
 
 def test_another_config_has_another_work_directory(tmp_path):
