@@ -170,5 +170,11 @@ def release_last(workdir) -> None:
             workdir,
         )
         return
-    model = release(workdir, workdir / "release", overwrite=True)
+    try:
+        model = release(workdir, workdir / "release", overwrite=True)
+    except ReleaseExists as error:
+        raise ReleaseExists(
+            f"{workdir}/release exists and is no release, so that the run's could not "
+            "be written. Move it, and give the same command again."
+        ) from error
     log.info("Wrote %s as a release to %s/release", model.name, workdir)

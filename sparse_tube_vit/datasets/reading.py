@@ -438,6 +438,11 @@ def _how_to_prepare(dataset: str, data_dir) -> str:
             f"Prepare {name} with TFDS (file_format='array_record') or use one of"
             f" {', '.join(BUILDERS)}."
         )
+    if name.endswith("_folder") and re.search(r"-[0-9a-f]{8}$", config):
+        return (
+            f"configs/finetune.py made it of a folder: copy {data_dir}/{dataset} from "
+            "where that ran, or train on the folder here."
+        )
     required, _ = OPTIONS.get(name, ((), ()))
     values = {"name": config or "NAME"}
     options = [f"--{option} {values.get(option, 'DIR')}" for option in required]

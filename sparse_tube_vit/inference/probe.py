@@ -4,6 +4,7 @@ import importlib.util
 
 import numpy as np
 
+from sparse_tube_vit.datasets.builders import folders
 from sparse_tube_vit.datasets.builders.folders import folder_kind, read_folder
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.evaluation.metrics import top_k
@@ -111,12 +112,11 @@ def _splits(splits):
     """Returns the splits to fit and to measure."""
     if len(splits) == 1:
         return next(iter(splits)), next(iter(splits))
-    for other in ("test", "val", "validation"):
-        if {"train", other} == {*splits}:
-            return "train", other
+    if test := folders.split_to_test_on(splits):
+        return "train", test
     raise NotProbeable(
         f"The folder has the splits {', '.join(splits)}; a probe needs one, or train "
-        "and one of test, val, validation."
+        f"and one of {', '.join(folders.TEST_SPLITS)}."
     )
 
 

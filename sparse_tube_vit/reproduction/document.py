@@ -214,8 +214,7 @@ def draw_tokens(results: Results):
         ax = axes[tasks.index(task)]
         tokens, means, deviations = zip(*sorted(points), strict=True)
         deviations = [0 if math.isnan(d) else d for d in deviations]
-        ax.errorbar(tokens, means, deviations, fmt="o-", capsize=3)
-        ax.lines[-1].set_label(what)
+        ax.errorbar(tokens, means, deviations, fmt="o-", capsize=3, label=what)
     for ax, task in zip(axes, tasks, strict=True):
         ax.set(title=task, xlabel="tokens of a clip", ylabel="Top-1, %")
         ax.grid(alpha=0.3)

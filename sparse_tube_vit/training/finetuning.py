@@ -38,9 +38,6 @@ from sparse_tube_vit.models.losses import LOSSES
 from sparse_tube_vit.models.variants import make_tubes
 from sparse_tube_vit.training import recipe
 
-#: Names of the test split; the first that a folder has is used.
-TEST_SPLITS = ("test", "val", "validation")
-
 #: Name of the stream and the evaluation of the folder `data.images`.
 IMAGES = "images"
 
@@ -306,13 +303,12 @@ def _add_images(config, clips, streams):
             f"config.data.images is {config.data.images!r}, but the config has no "
             f"stream {IMAGES!r} without a data set; configs/finetune.py has one."
         )
-    data = prepare_folder(config, IMAGES)
-    if data.kind != "image":
+    if folders.folder_kind(epath.Path(config.data.images)) != "image":
         raise InvalidConfig(
             f"config.data.images is {config.data.images!r}, which holds videos: they "
             "go into config.data.folder."
         )
-    stream = config.streams[IMAGES]
+    data, stream = prepare_folder(config, IMAGES), config.streams[IMAGES]
     stream.update(dataset=data.dataset, split="train")
     if clips and data.class_names == clips.class_names:
         stream.head = next(iter(streams.values())).head
@@ -411,7 +407,7 @@ def prepare_folder(config: ConfigDict, key: str = "folder") -> FolderDataset:
 
     Raises:
         TooFewExamples: There is one class, or one lacks examples to train or test on.
-        UnknownSplit: The folder has splits, but not `train` and one of `TEST_SPLITS`.
+        UnknownSplit: The folder has splits, but not `train` and one to test on.
         DatasetError: The other named errors of listing and preparing it.
     """
     data, folder = config.data, epath.Path(config.data[key])
@@ -431,11 +427,10 @@ def prepare_folder(config: ConfigDict, key: str = "folder") -> FolderDataset:
             f"{data.test_share:.0%} of each class held out for testing, by the "
             "SHA-256 of its files (config.data.test_share)"
         )
-    test = next((name for name in TEST_SPLITS if name in listing.splits), None)
-    if "train" not in listing.splits or test is None:
+    if (test := folders.split_to_test_on(listing.splits)) is None:
         raise UnknownSplit(
             f"{split_list or folder} has the splits {', '.join(listing.splits)}. "
-            f"It takes train and one of {', '.join(TEST_SPLITS)}; or class folders "
+            f"It takes train and one of {', '.join(folders.TEST_SPLITS)}; or class folders "
             "alone, of which some clips are held out."
             + _advice(folder, key, split_list, listing)
         )
@@ -464,7 +459,7 @@ def prepare_folder(config: ConfigDict, key: str = "folder") -> FolderDataset:
 def _advice(folder, key, split_list, listing):
     """What to do about folders that are nested too deep, if they are no splits."""
     names = list(listing.splits)
-    if split_list or {"train", *TEST_SPLITS} & {*names}:
+    if split_list or {"train", *folders.TEST_SPLITS} & {*names}:
         return ""
     if len(names) == 1:
         option = shlex.quote(f"--config.data.{key}={folder / names[0]}")

@@ -782,6 +782,18 @@ def test_the_command_writes_a_release(run, tmp_path, capsys):
     assert "ReleaseExists: " in capsys.readouterr().err
 
 
+def test_a_run_does_not_put_its_release_over_something_else(copy):
+    workdir, _ = copy
+    (workdir / "release").mkdir()
+    (workdir / "release" / "notes.txt").touch()
+    with pytest.raises(release.ReleaseExists, match="Move it, and give the same"):
+        release.release_last(workdir)
+    shutil.rmtree(workdir / "release")
+    for _ in range(2):  # over its own, as after training on
+        release.release_last(workdir)
+    assert stored.read(workdir / "release").step == 5
+
+
 def test_a_release_with_a_damaged_file_is_damaged(released, tmp_path):
     for name in ("config.json", "model.safetensors"):
         for how in ("lost", "cut", "changed"):

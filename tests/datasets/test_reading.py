@@ -71,6 +71,13 @@ def test_indices(prepared):
     assert len(list(split)) == 4
 
 
+def test_how_to_get_what_fine_tuning_prepared(tmp_path):
+    with pytest.raises(reading.DatasetNotPrepared, match="configs/finetune.py made it"):
+        reading.open_split("video_folder/dances-1a2b3c4d", "test", tmp_path)
+    with pytest.raises(reading.DatasetNotPrepared, match="prepare video_folder"):
+        reading.open_split("video_folder/dances", "test", tmp_path)
+
+
 def test_slices_of_a_split(prepared):
     split = reading.open_split("image_folder/tiny", "train[:25%]", prepared[0])
     assert len(split) == 3 == len(list(split))

@@ -1,6 +1,7 @@
 """Probes of features: against other libraries, and on a folder of images."""
 
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -118,6 +119,9 @@ def test_the_command_probes_a_folder(workdir, tmp_path, capsys):
     assert "nearest neighbours: Top-1 100.0% (1 by cosine, train to test)" in told
     assert "linear probe: Top-1 100.0% (train to test)" in told
     assert "of 8 files of 2 classes" in told and "16x16; step 0 of" in told
+    write_images(tmp_path, "val", 1)  # beside test, as in fine-tuning
+    assert "train to test" in run_command(tmp_path, code=0).out
+    shutil.rmtree(tmp_path / "val")
     (tmp_path / "test").rename(tmp_path / "extra")
     assert "has the splits" in run_command(tmp_path, code=1).err
     said = run_command(tmp_path / "nowhere", code=1).err

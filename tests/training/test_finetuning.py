@@ -292,8 +292,10 @@ def test_images_of_other_classes_get_a_head_of_their_own(clips, finished, tmp_pa
     assert stream.dataset == views.dataset != config.streams.clips.dataset
     assert config.total_steps == 100  # that of the clips
     given.data.images = str(clips)
+    before = sorted(tmp_path.glob("*_folder/*"))
     with pytest.raises(InvalidConfig, match="holds videos: they go into"):
         finetuning.complete(given, tmp_path / "run")
+    assert sorted(tmp_path.glob("*_folder/*")) == before
     given.data.images = ""
     assert [*finetuning.complete(given, tmp_path / "run").streams] == ["clips"]
 

@@ -16,7 +16,7 @@ import dataclasses
 import hashlib
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from etils import epath
 
@@ -25,6 +25,9 @@ from sparse_tube_vit.datasets.builders import builder
 from sparse_tube_vit.datasets.manifest import Row
 from sparse_tube_vit.errors import DatasetError
 from sparse_tube_vit.video.opening import SUFFIXES
+
+#: Names of the split to test on; the first that a folder has is used.
+TEST_SPLITS = ("test", "val", "validation")
 
 
 class NoClassFolders(DatasetError):
@@ -124,6 +127,15 @@ def folder_kind(directory) -> str:
     videos = suffixes & (SUFFIXES["video"] - SUFFIXES["image"])
     images = suffixes & (SUFFIXES["image"] - SUFFIXES["video"])
     return "image" if images and not videos else "video"
+
+
+def split_to_test_on(splits: Iterable[str]) -> str | None:
+    """Returns the one of `TEST_SPLITS` that a folder with these splits is tested on.
+
+    None if it has none of them, or no split `train` beside it.
+    """
+    found = [name for name in TEST_SPLITS if name in splits]
+    return found[0] if found and "train" in splits else None
 
 
 def digests(listing: builder.Listing) -> dict[str, str]:
