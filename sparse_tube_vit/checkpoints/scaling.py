@@ -136,7 +136,7 @@ def scale_config(
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageViT:
+class PatchViT:
     """A ViT of 2-D patches.
 
     Attributes:
@@ -159,7 +159,7 @@ _ENCODER = (
 )
 
 
-def read_image_vit(path, sizes: Mapping | None = None) -> ImageViT:
+def read_image_vit(path, sizes: Mapping | None = None) -> PatchViT:
     """Reads the large model.
 
     Args:
@@ -195,7 +195,7 @@ def read_image_vit(path, sizes: Mapping | None = None) -> ImageViT:
             "with a kernel of its own, and no gate."
         )
     values = {key: m[key] for key in _ENCODER}
-    return ImageViT(values, tube, flatten_dict(params, sep="/"), dropped)
+    return PatchViT(values, tube, flatten_dict(params, sep="/"), dropped)
 
 
 def _model(config, class_names):

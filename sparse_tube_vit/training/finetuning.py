@@ -6,13 +6,7 @@ begins: as a run that it resumes has them, as the model that it starts from has 
 as `recipe` has them for such weights.
 """
 
-import collections
 import contextlib
-import dataclasses
-import hashlib
-import json
-import re
-import shlex
 
 from etils import epath
 
@@ -29,39 +23,18 @@ from sparse_tube_vit.config import (
     head_loss,
     open_keys,
 )
-from sparse_tube_vit.datasets import manifest
 from sparse_tube_vit.datasets.builders import folders
-from sparse_tube_vit.datasets.preparing import prepare
-from sparse_tube_vit.datasets.reading import UnknownSplit
 from sparse_tube_vit.log import log
 from sparse_tube_vit.models.losses import LOSSES
 from sparse_tube_vit.models.variants import make_tubes
 from sparse_tube_vit.training import recipe
+from sparse_tube_vit.training.folder_dataset import prepare_folder
 
 #: Name of the stream and the evaluation of the folder `data.images`.
 IMAGES = "images"
 
 #: Steps that a new head needs to learn even a handful of examples.
 LEAST_STEPS = 100
-
-
-@dataclasses.dataclass(frozen=True)
-class FolderDataset:
-    """A folder, prepared as a data set.
-
-    Attributes:
-        dataset: Its name below `data_dir`.
-        kind: "video" or "image".
-        test: The name of its test split.
-        examples: The number of examples of split `train`.
-        class_names: The names of its classes.
-    """
-
-    dataset: str
-    kind: str
-    test: str
-    examples: int
-    class_names: tuple[str, ...]
 
 
 def complete(config: ConfigDict, workdir=None, data: bool = True) -> ConfigDict:
@@ -393,107 +366,3 @@ def _set_steps(config, data, streams):
         *(config.total_steps, batch, config.data.epochs, data.examples),
         *(data.kind, LEAST_STEPS),
     )
-
-
-def prepare_folder(config: ConfigDict, key: str = "folder") -> FolderDataset:
-    """Prepares a folder of section `data`, unless it is prepared already.
-
-    The data set's name holds a digest of its files and splits: when these change, it
-    is another data set.
-
-    Args:
-        config: The config of the run.
-        key: "folder" for `data.folder`, which `data.split_list` may split, or "images".
-
-    Raises:
-        TooFewExamples: There is one class, or one lacks examples to train or test on.
-        UnknownSplit: The folder has splits, but not `train` and one to test on.
-        DatasetError: The other named errors of listing and preparing it.
-    """
-    data, folder = config.data, epath.Path(config.data[key])
-    split_list = data.split_list if key == "folder" else ""
-    kind = folders.folder_kind(folder)
-    listing = folders.read_folder(folder, kind, split_list or None)
-    if len(listing.class_names) < 2:
-        raise folders.TooFewExamples(
-            f"{folder} has one class, {listing.class_names[0]!r}: there is nothing to "
-            f"tell apart. Give every class a folder of its own: {folder}/<class>/<file>"
-        )
-    digests = folders.digests(listing)
-    how = f"splits as in {split_list or folder}"
-    if set(listing.splits) == {"train"}:
-        listing = folders.hold_out(listing, data.test_share, digests)
-        how = (
-            f"{data.test_share:.0%} of each class held out for testing, by the "
-            "SHA-256 of its files (config.data.test_share)"
-        )
-    if (test := folders.split_to_test_on(listing.splits)) is None:
-        raise UnknownSplit(
-            f"{split_list or folder} has the splits {', '.join(listing.splits)}. "
-            f"It takes train and one of {', '.join(folders.TEST_SPLITS)}; or class folders "
-            "alone, of which some clips are held out."
-            + _advice(folder, key, split_list, listing)
-        )
-    lines = [
-        (split, example.id, digests[example.id])
-        for split, examples in sorted(listing.splits.items())
-        for example in sorted(examples)
-    ]
-    digest = hashlib.sha256(json.dumps(lines).encode()).hexdigest()[:8]
-    name = re.sub(r"[^\w+-]+", "_", folder.name, flags=re.ASCII).strip("_")
-    builder = {"image": folders.ImageFolder, "video": folders.VideoFolder}[kind](
-        listing=listing,
-        data_dir=config.data_dir,
-        config=f"{name or 'clips'}-{digest}",
-    )
-    prepare.prepare(builder, workers=config.loader.workers or 0)
-    contents = "\n".join(prepare.contents(builder))
-    log.info("%s as %s: %s\n%s", folder, builder.dataset, how, contents)
-    counts = _counts(builder)
-    _check(folder, builder, counts, ("train", test))
-    examples = sum(n for (split, _), n in counts.items() if split == "train")
-    class_names = tuple(builder.listing.class_names)
-    return FolderDataset(builder.dataset, kind, test, examples, class_names)
-
-
-def _advice(folder, key, split_list, listing):
-    """What to do about folders that are nested too deep, if they are no splits."""
-    names = list(listing.splits)
-    if split_list or {"train", *folders.TEST_SPLITS} & {*names}:
-        return ""
-    if len(names) == 1:
-        option = shlex.quote(f"--config.data.{key}={folder / names[0]}")
-        return f" For the classes in {names[0]}: {option}"
-    return (
-        f" If these are classes or groups of them, put the files of every class into "
-        f"one folder: {folder}/<class>/<file>"
-    )
-
-
-def _counts(builder):
-    """The number of examples written, by split and class."""
-    rows = manifest.read(builder.directory / manifest.NAME)
-    return collections.Counter(
-        (row.split, row.label) for row in rows if row.status == manifest.OK
-    )
-
-
-def _check(folder, builder, counts, splits):
-    """Raises TooFewExamples if a class has none in one of the splits."""
-    lacking = [
-        f"class {name!r} has no {builder.kind} in {split}"
-        for name in builder.listing.class_names
-        for split in splits
-        if not counts[split, name]
-    ]
-    if lacking:
-        damaged = [
-            row.id
-            for row in manifest.read(builder.directory / manifest.NAME)
-            if row.split and row.status != manifest.OK
-        ]
-        remove = f"Remove what does not decode ({', '.join(damaged)}). "
-        raise folders.TooFewExamples(
-            f"{folder}: {', '.join(lacking)}. {remove if damaged else ''}Add "
-            f"{builder.kind}s, or remove the class."
-        )

@@ -36,7 +36,7 @@ def timed_keys(config: ConfigDict) -> dict:
 
 
 @dataclasses.dataclass(frozen=True)
-class Prediction:
+class PredictedStep:
     """Cost of a training step, as `preflight` predicts it.
 
     Attributes:
@@ -50,7 +50,7 @@ class Prediction:
 
 def read_prediction(
     workdir: epath.Path, config: ConfigDict, mesh: Mesh
-) -> Prediction | None:
+) -> PredictedStep | None:
     """Returns what `preflight` wrote to a work directory, None if it did not.
 
     A prediction for other devices, another mesh or other `timed_keys` is left out with
@@ -74,7 +74,7 @@ def read_prediction(
         ]
         if accelerator(kind) != predicted["chip"]:
             problems.insert(0, f"it is for {predicted['topology']}, not for {kind}")
-        prediction = Prediction(
+        prediction = PredictedStep(
             float(predicted["step_seconds"]["all"]),
             float(predicted["chip_bytes"]["peak"]),
         )
@@ -106,7 +106,7 @@ class Utilization:
         config: ConfigDict,
         model: TubeViT,
         mesh: Mesh,
-        prediction: Prediction | None = None,
+        prediction: PredictedStep | None = None,
     ):
         device = mesh.devices.flat[0]
         self.peak = config.peak_flops or peak_flops(device.device_kind)

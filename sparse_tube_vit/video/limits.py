@@ -130,7 +130,7 @@ class Limits:
 LIMITS = Limits()
 
 
-class Stopwatch:
+class CpuLimit:
     """CPU time since decoding of a file began."""
 
     def __init__(self, limits: Limits):

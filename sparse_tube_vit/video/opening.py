@@ -18,9 +18,9 @@ from sparse_tube_vit.video import pictures
 from sparse_tube_vit.video.conversion import convertible
 from sparse_tube_vit.video.limits import (
     LIMITS,
+    CpuLimit,
     DecodeTimeout,
     Limits,
-    Stopwatch,
     UndecodableClip,
 )
 
@@ -115,7 +115,7 @@ def opened(data: bytes, limits: Limits = LIMITS, kind: str | None = None):
         raise UndecodableClip(
             f"It is {picture}, which FFmpeg cannot decode: convert it to PNG or GIF."
         )
-    stopwatch = Stopwatch(limits)
+    cpu_limit = CpuLimit(limits)
     options = limits.codec_options | {
         "protocol_whitelist": ",".join(PROTOCOLS),
         "format_whitelist": ",".join(DEMUXERS),
@@ -145,7 +145,7 @@ def opened(data: bytes, limits: Limits = LIMITS, kind: str | None = None):
         # count alone.
         stream.thread_type, codec.thread_count = "NONE", 1
         codec.options = limits.codec_options
-        yield Video(container, stream, data, limits, stopwatch, kind)
+        yield Video(container, stream, data, limits, cpu_limit, kind)
 
 
 def kind_of(data: bytes, limits: Limits = LIMITS) -> str:
@@ -202,16 +202,16 @@ class Video:
             was rounded; and in formats of pictures, where no program heeds it.
     """
 
-    def __init__(self, container, stream, data, limits, stopwatch, kind):
+    def __init__(self, container, stream, data, limits, cpu_limit, kind):
         self.stream, self.format = stream, container.format.name
         self.tick = float(stream.time_base)
-        self.limits, self.stopwatch = limits, stopwatch
+        self.limits, self.cpu_limit = limits, cpu_limit
         # Reading all packets first costs little and gives exact presentation times;
         # frame counts and durations of containers are often wrong.
         self.packets, size = [], 0
         with naming_failures():
             for packet in container.demux(stream):
-                stopwatch.check()
+                cpu_limit.check()
                 if packet.size:
                     self.packets.append(packet)
                     size += packet.size
@@ -267,7 +267,7 @@ class Video:
         codec.flush_buffers()
         codec.skip_frame = "DEFAULT"
         for packet in [*packets, None]:  # None drains the decoder
-            self.stopwatch.check()
+            self.cpu_limit.check()
             if needed is not None and packet is not None:
                 codec.skip_frame = "DEFAULT" if packet.pts in needed else "NONREF"
             yield from map(convertible, self._decoded(packet, codec))
@@ -302,7 +302,7 @@ class Video:
 
     def _first_frame(self, codec, packets):
         for packet in [*packets, None]:  # None drains the decoder
-            self.stopwatch.check()
+            self.cpu_limit.check()
             for frame in self._decoded(packet, codec):
                 return convertible(frame)
         raise UndecodableClip("It has no frames.")

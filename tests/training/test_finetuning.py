@@ -19,10 +19,7 @@ from sparse_tube_vit.checkpoints.run import OtherRun
 from sparse_tube_vit.checkpoints.step import NoCheckpoint
 from sparse_tube_vit.checkpoints.stored import locate
 from sparse_tube_vit.config import InvalidConfig, from_json, validate
-from sparse_tube_vit.config.flags import read
 from sparse_tube_vit.datasets import reading
-from sparse_tube_vit.datasets.builders.folders import NoClassFolders, TooFewExamples
-from sparse_tube_vit.datasets.preparing.write import NothingDecodes
 from sparse_tube_vit.models.tubevit import init_params, make_model
 from sparse_tube_vit.train import train
 from sparse_tube_vit.training import finetuning, forecast, recipe
@@ -32,32 +29,9 @@ from sparse_tube_vit.training.inspection import examples_of_step
 from tests.datasets.builders import official
 from tests.inference.test_probe import save_model
 from tests.tiny import tiny_config
-
-CLIPS = [f"{name}/{i}.mp4" for name in ("Kür & pas", "walk the dog") for i in range(4)]
-
-
-@pytest.fixture
-def clips(tmp_path):
-    """A folder of eight clips of two classes."""
-    folder = tmp_path / "my clips (2026)"
-    official.write_clips(folder, *CLIPS)
-    return folder
-
+from tests.training.clips import CLIPS, config_of
 
 IMAGE_VIT = Path(__file__).parents[1] / "golden" / "timm.safetensors"  # 2 blocks
-
-
-def config_of(clips, data_dir, model="", *arguments, train=""):
-    """The config file's, as on the command line."""
-    return read(
-        [
-            f"--config=configs/finetune.py:{train}",
-            f"--config.data_dir={data_dir}",
-            f"--config.data.folder={clips}",
-            f"--config.init.weights={model}",
-            *arguments,
-        ]
-    )
 
 
 def test_everything_open_is_filled_in(clips, finished, tmp_path, caplog):
@@ -386,39 +360,6 @@ def test_curves_have_twenty_points_and_runs_five_checkpoints(
     assert (found.log_every_steps, found.checkpoint.every_steps) == (3, 3)
 
 
-def test_a_folder_is_prepared_once_and_again_when_it_changes(clips, tmp_path):
-    def prepare():
-        return finetuning.prepare_folder(config_of(clips, tmp_path / "data"))
-
-    first = prepare()
-    (info,) = (tmp_path / "data" / first.dataset).glob("*/dataset_info.json")
-    before = info.stat().st_mtime_ns
-    (clips / "notes.txt").write_text("no clip")
-    assert prepare() == first and info.stat().st_mtime_ns == before
-    (clips / CLIPS[0]).write_bytes(official.encode(200))
-    second = prepare()
-    assert second.dataset != first.dataset and second.examples < len(CLIPS)
-
-
-@pytest.mark.parametrize("test", ["test", "val"])
-def test_splits_that_a_folder_has_are_kept(tmp_path, test):
-    names = [f"{s}/{c}/{i}.mp4" for s in ("train", test) for c in "ab" for i in "12"]
-    official.write_clips(tmp_path / "clips", *names, f"{test}/b/3.mp4")
-    data = finetuning.prepare_folder(config_of(tmp_path / "clips", tmp_path))
-    assert (data.test, data.examples) == (test, 4)
-    assert len(reading.open_split(data.dataset, test, tmp_path)) == 5
-
-
-def test_splits_of_a_list(clips, tmp_path):
-    lines = [f"{name},{'test' if '/0' in name else 'train'}" for name in CLIPS]
-    (tmp_path / "list.csv").write_text("\n".join(lines))
-    argument = f"--config.data.split_list={tmp_path / 'list.csv'}"
-    config = config_of(clips, tmp_path, "", argument)
-    data = finetuning.prepare_folder(config)
-    test = reading.open_split(data.dataset, data.test, tmp_path)
-    assert {example["id"] for example in test} == {CLIPS[0], CLIPS[4]}
-
-
 def test_a_folder_of_images(tmp_path):
     for i, name in enumerate(("a/1.jpg", "a/2.jpg", "b/1.jpg", "b/2.jpg")):
         path = tmp_path / "images" / name
@@ -433,64 +374,6 @@ def test_a_folder_of_images(tmp_path):
     stored = json.loads(config.to_json())
     stored["evaluations"]["clips"]["spatial_views"] = 3  # as of older versions
     validate(from_json(stored))
-
-
-@pytest.mark.parametrize(
-    "names, damaged, error, message",
-    [
-        (("a/1.mp4", "a/2.mp4"), (), TooFewExamples, "clips has one class, 'a'"),
-        (("a/1.mp4", "b/2.mp4", "b/3.mp4"), (), TooFewExamples, "'a' has one file"),
-        (
-            ("train/a/1.mp4", "train/b/2.mp4", "test/b/3.mp4"),
-            (),
-            TooFewExamples,
-            "clips: class 'a' has no video in test. Add videos",
-        ),
-        (
-            ("a/1.mp4", "a/2.mp4", "b/3.mp4", "b/4.mp4"),
-            ("a/1.mp4",),
-            TooFewExamples,
-            r"'a' has no video in t.*Remove what does not decode \(a/1.mp4\). Add",
-        ),
-        (CLIPS, CLIPS, NothingDecodes, "none of the 8 examples decodes"),
-        (
-            ("train/a/1.mp4", "train/b/2.mp4", "tset/b/3.mp4"),
-            (),
-            reading.UnknownSplit,
-            "has the splits train, tset.*train and one of test.*held out.$",
-        ),
-        (
-            [f"whole/{name}" for name in CLIPS],
-            (),
-            reading.UnknownSplit,
-            "the splits whole.*classes in whole: --config.data.folder=.*/clips/whole$",
-        ),
-        (
-            [f"my clips/{name}" for name in CLIPS],
-            (),
-            NoClassFolders,
-            "'my clips' cannot name a split: .*; classes are .*clips/<class>/<file>$",
-        ),
-        (
-            ("sport/a/1.mp4", "sport/b/1.mp4", "dance/c/1.mp4"),
-            (),
-            reading.UnknownSplit,
-            "splits dance, sport.*groups of them, put .*/clips/<class>/<file>$",
-        ),
-        (
-            ("a/1.mp4", "a/more/2.mp4", "b/1.mp4"),
-            (),
-            NoClassFolders,
-            "clips/b holds no class folders, though .*/a/more is a folder in a folder",
-        ),
-    ],
-)
-def test_folders_that_cannot_be_learnt_from(tmp_path, names, damaged, error, message):
-    official.write_clips(tmp_path / "clips", *names)
-    for i, name in enumerate(damaged):
-        (tmp_path / "clips" / name).write_bytes(b"damaged" * i)
-    with pytest.raises(error, match=message):
-        finetuning.prepare_folder(config_of(tmp_path / "clips", tmp_path))
 
 
 def test_what_is_open_needs_a_run_or_an_image_vit(tmp_path):

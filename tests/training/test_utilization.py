@@ -13,7 +13,7 @@ from sparse_tube_vit.models.tubevit import make_model
 from sparse_tube_vit.training import utilization
 from sparse_tube_vit.training.utilization import (
     PREDICTION,
-    Prediction,
+    PredictedStep,
     Utilization,
     rates_in_words,
     read_prediction,
@@ -79,7 +79,7 @@ def test_steps_that_train_less_are_counted_so():
 
 
 def test_the_mfu_is_of_the_peak_of_the_kind_or_of_the_config(monkeypatch):
-    config, prediction = tiny(), Prediction(0.25, 2.0**30)
+    config, prediction = tiny(), PredictedStep(0.25, 2.0**30)
     config.optimizer.head_steps = 1
     monkeypatch.setattr(utilization, "peak_flops", lambda kind: {"cpu": 48e6}[kind])
     rates = measured(config, prediction).rates(2, 0.5)
@@ -191,7 +191,7 @@ def test_a_prediction_of_the_same_step_is_read(read):
     told = predicted(config)
     config.optimizer.learning_rate = 0.5  # takes no time
     config.streams.clips.dataset = "other"
-    assert read(config, told) == (Prediction(0.05, 3 * 2**30), "")
+    assert read(config, told) == (PredictedStep(0.05, 3 * 2**30), "")
 
 
 @pytest.mark.parametrize(
