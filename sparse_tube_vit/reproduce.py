@@ -3,10 +3,9 @@
 sparse-tube-vit reproduce [TABLE ...] [--tasks TASK ...] [--full]
 """
 
-import functools
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from sparse_tube_vit.config import InvalidConfig
@@ -14,7 +13,7 @@ from sparse_tube_vit.config.flags import CommandParser, positive
 from sparse_tube_vit.errors import DatasetError, reported
 from sparse_tube_vit.log import log, to_stderr
 from sparse_tube_vit.reproduction import data, document, full_size, runner
-from sparse_tube_vit.reproduction.runs import TASKS, WEIGHTS, Results, plan
+from sparse_tube_vit.reproduction.runs import TASKS, WEIGHTS, Results, Run, plan
 from sparse_tube_vit.reproduction.tables import TABLES, select
 
 
@@ -53,18 +52,18 @@ def main(argv: Sequence[str] | None = None) -> None:
             document.write(results, args.document)
             return
         tasks = tasks_of(rows, args.tasks)
-        checked = functools.partial(without_problem, named=bool(args.tasks))
-        tasks = checked(
-            tasks, lambda t: data.check_weights(t, rows, results, args.weights)
-        )
-        if not args.dry_run:
-            data.prepare_data(args.data_dir, args.ucf101, args.images)
-        tasks = checked(
-            tasks, lambda t: data.check_data(t, rows, results, args.data_dir)
-        )
         runs = plan(rows, tasks, args.seeds, results, Path(args.runs))
         if not runs:
             log.info("Of these tables nothing is left to run on %s.", ", ".join(tasks))
+        named = bool(args.tasks)
+        runs = without_problem(
+            runs, lambda x: data.check_weights(x, results, args.weights), named
+        )
+        if not args.dry_run:
+            data.prepare_data(args.data_dir, args.ucf101, args.images)
+        runs = without_problem(
+            runs, lambda x: data.check_data(x, results, args.data_dir), named
+        )
         if args.dry_run:
             for run in runs:
                 print(f"{run.folder}: {results.minutes(run):.1f} min")
@@ -82,11 +81,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             sys.exit("\n".join(map(str, failed)))
 
 
-def tasks_of(rows: data.Rows, named: Sequence[str] | None) -> list[str]:
+def tasks_of(rows: Iterable[str], named: Sequence[str] | None) -> list[str]:
     """Returns the tasks that tables are run on.
 
     Args:
-        rows: Rows by the number of their table.
+        rows: Numbers of the tables.
         named: Names of tasks; None: all that these tables have.
 
     Raises:
@@ -102,28 +101,30 @@ def tasks_of(rows: data.Rows, named: Sequence[str] | None) -> list[str]:
 
 
 def without_problem(
-    tasks: Sequence[str], check: Callable[[str], None], named: bool
-) -> list[str]:
-    """Returns the tasks that pass a check; logs why others are left out.
+    runs: Sequence[Run], check: Callable[[Sequence[Run]], None], named: bool
+) -> list[Run]:
+    """Returns the runs on tasks that pass a check; logs why others are left out.
 
     Args:
-        tasks: Names of tasks.
-        check: Raises DatasetError if there is a problem with a task.
+        runs: The runs, on any tasks.
+        check: Raises DatasetError if there is a problem with the runs on a task.
         named: Whether the user named the tasks, so that a problem ends the command.
 
     Raises:
-        DatasetError: Of a task that was named, or if none is left.
+        DatasetError: Of a task that was named, or if no run is left.
     """
-    passed = []
-    for task in tasks:
+    problems = {}
+    for task in dict.fromkeys(run.task for run in runs):
         try:
-            check(task)
-            passed.append(task)
+            check([run for run in runs if run.task == task])
         except DatasetError as error:
-            if named or (not passed and task == tasks[-1]):
-                raise type(error)(f"{task}: {error}") from error
             log.warning("%s is left out: %s", task, error)
-    return passed
+            problems[task] = error
+    left = [run for run in runs if run.task not in problems]
+    if problems and (named or not left):
+        task, error = problems.popitem()
+        raise type(error)(f"{task}: {error}") from error
+    return left
 
 
 if __name__ == "__main__":

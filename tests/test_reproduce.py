@@ -48,11 +48,15 @@ def test_a_task_that_a_table_has_not_is_named():
 
 
 def test_one_task_is_enough():
-    def check(task):
-        if task != "b":
+    def check(runs):
+        if runs[0].task != "ucf101":
             raise DatasetError("none")
 
-    assert reproduce.without_problem(["a", "b", "c"], check, named=False) == ["b"]
-    for tasks, named in ((["a", "b"], True), (["a", "c"], False)):
-        with pytest.raises(DatasetError, match="[ac]: none"):
-            reproduce.without_problem(tasks, check, named)
+    row = TABLES["5"].row("jointly")
+    runs = [Run("5", row, task, 0) for task in TABLES["5"].tasks]
+    left = reproduce.without_problem(runs, check, named=False)
+    assert [run.task for run in left] == ["ucf101"]
+    for some, named in ((runs, True), (runs[:1], False)):
+        with pytest.raises(DatasetError, match="^(moving_shapes|ucf101_dir.*): none$"):
+            reproduce.without_problem(some, check, named)
+    assert reproduce.without_problem([], check, named=True) == []

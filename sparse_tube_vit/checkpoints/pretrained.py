@@ -6,7 +6,7 @@ model is loaded, resized, new or dropped; an error lists all others.
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -66,7 +66,7 @@ def initial_params(
     layers_wrong = {name.rpartition("/")[0] for name in match.wrong}
     for name, shape in shapes.items():
         if name not in match.arrays:
-            if match.may_be_new(name):
+            if name.startswith(tuple(match.new)):
                 match.report.new[name] = shape, ""
             elif name.rpartition("/")[0] not in layers_wrong:
                 match.wrong[name] = shape, "not there"
@@ -133,13 +133,13 @@ class _Match:
     """A source's arrays matched to our parameters.
 
     Attributes:
-        may_be_new: Whether a parameter of that name may be missing from the source.
+        new: Beginnings of names of parameters that may be missing from the source.
         arrays: The arrays under our names.
         wrong: (shape, remark) of arrays and parameters without a match.
         report: What is known so far.
     """
 
-    may_be_new: Callable[[str], bool]
+    new: list[str]
     arrays: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     wrong: dict[str, tuple] = dataclasses.field(default_factory=dict)
     report: WeightsReport = dataclasses.field(default_factory=WeightsReport)
@@ -172,7 +172,7 @@ def _from_vit(vit, config, model, shapes):
         taken = {1, vit.patch[0]}
         tubes = enumerate(model.tubes)
         new += [f"stem/tube_{i}/" for i, t in tubes if t.kernel[0] not in taken]
-    match = _Match(may_be_new=lambda name: name.startswith(tuple(new)))
+    match = _Match(new)
     match.report.dropped |= vit.dropped
     match.report.notes.append(f"inputs are normalized by {vit.normalization}")
 
@@ -323,16 +323,19 @@ def _from_run(path, config, shapes, class_names):
     new = ["head_", "encoder/new_block_", "encoder/gate", "positions/gain", *fresh]
     if config.init.positions == "drop":
         new.append("positions/")
-    match = _Match(may_be_new=lambda name: name.startswith(tuple(new)))
+    match = _Match(new)
     for part in fresh:
         if not any(f"{name}/".startswith(part) for name in shapes):
             parts = ", ".join(sorted({name.partition("/")[0] for name in shapes}))
             match.wrong[part[:-1]] = "in init.fresh", f"the model's parts are {parts}"
-    used, refused = _tubes_from_run(match, params, run["config"], config, fresh)
+    used, refused, places = _tubes_from_run(match, params, run["config"], config, fresh)
+    _positions_from_run(match, params, shapes, config.init.positions, places, fresh)
     for name, x in params.items():
         head = re.match(r"head_(.*)/", name)
         if f"{name}/".startswith(fresh):
             match.drop(name, x, "in init.fresh")
+        elif name.startswith("positions/tube_"):
+            continue
         elif name in match.arrays:  # its tube takes the patches of another
             if name not in used:
                 match.drop(name, x, "this tube takes the patches of another")
@@ -346,14 +349,6 @@ def _from_run(path, config, shapes, class_names):
             match.drop(name, x, "there is no such head here")
         elif head and [*run["class_names"][head[1]]] != [*class_names[head[1]]]:
             match.drop(name, x, "the classes differ")
-        elif name.startswith("positions/") and x.shape == shapes.get(name):
-            match.load(name, x)
-        elif name.startswith("positions/") and config.init.positions == "drop":
-            match.drop(name, x, "init.positions is 'drop'")
-        elif name.startswith("positions/") and name in shapes:
-            size = (*shapes[name][:3], x.shape[3])
-            how = f"from {'x'.join(map(str, x.shape[:3]))} tokens"
-            match.resize(name, np.asarray(jax.image.resize(x, size, "linear")), how)
         else:
             match.load(name, x)
     theirs = from_json(run["config"]).model.to_dict()
@@ -372,10 +367,11 @@ def _tubes_from_run(match, params, theirs, config, fresh):
     `init.inflate` tubes of several frames take them too.
 
     Returns:
-        (used, refused): Names of the run's arrays that are taken; and the paths of
-        tubes that cannot take any.
+        (used, refused, places): Names of the run's arrays that are taken; the paths of
+        tubes that cannot take any; and by the numbers of tubes of one frame those of
+        the run's tubes that they take.
     """
-    used, refused = set(), ()
+    used, refused, places = set(), (), {}
     inflate, ours = config.init.inflate, make_tubes(config.model.tubes)
     tubes = make_tubes(from_json(theirs).model.tubes)
     patches = {
@@ -384,7 +380,7 @@ def _tubes_from_run(match, params, theirs, config, fresh):
         if _makes_patches(tube) and f"stem/tube_{i}/kernel" in params
     }
     if config.model.kernels != "separate":
-        return used, refused
+        return used, refused, places
     if inflate != "none" and not patches:
         match.wrong["stem"] = "no kernel of one frame", "init.inflate needs one"
     for i, tube in enumerate(ours) if patches else ():
@@ -399,7 +395,10 @@ def _tubes_from_run(match, params, theirs, config, fresh):
             refused += (f"{layer}/",)
             continue
         same = [j for j in patches if tubes[j].kernel[1:] == (*size,)]
-        source = patches[next(iter([*same, *patches]))]
+        place = next(iter([*same, *patches]))
+        if t == 1:
+            places[i] = place
+        source = patches[place]
         kernel = params[f"{source}/kernel"][0]
         x = kernel if same else resize_patches(kernel, size)
         x = inflate_kernel(x, t, inflate) if t > 1 else x[None]
@@ -407,7 +406,45 @@ def _tubes_from_run(match, params, theirs, config, fresh):
         match.resize(f"{layer}/kernel", x, ", ".join(how))
         match.load(f"{layer}/bias", params[f"{source}/bias"], how[0])
         used |= {f"{source}/kernel", f"{source}/bias"}
-    return used, refused
+    return used, refused, places
+
+
+def _positions_from_run(match, params, shapes, how, places, fresh):
+    """Matches learned positions of a run to those of the tubes that take its tubes.
+
+    Args:
+        match: The match so far.
+        params: The run's arrays by name.
+        shapes: Shapes of our parameters by name.
+        how: `init.positions`.
+        places: As returned by `_tubes_from_run`; others take those of their number.
+        fresh: `init.fresh`, which ends with slashes.
+    """
+    theirs = {n: x for n, x in params.items() if n.startswith("positions/tube_")}
+    left = {n: x for n, x in theirs.items() if not f"{n}/".startswith(fresh)}
+    for name in [name for name in shapes if name.startswith("positions/tube_")]:
+        if f"{name}/".startswith(fresh):
+            continue
+        i = int(name.rpartition("_")[2])
+        source = f"positions/tube_{places.get(i, i)}"
+        of_other = f"of {source}" if source != name else ""
+        if (x := theirs.get(source)) is None:
+            if theirs and how == "keep":  # of a tube that the run has not
+                match.new.append(name)
+            continue
+        if x.shape == shapes[name]:
+            match.load(name, x, of_other)
+        elif how == "keep":
+            size = (*shapes[name][:3], x.shape[3])
+            told = f"from {'x'.join(map(str, x.shape[:3]))} tokens"
+            told = ", ".join(filter(None, [of_other, told]))
+            match.resize(name, np.asarray(jax.image.resize(x, size, "linear")), told)
+        else:
+            continue
+        left.pop(source, None)
+    why = "init.positions is 'drop'" if how == "drop" else "no tube takes them"
+    for name, x in left.items():
+        match.drop(name, x, why)
 
 
 def _makes_patches(tube):

@@ -250,7 +250,8 @@ def save_params(workdir, params, run: dict) -> None:
 
 def _manager(directory, keep=None):
     # Replicas write a slice of an array each, cut by a program that is compiled for
-    # every shape and replica: that pays for large arrays alone.
+    # every shape and replica: that pays for large arrays alone. orbax takes this for
+    # the whole process; it writes no `array_metadatas`, which typed keys alone need.
     arrays = ocp.type_handlers.ArrayHandler(
         min_slice_bytes_for_replica_parallel=_MIN_SLICE_BYTES
     )

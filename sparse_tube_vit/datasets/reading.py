@@ -438,10 +438,11 @@ def _how_to_prepare(dataset: str, data_dir) -> str:
             f"Prepare {name} with TFDS (file_format='array_record') or use one of"
             f" {', '.join(BUILDERS)}."
         )
+    made = ""
     if name.endswith("_folder") and re.search(r"-[0-9a-f]{8}$", config):
-        return (
-            f"configs/finetune.py made it of a folder: copy {data_dir}/{dataset} from "
-            "where that ran, or train on the folder here."
+        made = (
+            f"If configs/finetune.py made it of a folder, copy {data_dir}/{dataset} "
+            "from where that ran, or train on the folder here. Else "
         )
     required, _ = OPTIONS.get(name, ((), ()))
     values = {"name": config or "NAME"}
@@ -449,6 +450,5 @@ def _how_to_prepare(dataset: str, data_dir) -> str:
     if name == "ucf101":
         options.insert(0, f"--split {config.removeprefix('split') or 1}")
     command = ["sparse-tube-vit prepare", name, *options]
-    return (
-        f"Prepare it with: {' '.join(command)} --data_dir {shlex.quote(str(data_dir))}"
-    )
+    how = f"repare it with: {' '.join(command)} --data_dir {shlex.quote(str(data_dir))}"
+    return f"{made}p{how}" if made else f"P{how}"

@@ -1,7 +1,7 @@
 """Data sets of the small tasks: UCF101, its clips in both directions, and images."""
 
 import fractions
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import av
@@ -14,9 +14,6 @@ from sparse_tube_vit.datasets.preparing.prepare import prepare
 from sparse_tube_vit.errors import DatasetError
 from sparse_tube_vit.log import log
 from sparse_tube_vit.reproduction.runs import Results, Run, name_of
-from sparse_tube_vit.reproduction.tables import TABLES, Row
-
-Rows = Mapping[str, Sequence[Row]]
 
 #: Directions of a clip, by the step through its frames.
 DIRECTIONS = {"forwards": 1, "backwards": -1}
@@ -110,19 +107,18 @@ class OtherData(DatasetError):
 _APART = "To keep the two apart, give --results and --document of your own."
 
 
-def check_weights(task: str, rows: Rows, results: Results, weights: str) -> None:
-    """Compares the weights that rows start from with those of stored results.
+def check_weights(runs: Sequence[Run], results: Results, weights: str) -> None:
+    """Compares the weights that runs start from with those of stored results.
 
     Args:
-        task: Name of the task.
-        rows: Rows by the number of their table; only tables with the task count.
-        results: Results, of other seeds and rows of the same task too.
+        runs: Runs on one task.
+        results: Results, of other seeds and rows of the task too.
         weights: Weights of an image ViT.
 
     Raises:
         OtherData: A table would mix results of both.
     """
-    taken = any(run.takes_weights for run in _runs(task, rows))
+    task, taken = runs[0].task, any(run.takes_weights for run in runs)
     if taken and (other := results.weights(task) - {name_of(weights)}):
         raise OtherData(
             f"{results.path(task)} has results that start from {min(other)}; "
@@ -130,22 +126,20 @@ def check_weights(task: str, rows: Rows, results: Results, weights: str) -> None
         )
 
 
-def check_data(task: str, rows: Rows, results: Results, data_dir: str) -> None:
-    """Checks that rows' data is prepared, its test sets of the size of stored results'.
+def check_data(runs: Sequence[Run], results: Results, data_dir: str) -> None:
+    """Checks that runs' data is prepared, its test sets of the size of stored results'.
 
     Args:
-        task: Name of the task.
-        rows: As for `check_weights`.
-        results: As for `check_weights`.
+        runs: Runs on one task.
+        results: Results, of other seeds and rows of the task too.
         data_dir: Folder of prepared data sets.
 
     Raises:
         DatasetNotPrepared: A data set is not prepared. Names all.
         OtherData: A table would mix results of both.
     """
-    runs = _runs(task, rows)
-    sources = [s for run in runs for s in run.config.streams.values()]
-    needed = {s.dataset for s in sources if not _embedded(s.dataset)}
+    streams = [s for run in runs for s in run.config.streams.values()]
+    needed = {s.dataset for s in streams if not _embedded(s.dataset)}
     missing = [x for x in needed if not reading.prepared_directory(x, data_dir)]
     if missing:
         raise reading.DatasetNotPrepared(
@@ -158,6 +152,7 @@ def check_data(task: str, rows: Rows, results: Results, data_dir: str) -> None:
         for name, e in run.config.evaluations.items()
         if not _embedded(e.dataset)
     }
+    task = runs[0].task
     for name, dataset, split in sorted(evaluations):
         count = len(reading.open_split(dataset, split, data_dir))
         if other := results.examples(task, name) - {count}:
@@ -165,17 +160,6 @@ def check_data(task: str, rows: Rows, results: Results, data_dir: str) -> None:
                 f"{results.path(task)} has results of {min(other)} examples of "
                 f"{dataset} {split}; that in {data_dir} has {count}. {_APART}"
             )
-
-
-def _runs(task, rows):
-    """Returns the runs of rows on a task, and those that they start from."""
-    runs = [
-        Run.of(table, row, task, 0)
-        for table, chosen in rows.items()
-        for row in chosen
-        if task in TABLES[table].tasks
-    ]
-    return [*runs, *filter(None, [run.after for run in runs])]
 
 
 def _embedded(dataset):

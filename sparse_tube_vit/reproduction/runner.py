@@ -1,5 +1,6 @@
 """Carries out runs one after another, each by the commands that a user would give."""
 
+import collections
 import contextlib
 import datetime
 import shutil
@@ -32,7 +33,7 @@ def carry_out(
 
     A run that was interrupted goes on from its latest checkpoint. One that fails does
     not stop those that do not need it. One that another runner carries out is left to
-    it; those that start from it wait.
+    it; those that start from it come last, and wait for it.
 
     Args:
         runs: The runs, those that others start from before them.
@@ -46,37 +47,62 @@ def carry_out(
     """
     device = _device() if runs else ""
     failed: dict[str, FailedRun] = {}
-    minutes = [results.minutes(run) for run in runs]
+    minutes = {run: results.minutes(run) for run in runs}
     text = "{desc} {bar} {n:.0f}/{total:.0f} min"
     shown = sys.stderr.isatty()  # in a log, a line for every run is better
-    with tqdm(total=sum(minutes), bar_format=text, disable=not shown) as bar:
-        for i, run in enumerate(runs):
-            left = sum(minutes[i:])
-            about = f"{i + 1} of {len(runs)} runs, {left:.0f} min left"
+    left, deferred = collections.deque(runs), set()
+    total = sum(minutes.values())
+    with tqdm(total=total, bar_format=text, disable=not shown) as bar:
+        while left:
+            run = left.popleft()
+            if run not in deferred and _is_busy(run.after, workdirs):
+                log.info("%s waits: its model is another runner's", run.folder)
+                deferred.add(run)
+                left.append(run)
+                continue
+            rest = minutes[run] + sum(minutes[other] for other in left)
+            about = f"{len(runs) - len(left)} of {len(runs)} runs, {rest:.0f} min left"
             bar.set_description_str(f"{run.folder}: {about}", refresh=False)
             if not shown:
                 log.info("%s: %s", run.folder, about)
             try:
-                if run.after and run.after.folder in failed:
-                    raise FailedRun(f"{run.folder}: {run.after.folder} failed before.")
+                if run.after:
+                    _wait_for(run, failed, workdirs)
                 _carry_out(run, results, workdirs, data_dir, weights, device, bar)
             except FailedRun as error:
                 failed[run.folder] = error
                 log.error("%s", error)
-            bar.update(sum(minutes[: i + 1]) - bar.n)
+            bar.update(total - rest + minutes[run] - bar.n)
     return [*failed.values()]
 
 
+def _is_busy(run, workdirs):
+    """Whether another runner carries out a run."""
+    if not run or not (folder := workdirs / run.folder).is_dir():
+        return False
+    with storage.locked(folder, wait=False) as free:
+        return not free
+
+
+def _wait_for(run, failed, workdirs):
+    """Waits until no runner is at the run that another starts from, and it is done."""
+    before = run.after
+    if before.folder in failed:
+        raise FailedRun(f"{run.folder}: {before.folder} failed before.")
+    if (folder := workdirs / before.folder).is_dir():
+        with storage.locked(folder):
+            pass
+    if not read_result(before, before.workdir(workdirs)):
+        raise FailedRun(f"{run.folder}: {before.folder} is not done.")
+
+
 def _carry_out(run, results, workdirs, *given):
-    """Carries out a run, unless another runner does, after the one it starts from."""
+    """Carries out a run, unless another runner does."""
     folder = workdirs / run.folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UnwritableOutput(f"--runs {folder} cannot be made: {error}") from error
-    if run.after and (before := workdirs / run.after.folder).is_dir():
-        with storage.locked(before):
-            pass  # another runner may have been at it
     with storage.locked(folder, wait=False) as locked:
         if locked:
             _carry_out_locked(run, results, workdirs, *given)

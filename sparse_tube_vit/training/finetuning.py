@@ -125,13 +125,13 @@ def with_fewer_layers(config: ConfigDict, given: ConfigDict) -> dict[int, Config
     """
     weights = given.init.weights
     of_image_vit = bool(weights) and image_vits.holds_image_vit(weights)
-    *_, image_tube = make_tubes(config.model.tubes)  # the last one in every recipe
+    patch = recipe.patch_of(make_tubes(config.model.tubes))
     layers, configs = EncoderOptions.of(config).layers, {}
     for trained in (layers // 3, 0):
         fewer, still_open = (c.copy_and_resolve_references() for c in (config, given))
         fewer.optimizer.frozen_layers = layers - trained
         if of_image_vit:
-            values = recipe.from_image_vit(given, image_tube.kernel, trained)
+            values = recipe.from_image_vit(given, patch, trained)
             for key in _fill(still_open, values):
                 section, _, name = key.rpartition(".")
                 fewer[section][name] = values[key]

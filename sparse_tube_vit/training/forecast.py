@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from sparse_tube_vit.config import ConfigDict, EncoderOptions, input_size
 from sparse_tube_vit.models.tubes import count_tokens
 from sparse_tube_vit.models.variants import make_tubes
+from sparse_tube_vit.training import recipe
 from sparse_tube_vit.training.reporting import clock_time
 
 #: Steps after a compilation, by which a run predicts its time.
@@ -119,7 +120,8 @@ def quicker(
         config: The config of the run.
         fewer_layers: The same with fewer trained layers, by their number.
     """
-    patch, changes = make_tubes(config.model.tubes)[-1].kernel[2], {}
+    *_, patch = recipe.patch_of(make_tubes(config.model.tubes))
+    changes = {}
     if (size := config.clip.size * 3 // 4 // patch * patch) >= 3 * patch:
         smaller = config.copy_and_resolve_references()
         smaller.clip.size = size

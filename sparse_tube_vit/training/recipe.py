@@ -4,9 +4,10 @@
 some fifty clips, and two CPU cores.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from sparse_tube_vit.config import ConfigDict
+from sparse_tube_vit.models.tubes import Tube
 
 #: Keys of the config that a recipe sets, beside the sections `clip` and `model`.
 KEYS = (
@@ -105,6 +106,17 @@ def head_steps(total: int, warmup: int) -> int:
     """
     steps = max(total // 3, min(100, total // 2))
     return max(0, min(steps, total - warmup - 1))
+
+
+def patch_of(tubes: Iterable[Tube]) -> tuple[int, int, int]:
+    """Returns the kernel of the image ViT's patches: of the fewest frames, the largest.
+
+    Args:
+        tubes: Those of a model by one of these recipes.
+    """
+    kernels = [tube.kernel for tube in tubes]
+    fewest = min(t for t, *_ in kernels)
+    return max((k for k in kernels if k[0] == fewest), key=lambda k: k[1:])
 
 
 def image_tube(frames: int, patch: Sequence[int]) -> dict:

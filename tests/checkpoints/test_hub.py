@@ -9,12 +9,11 @@ import pytest
 
 from sparse_tube_vit import release as command
 from sparse_tube_vit.checkpoints import hub, image_vits, stored
-from sparse_tube_vit.checkpoints.run import describe_run, save_params
 from sparse_tube_vit.checkpoints.step import ForeignCheckpoint, NoCheckpoint
 from sparse_tube_vit.inference import loaded
-from sparse_tube_vit.models.tubevit import init_params, make_model
 from sparse_tube_vit.storage import UnreachableStorage
 from tests import hub as stand_in
+from tests.saved import save_model
 from tests.tiny import tiny_config
 
 CLASSES = {"motions": ("left", "right", "up"), "shapes": ("ring", "star")}
@@ -29,11 +28,8 @@ def server(monkeypatch, tmp_path):
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     """A work directory of a model with random parameters."""
-    config, workdir = tiny_config("nowhere"), tmp_path_factory.mktemp("run") / "run"
-    model = make_model(config, {head: len(names) for head, names in CLASSES.items()})
-    params = jax.device_get(init_params(model, jax.random.key(0), model.clip))
-    save_params(workdir, params, describe_run(config, CLASSES))
-    return workdir
+    workdir = tmp_path_factory.mktemp("run") / "run"
+    return save_model(workdir, tiny_config("nowhere"), CLASSES)
 
 
 def push(workdir, out, *options):

@@ -7,7 +7,7 @@ import pytest
 from sparse_tube_vit.checkpoints import release, stored
 from sparse_tube_vit.checkpoints.model_card import model_card
 from tests.datasets.builders import official
-from tests.inference.test_probe import save_model
+from tests.saved import save_model
 from tests.tiny import tiny_config
 
 CLASSES = {"motions": ("turn_left", "_a|b_", "<c> & `d`"), "shapes": ("ring", "star")}

@@ -437,6 +437,7 @@ def test_the_image_tube_of_a_run_is_taken_wherever_it_stands(run_of_three_tubes)
 def test_two_image_tubes_change_places(tmp_path):
     config = video_config()
     config.model.tubes = (image_tube(16), image_tube(8))
+    config.model.positions = "learned"
     model = make_model(config, {"a": 2})
     params = jax.device_get(init_params(model, jax.random.key(0), model.clip))
     theirs = params["stem"]
@@ -445,14 +446,32 @@ def test_two_image_tubes_change_places(tmp_path):
     save_params(tmp_path, params, describe_run(config, {"a": ("x", "y")}))
     config = video_config()
     config.model.tubes = (image_tube(8), image_tube(16))
-    ours, report = from_run(config, tmp_path)
+    config.model.positions = "learned"
+    ours, report = from_run(config, tmp_path, positions="keep")
     for i, j in ((0, 1), (1, 0)):
         jax.tree.map(
             np.testing.assert_array_equal,
             ours["stem"][f"tube_{i}"],
             theirs[f"tube_{j}"],
         )
-    assert not any(name.startswith("stem/") for name in report.dropped)
+        np.testing.assert_array_equal(
+            ours["positions"][f"tube_{i}"], params["positions"][f"tube_{j}"]
+        )
+    assert not any(name.startswith(("stem/", "positions/")) for name in report.dropped)
+
+
+def test_learned_positions_of_a_tube_that_is_added_are_new(tmp_path):
+    config = video_config()
+    tubes = config.model.tubes
+    config.model.tubes, config.model.positions = tubes[:2], "learned"
+    theirs = jax.device_get(save_run(config, {"a": ("x", "y")}, tmp_path))
+    config.model.tubes = tubes
+    ours, report = from_run(config, tmp_path, positions="keep", fresh=("stem/tube_2",))
+    for i in (0, 1):
+        np.testing.assert_array_equal(
+            ours["positions"][f"tube_{i}"], theirs["positions"][f"tube_{i}"]
+        )
+    assert {"stem/tube_2/kernel", "positions/tube_2"} <= report.new.keys()
 
 
 def test_a_shape_of_charades_keeps_the_image_tube_in_its_place(run_of_three_tubes):

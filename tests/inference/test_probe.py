@@ -3,7 +3,6 @@
 import json
 import shutil
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -16,11 +15,10 @@ from sklearn.preprocessing import StandardScaler
 from sparse_tube_vit import features as features_command
 from sparse_tube_vit import load
 from sparse_tube_vit import probe as probe_command
-from sparse_tube_vit.checkpoints.run import describe_run, save_params
 from sparse_tube_vit.inference import features, predictions, probe
 from sparse_tube_vit.inference.probe import NotProbeable
-from sparse_tube_vit.models.tubevit import init_params, make_model
 from tests.datasets.builders import official
+from tests.saved import save_model
 from tests.tiny import tiny_config
 
 
@@ -63,15 +61,6 @@ def test_the_linear_probe_measures_what_it_was_not_fitted_to(labelled):
     expected = reference.fit(x[train], y[train]).predict_proba(x[~train])
     np.testing.assert_allclose(scores[:, [0, 2]], expected, atol=1e-6)
     assert not scores[:, 1].any()
-
-
-def save_model(directory, config, classes):
-    """A model of random parameters."""
-    model = make_model(config, {head: len(names) for head, names in classes.items()})
-    params = init_params(model, jax.random.key(0), model.clip)
-    run = describe_run(config, classes)
-    save_params(directory, jax.device_get(params), run)
-    return directory
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,7 @@
 """Data of the small tasks: clips forwards and backwards."""
 
+from pathlib import Path
+
 import av
 import numpy as np
 import pytest
@@ -7,11 +9,10 @@ import pytest
 from sparse_tube_vit.datasets.builders.moving_shapes import encode_mp4, render
 from sparse_tube_vit.datasets.reading import DatasetNotPrepared
 from sparse_tube_vit.reproduction import data
-from sparse_tube_vit.reproduction.runs import Results, Run
-from sparse_tube_vit.reproduction.tables import TABLES
+from sparse_tube_vit.reproduction.runs import Results, Run, plan
+from sparse_tube_vit.reproduction.tables import TABLES, select
 
 IMAGES = "image_folder/tiny_imagenet"
-TABLE_5 = {"5": TABLES["5"].rows}
 
 
 def frames_of(path):
@@ -39,10 +40,15 @@ def write_ucf101(folder):
         (folder / name).write_text("\n".join(lines))
 
 
-def missing(task, rows, data_dir):
-    """What the error names."""
+def runs_of(task, *names):
+    """Runs of rows, those that they start from before them."""
+    return plan(select(names), [task], 1, Results("nowhere"), Path("nowhere"))
+
+
+def missing(task, name, data_dir):
+    """What the error names that rows lack."""
     with pytest.raises(DatasetNotPrepared) as error:
-        data.check_data(task, rows, Results(data_dir), str(data_dir))
+        data.check_data(runs_of(task, name), Results("nowhere"), str(data_dir))
     return str(error.value).partition(" not prepared in ")[0]
 
 
@@ -51,34 +57,33 @@ def test_results_of_other_data_are_kept_apart(tmp_path):
     data_dir = str(tmp_path / "data")
     data.prepare_data(data_dir, str(tmp_path / "ucf101"), None, 0)
     results, row = Results(tmp_path), TABLES["5"].row("videos_alone")
-    rows = {"5": [row]}
+    runs = [Run.of("5", row, "ucf101", seed) for seed in (0, 1)]
     for examples in (2, 212):
         found = {"video": {"top1": 0.5, "examples": examples}}
-        done = Run.of("5", row, "ucf101", 0)
-        results.add(done, {"evaluations": found, "minutes": 1.0})
+        results.add(runs[0], {"evaluations": found, "minutes": 1.0})
         if examples == 2:
-            data.check_data("ucf101", rows, results, data_dir)
+            data.check_data(runs[1:], results, data_dir)
             continue
         with pytest.raises(data.OtherData, match="of 212 examples of ucf101.* has 2"):
-            data.check_data("ucf101", rows, results, data_dir)
+            data.check_data(runs[1:], results, data_dir)
 
 
 def test_results_of_other_weights_are_kept_apart(tmp_path):
     results, row = Results(tmp_path), TABLES["finetuning"].row("last_4")
-    task, rows = "ucf101_finetuning", {"finetuning": [row]}
+    runs = [Run("finetuning", row, "ucf101_finetuning", seed) for seed in (0, 1)]
     result = {"evaluations": {}, "minutes": 1.0, "weights": "small"}
-    results.add(Run("finetuning", row, task, 0), result)
+    results.add(runs[0], result)
     with pytest.raises(data.OtherData, match="from small; --weights is hf://x/small"):
-        data.check_weights(task, rows, results, "hf://x/small")
-    data.check_weights(task, rows, results, "weights/small")
-    data.check_weights("moving_shapes", TABLE_5, results, "hf://x/small")
+        data.check_weights(runs[1:], results, "hf://x/small")
+    data.check_weights(runs[1:], results, "weights/small")
+    data.check_weights(runs_of("moving_shapes", "5"), results, "hf://x/small")
 
 
 def test_a_clip_is_written_in_both_directions(tmp_path):
     write_ucf101(tmp_path / "ucf101")
     for _ in range(2):  # the second time nothing is left to do
         data.prepare_data(str(tmp_path / "data"), str(tmp_path / "ucf101"), None, 0)
-    assert missing("ucf101", TABLE_5, tmp_path / "data") == IMAGES
+    assert missing("ucf101", "5", tmp_path / "data") == IMAGES
     folder = tmp_path / "data" / "ucf101_directions"
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.mp4"))
     assert names == sorted(
@@ -99,11 +104,12 @@ def test_a_clip_is_written_in_both_directions(tmp_path):
 
 
 def test_what_is_missing_is_named(tmp_path):
-    data.check_data("moving_shapes", TABLE_5, Results(tmp_path), str(tmp_path))
-    assert missing("ucf101", TABLE_5, tmp_path) == f"{IMAGES} and ucf101/split1"
-    directions = missing("ucf101_directions", TABLE_5, tmp_path)
+    embedded = runs_of("moving_shapes", "5")
+    data.check_data(embedded, Results(tmp_path), str(tmp_path))
+    assert missing("ucf101", "5", tmp_path) == f"{IMAGES} and ucf101/split1"
+    directions = missing("ucf101_directions", "5", tmp_path)
     assert directions == f"{IMAGES} and video_folder/ucf101_directions"
-    alone = {"finetuning": [TABLES["finetuning"].row("last_4")]}
-    assert missing("ucf101_finetuning", alone, tmp_path) == "ucf101/split1"
-    created = {"6": [TABLES["6"].row("head")]}  # from a small model, trained jointly
-    assert IMAGES in missing("ucf101_image_vit", created, tmp_path)
+    alone = missing("ucf101_finetuning", "finetuning:last_4", tmp_path)
+    assert alone == "ucf101/split1"
+    # Created from a small model, which is trained jointly.
+    assert IMAGES in missing("ucf101_image_vit", "6:head", tmp_path)

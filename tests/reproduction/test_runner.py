@@ -100,25 +100,45 @@ def test_a_run_that_another_runner_has_finished_is_left(commands, tmp_path):
     assert mine.get(run) == other.get(run)
 
 
-def test_a_run_that_another_runner_carries_out_is_left_to_it(commands, tmp_path):
+@pytest.mark.parametrize("finishes", [True, False])
+def test_a_run_that_another_runner_carries_out_is_left_to_it(
+    commands, tmp_path, finishes
+):
     results, runs = Results(tmp_path / "results"), tmp_path / "runs"
-    first, second = run_of("5", "images"), run_of("5", "images_first")
+    first, second, third = map(run_of, "555", ("images", "images_first", "jointly"))
     (runs / first.folder).mkdir(parents=True)
-    other = threading.Event()
+    other, order = threading.Event(), tmp_path / "order"
+    for run in (second, third):
+        write = f"print({run.name!r}, file=open({str(order)!r}, 'a'))"
+        commands[run.name] = f"{write}{TRAINED}"
 
     def at_it():
         with storage.locked(runs / first.folder):
             other.set()
+            limit = time.monotonic() + 60
+            while not results.get(third) and time.monotonic() < limit:
+                time.sleep(0.1)
+                results.reload("moving_shapes")
             time.sleep(1)
+            if finishes:
+                program = [sys.executable, "-c", TRAINED, str(first.workdir(runs))]
+                subprocess.run(program, check=True)
+                with order.open("a") as file:
+                    print(first.name, file=file)
 
     thread = threading.Thread(target=at_it)
     thread.start()
     other.wait()
-    start = time.monotonic()
-    assert runner.carry_out([first, second], results, runs, "data", "") == []
+    mine = Results(tmp_path / "results")
+    failed = runner.carry_out([first, second, third], mine, runs, "data", "")
     thread.join()
-    assert time.monotonic() - start > 1  # what starts from it waited
-    assert results.get(second) and not results.get(first)
+    assert mine.get(third) and not mine.get(first)
+    done = ["5_jointly", "5_images", "5_images_first"] if finishes else ["5_jointly"]
+    assert order.read_text().split() == done
+    assert bool(mine.get(second)) == finishes
+    assert [str(error) for error in failed] == [
+        f"{second.folder}: {first.folder} is not done."
+    ] * (not finishes)
 
 
 def test_a_run_without_its_evaluation_has_failed(commands, tmp_path):
@@ -148,6 +168,8 @@ def test_a_created_model_that_is_half_written_is_made_again(commands, tmp_path):
         yield [sys.executable, "-c", scale_up, name, str(created)]
         yield [sys.executable, "-c", TRAINED, str(self.workdir(runs))]
 
+    small = [sys.executable, "-c", TRAINED, str(run.after.workdir(tmp_path / "runs"))]
+    subprocess.run(small, check=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Run, "commands", both)
         results = Results(tmp_path / "results")

@@ -76,7 +76,7 @@ def feed(config, workdir, first_step, steps):
             if step < last:
                 batches.prefetch()
             if step == first_step + 8:
-                reporter.compiled()  # what came before is the start
+                reporter.exclude_compilation()  # what came before is the start
             before.block_until_ready()
             before = result
             batches.receive()

@@ -27,7 +27,7 @@ from sparse_tube_vit.training.description import describe
 from sparse_tube_vit.training.freezing import check_new
 from sparse_tube_vit.training.inspection import examples_of_step
 from tests.datasets.builders import official
-from tests.inference.test_probe import save_model
+from tests.saved import save_model
 from tests.tiny import tiny_config
 from tests.training.clips import CLIPS, config_of
 
