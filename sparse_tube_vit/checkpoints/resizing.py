@@ -77,7 +77,10 @@ def positions_at(
         weights(x / size * g - 0.5, g, max(1, stride / size * g))
         for weights, x, size, stride, g in zip(
             (_linear, spatial, spatial),
-            *(centres, clip, tube.stride, grid.shape[:3]),
+            centres,
+            clip,
+            tube.stride,
+            grid.shape[:3],
             strict=True,
         )
     )  # (nt, gt), (nh, g), (nw, g)

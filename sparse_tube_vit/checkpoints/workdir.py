@@ -130,7 +130,9 @@ class WorkdirLock:
         except Exception as error:  # clients of buckets have their own
             log.warning(
                 "Whether another training uses %s is unknown, as %s cannot be read: %r",
-                *(self._workdir, self._file, error),
+                self._workdir,
+                self._file,
+                error,
             )
             return
         if text != json.dumps(self._holder):

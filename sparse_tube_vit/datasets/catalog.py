@@ -33,6 +33,21 @@ OPTIONS = {
 }
 
 
+#: Number of classes of data sets with an official list of them.
+OFFICIAL_CLASSES = {
+    "charades": 157,
+    "imagenet2012": 1000,
+    "kinetics400": 400,
+    "kinetics600": 600,
+    "kinetics700": 700,
+    "moving_shapes/crowds": 24,
+    "moving_shapes/images": 6,
+    "moving_shapes/videos": 24,
+    "something_something_v2": 174,
+    "ucf101": 101,
+}
+
+
 def builder_class(name: str) -> type:
     """Returns the builder class of a data set, one of `BUILDERS`."""
     module, cls = BUILDERS[name].split(":")

@@ -9,20 +9,6 @@ from sparse_tube_vit.datasets.reading import Split
 from sparse_tube_vit.errors import DatasetError, TubeViTError
 from sparse_tube_vit.log import log
 
-#: Number of classes of data sets with an official list of them.
-OFFICIAL_CLASSES = {
-    "charades": 157,
-    "imagenet2012": 1000,
-    "kinetics400": 400,
-    "kinetics600": 600,
-    "kinetics700": 700,
-    "moving_shapes/crowds": 24,
-    "moving_shapes/images": 6,
-    "moving_shapes/videos": 24,
-    "something_something_v2": 174,
-    "ucf101": 101,
-}
-
 
 class ClassNamesDiffer(TubeViTError, ValueError):
     """A data set and its head differ in their classes or the order of them."""
@@ -88,7 +74,11 @@ def warn_of_flips(where: str, split: Split) -> None:
         log.warning(
             "%s mirrors clips at random, but classes of %s tell left from right: %s%s. "
             "If they do, set --config.%s.flip=False.",
-            *(where, split.name, ", ".join(names[:3]), more, where),
+            where,
+            split.name,
+            ", ".join(names[:3]),
+            more,
+            where,
         )
 
 

@@ -104,8 +104,12 @@ class Evaluator:
         undecodable = []
         share = sharding.batch_share(mesh)
         loader = workers.evaluation_loader(
-            *(self.split, source, self.clip, self.loader),
-            *(cores.worker_cores(), share[1]),
+            self.split,
+            source,
+            self.clip,
+            self.loader,
+            cores.worker_cores(),
+            share[1],
         )
         batches = pipeline.evaluation_batches(
             self.split, self.name, source, self.clip, loader, *share

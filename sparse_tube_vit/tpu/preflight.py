@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 import jax
 
 from sparse_tube_vit.config import ConfigDict, validate
-from sparse_tube_vit.datasets.classes import OFFICIAL_CLASSES, classes_of
+from sparse_tube_vit.datasets.catalog import OFFICIAL_CLASSES
+from sparse_tube_vit.datasets.classes import classes_of
 from sparse_tube_vit.distributed import sharding
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.log import log

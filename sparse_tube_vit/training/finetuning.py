@@ -238,8 +238,13 @@ def _log_model(config, source):
     log.info(
         "Clips of %d frames at %g fps, %dx%d pixels, and a model of %d layers of width "
         "%d, as in %s",
-        *(clip.frames, clip.fps, clip.size, clip.size),
-        *(config.model.depth, config.model.width, source),
+        clip.frames,
+        clip.fps,
+        clip.size,
+        clip.size,
+        config.model.depth,
+        config.model.width,
+        source,
     )
 
 
@@ -363,6 +368,10 @@ def _set_steps(config, data, streams):
     config.total_steps = max(steps, LEAST_STEPS)
     log.info(
         "%d steps of %d: %d epochs of %d %ss, and at least %d steps",
-        *(config.total_steps, batch, config.data.epochs, data.examples),
-        *(data.kind, LEAST_STEPS),
+        config.total_steps,
+        batch,
+        config.data.epochs,
+        data.examples,
+        data.kind,
+        LEAST_STEPS,
     )

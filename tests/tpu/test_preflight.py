@@ -12,8 +12,7 @@ import pytest
 
 from sparse_tube_vit import preflight as command
 from sparse_tube_vit.config import default_config, stream
-from sparse_tube_vit.datasets import catalog
-from sparse_tube_vit.datasets.classes import OFFICIAL_CLASSES
+from sparse_tube_vit.datasets.catalog import OFFICIAL_CLASSES
 from sparse_tube_vit.distributed import sharding
 from sparse_tube_vit.models.flops import forward_flops, training_flops
 from sparse_tube_vit.models.tubevit import make_model
@@ -168,14 +167,9 @@ def test_classes_are_official_given_or_asked_for():
         preflight.head_classes(config, {"kinetics400": 5, "shapes": 6})
 
 
-def test_official_classes_are_those_of_the_builders():
-    from sparse_tube_vit.datasets.builders import charades, moving_shapes
-    from sparse_tube_vit.datasets.builders import something_something_v2 as something
+def test_classes_of_moving_shapes_are_counted():
+    from sparse_tube_vit.datasets.builders import moving_shapes
 
-    for name in ("kinetics400", "kinetics600", "kinetics700"):
-        assert catalog.builder_class(name).classes == OFFICIAL_CLASSES[name]
-    assert OFFICIAL_CLASSES["charades"] == charades.CLASSES
-    assert OFFICIAL_CLASSES["something_something_v2"] == something.CLASSES
     for kind, names in moving_shapes.CLASS_NAMES.items():
         assert len(names) == OFFICIAL_CLASSES[f"moving_shapes/{kind}"]
 

@@ -21,8 +21,8 @@ from sparse_tube_vit.datasets.builders.annotations import (
     read_csv,
     read_text,
 )
+from sparse_tube_vit.datasets.catalog import OFFICIAL_CLASSES
 
-CLASSES = 157
 SPLITS = ("train", "test")
 COLUMNS = ("id", "actions")
 NUMBER = r"(-?\d+(?:\.\d+)?)"
@@ -72,7 +72,7 @@ class Charades(builder.Builder):
                     entries.append(entry)
                 else:
                     left_out.append(entry.left_out(f"no action in {where}"))
-        notes = check_class_count(path, len(class_names), CLASSES)
+        notes = check_class_count(path, len(class_names), OFFICIAL_CLASSES[cls.name])
         return list_clips(videos, entries, class_names.values(), left_out, notes)
 
 

@@ -26,6 +26,7 @@ from sparse_tube_vit.datasets.builders.annotations import (
     list_clips,
     read_csv,
 )
+from sparse_tube_vit.datasets.catalog import OFFICIAL_CLASSES
 
 # Spellings of the splits, in file names and in the column.
 SPLITS = {
@@ -39,7 +40,6 @@ class Kinetics(builder.Builder):
     """Base class of the three sizes, of the listing that `read` returns."""
 
     kind = "video"
-    classes: int
 
     @classmethod
     def read(cls, videos, annotations) -> builder.Listing:
@@ -65,7 +65,9 @@ class Kinetics(builder.Builder):
         if unlabelled := len(listed) - len(segments):
             notes.append(f"left out {unlabelled} clips of test that have no label")
         class_names = {s.label for s in segments if s.split != "test"}
-        notes += check_class_count(annotations, len(class_names), cls.classes)
+        notes += check_class_count(
+            annotations, len(class_names), OFFICIAL_CLASSES[cls.name]
+        )
         entries = []
         for where, split, label, youtube_id, start, end in segments:
             if label not in class_names:
@@ -88,21 +90,18 @@ class Kinetics400(Kinetics):
     """Kinetics-400."""
 
     name = "kinetics400"
-    classes = 400
 
 
 class Kinetics600(Kinetics):
     """Kinetics-600."""
 
     name = "kinetics600"
-    classes = 600
 
 
 class Kinetics700(Kinetics):
     """Kinetics-700 of 2019 or 2020."""
 
     name = "kinetics700"
-    classes = 700
 
 
 # A segment of a YouTube video, from `start` to `end` in whole seconds.

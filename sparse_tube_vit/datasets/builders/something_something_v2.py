@@ -19,8 +19,7 @@ from sparse_tube_vit.datasets.builders.annotations import (
     list_clips,
     read_text,
 )
-
-CLASSES = 174
+from sparse_tube_vit.datasets.catalog import OFFICIAL_CLASSES
 
 
 class SomethingSomethingV2(builder.Builder):
@@ -43,7 +42,7 @@ class SomethingSomethingV2(builder.Builder):
         """
         labels = _file(annotations, "labels")
         numbers = _read_classes(labels)
-        notes = check_class_count(labels, len(numbers), CLASSES)
+        notes = check_class_count(labels, len(numbers), OFFICIAL_CLASSES[cls.name])
         entries = []
         for split in ("train", "validation"):
             for where, entry in _read_list(_file(annotations, split)):
