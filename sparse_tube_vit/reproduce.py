@@ -118,12 +118,12 @@ def without_problem(
         try:
             check([run for run in runs if run.task == task])
         except DatasetError as error:
-            log.warning("%s is left out: %s", task, error)
             problems[task] = error
     left = [run for run in runs if run.task not in problems]
-    if problems and (named or not left):
-        task, error = problems.popitem()
-        raise type(error)(f"{task}: {error}") from error
+    for task, error in problems.items():
+        if named or not left:
+            raise type(error)(f"{task}: {error}") from error
+        log.warning("%s is left out: %s", task, error)
     return left
 
 

@@ -37,7 +37,20 @@ def test_a_named_task_needs_its_data(tmp_path, capsys):
     with pytest.raises(SystemExit):
         runs_left(tmp_path, capsys, "8")  # on one task alone
     assert "ucf101_image_vit: " in (said := capsys.readouterr().err)
-    assert said.endswith("--ucf101 and --images do that.\n")
+    assert said.endswith("--ucf101 and --images do that, but in a --dry_run.\n")
+
+
+def test_what_is_done_needs_neither_data_nor_weights(tmp_path, capsys):
+    table, results = TABLES["finetuning"], Results(tmp_path)
+    result = {"evaluations": {}, "minutes": 1.0, "weights": "small"}
+    for seed in range(3):
+        run = Run("finetuning", table.row("last_4"), "ucf101_finetuning", seed)
+        results.add(run, result)
+    tasks, said = runs_left(tmp_path, capsys, "finetuning:last_4")
+    assert not tasks and "nothing is left to run on ucf101_finetuning" in said
+    with pytest.raises(SystemExit):
+        runs_left(tmp_path, capsys, "finetuning:head_only")
+    assert "OtherData: ucf101_finetuning: " in capsys.readouterr().err
 
 
 def test_a_task_that_a_table_has_not_is_named():
@@ -57,6 +70,6 @@ def test_one_task_is_enough():
     left = reproduce.without_problem(runs, check, named=False)
     assert [run.task for run in left] == ["ucf101"]
     for some, named in ((runs, True), (runs[:1], False)):
-        with pytest.raises(DatasetError, match="^(moving_shapes|ucf101_dir.*): none$"):
+        with pytest.raises(DatasetError, match="^moving_shapes: none$"):
             reproduce.without_problem(some, check, named)
     assert reproduce.without_problem([], check, named=True) == []

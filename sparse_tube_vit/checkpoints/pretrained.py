@@ -345,6 +345,8 @@ def _from_run(path, config, shapes, class_names):
             continue
         elif name == "encoder/gate" and name not in shapes:
             match.drop(name, x, "model.gate_after is None")
+        elif name == "positions/gain" and name not in shapes:
+            match.drop(name, x, "model.position_gain is None")
         elif head and head[1] not in class_names:
             match.drop(name, x, "there is no such head here")
         elif head and [*run["class_names"][head[1]]] != [*class_names[head[1]]]:
@@ -368,8 +370,8 @@ def _tubes_from_run(match, params, theirs, config, fresh):
 
     Returns:
         (used, refused, places): Names of the run's arrays that are taken; the paths of
-        tubes that cannot take any; and by the numbers of tubes of one frame those of
-        the run's tubes that they take.
+        tubes that cannot take any; and by the numbers of tubes that take patches those
+        of the run's tubes that these are of.
     """
     used, refused, places = set(), (), {}
     inflate, ours = config.init.inflate, make_tubes(config.model.tubes)
@@ -396,9 +398,7 @@ def _tubes_from_run(match, params, theirs, config, fresh):
             continue
         same = [j for j in patches if tubes[j].kernel[1:] == (*size,)]
         place = next(iter([*same, *patches]))
-        if t == 1:
-            places[i] = place
-        source = patches[place]
+        places[i], source = place, patches[place]
         kernel = params[f"{source}/kernel"][0]
         x = kernel if same else resize_patches(kernel, size)
         x = inflate_kernel(x, t, inflate) if t > 1 else x[None]
@@ -412,6 +412,8 @@ def _tubes_from_run(match, params, theirs, config, fresh):
 def _positions_from_run(match, params, shapes, how, places, fresh):
     """Matches learned positions of a run to those of the tubes that take its tubes.
 
+    Tubes that are fresh have new ones.
+
     Args:
         match: The match so far.
         params: The run's arrays by name.
@@ -422,13 +424,17 @@ def _positions_from_run(match, params, shapes, how, places, fresh):
     """
     theirs = {n: x for n, x in params.items() if n.startswith("positions/tube_")}
     left = {n: x for n, x in theirs.items() if not f"{n}/".startswith(fresh)}
-    for name in [name for name in shapes if name.startswith("positions/tube_")]:
+    ours = [name for name in shapes if name.startswith("positions/tube_")]
+    if theirs and not ours and how == "keep":
+        match.wrong["positions"] = "not learned here", "set init.positions='drop'"
+    for name in ours:
         if f"{name}/".startswith(fresh):
             continue
         i = int(name.rpartition("_")[2])
         source = f"positions/tube_{places.get(i, i)}"
         of_other = f"of {source}" if source != name else ""
-        if (x := theirs.get(source)) is None:
+        is_fresh = f"stem/tube_{i}/".startswith(fresh) if fresh else False
+        if is_fresh or (x := theirs.get(source)) is None:
             if theirs and how == "keep":  # of a tube that the run has not
                 match.new.append(name)
             continue

@@ -450,5 +450,6 @@ def _how_to_prepare(dataset: str, data_dir) -> str:
     if name == "ucf101":
         options.insert(0, f"--split {config.removeprefix('split') or 1}")
     command = ["sparse-tube-vit prepare", name, *options]
-    how = f"repare it with: {' '.join(command)} --data_dir {shlex.quote(str(data_dir))}"
-    return f"{made}p{how}" if made else f"P{how}"
+    command += ["--data_dir", shlex.quote(str(data_dir))]
+    prepare = "prepare" if made else "Prepare"
+    return f"{made}{prepare} it with: {' '.join(command)}"

@@ -144,7 +144,7 @@ def check_data(runs: Sequence[Run], results: Results, data_dir: str) -> None:
     if missing:
         raise reading.DatasetNotPrepared(
             f"{' and '.join(sorted(missing))} not prepared in {data_dir}; --ucf101 and "
-            "--images do that."
+            "--images do that, but in a --dry_run."
         )
     evaluations = {
         (name, e.dataset, e.split)

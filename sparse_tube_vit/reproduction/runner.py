@@ -1,6 +1,5 @@
 """Carries out runs one after another, each by the commands that a user would give."""
 
-import collections
 import contextlib
 import datetime
 import shutil
@@ -50,16 +49,14 @@ def carry_out(
     minutes = {run: results.minutes(run) for run in runs}
     text = "{desc} {bar} {n:.0f}/{total:.0f} min"
     shown = sys.stderr.isatty()  # in a log, a line for every run is better
-    left, deferred = collections.deque(runs), set()
-    total = sum(minutes.values())
+    left, total = list(runs), sum(minutes.values())
     with tqdm(total=total, bar_format=text, disable=not shown) as bar:
         while left:
-            run = left.popleft()
-            if run not in deferred and _is_busy(run.after, workdirs):
-                log.info("%s waits: its model is another runner's", run.folder)
-                deferred.add(run)
-                left.append(run)
-                continue
+            # Those whose model another runner is at come last.
+            busy = (_is_busy(run.after, workdirs) for run in left)
+            run = left.pop(
+                next((i for i, is_busy in enumerate(busy) if not is_busy), 0)
+            )
             rest = minutes[run] + sum(minutes[other] for other in left)
             about = f"{len(runs) - len(left)} of {len(runs)} runs, {rest:.0f} min left"
             bar.set_description_str(f"{run.folder}: {about}", refresh=False)
@@ -89,11 +86,14 @@ def _wait_for(run, failed, workdirs):
     before = run.after
     if before.folder in failed:
         raise FailedRun(f"{run.folder}: {before.folder} failed before.")
-    if (folder := workdirs / before.folder).is_dir():
-        with storage.locked(folder):
+    if _is_busy(before, workdirs):
+        log.info("%s waits for %s of another runner", run.folder, before.folder)
+        with storage.locked(workdirs / before.folder):
             pass
     if not read_result(before, before.workdir(workdirs)):
-        raise FailedRun(f"{run.folder}: {before.folder} is not done.")
+        raise FailedRun(
+            f"{run.folder}: {before.folder} is not done. Give the same command again."
+        )
 
 
 def _carry_out(run, results, workdirs, *given):

@@ -107,7 +107,7 @@ def complete(config: ConfigDict, workdir=None, data: bool = True) -> ConfigDict:
             config.log_every_steps = min(max(config.total_steps // 20, 1), most)
         if config.checkpoint.every_steps is None:  # a fifth of the run can be lost
             most = default_config().checkpoint.every_steps
-            config.checkpoint.every_steps = min(max(config.total_steps // 5, 1), most)
+            config.checkpoint.every_steps = min(-(-config.total_steps // 5), most)
     return config
 
 

@@ -112,7 +112,7 @@ def patch_of(tubes: Iterable[Tube]) -> tuple[int, int, int]:
     """Returns the kernel of the image ViT's patches: of the fewest frames, the largest.
 
     Args:
-        tubes: Those of a model by one of these recipes.
+        tubes: Those of a model. By no recipe of these, it is a guess, for forecasts.
     """
     kernels = [tube.kernel for tube in tubes]
     fewest = min(t for t, *_ in kernels)

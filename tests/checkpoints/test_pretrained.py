@@ -472,6 +472,25 @@ def test_learned_positions_of_a_tube_that_is_added_are_new(tmp_path):
             ours["positions"][f"tube_{i}"], theirs["positions"][f"tube_{i}"]
         )
     assert {"stem/tube_2/kernel", "positions/tube_2"} <= report.new.keys()
+    # In front of the others.
+    config.model.tubes = (tubes[2], *tubes[:2])
+    fresh = ("stem/tube_0", "stem/tube_1", "stem/tube_2")
+    _, report = from_run(config, tmp_path, positions="keep", fresh=fresh)
+    assert {f"positions/tube_{i}" for i in range(3)} <= report.new.keys()
+    config.model.positions = "fixed"
+    with pytest.raises(WeightsDoNotMatch, match="set init.positions='drop'"):
+        from_run(config, tmp_path, positions="keep", fresh=fresh)
+
+
+@pytest.mark.parametrize("how", ["keep", "drop"])
+def test_a_gain_that_is_not_here_is_dropped(tmp_path, how):
+    config = video_config()
+    config.model.update(positions="learned", position_gain=0.0)
+    save_run(config, {"a": ("x", "y")}, tmp_path)
+    config.model.position_gain = None
+    config.model.positions = "learned" if how == "keep" else "fixed"
+    _, report = from_run(config, tmp_path, positions=how)
+    assert report.dropped["positions/gain"] == ((), "model.position_gain is None")
 
 
 def test_a_shape_of_charades_keeps_the_image_tube_in_its_place(run_of_three_tubes):

@@ -137,7 +137,7 @@ def test_a_run_that_another_runner_carries_out_is_left_to_it(
     assert order.read_text().split() == done
     assert bool(mine.get(second)) == finishes
     assert [str(error) for error in failed] == [
-        f"{second.folder}: {first.folder} is not done."
+        f"{second.folder}: {first.folder} is not done. Give the same command again."
     ] * (not finishes)
 
 

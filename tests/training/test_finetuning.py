@@ -21,6 +21,7 @@ from sparse_tube_vit.checkpoints.stored import locate
 from sparse_tube_vit.config import InvalidConfig, from_json, validate
 from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.models.tubevit import init_params, make_model
+from sparse_tube_vit.models.variants import make_tubes
 from sparse_tube_vit.train import train
 from sparse_tube_vit.training import finetuning, forecast, recipe
 from sparse_tube_vit.training.description import describe
@@ -188,6 +189,14 @@ def test_clips_and_tubes_of_other_trained_layers(train, arguments):
     assert other.optimizer.frozen_layers == expected.optimizer.frozen_layers
 
 
+def test_patches_are_of_the_fewest_frames():
+    tubes = [(8, 8, 8), (4, 12, 12), (1, 8, 8), (1, 14, 14), (2, 16, 16)]
+    tubes = make_tubes([{"kernel": k, "stride": k} for k in tubes])
+    assert recipe.patch_of(tubes) == (1, 14, 14)
+    assert recipe.patch_of(tubes[:2]) == (4, 12, 12)
+    assert recipe.patch_of(tubes[:1] * 2) == (8, 8, 8)
+
+
 def test_arguments_of_the_config_file():
     given = {"": None, "all": None, "last=4": 4, "head_only": 0}
     for argument, trained in given.items():
@@ -346,7 +355,7 @@ def test_what_is_open_is_filled_in_to_be_looked_at(clips, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "total, logged, saved", [(7, 1, 1), (100, 5, 20), (660, 33, 132), (9000, 50, 1000)]
+    "total, logged, saved", [(7, 1, 2), (104, 5, 21), (660, 33, 132), (9000, 50, 1000)]
 )
 def test_curves_have_twenty_points_and_runs_five_checkpoints(
     finished, tmp_path, total, logged, saved
