@@ -22,7 +22,8 @@ could be. Arguments:
     head_only       trains pooling and head
 
 With the latter two and an image ViT, its patches alone read a clip, at some 168 pixels.
-After 20 steps the log predicts how long the run takes; on a CPU, also what is quicker.
+After 20 steps the log predicts how long the run takes; on a CPU, also what is quicker,
+if the run is new.
 On a GPU: --config.clip.size=224 --config.clip.frames=32 --config.model.dtype=bfloat16
 
     --config.data.images=FOLDER

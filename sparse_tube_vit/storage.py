@@ -75,7 +75,7 @@ def whole_file(path) -> Iterator[Write]:
             if is_remote(path):
                 _remove(new)
             else:
-                stack.enter_context(in_use(new))
+                stack.enter_context(locked(new, wait=False))
         yield write
 
 
@@ -93,33 +93,22 @@ def temporary(path):
 
 
 @contextlib.contextmanager
-def in_use(path) -> Iterator[None]:
-    """Keeps `remove_leftovers` from a local file or folder until the context ends."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        lock_file(descriptor)
-        yield
-    finally:
-        os.close(descriptor)
+def locked(path, wait: bool = True) -> Iterator[bool]:
+    """Locks a file or folder against others that lock it, until the context ends.
 
-
-@contextlib.contextmanager
-def locked(directory, wait: bool = True) -> Iterator[bool]:
-    """Locks a folder against others that lock it, until the context ends.
-
-    Buckets have no locks.
+    `remove_leftovers` leaves it, too. Buckets have no locks.
 
     Args:
-        directory: The folder, which exists.
+        path: The file or folder, which exists.
         wait: Whether to wait for a process that has it locked.
 
     Yields:
         Whether it is locked now; False if another has it locked.
     """
-    if is_remote(directory):
+    if is_remote(path):
         yield True
         return
-    descriptor = os.open(directory, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         while not (mine := lock_file(descriptor)) and wait:
             time.sleep(0.2)

@@ -433,8 +433,8 @@ def _positions_from_run(match, params, shapes, how, places, fresh):
         i = int(name.rpartition("_")[2])
         source = f"positions/tube_{places.get(i, i)}"
         of_other = f"of {source}" if source != name else ""
-        is_fresh = f"stem/tube_{i}/".startswith(fresh) if fresh else False
-        if is_fresh or (x := theirs.get(source)) is None:
+        x = None if f"stem/tube_{i}/".startswith(fresh) else theirs.get(source)
+        if x is None:
             if theirs and how == "keep":  # of a tube that the run has not
                 match.new.append(name)
             continue

@@ -24,7 +24,7 @@ from sparse_tube_vit.checkpoints.stored import (
 from sparse_tube_vit.config import from_json
 from sparse_tube_vit.errors import TubeViTError, UnwritableOutput
 from sparse_tube_vit.log import log
-from sparse_tube_vit.storage import UnreachableStorage, in_use, is_remote, temporary
+from sparse_tube_vit.storage import UnreachableStorage, is_remote, locked, temporary
 
 #: Files that a release may hold beside parameters, which upload does not keep.
 PROGRAMS = ("*.stablehlo", "export.json")
@@ -143,7 +143,7 @@ def write_folder(
     old = new.with_name(f"{new.name}.old")
     try:
         new.mkdir(parents=True)
-        with in_use(new):
+        with locked(new, wait=False):
             (new / ARRAYS).write_bytes(data)
             text = json.dumps(sealed(model.run | {"release": release}), indent=1)
             (new / CONFIG).write_text(f"{text}\n")
