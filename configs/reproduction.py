@@ -211,10 +211,10 @@ def _scale_up(config, row, big, patch):
     """Turns the small model's config into the created one's (paper 3.6)."""
     scale_config(config, big, Tube(kernel=(1, patch, patch), stride=(1, patch, patch)))
     depth, trained = config.model.depth, row.trained
-    frozen = None if trained is None else depth - math.ceil(trained * depth - 1e-6)
-    config.optimizer.frozen_layers = frozen
-    if frozen is not None:
-        config.model.gate_after = frozen if row.gate else None
+    if trained is not None:
+        trained = math.ceil(trained * depth - 1e-6)
+        config.model.gate_after = depth - trained if row.gate else None
+    config.optimizer.trained_layers = trained
 
 
 def _start_from_image_vit(config, big, patch):

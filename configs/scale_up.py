@@ -64,9 +64,9 @@ def get_config(argument: str = ""):
     if args.trained in ("last", "head"):
         config.model.gate_after = None  # it is zero in the created model
     if args.trained == "head":
-        config.optimizer.frozen_layers = config.model.depth
+        config.optimizer.trained_layers = 0
     if args.trained == "all":
-        config.optimizer.frozen_layers = None
+        config.optimizer.trained_layers = None
     config.init.weights = args.created
     config.optimizer.update(
         learning_rate=1e-5 if large else 5e-5,

@@ -31,20 +31,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--variant", choices=VARIANTS, help="of the weights in a file")
     parser.add_argument("--workdir", required=True, help="where the new model goes")
     parser.add_argument(
-        "--frozen_layers", type=int, help="of the new model; 26 of 32 if not given"
+        "--trained_layers", type=int, help="last ones; 6 of 32 if not given"
     )
     args = parser.parse_args(argv)
     sizes = VARIANTS.get(args.variant)
     to_stderr()
     with reported():
         config, report = scale_up(
-            args.small, args.big, args.workdir, sizes, args.frozen_layers
+            args.small, args.big, args.workdir, sizes, args.trained_layers
         )
     model = config.model.to_dict()
     tubes = "".join(f"\n    {tube}," for tube in model.pop("tubes"))
     print(f"{report}\nWritten to {args.workdir}. To train it, see configs/scale_up.py:")
     print(f"  init.weights = {config.init.weights!r}")
-    print(f"  optimizer.frozen_layers = {config.optimizer.frozen_layers}")
+    print(f"  optimizer.trained_layers = {config.optimizer.trained_layers}")
     print(*(f"  model.{key} = {value!r}" for key, value in model.items()), sep="\n")
     print(f"  model.tubes = ({tubes}\n  )")
 

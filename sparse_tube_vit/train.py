@@ -119,13 +119,13 @@ def _train(config, workdir, lock):
     classes = {head: len(names) for head, names in class_names.items()}
     program = Program(config, classes, mesh)
     checkpoints = Checkpoints(workdir, config.checkpoint.keep, run)
-    fewer_layers = None
+    quicker = None
     if checkpoints.resumable:
         state = checkpoints.resume(program.state)
     else:
         state = program.init(initial_params(config, program, class_names))
         if jax.default_backend() == "cpu":  # where a new run is told what is quicker
-            fewer_layers = finetuning.with_fewer_layers(config, unfilled)
+            quicker = finetuning.quicker(config, unfilled)
     first_step = int(state.step)
     write_overview(state.params, workdir, first_host)
     log_rates(config, state.params)
@@ -134,7 +134,7 @@ def _train(config, workdir, lock):
     def is_due(step, every):
         return step == config.total_steps or bool(every and step % every == 0)
 
-    steps_left = functools.partial(forecast.steps_left, config)
+    steps_left = functools.partial(forecast.steps_left, config, program.model)
     prediction = read_prediction(workdir, config, mesh) if first_host else None
     utilization = Utilization(config, program.model, mesh, prediction)
     # An interruption may have left it undone.
@@ -221,12 +221,16 @@ def _train(config, workdir, lock):
                 check_finite(metrics, step)
                 save()
             if reporter.timed_steps == forecast.STEPS:
-                counts = {e.name: len(e.split) for e in evaluations}
-                seconds = reporter.step_seconds()
-                log.info(
-                    "%s",
-                    forecast.forecast(config, counts, step, seconds, fewer_layers),
+                jax.block_until_ready(metrics)
+                predicted = forecast.forecast(
+                    config,
+                    program.model,
+                    {e.name: len(e.split) for e in evaluations},
+                    step,
+                    reporter.step_seconds(),
+                    quicker,
                 )
+                log.info("%s", predicted)
             if stopping and step < config.total_steps:
                 raise batches.stopped(f"Step {step} is saved in {workdir}.")
             if evaluating:

@@ -170,14 +170,14 @@ def test_settings_of_the_paper(name, expected):
 
 
 @pytest.mark.parametrize(
-    "trained, gate, frozen",
-    [("gate", 26, 26), ("last", None, 26), ("head", None, 32), ("all", 26, None)],
+    "trained, gate, layers",
+    [("gate", 26, 6), ("last", None, 6), ("head", None, 0), ("all", 26, None)],
 )
-def test_what_scaling_up_trains(trained, gate, frozen):
+def test_what_scaling_up_trains(trained, gate, layers):
     config = get_config("scale_up", f"trained={trained},weights=timm")
     validate(config)
     assert config.model.gate_after == gate
-    assert config.optimizer.frozen_layers == frozen
+    assert config.optimizer.trained_layers == layers
     assert config.model.gelu == "erf"
 
 

@@ -114,7 +114,7 @@ def test_a_run_with_frozen_layers_resumes_bit_identical(
         config = tiny_config(data_dir)
         config.init.weights = str(finished[0])
         config.model.new_layers = 1
-        config.optimizer.update(frozen_layers=1, layer_decay=0.7, head_steps=3)
+        config.optimizer.update(trained_layers=1, layer_decay=0.7, head_steps=3)
         config.mesh.update(data=2, fsdp=2, tensor=2)
         del config.evaluations.video, config.evaluations.image
         return config
@@ -130,7 +130,7 @@ def test_a_run_with_frozen_layers_resumes_bit_identical(
     assert_bit_identical(read["stem"], finished[1].ema["stem"])
 
     everything = config()
-    everything.optimizer.frozen_layers = 2
+    everything.optimizer.trained_layers = 0
     with pytest.raises(NewButFrozen, match="no encoder/new_block_0/.* keeps from"):
         train.train(everything, tmp_path / "head")
 

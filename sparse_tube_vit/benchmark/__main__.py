@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     scaling = commands.add_parser("scale_up", help="seconds a step, of part and all")
     scaling.add_argument("--small", choices=VARIANTS, default="Ti")
     scaling.add_argument("--big", choices=VARIANTS, default="S")
-    scaling.add_argument("--frozen_layers", type=int, help="26 of 32 if not given")
+    scaling.add_argument("--trained_layers", type=int, help="6 of 32 if not given")
     for command in (model, scaling):
         command.add_argument("--tubes", choices=TUBE_SETS, default="main")
         command.add_argument("--frames", type=int, default=32)

@@ -93,9 +93,9 @@ def time_scale_up(args) -> None:
     )
     side = 14 if args.big == "H" else 16  # H's image ViTs have patches of 14x14
     patches = Tube(kernel=(1, side, side), stride=(1, side, side))
-    scale_config(config, VARIANTS[args.big], patches, args.frozen_layers)
+    scale_config(config, VARIANTS[args.big], patches, args.trained_layers)
     validate(config)
-    frozen = config.optimizer.frozen_layers
+    trained = config.optimizer.trained_layers
     model = make_model(config, {"head": 400})
     rng = np.random.default_rng(0)
     batch = {
@@ -104,9 +104,9 @@ def time_scale_up(args) -> None:
         "weight": np.ones(args.batch, np.float32),
     }
 
-    def make_run(frozen_layers):
+    def make_run(trained_layers):
         """Returns a function that takes the next step, and the FLOPs of a step."""
-        config.optimizer.frozen_layers = frozen_layers
+        config.optimizer.trained_layers = trained_layers
         optimizer = make_optimizer(config)
         params = init_params(model, jax.random.key(0), model.clip)
         state = TrainState.create(params, optimizer, config)
@@ -121,7 +121,7 @@ def time_scale_up(args) -> None:
 
         return run, step_flops(config, model)
 
-    (everything, all_flops), (last, last_flops) = make_run(None), make_run(frozen)
+    (everything, all_flops), (last, last_flops) = make_run(None), make_run(trained)
     # In turns, so that a change of the machine's speed affects both alike.
     pairs = [(seconds(everything, 1), seconds(last, 1)) for _ in range(args.runs)]
     whole, part = (statistics.median(column) for column in zip(*pairs, strict=True))
@@ -131,7 +131,7 @@ def time_scale_up(args) -> None:
         f"{args.small} to {args.big}, {shape} ({count_tokens(model.tubes, model.clip)} "
         f"tokens), {args.dtype}, batch {args.batch}, {jax.device_count()} "
         f"{jax.devices()[0].device_kind}, {usable_cores()} CPU cores: a step of all "
-        f"{depth} layers {whole:.3f} s, of the last {depth - frozen} and the gate "
+        f"{depth} layers {whole:.3f} s, of the last {trained} and the gate "
         f"{part:.3f} s; saved {saving:.0%} (paper 43%), of FLOPs "
         f"{1 - last_flops / all_flops:.0%}"
     )

@@ -102,7 +102,7 @@ def scale_tubes(
 
 
 def scale_config(
-    config: ConfigDict, big: Mapping, patches: Tube, frozen_layers: int | None = None
+    config: ConfigDict, big: Mapping, patches: Tube, trained_layers: int | None = None
 ) -> None:
     """Changes the config of a small model to that of the created one.
 
@@ -110,8 +110,8 @@ def scale_config(
         config: Config of the small model.
         big: The large model's values of `config.model` for its encoder.
         patches: Patches of the large model.
-        frozen_layers: Frozen layers of the created model, which the gate follows. None
-            for the paper's fraction.
+        trained_layers: Last layers of the created model that train; the gate is before
+            them. None for the paper's fraction.
 
     Raises:
         NotScalable: As `scale_tubes`; or the small model is the wider one, or has
@@ -127,12 +127,13 @@ def scale_config(
     tubes = make_tubes(m.tubes)
     channels = kernel_channels(tubes, m.width, m.kernels)
     tubes = scale_tubes(tubes, channels, big["width"], patches)
-    if frozen_layers is None:
-        frozen_layers = int(FROZEN_FRACTION * big["depth"])
-    m.update(big, kernels="separate", pooling="attention", gate_after=frozen_layers)
+    m.update(big, kernels="separate", pooling="attention")
+    layers = m.depth + m.new_layers
+    if trained_layers is None:
+        trained_layers = layers - int(FROZEN_FRACTION * layers)
+    m.gate_after = layers - trained_layers
     m.tubes = tuple(map(dataclasses.asdict, tubes))
-    # The small model's own count of trained layers says nothing of the created one.
-    config.optimizer.update(frozen_layers=frozen_layers, trained_layers=None)
+    config.optimizer.trained_layers = trained_layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,7 +211,7 @@ def _fresh(config, model):
 
 
 def scale_up(
-    small, big, workdir, sizes: Mapping | None = None, frozen_layers: int | None = None
+    small, big, workdir, sizes: Mapping | None = None, trained_layers: int | None = None
 ) -> tuple[ConfigDict, pretrained.WeightsReport]:
     """Writes the created model as a checkpoint that runs can start from.
 
@@ -222,7 +223,7 @@ def scale_up(
         small: A stored TubeViT: work directory, checkpoint or release.
         big, sizes: As for `read_image_vit`.
         workdir: Work directory for the created model; no run may use it.
-        frozen_layers: As for `scale_config`.
+        trained_layers: As for `scale_config`.
 
     Returns:
         (config, report): The small model's config, changed to train the created model,
@@ -230,7 +231,7 @@ def scale_up(
 
     Raises:
         NotScalable: The two models do not fit.
-        InvalidConfig: `frozen_layers` is 0, or all layers.
+        InvalidConfig: `trained_layers` is 0, or all layers.
         UnreadableWeights, WeightsDoNotMatch: The file cannot be read.
         OtherRun: The work directory is in use.
         The errors of `stored`.
@@ -239,7 +240,7 @@ def scale_up(
     run, config = source.run, from_json(source.run["config"])
     kernels = read_kernels(source.params, config)
     image = read_image_vit(big, sizes)
-    scale_config(config, image.model, image.patches, frozen_layers)
+    scale_config(config, image.model, image.patches, trained_layers)
     config.init.update(default_config().init)
     config.init.weights = absolute(workdir)
     validate(config)

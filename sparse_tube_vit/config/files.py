@@ -90,7 +90,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
     Tubes, losses, augmentation and all else that is not a size stay. The run starts
     from random parameters, whatever `init.weights` is.
     """
-    depth, width, tubes = config.model.depth, config.model.width, config.model.tubes
+    width, tubes = config.model.width, config.model.tubes
     config.total_steps = 20
     config.optimizer.warmup_steps = 2
     config.log_every_steps = 5
@@ -106,9 +106,8 @@ def smoke(config: ConfigDict) -> ConfigDict:
         )
     if config.model.gate_after is not None:
         config.model.gate_after = 1
-    if config.optimizer.frozen_layers is not None:
-        all_frozen = config.optimizer.frozen_layers == depth
-        config.optimizer.frozen_layers = config.model.depth if all_frozen else 1
+    if config.optimizer.trained_layers:
+        config.optimizer.trained_layers = 1
     config.init.update({"weights": "", "keep_heads": (), "fresh": ()})
     crowds = {s.head for s in config.streams.values() if s.loss == "sigmoid"}
     for source in (*config.streams.values(), *config.evaluations.values()):

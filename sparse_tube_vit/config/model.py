@@ -32,9 +32,9 @@ class EncoderOptions:
     `config.model` of the same names.
 
     Attributes:
-        frozen_layers: Number of blocks without a gradient, `optimizer.frozen_layers` of
-            a config. With `scan` they run in a loop of their own, because
-            differentiating a loop differentiates all of it.
+        frozen_layers: Number of first blocks without a gradient, those that
+            `optimizer.trained_layers` leaves. With `scan` they run in a loop of their
+            own, because differentiating a loop differentiates all of it.
     """
 
     depth: int = _option(12, "Number of blocks, `block_<i>`.", whole(1, 1000))
@@ -99,10 +99,10 @@ class EncoderOptions:
     @classmethod
     def of(cls, config: ConfigDict) -> "EncoderOptions":
         """Returns the options of a config."""
-        return cls(
-            **{name: config.model[name] for name in ENCODER},
-            frozen_layers=config.optimizer.frozen_layers or 0,
-        )
+        options = cls(**{name: config.model[name] for name in ENCODER})
+        if (trained := config.optimizer.trained_layers) is None:
+            return options
+        return dataclasses.replace(options, frozen_layers=options.layers - trained)
 
     @property
     def layers(self) -> int:

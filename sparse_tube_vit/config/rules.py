@@ -85,7 +85,11 @@ def from_json(values: Mapping) -> ConfigDict:
         for source in config.evaluations.values():
             if source.kind == "image":  # older versions kept views that nothing reads
                 source.update(temporal_views=1, spatial_views=1)
+        frozen = values.get("optimizer", {}).pop("frozen_layers", None)  # older ones'
         config.update(values)
+        if frozen is not None:
+            layers = config.model.depth + config.model.new_layers
+            config.optimizer.trained_layers = layers - frozen
         _raise([*_wrong_values(config)])
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise InvalidConfig(
@@ -176,25 +180,17 @@ def _wrong_layers(config):
         )
     options = EncoderOptions.of(config)
     yield from options.conflicts("model.")
-    gate, frozen = options.gate_after, config.optimizer.frozen_layers
-    trained = config.optimizer.trained_layers
-    if trained is not None and frozen != options.layers - trained:
+    gate, trained = options.gate_after, config.optimizer.trained_layers
+    if trained is not None and trained > options.layers:
         yield (
-            f"optimizer.trained_layers is {trained}, but frozen_layers {frozen} of "
-            f"{options.layers} layers: set one of them."
-        )
-    if frozen is None:
-        return
-    if not 0 <= frozen <= options.layers:
-        yield (
-            f"optimizer.frozen_layers is {frozen}: the model has {options.layers} "
+            f"optimizer.trained_layers is {trained}: the model has {options.layers} "
             "layers."
         )
-    if gate is not None and gate < frozen:
+    elif gate is not None and gate < (frozen := options.frozen_layers):
         yield (
-            f"model.gate_after is {gate}, but optimizer.frozen_layers {frozen}: the "
-            "gate would have to be trained through frozen layers. Set it to "
-            f"{frozen} or more, or to None."
+            f"model.gate_after is {gate}, but optimizer.trained_layers {trained} of "
+            f"{options.layers} layers: the gate would have to be trained through "
+            f"frozen layers. Set it to {frozen} or more, or to None."
         )
 
 
@@ -282,7 +278,7 @@ def _wrong_steps(config):
         yield (
             f"optimizer.head_steps {heads} and warmup_steps {warmup} are not below "
             f"total_steps {total}. To train pooling and heads alone, set "
-            "optimizer.frozen_layers to the number of blocks."
+            "optimizer.trained_layers to 0."
         )
     if config.profile_steps:
         first, last = profiled_steps(config) or (0, 0)

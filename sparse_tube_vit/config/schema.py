@@ -158,15 +158,9 @@ SCHEMA = {
         ),
         "trained_layers": Key(
             None,
-            "In fine-tuning, the last blocks that train, 0: pooling and heads alone; "
-            "frozen_layers is set to the others. None: as frozen_layers.",
+            "Last blocks that train; what is below them, tubes and positions included, "
+            "is frozen. 0: pooling and heads alone. None: everything trains.",
             Rule(lambda x: x is None or x >= 0, "None, or at least 0"),
-            value_type=int,
-        ),
-        "frozen_layers": Key(
-            None,
-            "Freezes tubes, positions and the first N blocks; with all blocks, only "
-            "pooling and heads train. None: everything trains.",
             value_type=int,
         ),
     },

@@ -69,12 +69,10 @@ def training_flops(
     clip = input_size(config.clip, stream.kind)
     forward = forward_flops(model, clip, stream.head)
     trained = dict(forward)
-    layers, frozen = model.options.layers, config.optimizer.frozen_layers
-    if heads_alone:
-        frozen = layers
-    if frozen is not None:
+    layers = 0 if heads_alone else config.optimizer.trained_layers
+    if layers is not None:
         trained["stem"] = 0
-        trained["encoder"] = forward["encoder"] * (layers - frozen) // layers
+        trained["encoder"] = forward["encoder"] * layers // model.options.layers
     return sum(forward.values()) + 2 * sum(trained.values())
 
 

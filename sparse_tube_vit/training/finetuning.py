@@ -42,7 +42,7 @@ def complete(config: ConfigDict, workdir=None, data: bool = True) -> ConfigDict:
 
     Open keys are taken from the run in `workdir`, if there is one; else those of `clip`
     and `model` from `init.weights`, a run or an image ViT, and others from `recipe`.
-    `optimizer.trained_layers` becomes `frozen_layers`. The folders of section `data`
+    The folders of section `data`
     are prepared below `data_dir`, unless the same files are there already, and become
     the data sets of the streams and evaluations without one: `images` of those named
     so, which go where there is none, and `folder` of the others. Open keys `flip` are
@@ -66,7 +66,6 @@ def complete(config: ConfigDict, workdir=None, data: bool = True) -> ConfigDict:
     if not config.data.images:
         _leave_out_images(config)
     _take_settings(config, workdir)
-    _freeze(config)
     if not data:
         return config
     streams, evaluations = (
@@ -111,10 +110,12 @@ def complete(config: ConfigDict, workdir=None, data: bool = True) -> ConfigDict:
     return config
 
 
-def with_fewer_layers(config: ConfigDict, given: ConfigDict) -> dict[int, ConfigDict]:
-    """Returns configs that train a third of the blocks, and none, by their number.
+def quicker(config: ConfigDict, given: ConfigDict) -> dict[str, ConfigDict]:
+    """Returns configs of runs that may be quicker, by the option that leads to them.
 
-    Their clips and tubes are those that `complete` takes then, where it has a choice.
+    Smaller clips; from weights, a third of the blocks trained, or none, with the clips
+    and tubes that `complete` takes then, where it has a choice; half the epochs of a
+    folder; one view for several along time.
 
     Args:
         config: What `complete` returned.
@@ -123,19 +124,36 @@ def with_fewer_layers(config: ConfigDict, given: ConfigDict) -> dict[int, Config
     Raises:
         UnreachableStorage: That of the weights does not answer.
     """
+    configs = {}
+
+    def changed(option):
+        configs[option] = config.copy_and_resolve_references()
+        return configs[option]
+
+    patch = recipe.patch_of(make_tubes(config.model.tubes))
+    if (size := config.clip.size * 3 // 4 // patch[1] * patch[1]) >= 3 * patch[1]:
+        changed(f"clip.size={size}").clip.size = size
     weights = given.init.weights
     of_image_vit = bool(weights) and image_vits.holds_image_vit(weights)
-    patch = recipe.patch_of(make_tubes(config.model.tubes))
-    layers, configs = EncoderOptions.of(config).layers, {}
-    for trained in (layers // 3, 0):
-        fewer, still_open = (c.copy_and_resolve_references() for c in (config, given))
-        fewer.optimizer.frozen_layers = layers - trained
+    for trained in (EncoderOptions.of(config).layers // 3, 0) if weights else ():
+        what = "" if trained else " (pooling and heads alone)"
+        fewer = changed(f"optimizer.trained_layers={trained}{what}")
+        fewer.optimizer.update(trained_layers=trained, head_steps=0)
         if of_image_vit:
             values = recipe.from_image_vit(given, patch, trained)
-            for key in _fill(still_open, values):
+            for key in _fill(given.copy_and_resolve_references(), values):
                 section, _, name = key.rpartition(".")
                 fewer[section][name] = values[key]
-        configs[trained] = fewer
+    if config.data.folder and given.total_steps is None:
+        epochs, total = max(config.data.epochs // 2, 1), config.total_steps
+        steps = max(-(-total * epochs // config.data.epochs), LEAST_STEPS)
+        shorter = changed(f"data.epochs={epochs}")
+        shorter.total_steps = steps
+        shorter.optimizer.head_steps = config.optimizer.head_steps * steps // total
+    for name, evaluation in config.evaluations.items():
+        if evaluation.temporal_views > 1:
+            one = changed(f"evaluations.{name}.temporal_views=1")
+            one.evaluations[name].temporal_views = 1
     return configs
 
 
@@ -154,7 +172,7 @@ def _take_settings(config, workdir):
         image = image_vits.read(weights)
         values = {f"model.{k}": key.default for k, key in MODEL.items()}
         values |= {f"model.{key}": x for key, x in image.model.items()}
-        trained = _trained_layers(config, values)
+        trained = config.optimizer.trained_layers
         ours = recipe.from_image_vit(config, image.patch, trained)
         values |= ours
         source = image.source
@@ -168,7 +186,7 @@ def _take_settings(config, workdir):
         }
         positions = config.model.positions or theirs.model.positions
         learned = positions == theirs.model.positions == "learned"
-        ours = recipe.from_run(_trained_layers(config, values), learned)
+        ours = recipe.from_run(config.optimizer.trained_layers, learned)
         values |= ours
         source = stored_model.name
     elif open_keys(config):
@@ -177,7 +195,7 @@ def _take_settings(config, workdir):
             f"what is taken from it: these are open: {', '.join(open_keys(config))}."
         )
     else:
-        values = ours = recipe.from_run(_trained_layers(config, {}))
+        values = ours = recipe.from_run(config.optimizer.trained_layers)
         source = "the config"
     if config.model.positions is not None:
         values.pop("model.position_gain", None)
@@ -200,21 +218,6 @@ _NONE_IS_A_VALUE = (
     "model.position_gain",
     "optimizer.video_tubes_rate",
 )
-
-
-def _trained_layers(config, values):
-    """Returns the number of last layers that are to train; None: everything.
-
-    Args:
-        config: The config, whose keys of `model` may be open.
-        values: Values of those that are.
-    """
-    o = config.optimizer
-    if o.trained_layers is not None or o.frozen_layers is None:
-        return o.trained_layers
-    sized = config.copy_and_resolve_references()
-    _fill(sized, values)
-    return EncoderOptions.of(sized).layers - o.frozen_layers
 
 
 def _get(config, key):
@@ -246,19 +249,6 @@ def _log_model(config, source):
         config.model.width,
         source,
     )
-
-
-def _freeze(config):
-    """Sets `frozen_layers` to what `trained_layers` leaves."""
-    trained = config.optimizer.trained_layers
-    if trained is None:
-        return
-    layers = EncoderOptions.of(config).layers
-    if trained > layers:
-        raise InvalidConfig(
-            f"optimizer.trained_layers is {trained}: the model has {layers} layers."
-        )
-    config.optimizer.frozen_layers = layers - trained
 
 
 def _leave_out_images(config):

@@ -24,13 +24,14 @@ class NewButFrozen(TubeViTError, ValueError):
 def frozen_parts(config: ConfigDict) -> tuple[str, ...]:
     """Returns the path prefixes of the parameters that a config freezes.
 
-    `optimizer.frozen_layers` N freezes tubes, positions, class token, registers and the
-    first N blocks; with all blocks, the encoder's norm too, so that only pooling and
-    heads train. The heads of `init.keep_heads` are always frozen.
+    `optimizer.trained_layers` N freezes tubes, positions, class token, registers and
+    all blocks but the last N; with N = 0, the encoder's norm too, so that only pooling
+    and heads train. The heads of `init.keep_heads` are always frozen.
     """
-    s = config.optimizer.frozen_layers
     kept = tuple(f"head_{head}" for head in config.init.keep_heads)
-    return kept if s is None else (*_first_layers(config, s), *kept)
+    if config.optimizer.trained_layers is None:
+        return kept
+    return (*_first_layers(config, EncoderOptions.of(config).frozen_layers), *kept)
 
 
 def all_layers(config: ConfigDict) -> tuple[str, ...]:
@@ -71,8 +72,8 @@ def check_new(names: Iterable[str], config: ConfigDict) -> None:
     if lacking := [name for name in drawn if inside(name, parts)]:
         raise NewButFrozen(
             f"{config.init.weights} has no {', '.join(lacking)}, which "
-            f"optimizer.frozen_layers {config.optimizer.frozen_layers} keeps from "
-            "being trained. Freeze less, or start from weights that have them."
+            f"optimizer.trained_layers {config.optimizer.trained_layers} keeps from "
+            "being trained. Train more, or start from weights that have them."
         )
 
 

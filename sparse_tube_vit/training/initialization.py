@@ -32,10 +32,10 @@ def initial_params(
         log.info("%s", report)
         check_new(report.new, config)
         return params
-    if config.optimizer.frozen_layers is not None:
+    if config.optimizer.trained_layers is not None:
         log.warning(
-            "optimizer.frozen_layers is %d and init.weights is empty: what is frozen "
+            "optimizer.trained_layers is %d and init.weights is empty: what is frozen "
             "keeps its random parameters.",
-            config.optimizer.frozen_layers,
+            config.optimizer.trained_layers,
         )
     return {}

@@ -22,7 +22,7 @@ PREDICTION = "preflight.json"
 _TIMED = re.compile(
     r"clip\.(frames|size)|model\..+|mesh\.slices|"
     r"streams\.[^.]+\.(batch_size|kind|loss|mixup)|"
-    r"optimizer\.(accumulate_steps|ema_decay|first_moment_dtype|frozen_layers)"
+    r"optimizer\.(accumulate_steps|ema_decay|first_moment_dtype|trained_layers)"
 )
 
 

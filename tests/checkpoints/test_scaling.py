@@ -108,10 +108,10 @@ def test_as_large_a_share_is_frozen_as_in_the_paper(big, frozen):
     config = default_config()
     patches = Tube((1, 16, 16), (1, 16, 16))
     config.model.update(VARIANTS["Ti"])
-    config.optimizer.update(trained_layers=4, frozen_layers=8)  # of the small model
+    config.optimizer.trained_layers = 4  # of the small model
     scale_config(config, VARIANTS[big], patches)
-    assert config.optimizer.frozen_layers == config.model.gate_after == frozen
-    assert config.optimizer.trained_layers is None
+    assert config.model.gate_after == frozen
+    assert config.optimizer.trained_layers == VARIANTS[big]["depth"] - frozen
     config.model.positions = "learned"
     with pytest.raises(NotScalable, match="must not be learned"):
         scale_config(config, VARIANTS["H"], patches)
@@ -138,7 +138,7 @@ def test_kernels_are_the_small_models_and_the_rest_the_large_ones(created):
     assert tube == Tube((4, 4, 4), (4, 8, 8), (0, 0, 0), (2, 1, 1), channels=24)
     assert patches == Tube((1, 4, 4), (4, 4, 4))
     assert {key: config.model[key] for key in BIG} == BIG
-    assert config.model.gate_after == config.optimizer.frozen_layers == 2
+    assert (config.model.gate_after, config.optimizer.trained_layers) == (2, 1)
     assert run["class_names"] == {head: list(c) for head, c in CLASSES.items()}
     _, fresh = model_and_params(config)
     assert jax.tree.map(np.shape, fresh) == jax.tree.map(np.shape, read(workdir)[2])
@@ -229,7 +229,7 @@ def test_what_cannot_be_scaled(created, tmp_path):
         write(tmp_path / "larger", big)
         scale_up(tmp_path / "larger", tmp_path / "smaller", tmp_path / "b")
     with pytest.raises(InvalidConfig, match="gate_after is 3"):
-        scale_up(root / "small", root / "big", tmp_path / "c", frozen_layers=3)
+        scale_up(root / "small", root / "big", tmp_path / "c", trained_layers=0)
     # A run that failed before its first checkpoint leaves an empty directory.
     (tmp_path / "failed" / "checkpoints").mkdir(parents=True)
     scale_up(root / "small", root / "big", tmp_path / "failed")
@@ -247,7 +247,7 @@ def test_what_cannot_be_scaled(created, tmp_path):
 def test_the_command_prints_the_config_to_train_with(created, tmp_path, capsys):
     root = created[2].parent
     command = ["--small", f"{root}/small", "--big", f"{root}/big"]
-    command += ["--workdir", str(tmp_path), "--frozen_layers", "1"]
+    command += ["--workdir", str(tmp_path), "--trained_layers", "2"]
     scale_up_command.main(command)
     printed = capsys.readouterr().out
     assert re.search(r"loaded +stem/tube_0 .*of \S*small\n", printed)

@@ -49,10 +49,12 @@ def test_a_config_that_makes_sense(config):
         (lambda c: c.model.update(dtype="flaot32"), "one of float32, bfloat16"),
         (lambda c: c.model.update(pooling="max"), "attention, mean, class_token"),
         (lambda c: c.model.update(gate_after=12), "gate_after is 12.*1 to 11 of 12"),
-        (lambda c: c.optimizer.update(frozen_layers=13), "the model has 12 layers"),
+        (lambda c: c.optimizer.update(trained_layers=13), "the model has 12 layers"),
         (
-            lambda c: c.update(model={"gate_after": 6}, optimizer={"frozen_layers": 8}),
-            "gate_after is 6, but optimizer.frozen_layers 8.*through frozen layers",
+            lambda c: c.update(
+                model={"gate_after": 6}, optimizer={"trained_layers": 4}
+            ),
+            "gate_after is 6, but optimizer.trained_layers 4 of 12.* Set it to 8 or",
         ),
         (lambda c: c.init.update(fresh=("stem",)), "'' is not a run whose parameters"),
         (lambda c: c.evaluations.video.update(stride_scale=0.0), "stride_scale is 0.0"),

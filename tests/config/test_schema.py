@@ -24,7 +24,7 @@ def test_every_key_has_a_meaning_and_a_default_that_its_rule_accepts(schema):
 def test_the_schema_lists_every_key_of_a_config():
     config = default_config()
     names = [name for name, _ in leaves(SCHEMA)]
-    assert len(names) == len(set(names)) == 77
+    assert len(names) == len(set(names)) == 76
     for name in names:
         section, _, key = name.rpartition(".")
         assert key in (config[section] if section else config)
@@ -42,6 +42,13 @@ def test_a_misspelt_key_in_a_config_file_names_the_nearest():
         stream(**VIDEO, colour_jitter=0.4)
     with pytest.raises(InvalidConfig, match="evaluation lacks: batch_size, head"):
         evaluation(kind="video", dataset="d")
+
+
+def test_frozen_layers_of_a_saved_config_leave_the_trained_ones():
+    values = default_config().to_dict() | {"total_steps": 20_000}
+    for frozen, trained in ((None, None), (8, 4), (12, 0)):
+        values["optimizer"]["frozen_layers"] = frozen
+        assert from_json(values).optimizer.trained_layers == trained
 
 
 def test_a_saved_config_takes_defaults_for_keys_it_lacks_and_no_unknown_ones():

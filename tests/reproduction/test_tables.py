@@ -52,7 +52,7 @@ def test_every_row_of_fine_tuning_is_a_config_that_works(name):
         if row.name in ("head_only", "last_4"):
             pixels = 168
         assert (config.clip.size, config.total_steps) == (pixels, steps)
-        assert (config.optimizer.frozen_layers is None) == (not row.argument)
+        assert (config.optimizer.trained_layers is None) == (not row.argument)
 
 
 def test_positions_differ_in_positions_alone():
@@ -93,10 +93,10 @@ def test_the_full_size_is_the_papers():
     assert config_of("7a", "fixed").model.width == 768
     created = config_of("6", "last_8_gate")
     assert (created.model.depth, created.model.width) == (32, 1280)
-    assert (created.model.gate_after, created.optimizer.frozen_layers) == (24, 24)
+    assert (created.model.gate_after, created.optimizer.trained_layers) == (24, 8)
     assert config_of("6", "last_4").model.gate_after is None
-    assert config_of("6", "head").optimizer.frozen_layers == 32
-    assert config_of("9", "1_layer").optimizer.frozen_layers == 11
+    assert config_of("6", "head").optimizer.trained_layers == 0
+    assert config_of("9", "1_layer").optimizer.trained_layers == 1
 
 
 def test_a_small_task_has_half_the_frames_and_smaller_strides():

@@ -191,7 +191,7 @@ def test_training_takes_three_forward_passes_of_what_is_trained():
     assert training_flops(config, model, video) == 3 * sum(forward.values())
     picture = forward_flops(model, (1, 224, 224), "imagenet")
     assert training_flops(config, model, image) == 3 * sum(picture.values())
-    config.optimizer.frozen_layers = 9
+    config.optimizer.trained_layers = 3
     below = forward["stem"] + forward["encoder"] * 9 // 12
     assert training_flops(config, model, video) == 3 * sum(forward.values()) - 2 * below
     alone = sum(forward.values()) + 2 * (forward["pooling"] + forward["head"])

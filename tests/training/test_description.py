@@ -35,7 +35,7 @@ def test_the_report(tmp_path):
         float(row[-1]) for row in cells(report) if row[:1] in (["by"], ["as"])
     )
     assert counted == pytest.approx(formula, rel=0.03)
-    config.optimizer.frozen_layers = 12
+    config.optimizer.trained_layers = 0
     assert ["pooling", pooling, "0", pooling] in cells(describe(config))
     assert ["encoder", "0", encoder, encoder] in cells(describe(config))
     config.model.tubes = "2"

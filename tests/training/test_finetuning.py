@@ -87,7 +87,7 @@ def test_an_image_vit_gives_its_sizes_and_a_recipe_the_rest(caplog):
     o = config.optimizer
     rates = (o.learning_rate, o.trunk_rate, o.layer_decay, o.video_tubes_rate)
     assert rates == (1e-3, 0.3, 0.9, 0.05)
-    assert o.frozen_layers is None and config.data.epochs == 10
+    assert o.trained_layers is None and config.data.epochs == 10
     assert "  --config.clip.size=112\n" in caplog.text
     assert "--config.optimizer.layer_decay" not in caplog.text  # it was set
 
@@ -141,11 +141,11 @@ def test_what_is_set_is_heeded_by_the_recipe():
 
 
 @pytest.mark.parametrize(
-    "train, frozen, trunk", [("head_only", 2, 1.0), ("last=1", 1, 0.3)]
+    "train, trained, trunk", [("head_only", 0, 1.0), ("last=1", 1, 0.3)]
 )
-def test_what_is_frozen_comes_from_the_image_vit(train, frozen, trunk):
+def test_what_is_frozen_comes_from_the_image_vit(train, trained, trunk):
     config = from_image_vit("--config.model.heads=2", train=train)
-    assert config.optimizer.frozen_layers == frozen
+    assert config.optimizer.trained_layers == trained
     assert config.optimizer.head_steps == 0
     assert config.optimizer.learning_rate == 1e-3
     assert config.optimizer.trunk_rate == trunk
@@ -162,31 +162,17 @@ def test_what_is_frozen_comes_from_the_image_vit(train, frozen, trunk):
     assert {name.partition("/")[0] for name in report.new} == {"pooling", "head_clips"}
 
 
-@pytest.mark.parametrize("trained", [0, 1])
-def test_layers_are_frozen_by_either_key(finished, trained):
-    for weights, layers in ((IMAGE_VIT, 2), (finished[0], 1)):
-        key = "--config.optimizer."
-        frozen, last = (
-            finetuning.complete(config_of("", "data", weights, argument), data=False)
-            for argument in (
-                f"{key}frozen_layers={layers - trained}",
-                f"{key}trained_layers={trained}",
-            )
-        )
-        last.optimizer.trained_layers = None
-        assert frozen.to_json() == last.to_json()
-
-
 @pytest.mark.parametrize("arguments", [(), ("--config.clip.size=96",)])
 @pytest.mark.parametrize("train", ["", "last=1"])
 def test_clips_and_tubes_of_other_trained_layers(train, arguments):
     given = config_of("", "data", IMAGE_VIT, *arguments, train=train)
     config = finetuning.complete(given, data=False)
-    other = finetuning.with_fewer_layers(config, given)[0]
+    option = "optimizer.trained_layers=0 (pooling and heads alone)"
+    other = finetuning.quicker(config, given)[option]
     expected = from_image_vit(*arguments, train="head_only")
     assert other.clip.to_dict() == expected.clip.to_dict()
     assert other.model.tubes == expected.model.tubes
-    assert other.optimizer.frozen_layers == expected.optimizer.frozen_layers
+    assert other.optimizer.trained_layers == expected.optimizer.trained_layers == 0
 
 
 def test_patches_are_of_the_fewest_frames():
@@ -210,18 +196,15 @@ def test_arguments_of_the_config_file():
         with pytest.raises(InvalidConfig, match=message):
             finetune.get_config(argument)
     with pytest.raises(InvalidConfig, match="trained_layers is 3: the model has 2"):
-        from_image_vit(train="last=3")
+        validate(from_image_vit(train="last=3"), data=False)
 
 
 def test_trained_layers_of_a_model(finished, tmp_path):
     given = config_of("", tmp_path, finished[0], train="head_only")
     config = finetuning.complete(given, data=False)
-    assert (config.optimizer.frozen_layers, config.optimizer.layer_decay) == (1, 1.0)
+    assert (config.optimizer.trained_layers, config.optimizer.layer_decay) == (0, 1.0)
     assert config.optimizer.learning_rate == 3e-3
     assert (config.init.positions, config.init.inflate) == ("drop", "none")
-    config.optimizer.frozen_layers = 0
-    with pytest.raises(InvalidConfig, match="trained_layers is 0, but frozen_layers 0"):
-        validate(config, data=False)
 
 
 @pytest.mark.parametrize("size, how", [(16, "loaded"), (32, "resized")])

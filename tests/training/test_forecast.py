@@ -1,15 +1,19 @@
-"""The predicted time of a run, against sums by hand."""
+"""The predicted time of a run, against sums of the FLOPs of its parts."""
 
 import pytest
 
 from sparse_tube_vit.config import default_config, evaluation, stream
+from sparse_tube_vit.models.flops import forward_flops
+from sparse_tube_vit.models.tubevit import make_model
 from sparse_tube_vit.training import finetuning, forecast
+from sparse_tube_vit.training.reporting import clock_time
 
-# A clip has 2 x 16 + 2 x 4 tokens, an image 16.
 TUBES = (
     {"kernel": (1, 16, 16), "stride": (8, 16, 16)},
     {"kernel": (8, 8, 8), "stride": (8, 32, 32)},
 )
+
+CLASSES = {"h": 3, "i": 5}
 
 
 @pytest.fixture
@@ -27,58 +31,98 @@ def config():
     return config
 
 
-def test_work_counts_tokens_views_and_frozen_layers(config):
-    assert forecast.training_work(config) == (4 * 40 + 10 * 16) * 3
-    config.optimizer.frozen_layers = 2
-    assert forecast.training_work(config) == (4 * 40 + 10 * 16) * 2
-    work = forecast.evaluation_work(config, {"a": 5, "b": 7})
-    assert work == 5 * 6 * 40 + 7 * 16
+def forward(config, size=64):
+    """FLOPs of a clip and of an image."""
+    model = make_model(config, CLASSES)
+    clip = forward_flops(model, (16, size, size), "h")
+    image = forward_flops(model, (1, size, size), "i")
+    return sum(clip.values()), sum(image.values())
+
+
+def predict(config, examples, done, seconds, quicker=None):
+    model = make_model(config, CLASSES)
+    return forecast.forecast(config, model, examples, done, seconds, quicker)
 
 
 def test_the_time_of_a_run_is_that_of_steps_and_evaluations(config):
-    examples = {"a": 64, "b": 0}  # 64 x 6 x 40 = 16 x 960
-    text = forecast.forecast(config, examples, 20, 2.0)
+    clip, image = forward(config)
+    examples = {"a": 64, "b": 7}
+    once = 2 * (64 * 6 * clip + 7 * image) / (3 * (4 * clip + 10 * image))
+    assert once > 10
+    text = predict(config, examples, 20, 2.0)
     assert text == (
-        "At 2 s a step this run takes about 00:03:52 more: 00:03:20 for 100 steps, "
-        "00:00:32 for 1 evaluation."
+        f"At 2 s a step this run takes about {clock_time(200 + once)} more: 00:03:20 "
+        f"for 100 steps, {clock_time(once)} for 1 evaluation."
     )
     config.evaluate_every_steps = 50  # at 50, 100 and 120
-    text = forecast.forecast(config, examples, 50, 2.0, fewer_layers={})
-    assert text.endswith("00:02:20 for 70 steps, 00:01:04 for 2 evaluations.")
+    twice = clock_time(2 * once)
+    text = predict(config, examples, 50, 2.0, {})
+    assert text.endswith(f"00:02:20 for 70 steps, {twice} for 2 evaluations.")
     config.evaluate_every_steps = 60  # the last step once
-    text = forecast.forecast(config, {}, 20, 2.0, fewer_layers={})
+    text = predict(config, {}, 20, 2.0)
     assert text.endswith("00:03:20 for 100 steps, 00:00:00 for 0 evaluations.")
 
 
-def test_first_steps_that_train_heads_alone_cost_a_third(config):
+def test_more_tokens_in_an_evaluation_take_more(config):
+    model = make_model(config, CLASSES)
+    before = forecast.evaluation_flops(config, model, {"a": 1})
+    assert before == 6 * forward(config)[0]
+    config.evaluations.a.stride_scale = 0.5
+    assert 2 * before < forecast.evaluation_flops(config, model, {"a": 1})
+
+
+def test_first_steps_that_train_heads_alone_are_quicker(config):
     config.optimizer.head_steps = 40
-    text = forecast.forecast(config, {"a": 64}, 20, 2.0)
-    # An evaluation is as much as 16 x 3 such steps.
-    assert text == (
-        "At 2 s a step, and about 6 s after step 40, this run takes about 00:10:16 "
-        "more: 00:08:40 for 100 steps, 00:01:36 for 1 evaluation."
-    )
-    text = forecast.forecast(config, {"a": 64}, 60, 6.0)
-    assert text.startswith("At 6 s a step this run takes about 00:07:36 more")
+    model = make_model(config, CLASSES)
+    heads = 0
+    for size, clip, head in ((4, (16, 64, 64), "h"), (10, (1, 64, 64), "i")):
+        parts = forward_flops(model, clip, head)
+        gradient = 2 * (parts["pooling"] + parts["head"])
+        heads += size * (sum(parts.values()) + gradient)
+    clip, image = forward(config)
+    later = 2 * 3 * (4 * clip + 10 * image) / heads
+    assert 4 < later < 6
+    text = predict(config, {}, 20, 2.0)
+    assert f", and about {later:.3g} s after step 40, this run takes" in text
+    assert f"{clock_time(20 * 2 + 80 * later)} for 100 steps" in text
+    text = predict(config, {}, 60, 6.0)
+    assert text.startswith("At 6 s a step this run takes about 00:06:00 more")
 
 
-def test_a_long_run_on_a_cpu_is_told_what_is_quicker(config):
-    config.data.folder = "clips"
-    config.data.epochs = 10
-    fewer = finetuning.with_fewer_layers(config, config)
-    said = forecast.forecast(config, {"a": 64, "b": 0}, 20, 4.0, fewer)
-    assert said.splitlines()[1:] == [
-        # 48 pixels: 2 x 9 + 2 x 4 tokens of a clip, 9 of an image
-        "  --config.clip.size=48: 61% of the time a step",
-        "  --config.optimizer.trained_layers=1: 50% of the time a step",
-        "  --config.optimizer.trained_layers=0 (pooling and heads alone): "
-        "33% of the time a step",
-        "  --config.data.epochs=5: fewer steps",
-    ]
-    config.streams.a.batch_size = config.streams.b.batch_size = 1
-    said = forecast.forecast(config, {"a": 64, "b": 0}, 20, 4.0, fewer)
-    assert said.endswith("--config.evaluations.a.temporal_views=1: fewer views")
-    config.optimizer.frozen_layers = 4
-    fewer = finetuning.with_fewer_layers(config, config)
-    said = "".join(forecast.quicker(config, fewer))
-    assert "clip.size" in said and "trained_layers" not in said
+def test_a_long_run_is_told_what_is_quicker(config):
+    config.evaluations.a.temporal_views = 1
+    config.init.weights = "runs/other"
+    config.data.folder, config.data.epochs, config.total_steps = "clips", 10, 400
+    given = config.copy_and_resolve_references()
+    given.total_steps = None
+
+    def told(quicker):
+        text = predict(config, {"a": 1, "b": 1}, 20, 4.0, quicker)
+        return dict(line.split(": ") for line in text.splitlines()[1:])
+
+    said = told(finetuning.quicker(config, given))
+    clip, image = forward(config)
+    smaller, smaller_image = forward(config, 48)
+    size = (4 * smaller + 10 * smaller_image) / (4 * clip + 10 * image)
+    assert said.pop("  --config.clip.size=48") == f"{size:.0%} of the time"
+    assert said.pop("  --config.data.epochs=5") == "50% of the time"
+    last = said.pop("  --config.optimizer.trained_layers=1")
+    name = "  --config.optimizer.trained_layers=0 (pooling and heads alone)"
+    alone = said.pop(name)
+    assert 33 < int(alone[:2]) < int(last[:2]) < 60 and said == {}
+    # What changes nothing, or too little, is not said.
+    assert "temporal_views" not in "".join(finetuning.quicker(config, given))
+    assert "epochs" not in "".join(finetuning.quicker(config, config))
+    config.total_steps = finetuning.LEAST_STEPS
+    assert not any("epochs" in x for x in told(finetuning.quicker(config, given)))
+    config.init.weights = given.init.weights = ""  # what is frozen would be random
+    assert [*finetuning.quicker(config, config)] == ["clip.size=48"]
+
+
+def test_a_run_that_mostly_evaluates_is_told_of_fewer_views(config):
+    said = predict(config, {"a": 1000}, 20, 4.0, finetuning.quicker(config, config))
+    clip, image = forward(config)
+    training, views = 120 * 3 * (4 * clip + 10 * image), 1000 * 6 * clip
+    share = (training + views / 2) / (training + views)
+    assert f"--config.evaluations.a.temporal_views=1: {share:.0%} of the time" in said
+    assert "evaluations.b" not in said

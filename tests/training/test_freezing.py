@@ -21,7 +21,9 @@ def make_run(frozen, depth, head_steps=0, heads_alone=False, **options):
     config.model.update(depth=depth, width=8, mlp_dim=16, heads=2, dropout=0.1)
     config.model.update(options, tubes=({"kernel": (2, 4, 4), "stride": (2, 2, 2)},))
     config.optimizer.update(learning_rate=0.01, warmup_steps=1, ema_decay=0.5)
-    config.optimizer.update(frozen_layers=frozen, head_steps=head_steps)
+    layers = depth + options.get("new_layers", 0)
+    trained = None if frozen is None else layers - frozen
+    config.optimizer.update(trained_layers=trained, head_steps=head_steps)
     config.streams.video = stream(kind="video", dataset="d", head="h", batch_size=2)
     model = make_model(config, {"h": 3})
     optimizer = make_optimizer(config)
@@ -112,7 +114,7 @@ def test_what_is_frozen_stays_and_has_no_state(frozen, options, still):
 
 def test_a_gain_may_be_frozen_at_its_start_and_random_parameters_may_not():
     config = default_config()
-    config.optimizer.frozen_layers = 1
+    config.optimizer.trained_layers = 11
     check_new(["positions/gain", "pooling/probe"], config)
     with pytest.raises(NewButFrozen, match="no positions/tube_0, which"):
         check_new(["positions/gain", "positions/tube_0"], config)

@@ -142,7 +142,7 @@ def test_every_layer_trains_at_its_rate(decay, trunk, tubes, scales):
 
 
 def test_frozen_layers_and_shards_have_the_same_rates():
-    config = make_config(layer_decay=0.5, video_tubes_rate=0.3, frozen_layers=1)
+    config = make_config(layer_decay=0.5, video_tubes_rate=0.3, trained_layers=2)
     config.mesh.update(data=1, fsdp=8)
     params, _ = split(random_params(config), frozen_parts(config))
     assert [*params["encoder"]] == ["block_1", "gate", "new_block_0", "norm"]

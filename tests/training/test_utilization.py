@@ -71,10 +71,10 @@ def test_steps_that_train_less_are_counted_so():
     heads = 8 * (FORWARD + 2 * (POOLING + HEAD))
     assert [flops(config, step) for step in (1, 3)] == [heads, heads]
     assert flops(config, 4) == 8 * 3 * FORWARD
-    config.optimizer.frozen_layers = 1  # with tubes, half of the blocks
+    config.optimizer.trained_layers = 1  # half of the blocks
     assert flops(config, 3) == heads
     assert flops(config, 4) == 8 * (3 * FORWARD - 2 * (STEM + BLOCKS // 2))
-    config.optimizer.frozen_layers = 2
+    config.optimizer.trained_layers = 0
     assert flops(config, 4) == heads
 
 
@@ -200,7 +200,7 @@ def test_a_prediction_of_the_same_step_is_read(read):
         ({"model.remat": "full"}, "model.remat is 'none' there, 'full' here"),
         ({"clip.frames": 2}, "clip.frames is 4 there, 2 here"),
         ({"streams.clips.batch_size": 8}, "streams.clips.batch_size is 6 there, 8"),
-        ({"optimizer.frozen_layers": 1}, "optimizer.frozen_layers is None there, 1"),
+        ({"optimizer.trained_layers": 1}, "optimizer.trained_layers is None there, 1"),
     ],
 )
 def test_a_prediction_of_another_step_is_left_out(read, change, problem):
