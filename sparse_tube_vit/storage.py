@@ -423,6 +423,17 @@ def on_disk(path, items: Sequence[str] | None = None) -> Iterator[Path]:
         yield copy
 
 
+def unread(path) -> str:
+    """Returns why files of a URL of this kind are not read, or ""."""
+    scheme, separator, _ = os.fspath(path).partition("://")
+    if not separator or scheme in SCHEMES:
+        return ""
+    return (
+        f"{scheme}:// is not read: download it and give a path, or give a URL of "
+        f"{', '.join(SCHEMES)}."
+    )
+
+
 class UnreadableFile(TubeViTError, OSError):
     """A clip or image file that is missing or cannot be read."""
 
@@ -433,12 +444,8 @@ def read_file(path) -> bytes:
     Raises:
         UnreadableFile: It is missing or cannot be read.
     """
-    scheme, separator, _ = os.fspath(path).partition("://")
-    if separator and scheme not in SCHEMES:
-        raise UnreadableFile(
-            f"{scheme}:// is not read: download the file, or give a path, or a URL of "
-            f"{', '.join(SCHEMES)}."
-        )
+    if why := unread(path):
+        raise UnreadableFile(why)
     try:
         return epath.Path(path).read_bytes()
     except Exception as error:  # clients of buckets have their own

@@ -106,7 +106,8 @@ def _train(config, workdir, lock):
         (stream.head, splits[name]) for name, stream in config.streams.items()
     ) | finetuning.kept_heads(config, workdir)
     evaluations = evaluator.prepare(config, class_names)
-    run = describe_run(config, class_names)
+    data = {f"streams.{name}": split.listing() for name, split in splits.items()}
+    run = describe_run(config, class_names, data)
     hosts.check_same(
         run,
         {f"streams.{name}": split for name, split in splits.items()}

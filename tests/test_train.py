@@ -280,6 +280,21 @@ def test_the_last_checkpoints_are_kept_with_config_classes_and_versions(finished
     assert_bit_identical(locate(workdir, 6).read().params, state.ema)
 
 
+def test_a_run_does_not_go_on_with_data_that_was_prepared_again(
+    finished, data_dir, tmp_path
+):
+    def copy(name):
+        config = tiny_config(shutil.copytree(data_dir, tmp_path / name))
+        (manifest,) = tmp_path.glob(f"{name}/moving_shapes/videos/*/manifest.csv")
+        return config, manifest
+
+    config, manifest = copy("elsewhere")
+    train.train(config, finished[0])
+    manifest.write_text(manifest.read_text() + "train,one more,0,,,,ok\n")
+    with pytest.raises(OtherRun, match=r"streams.video.manifest: '\w+' then, '\w+'"):
+        train.train(config, finished[0])
+
+
 def test_a_work_directory_of_another_config_is_refused(finished, data_dir):
     config = tiny_config(data_dir)
     config.optimizer.learning_rate = 0.5

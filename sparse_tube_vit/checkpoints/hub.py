@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 
 from sparse_tube_vit.storage import UnreachableStorage
 
-_URL = re.compile(r"hf://([^/@]+/[^/@]+)(?:@([^/]+))?(?:/(.*))?")
+_URL = re.compile(r"hf://([^/@]+/[^/@]+)(?:@(refs/[^/]+/[^/]+|[^/]+))?(?:/(.*))?")
 
 
 def is_hub(path) -> bool:
@@ -38,7 +38,7 @@ class HubPath:
 
     @classmethod
     def of(cls, url: str) -> "HubPath":
-        """Lists the files of a repository.
+        """Lists the files of a repository, with HF_HUB_OFFLINE=1 those in the cache.
 
         Raises:
             UnreachableStorage: The repository or revision does not exist, may not be
@@ -46,9 +46,15 @@ class HubPath:
         """
         repository, revision, path = _parse(url)
         with _naming(url) as hub:
-            info = hub.HfApi().model_info(repository, revision=revision)
-        files = frozenset(file.rfilename for file in info.siblings)
-        return cls(repository, info.sha, files, PurePosixPath(path))
+            if hub.is_offline_mode():
+                folder = _cached(hub, repository, revision)
+                cached = (file for file in folder.rglob("*") if file.is_file())
+                files = [file.relative_to(folder).as_posix() for file in cached]
+                commit = folder.name
+            else:
+                info = hub.HfApi().model_info(repository, revision=revision)
+                files, commit = [file.rfilename for file in info.siblings], info.sha
+        return cls(repository, commit, frozenset(files), PurePosixPath(path))
 
     def __truediv__(self, name) -> "HubPath":
         return dataclasses.replace(self, path=self.path / name)
@@ -102,6 +108,21 @@ class HubPath:
                 allow_patterns=[*paths, *(f"{path}/*" for path in paths)],
             )
         return Path(root, self.path)
+
+
+def _cached(hub, repository, revision):
+    """Returns the folder of a revision in the cache; without one, of the newest."""
+    if revision:
+        return Path(hub.snapshot_download(repository, revision=revision))
+    found = [
+        snapshot
+        for cached in hub.scan_cache_dir().repos
+        if (cached.repo_type, cached.repo_id) == ("model", repository)
+        for snapshot in cached.revisions
+    ]
+    if not found:
+        raise FileNotFoundError("it is not in the cache, and HF_HUB_OFFLINE is set.")
+    return max(found, key=lambda snapshot: snapshot.last_modified).snapshot_path
 
 
 def push(

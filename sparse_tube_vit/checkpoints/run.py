@@ -3,6 +3,7 @@
 import contextlib
 import importlib.metadata
 import json
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -63,8 +64,18 @@ class OtherRun(TubeViTError, ValueError):
     """A work directory of a run with another config or other classes."""
 
 
-def describe_run(config: ConfigDict, class_names: dict[str, tuple[str, ...]]) -> dict:
-    """Returns a run's config, class names and package versions as JSON types."""
+def describe_run(
+    config: ConfigDict,
+    class_names: Mapping[str, tuple[str, ...]],
+    data: Mapping[str, Mapping] | None = None,
+) -> dict:
+    """Returns a run's config, class names, data and package versions as JSON types.
+
+    Args:
+        config: The config of the run.
+        class_names: The class names of every head.
+        data: What its streams read, `Split.listing` by name; None: not told.
+    """
     versions = {}
     for package in _PACKAGES:
         try:
@@ -75,6 +86,7 @@ def describe_run(config: ConfigDict, class_names: dict[str, tuple[str, ...]]) ->
         "format": FORMAT,
         "config": json.loads(config.to_json()),
         "class_names": {head: list(names) for head, names in class_names.items()},
+        "data": dict(data or {}),
         "versions": versions,
     }
 
@@ -219,6 +231,18 @@ class Checkpoints:
                 + "\n".join(changed)
                 + "\nChoose another --workdir, or set them as they were to resume."
             )
+        if before := saved.get("data"):  # older checkpoints do not tell
+            changed = [
+                f"  {key}: {then!r} then, {now!r} now"
+                for key, then, now in differences(before, self.run["data"])
+            ]
+            if changed:
+                raise OtherRun(
+                    f"{self.directory.parent} holds a run on other data, prepared "
+                    "again since:\n" + "\n".join(changed) + "\nIt would go on with "
+                    "examples that it has seen. Prepare what it was, or choose another "
+                    "--workdir, with --config.init.weights to start from this run."
+                )
 
 
 def save_params(workdir, params, run: dict) -> None:

@@ -304,6 +304,6 @@ def read_evaluations(workdir) -> dict[str, dict]:
             log.warning("%s is skipped, it holds no evaluation: %s", path, error)
             continue
         results[path.stem] = result
-        if "distinct" in result:  # the name of the key in version 0.1.0
+        if "distinct" in result:  # its name in older results
             result["examples"] = result.pop("distinct")
     return results

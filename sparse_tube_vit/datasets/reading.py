@@ -150,8 +150,17 @@ class Split:
                 return f"number {skipped + index - first} of {path.name}"
         return "in no shard"
 
+    def listing(self) -> dict:
+        """Returns the number of examples and a digest of the manifest, if there is one.
+
+        A data set that is prepared again from other files has others.
+        """
+        path = epath.Path(self.directory) / manifest.NAME
+        listed = path.exists() and hashlib.sha256(path.read_bytes()).hexdigest()
+        return {"examples": len(self), "manifest": listed}
+
     def digests(self) -> dict:
-        """Returns the number of examples and digests by which copies are compared.
+        """Returns `listing`, and a digest of records, by which copies are compared.
 
         The digest of `records` covers the size and the first record of every shard.
 
@@ -173,9 +182,7 @@ class Split:
                 for record in pool.map(copy.read, firsts[start : start + 64]):
                     every.update(f"{record['id']} {record['label']}\n".encode())
                     every.update(record[self.kind])
-        path = epath.Path(self.directory) / manifest.NAME
-        listed = path.exists() and hashlib.sha256(path.read_bytes()).hexdigest()
-        return {"examples": len(self), "manifest": listed, "records": every.hexdigest()}
+        return self.listing() | {"records": every.hexdigest()}
 
     def _shards(self):
         """Yields each shard's first index, number of records, records before, path."""

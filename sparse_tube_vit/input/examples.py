@@ -24,8 +24,8 @@ class ExampleMap:
     """A map from records to examples, one of grain's random maps.
 
     An example is {"video": uint8 (T, H, W, 3) or in evaluation (V, T, H, W, 3),
-    "label": int32, "weight": float32, "index": int32, "id": str, "problem": str}, in
-    evaluation also {"distinct_views": int32}. The label is a class, or multi-hot (C,)
+    "label": int32, "weight": float32, "id": str, "problem": str}, in evaluation also
+    {"distinct_views": int32}. The label is a class, or multi-hot (C,)
     in a multi-label data set. An example that does not decode is black, has weight 0
     and the reason in `problem`.
 

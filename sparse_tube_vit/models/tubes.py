@@ -357,7 +357,7 @@ def select_windows(x: jax.Array, tube: Tube) -> jax.Array:
 def normalize(x: jax.Array, dtype=jnp.float32) -> jax.Array:
     """Maps uint8 in 0..255 to [-1, 1]; casts floats, expected in [-1, 1]."""
     if x.dtype == jnp.uint8:
-        return x.astype(dtype) / 127.5 - 1
+        return (x.astype(jnp.float32) / 127.5 - 1).astype(dtype)  # rounded once
     if not jnp.issubdtype(x.dtype, jnp.floating):
         raise TypeError(f"Clips are uint8 or floating point, not {x.dtype}.")
     return x.astype(dtype)

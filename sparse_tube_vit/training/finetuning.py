@@ -23,7 +23,6 @@ from sparse_tube_vit.config import (
     head_loss,
     open_keys,
 )
-from sparse_tube_vit.datasets.builders import folders
 from sparse_tube_vit.log import log
 from sparse_tube_vit.models.losses import LOSSES
 from sparse_tube_vit.models.variants import make_tubes
@@ -81,6 +80,7 @@ def complete(config: ConfigDict, workdir=None, data: bool = True) -> ConfigDict:
             f"{', '.join({**streams, **evaluations})} has no data set: give "
             "--config.data.folder=CLIPS, a folder of <class>/<file>."
         )
+    images = _prepare_images(config) if config.data.images else None
     if config.data.folder:
         data = prepare_folder(config)
         for stream in streams.values():
@@ -91,8 +91,8 @@ def complete(config: ConfigDict, workdir=None, data: bool = True) -> ConfigDict:
                 evaluation.update(temporal_views=1, spatial_views=1)
         if streams and config.total_steps is None:
             _set_steps(config, data, streams.values())
-    if config.data.images:
-        _add_images(config, data if config.data.folder else None, streams)
+    if images:
+        _add_images(config, images, data if config.data.folder else None, streams)
     _take_flips(config, workdir)
     if config.total_steps:
         if config.optimizer.warmup_steps is None:
@@ -258,27 +258,28 @@ def _leave_out_images(config):
             del section[IMAGES]
 
 
-def _add_images(config, clips, streams):
-    """Makes `data.images` the data set of the stream and evaluation of that name.
-
-    Args:
-        config: The config, which is changed.
-        clips: The data set of `data.folder`, or None.
-        streams: Its streams, by name.
-    """
+def _prepare_images(config):
+    """Prepares `data.images`."""
     if IMAGES not in config.streams or config.streams[IMAGES].dataset:
         raise InvalidConfig(
             f"config.data.images is {config.data.images!r}, but the config has no "
             f"stream {IMAGES!r} without a data set; configs/finetune.py has one."
         )
-    if folders.folder_kind(epath.Path(config.data.images)) != "image":
-        raise InvalidConfig(
-            f"config.data.images is {config.data.images!r}, which holds videos: they "
-            "go into config.data.folder."
-        )
-    data, stream = prepare_folder(config, IMAGES), config.streams[IMAGES]
-    stream.update(dataset=data.dataset, split="train")
-    if clips and data.class_names == clips.class_names:
+    return prepare_folder(config, IMAGES)
+
+
+def _add_images(config, images, clips, streams):
+    """Makes `data.images` the data set of the stream and evaluation of that name.
+
+    Args:
+        config: The config, which is changed.
+        images: The data set of `data.images`.
+        clips: The data set of `data.folder`, or None.
+        streams: Its streams, by name.
+    """
+    stream = config.streams[IMAGES]
+    stream.update(dataset=images.dataset, split="train")
+    if clips and images.class_names == clips.class_names:
         stream.head = next(iter(streams.values())).head
     log.info(
         "%s trains jointly with the clips, with head %s",
@@ -287,7 +288,7 @@ def _add_images(config, clips, streams):
     )
     if IMAGES in config.evaluations:
         config.evaluations[IMAGES].update(
-            dataset=data.dataset, split=data.test, head=stream.head
+            dataset=images.dataset, split=images.test, head=stream.head
         )
 
 

@@ -4,17 +4,23 @@ import collections
 import dataclasses
 import hashlib
 import json
+import os
 import re
 import shlex
+from pathlib import Path
 
 from etils import epath
 
+from sparse_tube_vit import storage
 from sparse_tube_vit.config import ConfigDict
 from sparse_tube_vit.datasets import manifest
 from sparse_tube_vit.datasets.builders import folders
 from sparse_tube_vit.datasets.preparing import prepare
 from sparse_tube_vit.datasets.reading import UnknownSplit
 from sparse_tube_vit.log import log
+
+#: From so many files on, processes prepare a folder: they take seconds to start.
+_MANY = 200
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,16 +50,27 @@ def prepare_folder(config: ConfigDict, key: str = "folder") -> FolderDataset:
 
     Args:
         config: The config of the run.
-        key: "folder" for `data.folder`, which `data.split_list` may split, or "images".
+        key: "folder" for `data.folder`, which `data.split_list` may split, or "images",
+            which holds images.
 
     Raises:
+        NoClassFolders: It is no folder of class folders that can be read.
+        UnreachableStorage: That of the folder does not answer.
         TooFewExamples: There is one class, or one lacks examples to train or test on.
         UnknownSplit: The folder has splits, but not `train` and one to test on.
         DatasetError: The other named errors of listing and preparing it.
     """
+    if why := storage.unread(config.data[key]):
+        raise folders.NoClassFolders(f"config.data.{key} is {config.data[key]}: {why}")
+    with storage.reaching(config.data[key]):
+        return _prepare_folder(config, key)
+
+
+def _prepare_folder(config, key):
     data, folder = config.data, epath.Path(config.data[key])
+    _check_apart(folder, config.data_dir)
     split_list = data.split_list if key == "folder" else ""
-    kind = folders.folder_kind(folder)
+    kind = "image" if key == "images" else folders.folder_kind(folder)
     listing = folders.read_folder(folder, kind, split_list or None)
     if len(listing.class_names) < 2:
         raise folders.TooFewExamples(
@@ -87,7 +104,8 @@ def prepare_folder(config: ConfigDict, key: str = "folder") -> FolderDataset:
         data_dir=config.data_dir,
         config=f"{name or 'clips'}-{digest}",
     )
-    prepare.prepare(builder, workers=config.loader.workers or 0)
+    workers = config.loader.workers if len(digests) >= _MANY else 0
+    prepare.prepare(builder, workers=workers)
     contents = "\n".join(prepare.contents(builder))
     log.info("%s as %s: %s\n%s", folder, builder.dataset, how, contents)
     counts = _counts(builder)
@@ -95,6 +113,18 @@ def prepare_folder(config: ConfigDict, key: str = "folder") -> FolderDataset:
     examples = sum(n for (split, _), n in counts.items() if split == "train")
     class_names = tuple(builder.listing.class_names)
     return FolderDataset(builder.dataset, kind, test, examples, class_names)
+
+
+def _check_apart(folder, data_dir):
+    """Raises NoClassFolders if what is prepared would lie among the classes."""
+    if storage.is_remote(folder) or storage.is_remote(data_dir):
+        return
+    data_dir, folder = (Path(os.path.realpath(path)) for path in (data_dir, folder))
+    if data_dir.is_relative_to(folder):
+        raise folders.NoClassFolders(
+            f"config.data_dir {data_dir} is in the folder of classes {folder}, and "
+            "would become one: set --config.data_dir to a folder elsewhere."
+        )
 
 
 def _advice(folder, key, split_list, listing):

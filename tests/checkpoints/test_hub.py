@@ -105,6 +105,25 @@ def test_weights_are_files_of_a_repository(server):
         image_vits.read_arrays("hf://me/vit/small.npz")
 
 
+def test_what_was_downloaded_is_there_offline(server, monkeypatch):
+    files = {"big/vit.npz": io.BytesIO(), "other.npz": io.BytesIO()}
+    arrays = {"cls": np.ones((1, 1, 2), np.float32)}
+    for file in files.values():
+        np.savez(file, **arrays)
+    server.repositories["me/vit"] = {k: x.getvalue() for k, x in files.items()}
+    for url in ("hf://me/vit/big/vit.npz", "hf://me/vit@refs/pr/1/big/vit.npz"):
+        assert_equal(image_vits.read_arrays(url), arrays)
+    commit = hub.HubPath.of("hf://me/vit").commit
+    server.repositories.clear()  # the Hub is not asked
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    for url in ("hf://me/vit/big/vit.npz", f"hf://me/vit@{commit}/big/vit.npz"):
+        assert_equal(image_vits.read_arrays(url), arrays)
+    with pytest.raises(UnreachableStorage, match="other.npz: .* has big/vit.npz"):
+        image_vits.read_arrays("hf://me/vit/other.npz")
+    with pytest.raises(UnreachableStorage, match="hf://me/none cannot be reached"):
+        stored.read("hf://me/none")
+
+
 def test_what_cannot_be_reached_is_named(
     server, workdir, monkeypatch, capsys, tmp_path
 ):

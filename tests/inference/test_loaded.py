@@ -429,7 +429,7 @@ def test_interrupted_predictions_keep_what_is_done(
 @pytest.mark.parametrize(
     ("url", "problem"),
     [
-        ("https://x/a.mp4", "https:// is not read: download the file"),
+        ("https://x/a.mp4", "https:// is not read: download it and"),
         ("file:///a.mp4", "file:// is not read"),
         ("hf://x/y/a.mp4", "hf:// is not read"),
     ],

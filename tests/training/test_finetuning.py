@@ -20,6 +20,7 @@ from sparse_tube_vit.checkpoints.step import NoCheckpoint
 from sparse_tube_vit.checkpoints.stored import locate
 from sparse_tube_vit.config import InvalidConfig, from_json, validate
 from sparse_tube_vit.datasets import reading
+from sparse_tube_vit.datasets.builders import folders
 from sparse_tube_vit.models.tubevit import init_params, make_model
 from sparse_tube_vit.models.variants import make_tubes
 from sparse_tube_vit.train import train
@@ -259,7 +260,7 @@ def test_images_of_other_classes_get_a_head_of_their_own(clips, finished, tmp_pa
     assert config.total_steps == 100  # that of the clips
     given.data.images = str(clips)
     before = sorted(tmp_path.glob("*_folder/*"))
-    with pytest.raises(InvalidConfig, match="holds videos: they go into"):
+    with pytest.raises(folders.EmptyClassFolder, match="holds no image .*not a known"):
         finetuning.complete(given, tmp_path / "run")
     assert sorted(tmp_path.glob("*_folder/*")) == before
     given.data.images = ""

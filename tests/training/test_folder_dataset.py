@@ -5,6 +5,7 @@ import pytest
 from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.datasets.builders.folders import NoClassFolders, TooFewExamples
 from sparse_tube_vit.datasets.preparing.write import NothingDecodes
+from sparse_tube_vit.storage import UnreachableStorage
 from sparse_tube_vit.training import folder_dataset
 from tests.datasets.builders import official
 from tests.training.clips import CLIPS, config_of
@@ -22,6 +23,42 @@ def test_a_folder_is_prepared_once_and_again_when_it_changes(clips, tmp_path):
     (clips / CLIPS[0]).write_bytes(official.encode(200))
     second = prepare()
     assert second.dataset != first.dataset and second.examples < len(CLIPS)
+
+
+def test_prepared_data_in_the_folder_of_classes_is_refused(clips, tmp_path):
+    (tmp_path / "link").symlink_to(clips)
+    for data_dir in (clips, clips / "data", tmp_path / "link" / "data"):
+        with pytest.raises(NoClassFolders, match="set --config.data_dir to a folder"):
+            folder_dataset.prepare_folder(config_of(clips, data_dir))
+        assert {path.name for path in clips.iterdir()} == {"Kür & pas", "walk the dog"}
+
+
+@pytest.mark.parametrize(
+    "url, error, message",
+    [
+        ("https://x/clips", NoClassFolders, "data.folder is .* https:// is not read"),
+        ("hf://datasets/x", NoClassFolders, "hf:// is not read: download it"),
+        ("az://x/clips", UnreachableStorage, "az://x/clips cannot be read: .*adlfs"),
+    ],
+)
+def test_folders_that_cannot_be_reached(tmp_path, url, error, message):
+    with pytest.raises(error, match=message):
+        folder_dataset.prepare_folder(config_of(url, tmp_path))
+
+
+def test_many_files_are_prepared_by_processes(clips, tmp_path, monkeypatch):
+    given = []
+    prepare = folder_dataset.prepare.prepare
+
+    def told(builder, workers):
+        given.append(workers)
+        return prepare(builder, workers=0)
+
+    monkeypatch.setattr(folder_dataset.prepare, "prepare", told)
+    for name in ("few", "many"):
+        folder_dataset.prepare_folder(config_of(clips, tmp_path / name))
+        monkeypatch.setattr(folder_dataset, "_MANY", len(CLIPS))
+    assert given == [0, None]
 
 
 @pytest.mark.parametrize("test", ["test", "val"])
