@@ -359,6 +359,13 @@ def _from_run(path, config, shapes, class_names):
         for key, value in config.model.to_dict().items()
         if _plain(theirs[key]) != _plain(value)
     ]
+    if config.optimizer.trained_layers is not None:
+        for key in ("gelu", "norm_epsilon"):
+            if theirs[key] != config.model[key]:
+                match.wrong[f"model.{key}"] = (
+                    f"{theirs[key]!r} there",
+                    "what is frozen was trained with it: set it here, too",
+                )
     return source.name, theirs, match
 
 

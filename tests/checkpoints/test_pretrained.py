@@ -391,6 +391,11 @@ def test_keys_that_an_older_run_lacks_are_no_differences():
     config.model.norm_epsilon = 1e-5
     _, report = pretrained.initial_params(config, model, shapes, classes)
     assert report.notes == ["model.norm_epsilon was 1e-06 there, 1e-05 here"]
+    config.optimizer.trained_layers = 1
+    with pytest.raises(
+        WeightsDoNotMatch, match="norm_epsilon *1e-06 there: what is fro"
+    ):
+        pretrained.initial_params(config, model, shapes, classes)
 
 
 def from_run(config, workdir, **init):
