@@ -28,18 +28,16 @@ from sparse_tube_vit.checkpoints.run import Checkpoints, describe_run, set_damag
 from sparse_tube_vit.checkpoints.workdir import WorkdirLock, make_workdir, remove_empty
 from sparse_tube_vit.config import ConfigDict, check_values, validate
 from sparse_tube_vit.config.flags import CommandParser, add_config, describe_keys
-from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.datasets.classes import classes_by_head, warn_of_flips
 from sparse_tube_vit.datasets.preparing.embedded import prepare_embedded
 from sparse_tube_vit.distributed import devices, hosts, sharding
 from sparse_tube_vit.errors import reported
 from sparse_tube_vit.evaluation import evaluator
 from sparse_tube_vit.log import log, to_stderr
-from sparse_tube_vit.models.losses import check_loss
 from sparse_tube_vit.models.tubevit import check_tubes
 from sparse_tube_vit.storage import remove_leftovers, writing
 from sparse_tube_vit.training import finetuning, forecast
-from sparse_tube_vit.training.batches import TrainingBatches
+from sparse_tube_vit.training.batches import TrainingBatches, open_streams
 from sparse_tube_vit.training.freezing import frozen_parts, split
 from sparse_tube_vit.training.initialization import initial_params
 from sparse_tube_vit.training.optimizer import describe_rates, has_rates_by_layer
@@ -93,15 +91,10 @@ def _train(config, workdir, lock):
     with hosts.first_host_first("embedded data"):
         sources = (*config.streams.values(), *config.evaluations.values())
         prepare_embedded((source.dataset for source in sources), config.data_dir)
-    splits = {
-        name: reading.open_split(s.dataset, s.split, config.data_dir, s.kind)
-        for name, s in config.streams.items()
-    }
+    splits = open_streams(config)
     for name, stream in config.streams.items():
-        split = splits[name]
-        check_loss(f"streams.{name}", stream.loss, split.name, split.multi_label)
         if stream.flip:
-            warn_of_flips(f"streams.{name}", split)
+            warn_of_flips(f"streams.{name}", splits[name])
     class_names = classes_by_head(
         (stream.head, splits[name]) for name, stream in config.streams.items()
     ) | finetuning.kept_heads(config, workdir)

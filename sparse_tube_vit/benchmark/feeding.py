@@ -19,11 +19,11 @@ import jax
 import numpy as np
 
 from sparse_tube_vit.config import ConfigDict, input_size, validate
-from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.datasets.preparing.embedded import prepare_embedded
 from sparse_tube_vit.datasets.reading import Split
 from sparse_tube_vit.input import pipeline
 from sparse_tube_vit.input.examples import TrainingExample
+from sparse_tube_vit.training.batches import open_streams
 
 BATCH_BYTES = 2**26  # at most; a clip takes as long in larger batches
 
@@ -236,7 +236,7 @@ def time_input(args) -> None:
     """Prints the cost of each stream of a config, and the cores for a step rate.
 
     Raises:
-        DatasetError: A data set cannot be opened.
+        TubeViTError: As `open_streams`.
     """
     config = args.config
     if args.data_dir is not None:
@@ -244,10 +244,8 @@ def time_input(args) -> None:
     validate(config)
     prepare_embedded((s.dataset for s in config.streams.values()), config.data_dir)
     step = 0.0  # core seconds
-    for name, stream in config.streams.items():
-        split = reading.open_split(
-            stream.dataset, stream.split, config.data_dir, stream.kind
-        )
+    for name, split in open_streams(config).items():
+        stream = config.streams[name]
         cost = measure(config, name, split, args.examples)
         size = "x".join(map(str, input_size(config.clip, stream.kind)))
         print(

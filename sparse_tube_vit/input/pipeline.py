@@ -150,8 +150,8 @@ def iterate(
         with contextlib.closing(iter(batches)) as iterator:
             yield from iterator
         return
-    atexit.unregister(_free_shared_memory)  # once
-    atexit.register(_free_shared_memory)
+    atexit.unregister(_wait_for_freed_batches)  # once
+    atexit.register(_wait_for_freed_batches)
     iterator = iter(
         batches.mp_prefetch(
             grain.MultiprocessingOptions(
@@ -176,7 +176,7 @@ def iterate(
         gc.collect()
 
 
-def _free_shared_memory():
+def _wait_for_freed_batches():
     """Waits for grain's thread that frees batches, which would end before its work."""
     # grain has no public name for it.
     from grain._src.python.ipc.shared_memory_array import SharedMemoryArray

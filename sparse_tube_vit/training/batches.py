@@ -8,14 +8,31 @@ from etils import epath
 from jax.sharding import Mesh
 
 from sparse_tube_vit.config import ConfigDict
+from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.datasets.reading import Split
 from sparse_tube_vit.distributed import cores, hosts, sharding
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.input import pipeline, workers
 from sparse_tube_vit.log import log
+from sparse_tube_vit.models.losses import check_loss
 from sparse_tube_vit.training import undecodable
 from sparse_tube_vit.training.reporting import Reporter
 from sparse_tube_vit.training.signals import Interrupted, StopSignals
+
+
+def open_streams(config: ConfigDict) -> dict[str, Split]:
+    """Opens the split that each stream reads; returns them by the streams' names.
+
+    Raises:
+        DatasetError: The named errors of `reading.open_split`.
+        LossDoesNotFit: A stream's loss is for other labels.
+    """
+    splits = {}
+    for name, s in config.streams.items():
+        split = reading.open_split(s.dataset, s.split, config.data_dir, s.kind)
+        check_loss(f"streams.{name}", s.loss, split.name, split.multi_label)
+        splits[name] = split
+    return splits
 
 
 class TrainingBatches:

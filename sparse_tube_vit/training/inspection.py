@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from sparse_tube_vit.config import ConfigDict, validate
-from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.datasets.preparing.embedded import prepare_embedded
 from sparse_tube_vit.input.pipeline import training_batches
-from sparse_tube_vit.models.losses import LOSSES, check_loss
+from sparse_tube_vit.models.losses import LOSSES
 from sparse_tube_vit.training import finetuning
+from sparse_tube_vit.training.batches import open_streams
 from sparse_tube_vit.training.step import model_clips, model_input, step_keys
 
 
@@ -49,15 +49,8 @@ def examples_of_step(
     loader = config.loader.copy_and_resolve_references()
     loader.workers = 0  # one batch is not worth starting processes
     prepare_embedded((s.dataset for s in config.streams.values()), config.data_dir)
-    splits = {
-        name: reading.open_split(s.dataset, s.split, config.data_dir, s.kind)
-        for name, s in config.streams.items()
-    }
-    for name, stream in config.streams.items():
-        split = splits[name]
-        check_loss(f"streams.{name}", stream.loss, split.name, split.multi_label)
-    for name, stream in config.streams.items():
-        split = splits[name]
+    for name, split in open_streams(config).items():
+        stream = config.streams[name]
         batches = training_batches(
             split, name, stream, config.clip, loader, config.seed, start_step=step - 1
         )
