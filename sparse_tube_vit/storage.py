@@ -8,6 +8,7 @@ hf:// too, see `checkpoints.hub`.
 import contextlib
 import dataclasses
 import io
+import math
 import os
 import re
 import shutil
@@ -75,7 +76,7 @@ def whole_file(path) -> Iterator[Write]:
             if is_remote(path):
                 _remove(new)
             else:
-                stack.enter_context(locked(new, wait=False))
+                stack.enter_context(locked(new, wait_seconds=0))
         yield write
 
 
@@ -93,63 +94,84 @@ def temporary(path):
 
 
 @contextlib.contextmanager
-def locked(path, wait: bool = True) -> Iterator[bool]:
+def locked(
+    path, wait_seconds: float = math.inf, required: bool = False
+) -> Iterator[bool]:
     """Locks a file or folder against others that lock it, until the context ends.
 
-    `remove_leftovers` leaves it, too. Buckets have no locks.
+    Or until this process does, in whatever way. `remove_leftovers` leaves what is
+    locked. Buckets and Windows have no locks.
 
     Args:
         path: The file or folder, which exists.
-        wait: Whether to wait for a process that has it locked.
+        wait_seconds: Time to wait for a process that has it locked.
+        required: Whether to raise where nothing can be locked, as on some network
+            disks; otherwise it counts as locked, with a warning.
 
     Yields:
         Whether it is locked now; False if another has it locked.
+
+    Raises:
+        OSError: The file or folder cannot be opened for writing, or not be locked.
     """
-    if is_remote(path):
+    if is_remote(path) or not fcntl:
         yield True
         return
-    descriptor = os.open(path, os.O_RDONLY)
+    # NFS locks only what is open for writing, which a folder cannot be.
+    in_folder = os.path.isdir(path)
+    file = os.path.join(path, ".lock") if in_folder else path
+    flags = os.O_RDWR | (os.O_CREAT if in_folder else 0)
+    end = time.monotonic() + wait_seconds
+    while (lock := _lock(file, flags, required)) is None and time.monotonic() < end:
+        time.sleep(0.2)
     try:
-        while not (mine := lock_file(descriptor)) and wait:
-            time.sleep(0.2)
-        yield mine
+        yield lock is not None
     finally:
-        os.close(descriptor)
+        if lock is not None:
+            if in_folder:
+                _remove(Path(file))
+            os.close(lock)
 
 
-def lock_file(descriptor) -> bool:
-    """Locks an open file until it is closed; returns False if another has it locked.
-
-    The system closes the files of a process however it ends.
-    """
+def _lock(file, flags, required):
+    """Returns the descriptor of a locked file, or None if another has it locked."""
+    descriptor = os.open(file, flags, 0o666)
     try:
-        if fcntl:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return False
+        os.close(descriptor)
+        return None
     except OSError as error:
-        log.warning("Files cannot be locked there: %s", error)
-    return True
+        if required:
+            os.close(descriptor)
+            raise
+        log.warning("%s cannot be locked: %s", file, error)
+    with contextlib.suppress(FileNotFoundError):
+        if os.path.samestat(os.fstat(descriptor), os.stat(file)):
+            return descriptor
+    os.close(descriptor)
+    return _lock(file, flags, required)  # whoever had it locked has removed it
 
 
 def remove_leftovers(directory) -> None:
     """Removes temporary files and folders of local writers that were killed.
 
+    What cannot be locked is left: its writer may live.
+
     Args:
         directory: Where `temporary` paths were written; it need not exist.
     """
-    if is_remote(directory) or not os.path.isdir(directory):
+    if is_remote(directory) or not fcntl or not os.path.isdir(directory):
         return
     for path in Path(directory).iterdir():
         if not _TEMPORARY.fullmatch(path.name):
             continue
         with contextlib.suppress(OSError):  # it is gone, or not ours
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                if lock_file(descriptor):
-                    shutil.rmtree(path) if path.is_dir() else path.unlink()
-            finally:
-                os.close(descriptor)
+            with locked(path, wait_seconds=0, required=True) as unused:
+                pass
+            # NFS keeps a file that is open: the lock of a folder, say.
+            if unused:
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def write_whole(path, content: bytes) -> None:

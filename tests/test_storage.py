@@ -1,5 +1,8 @@
 """Files that commands write, and those that they do not get to write."""
 
+import contextlib
+import errno
+import fcntl
 import os
 import subprocess
 import threading
@@ -102,6 +105,71 @@ def test_leftovers_are_hidden_files_and_folders_of_writers(tmp_path):
     storage.remove_leftovers(tmp_path / "nowhere")
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {".keep", "a.json", "b.json", f"x.{'0' * 32}"}
+
+
+@pytest.fixture
+def nfs(monkeypatch):
+    """Locks as of NFS: only what is open for writing has them."""
+    flock = fcntl.flock
+
+    def lock(file, operation):
+        if fcntl.fcntl(file, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", lock)
+
+
+def test_files_and_folders_are_locked_on_nfs(nfs, tmp_path):
+    folder, file = tmp_path / "folder", tmp_path / "file"
+    folder.mkdir()
+    file.write_text("content")
+    for path in (folder, file):
+        for _ in range(2):
+            with storage.locked(path) as mine, storage.locked(path, 0) as other:
+                assert mine and not other
+    assert not [*folder.iterdir()] and file.read_text() == "content"
+
+
+def test_what_is_being_written_on_nfs_is_no_leftover(nfs, tmp_path):
+    folder = storage.temporary(tmp_path / "release")
+    folder.mkdir()
+    (folder / "model").write_text("half")
+    with storage.locked(folder), whole_file(tmp_path / "a.json"):
+        before = sorted(tmp_path.rglob("*"))
+        storage.remove_leftovers(tmp_path)
+        assert sorted(tmp_path.rglob("*")) == before and len(before) == 4
+    storage.remove_leftovers(tmp_path)
+    assert not [*tmp_path.iterdir()]
+
+
+def test_where_nothing_can_be_locked_all_is_left(tmp_path, monkeypatch, caplog):
+    def lock(file, operation):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", lock)
+    (leftover := storage.temporary(tmp_path / "a.json")).write_text("half")
+    storage.remove_leftovers(tmp_path)
+    assert [*tmp_path.iterdir()] == [leftover] and not caplog.messages
+    with storage.locked(tmp_path) as mine:
+        assert mine
+    assert f"{tmp_path}/.lock cannot be locked" in caplog.text
+
+
+def test_a_lock_that_is_let_go_while_others_open_it_locks_out_the_next(
+    tmp_path, monkeypatch
+):
+    """By then its file is removed, and a lock on it is none."""
+    holder, flock = contextlib.ExitStack(), fcntl.flock
+    holder.enter_context(storage.locked(tmp_path))
+
+    def lock(file, operation):
+        holder.close()
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", lock)
+    with storage.locked(tmp_path, 0) as mine, storage.locked(tmp_path, 0) as other:
+        assert mine and not other
 
 
 def test_a_file_in_a_bucket_is_written_without_others(monkeypatch):

@@ -143,7 +143,7 @@ def write_folder(
     old = new.with_name(f"{new.name}.old")
     try:
         new.mkdir(parents=True)
-        with locked(new, wait=False):
+        with locked(new, wait_seconds=0):
             (new / ARRAYS).write_bytes(data)
             text = json.dumps(sealed(model.run | {"release": release}), indent=1)
             (new / CONFIG).write_text(f"{text}\n")

@@ -11,7 +11,7 @@ from etils import epath
 
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.log import log
-from sparse_tube_vit.storage import absolute, is_remote, lock_file, temporary, writing
+from sparse_tube_vit.storage import absolute, is_remote, locked, temporary, writing
 
 
 class UnusableWorkdir(TubeViTError, OSError):
@@ -99,27 +99,11 @@ class WorkdirLock:
             "process": os.getpid(),
             "token": uuid.uuid4().hex,
         }
-        text = json.dumps(self._holder)
-        with writing(self._file):
-            if is_remote(workdir):
-                self._file.write_text(text)
-                return
-            while not self._locked():
-                pass  # whoever had locked the file has removed it
-            os.ftruncate(self._open, 0)
-            os.write(self._open, text.encode())
-
-    def _locked(self):
-        """Opens and locks the file; returns whether it is still there."""
-        self._open = os.open(self._file, os.O_RDWR | os.O_CREAT, 0o666)
-        if not lock_file(self._open):
-            os.close(self._open)
-            raise self._in_use("Wait until it ends, stop it")
-        with contextlib.suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(self._open), os.stat(self._file)):
-                return True
-        os.close(self._open)
-        return False
+        with contextlib.ExitStack() as stack, writing(self._file):
+            if not stack.enter_context(locked(workdir, wait_seconds=0)):
+                raise self._in_use("Wait until it ends, stop it")
+            self._file.write_text(json.dumps(self._holder))
+            self._lock = stack.pop_all()
 
     def check(self) -> None:
         """Raises WorkdirInUse if another training has begun in the same bucket."""
@@ -142,7 +126,7 @@ class WorkdirLock:
         """Lets other trainings in."""
         if not is_remote(self._workdir):
             self._file.unlink(missing_ok=True)
-            os.close(self._open)
+        self._lock.close()
 
     def _read(self):
         with contextlib.suppress(OSError, ValueError):

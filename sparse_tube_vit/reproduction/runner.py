@@ -77,7 +77,7 @@ def _is_busy(run, workdirs):
     """Whether another runner carries out a run."""
     if not run or not (folder := workdirs / run.folder).is_dir():
         return False
-    with storage.locked(folder, wait=False) as free:
+    with storage.locked(folder, wait_seconds=0) as free:
         return not free
 
 
@@ -103,7 +103,7 @@ def _carry_out(run, results, workdirs, *given):
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UnwritableOutput(f"--runs {folder} cannot be made: {error}") from error
-    with storage.locked(folder, wait=False) as locked:
+    with storage.locked(folder, wait_seconds=0) as locked:
         if locked:
             _carry_out_locked(run, results, workdirs, *given)
         else:
