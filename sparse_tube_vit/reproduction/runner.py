@@ -103,7 +103,8 @@ def _carry_out(run, results, workdirs, *given):
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UnwritableOutput(f"--runs {folder} cannot be made: {error}") from error
-    with storage.locked(folder, wait_seconds=0) as locked:
+    # Others lock it for a moment to see whether it is free, see `_is_busy`.
+    with storage.locked(folder, wait_seconds=1) as locked:
         if locked:
             _carry_out_locked(run, results, workdirs, *given)
         else:

@@ -100,6 +100,24 @@ def test_a_run_that_another_runner_has_finished_is_left(commands, tmp_path):
     assert mine.get(run) == other.get(run)
 
 
+def test_a_run_that_another_runner_only_looks_at_is_not_left_to_it(commands, tmp_path):
+    results, runs = Results(tmp_path / "results"), tmp_path / "runs"
+    run, looking = run_of("5", "jointly"), threading.Event()
+    (runs / run.folder).mkdir(parents=True)
+
+    def look():
+        with storage.locked(runs / run.folder):
+            looking.set()
+            time.sleep(0.1)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    looking.wait()
+    runner.carry_out([run], results, runs, "data", "")
+    thread.join()
+    assert results.get(run)
+
+
 @pytest.mark.parametrize("finishes", [True, False])
 def test_a_run_that_another_runner_carries_out_is_left_to_it(
     commands, tmp_path, finishes
