@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +25,13 @@ from sparse_tube_vit.checkpoints.stored import (
 from sparse_tube_vit.config import from_json
 from sparse_tube_vit.errors import TubeViTError, UnwritableOutput
 from sparse_tube_vit.log import log
-from sparse_tube_vit.storage import UnreachableStorage, is_remote, locked, temporary
+from sparse_tube_vit.storage import (
+    UnreachableStorage,
+    is_remote,
+    locked,
+    temporary,
+    writing,
+)
 
 #: Files that a release may hold beside parameters, which upload does not keep.
 PROGRAMS = ("*.stablehlo", "export.json")
@@ -115,6 +122,7 @@ def write_folder(
         UnwritableOutput: The directory cannot be written.
     """
     directory = Path(directory)
+    _restore(directory)
     if directory.exists():
         is_release = {CONFIG, ARRAYS} <= {p.name for p in directory.glob("*")}
         if not (overwrite and is_release):
@@ -140,7 +148,6 @@ def write_folder(
     }
     # Written beside its place, then renamed.
     new = temporary(directory)
-    old = new.with_name(f"{new.name}.old")
     try:
         new.mkdir(parents=True)
         with locked(new, wait_seconds=0):
@@ -150,15 +157,27 @@ def write_folder(
             more = f"\n{add(new, model)}\n" if add else ""
             (new / CARD).write_text(card + more)
         if directory.exists():
-            directory.rename(old)
+            directory.rename(directory.parent / f"{new.name[1:]}.old")
         new.rename(directory)
     except OSError as error:
-        if old.exists() and not directory.exists():
-            old.rename(directory)
         raise UnwritableOutput(f"{directory} cannot be written: {error}") from error
     finally:
         shutil.rmtree(new, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        _restore(directory)
+
+
+def _restore(directory):
+    """Puts a release back that was moved away, unless another is in its place."""
+    moved = re.compile(rf"{re.escape(directory.name)}\.[0-9a-f]{{32}}\.old")
+    for old in sorted(directory.parent.glob("*.old")):
+        if not moved.fullmatch(old.name):
+            continue
+        if directory.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            log.warning("Putting %s back: replacing it was interrupted", directory)
+            with writing(directory):
+                old.rename(directory)
 
 
 def release_last(workdir) -> None:

@@ -3,8 +3,11 @@
 import dataclasses
 import json
 import os
+import re
 import resource
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -36,7 +39,7 @@ from sparse_tube_vit.errors import TubeViTError, UnwritableOutput
 from sparse_tube_vit.evaluation import evaluator, results
 from sparse_tube_vit.inference import loaded
 from sparse_tube_vit.models.tubevit import init_params, make_model
-from sparse_tube_vit.storage import UnreachableStorage
+from sparse_tube_vit.storage import UnreachableStorage, remove_leftovers
 from sparse_tube_vit.training.state import TrainState
 from tests import bucket
 from tests.tiny import tiny_config
@@ -844,6 +847,38 @@ def test_a_release_is_written_whole_or_not_at_all(run, tmp_path, monkeypatch):
     (tmp_path / "mine").mkdir()
     with pytest.raises(release.ReleaseExists, match="no release. Choose another"):
         release.write_folder(tmp_path / "mine", found, "card", overwrite=True)
+
+
+# Killed when the release that was there is away, and the new one not in its place.
+KILLED = """
+import os, pathlib, sys
+from sparse_tube_vit.checkpoints import release
+workdir, out = sys.argv[1:]
+rename = pathlib.Path.rename
+def rename_or_die(path, target):
+    if os.fspath(target) == out:
+        os._exit(9)
+    rename(path, target)
+pathlib.Path.rename = rename_or_die
+release.release(workdir, out, overwrite=True)
+"""
+
+
+def test_a_release_is_put_back_after_a_kill(run, released, tmp_path):
+    out = shutil.copytree(released, tmp_path / "out")
+    killed = [sys.executable, "-c", KILLED, str(run[0]), str(out)]
+    assert subprocess.run(killed).returncode == 9
+    remove_leftovers(tmp_path)
+    (moved,) = tmp_path.iterdir()  # where nobody overlooks it
+    assert re.fullmatch(r"out\..*\.old", moved.name)
+    with pytest.raises(release.ReleaseExists, match="--overwrite"):
+        release.release(run[0], out)
+    for file in released.iterdir():
+        assert (out / file.name).read_bytes() == file.read_bytes()
+    # Killed a moment later, it has left the one that it replaced.
+    shutil.copytree(out, moved)
+    release.release(run[0], out, overwrite=True)
+    assert [*tmp_path.iterdir()] == [out]
 
 
 def no_space(*_):
