@@ -10,7 +10,6 @@ Unusual but valid contents, such as a file in two splits, are warnings. The same
 goes to an HTML page with a clip of every class, as training with --config samples it.
 """
 
-import os
 from collections.abc import Sequence
 
 from etils import epath
@@ -24,6 +23,7 @@ from sparse_tube_vit.config import (
 from sparse_tube_vit.config.flags import CommandParser, add_config
 from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.datasets.preparing import verification
+from sparse_tube_vit.distributed.cpu import usable_cores
 from sparse_tube_vit.errors import DatasetError, reported
 from sparse_tube_vit.input.examples import TrainingExample
 from sparse_tube_vit.log import to_stderr
@@ -67,8 +67,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add("dataset", help="as prepared, for example ucf101/split1")
     add("--data_dir", default="data", help="of prepared data sets; default: data")
-    cores = len(os.sched_getaffinity(0))  # in a container fewer than the machine has
-    add("--workers", type=int, default=cores, help="default: one a core; 0: this one")
+    add(
+        "--workers",
+        type=int,
+        default=usable_cores(),
+        help="default: one a core; 0: this one",
+    )
     add_config(parser, required=False)  # whose stream samples the clips of the page
     add("--out", help=f"the page; default: {PAGE} in the data set's directory")
     args = parser.parse_with_config(argv)

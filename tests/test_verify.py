@@ -1,5 +1,7 @@
 """The command line: what it prints and writes, and when it fails."""
 
+import os
+
 import pytest
 
 from sparse_tube_vit import verify
@@ -37,6 +39,14 @@ def test_a_sound_data_set(prepared, capsys):
     assert out.endswith(f"  written to {page}\n")
     assert "32 frames at 15 frames a second" in page.read_text()
     assert "each class as the default config samples it" in page.read_text()
+
+
+def test_help_where_a_process_has_no_affinity(monkeypatch, capsys):
+    """As on macOS."""
+    monkeypatch.delattr(os, "sched_getaffinity", raising=False)
+    with pytest.raises(SystemExit) as end:
+        verify.main(["--help"])
+    assert end.value.code == 0 and "--workers" in capsys.readouterr().out
 
 
 def test_a_wrong_one_fails_with_a_page(prepared, capsys, tmp_path):

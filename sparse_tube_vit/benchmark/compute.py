@@ -15,7 +15,7 @@ from sparse_tube_vit.config import (
     stream,
     validate,
 )
-from sparse_tube_vit.distributed.cores import usable_cores
+from sparse_tube_vit.distributed.cpu import usable_cores
 from sparse_tube_vit.distributed.devices import peak_flops
 from sparse_tube_vit.models.flops import forward_flops, step_flops
 from sparse_tube_vit.models.losses import cross_entropy

@@ -26,7 +26,7 @@ from sparse_tube_vit.benchmark.implementations import CLASSES, IMPLEMENTATIONS
 from sparse_tube_vit.benchmark.jax_steps import flops_per_clip
 from sparse_tube_vit.benchmark.process import Job
 from sparse_tube_vit.config.flags import positive
-from sparse_tube_vit.distributed.cores import usable_cores
+from sparse_tube_vit.distributed.cpu import usable_cores
 from sparse_tube_vit.distributed.devices import has_gpu, peak_flops, remedy
 from sparse_tube_vit.errors import TubeViTError, UnwritableOutput
 from sparse_tube_vit.models.variants import VARIANTS

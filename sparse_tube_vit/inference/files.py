@@ -12,6 +12,7 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
+from sparse_tube_vit.distributed.cpu import usable_cores
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.log import log
 from sparse_tube_vit.storage import (
@@ -261,7 +262,7 @@ def _ahead(read, inputs):
         except TubeViTError as error:
             return error
 
-    threads = os.cpu_count() or 1
+    threads = usable_cores()
     with concurrent.futures.ThreadPoolExecutor(threads) as executor:
         pending = collections.deque()
         for item in inputs:

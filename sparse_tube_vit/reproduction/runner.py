@@ -179,7 +179,7 @@ def _advance(bar, before, start, most):
 def _device():
     """Returns the devices in words, by a process of its own, which frees them again."""
     code = (
-        "import jax; from sparse_tube_vit.distributed.cores import usable_cores; "
+        "import jax; from sparse_tube_vit.distributed.cpu import usable_cores; "
         "d, n = jax.devices(), usable_cores(); "
         "print(f'{len(d)} x {d[0].device_kind}' if d[0].platform != 'cpu' "
         f"else f'{{n}} {CORE}' + 's' * (n > 1))"

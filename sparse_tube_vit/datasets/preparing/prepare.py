@@ -2,7 +2,6 @@
 
 import collections
 import functools
-import os
 import sys
 import time
 
@@ -11,6 +10,7 @@ from sparse_tube_vit.datasets.preparing import beam
 from sparse_tube_vit.datasets.preparing.plan import shards
 from sparse_tube_vit.datasets.preparing.progress import Progress
 from sparse_tube_vit.datasets.preparing.write import write_dataset, write_shard
+from sparse_tube_vit.distributed.cpu import usable_cores
 
 LEFT_OUT_SHOWN = 20
 
@@ -67,7 +67,7 @@ def _run(builder, workers, beam_options, plan) -> None:
     if beam_options is not None:
         beam.write_shards(plan, beam_options)
     elif left:
-        workers = os.cpu_count() if workers is None else workers
+        workers = usable_cores() if workers is None else workers
         with Progress(total, f" {builder.kind}s") as progress:
             for _ in processes.run(write_shard, left, workers, progress.update):
                 pass

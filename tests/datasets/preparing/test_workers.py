@@ -15,7 +15,8 @@ import pytest
 
 from sparse_tube_vit.datasets import processes
 from sparse_tube_vit.datasets.preparing import plan as planning
-from sparse_tube_vit.datasets.preparing import write
+from sparse_tube_vit.datasets.preparing import prepare, write
+from sparse_tube_vit.distributed import cpu
 from sparse_tube_vit.storage import UnreadableFile
 from tests.datasets.preparing.conftest import CLIPS, builder
 from tests.datasets.preparing.test_write import contents
@@ -51,6 +52,22 @@ def test_a_worker_that_is_killed_and_then_the_rest(clips, whole, tmp_path):
     assert write.write_dataset(ours, run=rest)
     assert 0 < sum(seen) <= len(CLIPS)
     assert contents(ours.directory) == whole
+
+
+def test_a_container_has_a_worker_for_each_core_of_its_quota(
+    clips, tmp_path, monkeypatch
+):
+    workers, run = [], processes.run
+
+    def run_here(function, tasks, number, progress):
+        workers.append(number)
+        return run(function, tasks, 0, progress)
+
+    monkeypatch.setattr(processes, "run", run_here)
+    monkeypatch.setattr(os, "cpu_count", lambda: 112)
+    monkeypatch.setattr(cpu, "_quotas", lambda: [1.5])
+    prepare.prepare(builder(clips, tmp_path))
+    assert workers == [1]
 
 
 def test_an_error_in_a_worker_ends_the_others(clips, tmp_path):
