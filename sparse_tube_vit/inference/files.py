@@ -174,8 +174,8 @@ def compute(
     """Yields the results of inputs in order, in batches, read ahead in threads.
 
     Inputs of one group share batches, all of one size. A group that has waited for four
-    batches of others is computed with what it has. Progress is logged every ten
-    seconds.
+    batches of others is computed with what it has. At most four batches are read ahead:
+    their views fill memory. Progress is logged every ten seconds.
 
     Args:
         inputs: Paths of files, or arrays.
@@ -208,7 +208,7 @@ def compute(
             done[number] = Computed(path, group, result)
 
     logged = time.monotonic()
-    for number, outcome in enumerate(_ahead(read, inputs)):
+    for number, outcome in enumerate(_ahead(read, inputs, 4 * size)):
         if time.monotonic() - logged > 10:
             log.info("%d of %d files", number, len(inputs))
             logged = time.monotonic()
@@ -253,8 +253,13 @@ class UntilInterrupted:
             raise StopIteration from None
 
 
-def _ahead(read, inputs):
-    """Yields what `read` returns or raises for each input, in order, reading ahead."""
+def _ahead(read, inputs, most):
+    """Yields what `read` returns or raises for each input, in order.
+
+    Args:
+        read, inputs: As for `compute`.
+        most: Number of inputs to read ahead, where there are cores for them.
+    """
 
     def attempt(item):
         try:
@@ -267,7 +272,7 @@ def _ahead(read, inputs):
         pending = collections.deque()
         for item in inputs:
             pending.append(executor.submit(attempt, item))
-            if len(pending) > 2 * threads:
+            if len(pending) > min(most, 2 * threads):
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()

@@ -22,7 +22,7 @@ from sparse_tube_vit.datasets.reading import open_split
 from sparse_tube_vit.evaluation import evaluator
 from sparse_tube_vit.inference import loaded, predictions
 from sparse_tube_vit.inference.features import pooled
-from sparse_tube_vit.inference.files import IncompleteResults, compute
+from sparse_tube_vit.inference.files import IncompleteResults
 from sparse_tube_vit.inference.loaded import AmbiguousHead, NotAClip
 from sparse_tube_vit.models.positions import token_centres
 from sparse_tube_vit.models.tubevit import UnknownHead
@@ -376,27 +376,6 @@ def test_the_command_enters_links_and_prints_names_of_any_encoding(
         (prediction,) = json.loads(printed.out)
         assert os.path.exists(prediction["file"]) and prediction["kind"] == "video"
     assert "dead.mp4 is left out: a link to nowhere, which is absent" in printed.err
-
-
-def test_results_come_in_order_and_before_the_last_file_is_read():
-    """Nine files of two kinds, one of which waits alone for its batch."""
-    read = []
-
-    def of_file(path):
-        read.append(path)
-        if path == "bad":
-            raise UndecodableClip("bad: cut short")
-        return path[0], np.full((1, 1, 1, 1, 3), len(path))
-
-    paths = ["i", "v", "bad", *("v" * n for n in range(2, 40))]
-    computed = compute(paths, of_file, lambda _, x: x[:, 0, 0, 0, 0, 0], batch_size=2)
-    first = next(computed)
-    assert (first.path, first.group, first.result) == ("i", "i", 1)
-    assert len(read) < len(paths)
-    rest = [*computed]
-    assert [x.path for x in (first, *rest)] == paths
-    assert rest[1].problem == "cut short" and rest[1].result is None
-    assert [x.result for x in rest if not x.problem] == [1, *range(2, 40)]
 
 
 @pytest.mark.parametrize("format", ["json", "csv", "table"])
