@@ -84,14 +84,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         log.info("Evaluating %s", model.name)
         if not out:
             log.info("It has no work directory: give --out DIR to write the results.")
-        results = evaluate(config, model, args.only)
-        if jax.process_index() == 0:
-            for result in results:
-                print(result)
+        first_host = jax.process_index() == 0
+        for result in evaluate(config, model, args.only):
+            if first_host:
+                print(result, flush=True)
                 if out:
-                    print(f"  written to {result.save(out)}")
-            if out:
-                draw_confusions(out)
+                    print(f"  written to {result.save(out)}", flush=True)
+        if first_host and out:
+            draw_confusions(out)
 
 
 if __name__ == "__main__":

@@ -255,6 +255,25 @@ def test_devices_of_any_number_evaluate_what_several_slices_trained(
     assert "image: Top-1" in capsys.readouterr().out
 
 
+def test_an_evaluation_that_fails_leaves_the_results_before_it(
+    finished, tmp_path, monkeypatch, capsys
+):
+    run = evaluator.Evaluator.run
+
+    def fail_second(self, *options):
+        if self.name == "video":
+            raise losses.NonFiniteScores("video: the scores are not finite")
+        return run(self, *options)
+
+    monkeypatch.setattr(evaluator.Evaluator, "run", fail_second)
+    with pytest.raises(SystemExit):
+        evaluate.main([f"--workdir={finished[0]}", f"--out={tmp_path}"])
+    printed = capsys.readouterr()
+    assert "NonFiniteScores: video" in printed.err
+    (path,) = tmp_path.iterdir()
+    assert json.loads(path.read_text())["summary"] in printed.out
+
+
 def test_other_strides_are_told_from_those_of_training(finished, tmp_path, capsys):
     options = ["--only", "image", "--stride_scale=0.5", f"--out={tmp_path}"]
     evaluate.main([f"--workdir={finished[0]}", *options])
@@ -432,7 +451,7 @@ def test_scores_that_are_no_numbers_end_an_evaluation(finished, monkeypatch):
     split = reading.open_split("moving_shapes/images", "test", config.data_dir, "image")
     named = f"image: the scores of {split[5]['id']} at step 6 are not finite"
     with pytest.raises(losses.NonFiniteScores, match=named):
-        evaluator.evaluate(config, locate(workdir, 6), ["image"])
+        next(evaluator.evaluate(config, locate(workdir, 6), ["image"]))
 
 
 def test_top_k_per_class_and_confusion():

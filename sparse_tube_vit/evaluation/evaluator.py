@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 import numpy as np
@@ -201,7 +201,7 @@ def prepare(config: ConfigDict, class_names: dict) -> list[Evaluator]:
     ]
 
 
-def evaluate(config: ConfigDict, source: Location, names=None) -> list[Result]:
+def evaluate(config: ConfigDict, source: Location, names=None) -> Iterator[Result]:
     """Evaluates a stored model by the evaluations of a config.
 
     Args:
@@ -209,6 +209,9 @@ def evaluate(config: ConfigDict, source: Location, names=None) -> list[Result]:
         source: The model. If it is not in a work directory, the protocol of every
             result names it under "model".
         names: Evaluations to run; None for all.
+
+    Returns:
+        An iterator over results: each evaluation runs when its result is asked for.
 
     Raises:
         InvalidConfig, UnknownEvaluation: The config or `names` is wrong.
@@ -238,11 +241,13 @@ def evaluate(config: ConfigDict, source: Location, names=None) -> list[Result]:
         describe_run(config, class_names) | {"step": stored.step},
         {f"evaluations.{e.name}": e.split for e in evaluations},
     )
-    results = [e.run(model, params, mesh, stored.step) for e in evaluations]
-    if source.workdir is not None:
-        return results
-    # Without a work directory around them, results name their model.
-    return [
-        dataclasses.replace(r, protocol=r.protocol | {"model": stored.name})
-        for r in results
-    ]
+
+    def run(evaluation):
+        result = evaluation.run(model, params, mesh, stored.step)
+        if source.workdir is not None:
+            return result
+        # Without a work directory around it, a result names its model.
+        named = result.protocol | {"model": stored.name}
+        return dataclasses.replace(result, protocol=named)
+
+    return map(run, evaluations)
