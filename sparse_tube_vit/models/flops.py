@@ -84,7 +84,9 @@ def step_flops(config: ConfigDict, model: TubeViT, heads_alone: bool = False) ->
     )
 
 
-def compiled_flops(model: TubeViT, clip: tuple[int, int, int], head: str) -> float:
+def compiled_flops(
+    model: TubeViT, clip: tuple[int, int, int], head: str
+) -> float | None:
     """Returns the FLOPs of one clip's forward pass as XLA counts them.
 
     All operations count. Compiled for the CPU, because elsewhere XLA leaves matrix
@@ -95,10 +97,17 @@ def compiled_flops(model: TubeViT, clip: tuple[int, int, int], head: str) -> flo
         model: The model.
         clip: (T, H, W) of the clip; T = 1 for an image.
         head: Name of the head.
+
+    Returns:
+        The FLOPs; None where JAX_PLATFORMS leaves the CPU out.
     """
+    try:
+        cpu, *_ = jax.devices("cpu")
+    except RuntimeError:
+        return None
     model = model.with_options(scan=False, attention="heads_first")
     params = jax.eval_shape(lambda: init_params(model, jax.random.key(0), clip))
     x = jax.ShapeDtypeStruct((1, *clip, 3), np.uint8)
     forward = jax.jit(lambda params, x: model.apply({"params": params}, x, head))
-    with traced_for_cpu(), jax.default_device(jax.devices("cpu")[0]):
+    with traced_for_cpu(), jax.default_device(cpu):
         return forward.lower(params, x).cost_analysis()["flops"]

@@ -90,7 +90,12 @@ def _flops(model, kind, clip, head):
     rows = [(f"one {kind} of {size}", "GFLOP forward")]
     rows += [(part, f"{count / 1e9:.2f}") for part, count in parts.items()]
     rows.append(("by formula", f"{sum(parts.values()) / 1e9:.2f}"))
-    rows.append(("as XLA counts", f"{compiled_flops(model, clip, head) / 1e9:.2f}"))
+    counted = compiled_flops(model, clip, head)
+    if counted is None:
+        platforms = f"JAX_PLATFORMS={jax.config.jax_platforms},cpu"
+        why = f"Not counted by XLA, for want of a CPU backend: {platforms} has one."
+        return ["", *format_table(rows), why]
+    rows.append(("as XLA counts", f"{counted / 1e9:.2f}"))
     return ["", *format_table(rows)]
 
 

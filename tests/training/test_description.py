@@ -1,3 +1,4 @@
+import jax
 import pytest
 
 from sparse_tube_vit.config import default_config, stream
@@ -40,3 +41,20 @@ def test_the_report(tmp_path):
     assert ["encoder", "0", encoder, encoder] in cells(describe(config))
     config.model.tubes = "2"
     assert "Beside the paper" not in describe(config)
+
+
+def test_the_report_where_jax_has_no_cpu(tmp_path, monkeypatch):
+    """As by JAX_PLATFORMS=cuda: XLA counts for CPUs alone."""
+
+    def devices(backend=None):
+        raise RuntimeError(f"Unknown backend {backend}")
+
+    config = default_config()
+    config.data_dir = str(tmp_path)
+    config.streams.v = stream(
+        kind="video", dataset="video_folder/none", head="dances", batch_size=1
+    )
+    monkeypatch.setattr(jax, "devices", devices)
+    report = describe(config)
+    assert "by formula" in report and "as XLA counts" not in report
+    assert "for want of a CPU backend: JAX_PLATFORMS=cpu,cpu has one." in report
