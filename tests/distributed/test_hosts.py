@@ -30,7 +30,8 @@ def environment(**more):
     return os.environ | {
         "VIRTUAL_ENV": sys.prefix,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0 "
+        "--xla_cpu_use_fusion_emitters=false",
         **{name: str(value) for name, value in more.items()},
     }
 
