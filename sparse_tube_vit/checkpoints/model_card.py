@@ -7,6 +7,7 @@ import shlex
 
 from flax.traverse_util import flatten_dict
 
+from sparse_tube_vit.checkpoints.evaluations import accuracies_in_words, views_in_words
 from sparse_tube_vit.checkpoints.hub import is_hub
 from sparse_tube_vit.checkpoints.stored import StoredModel
 from sparse_tube_vit.config import from_json
@@ -163,16 +164,13 @@ def _accuracy(config, model, dtype, results):
             views += f" ({trained} in training)"
         if r["kind"] == "video":
             views = (
-                f"{'maximum of ' if r.get('combine_views') == 'max' else ''}"
-                f"{r['temporal_views']}x{r['spatial_views']} views of {r['frames']} "
-                f"frames at {r['fps']:g} fps, {views}"
+                f"{views_in_words(r)} views of {r['frames']} frames at {r['fps']:g} "
+                f"fps, {views}"
             )
-        names = {"top1": "Top-1", "top5": "Top-5", "mAP": "mAP"}
-        measured = ", ".join(f"{n} {r[k]:.1%}" for k, n in names.items() if k in r)
         of = f"{r['examples']} {r['kind']}s of {r['dataset']} {r['split']}"
         if r["undecodable"]:
             of += f", {len(r['undecodable'])} of them undecodable and so wrong"
-        rows.append((r["head"], measured, of, views))
+        rows.append((r["head"], accuracies_in_words(r), of, views))
     text = _table(("head", "measured", "of", "protocol"), rows)
     if dtype != "float32":
         text += f"\n\nMeasured with the parameters in float32, before {dtype}."

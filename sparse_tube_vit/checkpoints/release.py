@@ -13,6 +13,7 @@ import safetensors.numpy
 from flax.traverse_util import flatten_dict
 
 from sparse_tube_vit.checkpoints import hub, stored
+from sparse_tube_vit.checkpoints.evaluations import read_evaluations
 from sparse_tube_vit.checkpoints.model_card import model_card
 from sparse_tube_vit.checkpoints.step import sealed
 from sparse_tube_vit.checkpoints.stored import (
@@ -20,7 +21,6 @@ from sparse_tube_vit.checkpoints.stored import (
     CARD,
     CONFIG,
     StoredModel,
-    read_evaluations,
 )
 from sparse_tube_vit.config import from_json
 from sparse_tube_vit.errors import TubeViTError, UnwritableOutput

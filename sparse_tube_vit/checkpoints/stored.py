@@ -35,7 +35,6 @@ from sparse_tube_vit.checkpoints.step import (
     step_numbers,
     unsealed,
 )
-from sparse_tube_vit.log import log
 from sparse_tube_vit.storage import UnreachableStorage
 
 ARRAYS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
@@ -284,26 +283,3 @@ def _read_config(folder: Path, name):
         if type(release.get(key)) is not kind:
             raise damaged(name, f"{CONFIG} has no {key} of the release")
     return run, release
-
-
-def read_evaluations(workdir) -> dict[str, dict]:
-    """Returns the results that evaluations of a run wrote, by the stems of their files.
-
-    Other files are skipped with a warning.
-
-    Args:
-        workdir: The run's work directory, local or gs://.
-    """
-    results = {}
-    for path in storage.json_files(epath.Path(workdir) / "evaluations"):
-        try:
-            result = json.loads(path.read_text())
-            if "step" not in result or not isinstance(result, dict):
-                raise ValueError("it has no step")
-        except (ValueError, TypeError) as error:
-            log.warning("%s is skipped, it holds no evaluation: %s", path, error)
-            continue
-        results[path.stem] = result
-        if "distinct" in result:  # its name in older results
-            result["examples"] = result.pop("distinct")
-    return results

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from sparse_tube_vit.checkpoints.evaluations import tokens_in_words
 from sparse_tube_vit.checkpoints.run import describe_run
 from sparse_tube_vit.checkpoints.stored import Location
 from sparse_tube_vit.config import ConfigDict, head_loss, validate
@@ -20,7 +21,6 @@ from sparse_tube_vit.evaluation.results import (
     Accuracy,
     MeanAveragePrecision,
     Result,
-    tokens_in_words,
 )
 from sparse_tube_vit.input import pipeline, workers
 from sparse_tube_vit.log import log

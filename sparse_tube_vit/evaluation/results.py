@@ -4,11 +4,11 @@ import abc
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping
 
 import numpy as np
 from etils import epath
 
+from sparse_tube_vit.checkpoints.evaluations import tokens_in_words, views_in_words
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.evaluation.metrics import average_precision, top_k
 from sparse_tube_vit.storage import write_whole, writing
@@ -16,20 +16,6 @@ from sparse_tube_vit.storage import write_whole, writing
 
 class NoLabels(TubeViTError, ValueError):
     """A multi-label split of which no example has a label."""
-
-
-def tokens_in_words(protocol: Mapping) -> str:
-    """Returns the tokens of a view, and how many times those of training they are.
-
-    Args:
-        protocol: Of a result, or the contents of its JSON file.
-    """
-    tokens = protocol["tokens"]
-    times = tokens / protocol.get("training_tokens", tokens)  # absent in older files
-    if times == 1:
-        return f"{tokens} tokens"
-    digits = 1 if times > 1 else 2
-    return f"{tokens} tokens, {times:.{digits}f} times as many as in training"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,10 +102,8 @@ class Result(abc.ABC):
         p = self.protocol
         clip = f"{p['size']}x{p['size']}"
         if p["kind"] == "video":
-            maximum = "maximum of " if p.get("combine_views") == "max" else ""
             clip = (
-                f"{maximum}{p['temporal_views']}x{p['spatial_views']} views of "
-                f"{p['frames']} frames at {p['fps']:g} fps"
+                f"{views_in_words(p)} views of {p['frames']} frames at {p['fps']:g} fps"
                 f"{self._repeated_views()}, {clip}"
             )
         return (

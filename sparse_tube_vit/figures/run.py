@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from sparse_tube_vit import figures, storage
 from sparse_tube_vit.checkpoints import stored
+from sparse_tube_vit.checkpoints.evaluations import read_evaluations
 from sparse_tube_vit.config import ConfigDict
 from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.errors import TubeViTError, UnwritableOutput
@@ -90,7 +91,7 @@ class Run:
     def evaluations(self) -> dict[str, dict]:
         """The last result of every protocol, by the stem of its JSON file."""
         last = {}
-        results = stored.read_evaluations(self.workdir) if self.workdir else {}
+        results = read_evaluations(self.workdir) if self.workdir else {}
         for stem, result in results.items():
             protocol = re.sub(r"_step\d+", "", stem)
             if protocol not in last or result["step"] > last[protocol][1]["step"]:

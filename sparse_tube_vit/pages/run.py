@@ -15,6 +15,11 @@ from PIL import Image
 
 from sparse_tube_vit import figures
 from sparse_tube_vit.checkpoints import stored
+from sparse_tube_vit.checkpoints.evaluations import (
+    accuracies_in_words,
+    tokens_in_words,
+    views_in_words,
+)
 from sparse_tube_vit.config import (
     default_config,
     differences,
@@ -26,7 +31,6 @@ from sparse_tube_vit.datasets import manifest, reading
 from sparse_tube_vit.datasets.classes import ClassNamesDiffer, check_classes
 from sparse_tube_vit.datasets.times import SPAN
 from sparse_tube_vit.errors import DatasetError
-from sparse_tube_vit.evaluation.results import tokens_in_words
 from sparse_tube_vit.figures.run import (
     ABSENT,
     KINDS,
@@ -98,7 +102,7 @@ def _summary(run) -> Iterator[str]:
     count = sum(x.size for x in jax.tree.leaves(trained.params))
     averaged = ", averaged over training" if trained.averaged else ""
     for e in run.evaluations.values():
-        yield f"{_name(e)}: {_accuracies(e)} of {e['examples']:,} {e['kind']}s"
+        yield f"{_name(e)}: {accuracies_in_words(e)} of {e['examples']:,} {e['kind']}s"
     yield f"Step {trained.step:,} of {run.config.total_steps:,}"
     yield f"{count:,} parameters{averaged}"
     for head, names in trained.class_names.items():
@@ -110,15 +114,10 @@ def _name(e: dict) -> str:
     """An evaluation's name, with what several of the same name differ in."""
     name = e["evaluation"]
     if e["kind"] == "video":
-        name += f", {_views(e)} views"
+        name += f", {views_in_words(e)} views"
     if e["stride_scale"] != 1:
         name += f", {tokens_in_words(e)}"
     return f"{name}, step {e['step']:,}"
-
-
-def _views(e: dict) -> str:
-    maximum = "maximum of " if e.get("combine_views") == "max" else ""
-    return f"{maximum}{e['temporal_views']}x{e['spatial_views']}"
 
 
 # ---- pictures
@@ -227,14 +226,14 @@ def _accuracy(run):
     for e in run.evaluations.values():
         views, clip = "1", f"{e['size']}x{e['size']}"
         if e["kind"] == "video":
-            views = _views(e)
+            views = views_in_words(e)
             if e["videos_with_fewer_views"]:
                 views += f", {e['mean_distinct_views']:.2f} distinct"
             clip = f"{e['frames']} frames at {e['fps']:g} fps, {clip}"
         rows.append(
             (
                 e["evaluation"],
-                _accuracies(e),
+                accuracies_in_words(e),
                 f"{e['dataset']} {e['split']}",
                 f"{e['examples']:,} {e['kind']}s",
                 views,
@@ -251,11 +250,6 @@ def _accuracy(run):
     )
     for picture in KINDS["tokens"](run):
         yield _shown(picture)
-
-
-def _accuracies(e: dict) -> str:
-    names = {"top1": "Top-1", "top5": "Top-5", "mAP": "mAP"}
-    return ", ".join(f"{name} {e[key]:.1%}" for key, name in names.items() if key in e)
 
 
 def _classes(run):

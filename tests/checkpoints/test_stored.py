@@ -883,20 +883,3 @@ def test_a_release_is_put_back_after_a_kill(run, released, tmp_path):
 
 def no_space(*_):
     raise OSError("no space left")
-
-
-def test_evaluations_of_before_count_examples_by_another_name(tmp_path):
-    (tmp_path / "evaluations").mkdir()
-    for i, key in enumerate(("distinct", "examples")):
-        path = tmp_path / "evaluations" / f"video_step{i}_2x3.json"
-        path.write_text(json.dumps({"step": i, key: 7}))
-    found = stored.read_evaluations(tmp_path)
-    assert found == {f"video_step{i}_2x3": {"step": i, "examples": 7} for i in (0, 1)}
-
-
-@pytest.mark.parametrize("text", ["[1, 2]", "3", "{", '"step"', "\xff"])
-def test_files_of_others_beside_evaluations_are_skipped(tmp_path, caplog, text):
-    (tmp_path / "evaluations").mkdir()
-    (tmp_path / "evaluations" / "notes.json").write_bytes(text.encode("latin-1"))
-    assert stored.read_evaluations(tmp_path) == {}
-    assert "notes.json is skipped" in caplog.text

@@ -11,6 +11,7 @@ from sparse_tube_vit.datasets.preparing.plan import shards
 from sparse_tube_vit.datasets.preparing.progress import Progress
 from sparse_tube_vit.datasets.preparing.write import write_dataset, write_shard
 from sparse_tube_vit.distributed.cpu import usable_cores
+from sparse_tube_vit.log import format_table
 
 LEFT_OUT_SHOWN = 20
 
@@ -84,12 +85,8 @@ def _counts(builder, rows) -> list[str]:
             counts[row.split].update(row.label if builder.multi_label else [row.label])
     table = [["", *counts]]
     for name in listing.class_names:
-        table.append([name, *(str(counts[split][name]) for split in counts)])
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    lines = []
-    for name, *numbers in table:
-        cells = (n.rjust(w) for n, w in zip(numbers, widths[1:], strict=True))
-        lines.append(f"  {name.ljust(widths[0])}  {'  '.join(cells)}")
+        table.append([name, *(counts[split][name] for split in counts)])
+    lines = [f"  {line}" for line in format_table(table)]
     for split, count in counts.items():
         if not examples[split]:
             lines.append(f"  note: no split {split}: none of its examples decodes")

@@ -1,0 +1,37 @@
+"""Results of evaluations: their files, and their numbers in words."""
+
+import json
+
+import pytest
+
+from sparse_tube_vit.checkpoints import evaluations
+
+
+def test_evaluations_of_before_count_examples_by_another_name(tmp_path):
+    (tmp_path / "evaluations").mkdir()
+    for i, key in enumerate(("distinct", "examples")):
+        path = tmp_path / "evaluations" / f"video_step{i}_2x3.json"
+        path.write_text(json.dumps({"step": i, key: 7}))
+    found = evaluations.read_evaluations(tmp_path)
+    assert found == {f"video_step{i}_2x3": {"step": i, "examples": 7} for i in (0, 1)}
+
+
+@pytest.mark.parametrize("text", ["[1, 2]", "3", "{", '"step"', "\xff"])
+def test_files_of_others_beside_evaluations_are_skipped(tmp_path, caplog, text):
+    (tmp_path / "evaluations").mkdir()
+    (tmp_path / "evaluations" / "notes.json").write_bytes(text.encode("latin-1"))
+    assert evaluations.read_evaluations(tmp_path) == {}
+    assert "notes.json is skipped" in caplog.text
+
+
+def test_numbers_in_words():
+    protocol = {"temporal_views": 4, "spatial_views": 3, "tokens": 559}
+    assert evaluations.views_in_words(protocol) == "4x3"
+    maximum = protocol | {"combine_views": "max"}
+    assert evaluations.views_in_words(maximum) == "maximum of 4x3"
+    assert evaluations.tokens_in_words(protocol) == "559 tokens"
+    for tokens, words in ((1118, "2.0 times"), (280, "0.50 times")):
+        found = evaluations.tokens_in_words({"tokens": tokens, "training_tokens": 559})
+        assert found == f"{tokens} tokens, {words} as many as in training"
+    result = {"top1": 0.712, "mAP": 0.5, "step": 3}
+    assert evaluations.accuracies_in_words(result) == "Top-1 71.2%, mAP 50.0%"
