@@ -172,6 +172,8 @@ def hugging_face_models():
     )
     model = hf.Dinov2WithRegistersModel(config)
     yield "dinov2_registers_gated", model, model, first_token, IMAGENET
+    model = hf.ViTModel(hf.ViTConfig(**SMALL, qkv_bias=False))
+    yield "without_biases", model, model, first_token, HALF
 
 
 TIMM_MODELS = {
@@ -183,6 +185,19 @@ TIMM_MODELS = {
     "clip": "vit_base_patch32_clip_quickgelu_224",
     "siglip": "vit_base_patch16_siglip_224",
     "dinov2_gated": "vit_giant_patch14_dinov2",
+    "average": "vit_tiny_patch16_224",
+    "fc_norm": "eva_large_patch14_196",
+    "without_biases": "vit_base_patch16_224_miil",
+}
+TIMM_OPTIONS = {"average": {"global_pool": "avg", "fc_norm": False}}
+
+#: Architectures with names of their own, whose kinds are refused.
+REFUSED = {
+    "vit_pe_core_tiny_patch16_384",
+    "vit_tiny_patch16_dinov3_qkvb",
+    "vit_small_patch16_rope_mixed_224",
+    "beit_base_patch16_224",
+    "cait_xxs24_224",
 }
 
 
@@ -190,11 +205,32 @@ def timm_models():
     """Yields name, model, its mean and std."""
     sizes = {"embed_dim": 16, "depth": 2, "num_heads": 2, "mlp_ratio": 2}
     for name, architecture in TIMM_MODELS.items():
+        options = sizes | TIMM_OPTIONS.get(name, {})
         model = timm.create_model(
-            architecture, patch_size=8, img_size=24, num_classes=3, **sizes
+            architecture, patch_size=8, img_size=24, num_classes=3, **options
         )
         cfg = model.pretrained_cfg
         yield name, model, (list(cfg["mean"]), list(cfg["std"]))
+
+
+def timm_architectures():
+    """Names of arrays of those that are refused; heads of all plain ViTs."""
+    references, rows = {}, []
+    ours = ["vit_*", "deit*", "eva_large*", "flexivit*", "test_vit*", *REFUSED]
+    for architecture in timm.list_models(ours):
+        with torch.device("meta"):
+            model = timm.create_model(architecture)
+        if architecture in REFUSED:
+            references[f"refused/{architecture}"] = np.array([*model.state_dict()])
+        patches = getattr(model, "patch_embed", None)
+        kinds = "VisionTransformer", "VisionTransformerDistilled"
+        if type(model).__name__ in kinds and not hasattr(patches, "backbone"):
+            attn, mlp = (getattr(model.blocks[0], x, None) for x in ("attn", "mlp"))
+            if attn is None or mlp is None:  # parallel blocks
+                continue
+            gated = mlp.fc1.out_features != mlp.fc2.in_features
+            rows.append((architecture, model.embed_dim, gated, attn.num_heads))
+    return references | {"heads": np.array(rows)}
 
 
 @torch.no_grad()
@@ -297,6 +333,7 @@ def make_image_vits():
         pooled = model.forward_head(tokens, pre_logits=True)
         references[f"{name}/pooled"] = pooled.numpy()
 
+    references |= timm_architectures()
     grid = torch.randn(1, 3, 5, 5, generator=torch.Generator().manual_seed(4))
     references["positions/old"] = grid.numpy()
     for side in (3, 7):
