@@ -519,41 +519,61 @@ class Refusal:
     """A kind of ViT that the model cannot compute.
 
     Attributes:
-        names: Pattern of names that give it away.
+        names: Patterns of names that together give it away.
         model_types: Pattern of Hugging Face's `model_type` and timm's `architecture`;
             "" for none.
         why: The reason, and what to take.
     """
 
-    names: str
+    names: tuple[str, ...]
     model_types: str
     why: str
 
+    def evidence(self, names: Collection[str]) -> str:
+        """Returns the names of a file that give it away, in words; "" for none."""
+        found = [next((n for n in names if re.search(p, n)), "") for p in self.names]
+        return " and ".join(found) if all(found) else ""
 
+
+_ROTARY = Refusal(
+    (r"\brope\b|rope_embed|rotary|^(model\.)?layer\.\d+\.",),
+    r"dinov3|eva02|vit_.*_rope|rope_vit|vit_pe_|lingbot|sapiens2",
+    "has rotary positions (DINOv3, EVA-02, Perception Encoder), which turn queries and "
+    "keys in every block; here positions are added to the tokens once. Take DINOv2, "
+    "say hf://facebook/dinov2-small.",
+)
+_NO_PLAIN_VIT = (
+    "is no plain ViT of square patches. Take a ViT, DINOv2, CLIP or SigLIP (SigLIP 2 "
+    "of a fixed size, not NaFlex)."
+)
 REFUSED = (
     Refusal(
-        r"\brope\b|rope_embed|rotary|^(model\.)?layer\.\d+\.|blocks\.\d+\.gamma_1$",
-        r"dinov3|eva02|vit_.*_rope|rope_vit",
-        "has rotary positions (DINOv3, EVA-02), which turn queries and keys in every "
-        "block; here positions are added to the tokens once. Take DINOv2, say "
-        "hf://facebook/dinov2-small.",
-    ),
-    Refusal(
-        r"relative_position_bias|rel_pos",
-        r"beit|data2vec|swin",
+        (r"relative_position_bias|rel_pos",),
+        r"beit(?!3)|data2vec|swin",
         "adds a bias of relative positions to its attention (BEiT, data2vec, Swin), "
         "which does not go with tubes. Take a ViT, DINOv2, CLIP or SigLIP.",
     ),
+    _ROTARY,
+    # timm's Perception Encoder has CLIP's names; its rotary positions are no arrays.
+    dataclasses.replace(_ROTARY, names=(r"\bnorm_pre\.", r"\battn_pool\.latent$")),
     Refusal(
-        r"mlp\.w12\b",
+        (r"blocks\.\d+\.gamma_1$",),
+        r"\bcait_|xcit",
+        "scales its layers by gamma_1, as timm's models with rotary positions (DINOv3) "
+        "and CaiT do, which are no plain ViTs. Take a ViT, DINOv2, CLIP or SigLIP.",
+    ),
+    Refusal(
+        (r"mlp\.w12\b",),
         "",
         "has the names of Meta's own file of DINOv2's giant. Take Hugging Face's or "
         "timm's, say hf://facebook/dinov2-giant.",
     ),
     Refusal(
-        r"\.(q_norm|k_norm)\.|mlp\.fc1_g\b",
-        r"siglip2_vision_model|siglip2$|aimv2|convnext|resnet|_rpn_|_xp_|x[12]_224$",
-        "is no plain ViT of square patches. Take a ViT, DINOv2, CLIP or SigLIP "
-        "(SigLIP 2 of a fixed size, not NaFlex).",
+        (r"\.(q_norm|k_norm)\.|mlp\.fc1_g\b",),
+        r"beit3|siglip2_vision_model|siglip2$|aimv2|convnext|resnet|_rpn_|_xp_|x[12]_224$",
+        _NO_PLAIN_VIT,
     ),
 )
+
+#: NaFlex, whose patches are a linear layer: by the array's two dimensions.
+NAFLEX = Refusal((r"embeddings\.patch_embedding\.weight$",), "", _NO_PLAIN_VIT)

@@ -10,6 +10,7 @@ import numpy as np
 from sparse_tube_vit.checkpoints.image_vits import files, normalization
 from sparse_tube_vit.checkpoints.image_vits.families import (
     FAMILIES,
+    NAFLEX,
     PREFIXES,
     REFUSED,
     Family,
@@ -227,12 +228,10 @@ def _family(path, file, config):
 
 
 def _refuse_by_arrays(path, file):
-    for refusal in REFUSED:
-        if name := next((n for n in file if re.search(refusal.names, n)), None):
-            raise UnsupportedViT(f"{path} (it has {name}) {refusal.why}")
-    for name, x in file.items():
-        if name.endswith("embeddings.patch_embedding.weight") and x.ndim == 2:
-            raise UnsupportedViT(f"{path} (it has {name}) {REFUSED[-1].why}")
+    flat = [name for name, x in file.items() if x.ndim == 2]
+    for refusal, names in (*((refusal, file) for refusal in REFUSED), (NAFLEX, flat)):
+        if found := refusal.evidence(names):
+            raise UnsupportedViT(f"{path} (it has {found}) {refusal.why}")
 
 
 def _unstack(file):

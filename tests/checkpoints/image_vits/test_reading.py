@@ -335,6 +335,8 @@ def test_wrong_sizes_are_an_error_that_gives_them():
         ({"blocks.0.mlp.fc1_g.weight": 1}, {}, "no plain ViT"),
         ({"blocks.0.attn.q_norm.weight": 1}, {}, "no plain ViT"),
         ({}, {"model_type": "convnextv2"}, "no plain ViT"),
+        ({}, {"architecture": "vit_pe_spatial_base_patch16_512"}, "Perception Enc"),
+        ({}, {"architecture": "beit3_base_patch16_224"}, "no plain ViT"),
     ],
 )
 def test_what_cannot_be_computed_is_refused_with_a_reason(
@@ -345,6 +347,26 @@ def test_what_cannot_be_computed_is_refused_with_a_reason(
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "any"} | config))
     with pytest.raises(UnsupportedViT, match=why):
         image_vits.read(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "architecture, why",
+    [
+        ("vit_pe_core_tiny_patch16_384", r"norm_pre.* and attn_pool.latent. .* Perception Enc"),
+        ("vit_small_patch16_rope_mixed_224", "rope.freqs. has rotary positions"),
+        ("vit_tiny_patch16_dinov3_qkvb", r"gamma_1. scales its layers .* \(DINOv3\)"),
+        ("cait_xxs24_224", "gamma_1. scales its layers .* CaiT"),
+        ("beit_base_patch16_224", r"adds a bias of relative positions .* \(BEiT"),
+    ],
+)
+def test_timms_names_of_such_models_are_refused_without_a_config(
+    references, tmp_path, architecture, why
+):
+    names = references[f"refused/{architecture}"]
+    arrays = {n: np.ones((12, 1), np.float32) for n in names}
+    save_file(arrays, tmp_path / "model.safetensors")
+    with pytest.raises(UnsupportedViT, match=why):
+        image_vits.read(tmp_path / "model.safetensors")
 
 
 def test_names_of_no_family_are_an_error_that_lists_them(tmp_path):
