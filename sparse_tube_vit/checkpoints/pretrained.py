@@ -218,9 +218,12 @@ def _from_vit(vit, config, model, shapes):
             match.load("class_token", token, "with its position added")
         else:
             match.drop(vit.names["class_token"], token, f"pooling is {pooling!r}")
+    elif pooling == "class_token":
+        why = f"not there; set model.pooling={vit.model['pooling']}"
+        match.wrong["class_token"] = shapes["class_token"], why
     if (registers := arrays.pop("registers", None)) is not None:
         if model.registers:
-            match.load("registers", registers)
+            match.load("registers", registers, vit.names["registers"])
         else:
             match.drop(vit.names["registers"], registers, "model.registers is 0")
 

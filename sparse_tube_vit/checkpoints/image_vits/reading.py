@@ -52,8 +52,9 @@ class ImageViT:
         family: What its names are of.
         arrays: Arrays by our names, float32: kernels (in, out), or with heads where the
             file has them; "patch/kernel" (h, w, 3, D) or (t, h, w, 3, D); "registers"
-            (1, R, D); "positions" (h, w, D) or (t, h, w, D); the positions of class
-            token and registers are added to them, and LayerScale is folded.
+            (1, R, D), a class token that is not pooled among them; "positions" (h, w,
+            D) or (t, h, w, D); the positions of class token and registers are added to
+            them, and LayerScale is folded.
         names: The file's names of these arrays, by ours.
         before_head: Arrays by the file's names of layers between trunk and classifier.
         dropped: (shape, reason) by the file's names of arrays without a part here.
@@ -141,15 +142,14 @@ def read(path, asked: str = "") -> ImageViT:
             bias = name.replace("kernel", "bias")
             arrays.setdefault(bias, np.zeros(arrays[name].shape[-1], np.float32))
     _fold_layer_scale(arrays)
+    model["pooling"] = _pooling(found.config, arrays, before_head)
     if family.tubelets:
         arrays["positions"] = _sines(found.config, arrays, model["width"])
         names["positions"] = "sines of the patches' index"
     else:
-        _split_tokens(arrays, names)
+        _split_tokens(arrays, names, model["pooling"])
     registers = arrays.get("registers")
     model["registers"] = 0 if registers is None else registers.shape[1]
-    pooling = "map" if "pooling/probe" in arrays else "mean"
-    model["pooling"] = "class_token" if "class_token" in arrays else pooling
     return ImageViT(
         source=f"{path} ({family}; {depth} blocks, width {model['width']})",
         family=family,
@@ -319,6 +319,15 @@ def _model(family, config, arrays, depth):
     return model, told
 
 
+def _pooling(config, arrays, before_head):
+    """Returns the pooling: timm's `global_pool`, or as a file's layers tell."""
+    if "pooling/probe" in arrays:
+        return "map"
+    by_layers = "avg" if "fc_norm.weight" in before_head else "token"
+    averaged = config.get("global_pool", by_layers) == "avg"
+    return "class_token" if "class_token" in arrays and not averaged else "mean"
+
+
 def _fold_layer_scale(arrays):
     """Multiplies LayerScale into the layer before it."""
     for name in [n for n in arrays if re.search(r"/scale_[12]$", n)]:
@@ -329,8 +338,11 @@ def _fold_layer_scale(arrays):
                 arrays[f"{block}/{layer}/{leaf}"] = x * scale
 
 
-def _split_tokens(arrays, names):
-    """Adds positions to the tokens that have some; makes those of patches a grid."""
+def _split_tokens(arrays, names, pooling):
+    """Adds positions to the tokens that have some; makes those of patches a grid.
+
+    A class token that is not pooled becomes a register.
+    """
     order = ("class_token", "distillation_token", "registers")
     tokens = {a: np.atleast_2d(np.squeeze(arrays.pop(a))) for a in order if a in arrays}
     if (positions := arrays.get("positions")) is not None:
@@ -343,7 +355,7 @@ def _split_tokens(arrays, names):
         arrays["positions"] = positions
         if side:
             arrays["positions"] = positions.reshape(side, side, -1)
-    if "class_token" in tokens:
+    if pooling == "class_token":
         arrays["class_token"] = tokens.pop("class_token")[None]
     if tokens:
         arrays["registers"] = np.concatenate([*tokens.values()])[None]

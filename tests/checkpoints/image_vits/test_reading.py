@@ -35,6 +35,7 @@ FOLDERS = {
     "timm_dinov2_gated": ("DINOv2", 1, "class_token"),
     "timm_clip": ("CLIP", 1, "class_token"),
     "timm_siglip": ("SigLIP", 0, "map"),
+    "timm_average": ("ViT", 1, "mean"),
     "big_vision.npz": ("ViT or SigLIP", 0, "map"),
 }
 
@@ -87,6 +88,24 @@ def test_videomae_reads_clips_with_its_tubes_of_two_frames(references):
     _, params, _ = load(config)
     kernels = [params["stem"][f"tube_{i}"]["kernel"] for i in (0, 1)]
     np.testing.assert_allclose(kernels[0].sum(0), kernels[1][0], atol=1e-6)
+
+
+def test_an_average_without_the_class_token_before_its_norm(references, tmp_path):
+    """timm's norm comes after the mean, ours before it: the rest is the same."""
+    path = GOLDEN / "timm_fc_norm"
+    config = config_of(path)
+    assert (config.model.pooling, config.model.registers) == ("mean", 1)
+    pooled, tokens = features(config, references["images"])
+    norm = load_file(path / "model.safetensors")
+    x = references["timm_fc_norm/tokens"][:, 1:]
+    x = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-6)
+    x = x * norm["fc_norm.weight"] + norm["fc_norm.bias"]
+    np.testing.assert_allclose(tokens, x, atol=1e-4)
+    np.testing.assert_allclose(pooled, x.mean(1), atol=1e-4)
+    # Without a config the norm tells.
+    shutil.copy(path / "model.safetensors", tmp_path / "a.safetensors")
+    model = image_vits.read(tmp_path / "a.safetensors").model
+    assert (model["pooling"], model["registers"]) == ("mean", 1)
 
 
 def copy(name, folder, rename=lambda name: name, **config):
@@ -217,6 +236,8 @@ def test_what_has_no_part_is_dropped_and_said():
     ):
         vit = image_vits.read(GOLDEN / name)
         assert why in vit.dropped[theirs][1]
+    _, _, report = load(config_of(GOLDEN / "timm_average"))
+    assert report.loaded["registers"] == ((1, 1, 16), "cls_token")
     _, _, report = load(config_of(GOLDEN / "timm_dinov2_registers", registers=0))
     assert report.dropped["reg_token"] == ((1, 4, 16), "model.registers is 0")
 
@@ -315,6 +336,9 @@ def test_wrong_sizes_are_an_error_that_gives_them():
         config = config_of(GOLDEN / f"hugging_face_{name}", **{key: False})
         with pytest.raises(ValueError, match=f"these sizes .{key}=True"):
             load(config)
+    config = config_of(GOLDEN / "timm_average", pooling="class_token")
+    with pytest.raises(ValueError, match="not there; set model.pooling=mean"):
+        load(config)
     config = config_of(GOLDEN / "hugging_face_dino")
     config.model.tubes = ({"kernel": (4, 8, 8), "stride": (4, 8, 8)},)
     config.clip.frames = 4
@@ -352,7 +376,10 @@ def test_what_cannot_be_computed_is_refused_with_a_reason(
 @pytest.mark.parametrize(
     "architecture, why",
     [
-        ("vit_pe_core_tiny_patch16_384", r"norm_pre.* and attn_pool.latent. .* Perception Enc"),
+        (
+            "vit_pe_core_tiny_patch16_384",
+            r"norm_pre.* and attn_pool.latent. .* Perception Enc",
+        ),
         ("vit_small_patch16_rope_mixed_224", "rope.freqs. has rotary positions"),
         ("vit_tiny_patch16_dinov3_qkvb", r"gamma_1. scales its layers .* \(DINOv3\)"),
         ("cait_xxs24_224", "gamma_1. scales its layers .* CaiT"),
