@@ -277,7 +277,9 @@ def test_what_does_not_fit_is_listed(change, init, lines):
 
 def test_leftovers_and_gaps_of_a_file_are_listed(tmp_path):
     config = video_config()
+    attention = "Transformer/encoderblock_0/MultiHeadDotProductAttention_1"
     changes = {
+        f"{attention}/key/bias": None,
         "Transformer/encoderblock_1/ls1/gamma": np.ones(24),
         "norm_pre": np.ones(2),
         "embedding/bias": None,
@@ -290,6 +292,14 @@ def test_leftovers_and_gaps_of_a_file_are_listed(tmp_path):
     assert "norm_pre  (2,): left over in the file" in str(error.value)
     assert "stem/tube_2  bias (24,): not there" in str(error.value)
     assert "encoder/norm  bias (24,): not there" in str(error.value)
+    key = "encoder/block_0/attention/key  bias (2, 12): not there"
+    assert key in str(error.value)
+    # Without those of query and value too it would be a ViT without biases.
+    changes = {f"{attention}/{x}/bias": None for x in ("query", "key", "value")}
+    config.init.weights = str(changed(tmp_path, **changes))
+    _, params, _ = load(config)
+    bias = params["encoder"]["block_0"]["attention"]["key"]["bias"]
+    np.testing.assert_array_equal(bias, np.zeros((2, 12)))
 
 
 def test_a_layer_before_the_head_is_dropped_with_it(tmp_path):

@@ -31,7 +31,8 @@ class Family:
         marks: Layers or arrays, by our name, or the first part of its names, without
             which a file is of another family.
         tubelets: Whether patches have several frames.
-        without_bias: Ends of our names of layers that have no bias, which is then 0.
+        without_bias: Ends of our names of layers that have no bias, which is then 0; as
+            are those of queries, keys and values where none of the three has one.
         model_types: Values of `model_type` in Hugging Face's config.json that are of
             this family whatever the marks.
         before_head: Layers between trunk and classifier, which TubeViT lacks. They are

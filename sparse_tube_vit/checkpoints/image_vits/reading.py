@@ -137,10 +137,7 @@ def read(path, asked: str = "") -> ImageViT:
         else:
             left_over[theirs] = x.shape
     model, told = _model(family, found.config, arrays, depth)
-    for end in family.without_bias:
-        for name in [n for n in arrays if n.endswith(f"{end}/kernel")]:
-            bias = name.replace("kernel", "bias")
-            arrays.setdefault(bias, np.zeros(arrays[name].shape[-1], np.float32))
+    _add_biases(arrays, family.without_bias)
     _fold_layer_scale(arrays)
     model["pooling"] = _pooling(found.config, arrays, before_head)
     if family.tubelets:
@@ -326,6 +323,25 @@ def _pooling(config, arrays, before_head):
     by_layers = "avg" if "fc_norm.weight" in before_head else "token"
     averaged = config.get("global_pool", by_layers) == "avg"
     return "class_token" if "class_token" in arrays and not averaged else "mean"
+
+
+def _add_biases(arrays, without):
+    """Adds zeros as biases of layers that have none.
+
+    Args:
+        arrays: Arrays by our names.
+        without: `Family.without_bias`, besides queries, keys and values where none of
+            the three has a bias.
+    """
+    biases = {name for name in arrays if name.endswith("/bias")}
+    for name in [n for n in arrays if n.endswith("/kernel")]:
+        layer = name.removesuffix("/kernel")
+        block = layer.rpartition("/")[0]
+        qkv = [f"{block}/{x}/bias" for x in ("query", "key", "value")]
+        alone = f"{layer}/bias" in qkv and biases.isdisjoint(qkv)
+        if alone or layer.endswith(without):
+            shape = arrays[name].shape[1:] if alone else arrays[name].shape[-1:]
+            arrays.setdefault(f"{layer}/bias", np.zeros(shape, np.float32))
 
 
 def _fold_layer_scale(arrays):

@@ -36,6 +36,8 @@ FOLDERS = {
     "timm_clip": ("CLIP", 1, "class_token"),
     "timm_siglip": ("SigLIP", 0, "map"),
     "timm_average": ("ViT", 1, "mean"),
+    "timm_without_biases": ("ViT", 1, "class_token"),
+    "hugging_face_without_biases": ("ViT", 1, "class_token"),
     "big_vision.npz": ("ViT or SigLIP", 0, "map"),
 }
 
@@ -236,6 +238,10 @@ def test_what_has_no_part_is_dropped_and_said():
     ):
         vit = image_vits.read(GOLDEN / name)
         assert why in vit.dropped[theirs][1]
+    _, _, report = load(config_of(GOLDEN / "timm_without_biases"))
+    for leaf in ("kernel", "bias"):
+        _, remark = report.loaded[f"encoder/block_1/attention/key/{leaf}"]
+        assert remark == ("the file has none: zeros" if leaf == "bias" else "")
     _, _, report = load(config_of(GOLDEN / "timm_average"))
     assert report.loaded["registers"] == ((1, 1, 16), "cls_token")
     _, _, report = load(config_of(GOLDEN / "timm_dinov2_registers", registers=0))
