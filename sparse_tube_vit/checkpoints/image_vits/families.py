@@ -138,7 +138,7 @@ class Family:
 PREFIXES = (
     "",
     *("vit.", "deit.", "dinov2.", "dinov2_with_registers.", "videomae."),
-    *("vision_model.", "model.", "module.", "visual.trunk."),
+    *("vision_model.", "model.", "module.", "timm_model.", "visual.trunk."),
     *("params/img/", "params/", "img/", "opt/target/"),
 )
 

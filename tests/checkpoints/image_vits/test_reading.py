@@ -188,6 +188,7 @@ def test_names_of_modules_since_transformers_5(references, tmp_path, name, renam
         ("hugging_face_clip", lambda n: n.removeprefix("vision_model.")),
         ("hugging_face_mae", lambda n: n.removeprefix("vit.")),
         ("timm_dinov2", lambda n: f"module.{n}"),
+        ("timm_dinov2", lambda n: f"timm_model.{n}"),  # transformers' TimmWrapper
     ],
 )
 def test_a_vit_as_a_part_and_alone(tmp_path, name, rename):
