@@ -205,7 +205,11 @@ def _from_vit(vit, config, model, shapes):
         if init.positions == "drop":
             match.drop(name, positions, "init.positions is 'drop'")
         elif positions.ndim < 3:
-            match.wrong[name] = positions.shape, "no square grid of patches"
+            match.wrong[name] = (
+                positions.shape,
+                "no square grid of patches; to start a run without them: "
+                "--config.model.positions=fixed --config.init.positions=drop",
+            )
         else:
             for i, tube in enumerate(model.tubes):
                 match.resize(
@@ -213,6 +217,8 @@ def _from_vit(vit, config, model, shapes):
                     positions_at(positions, tube, model.clip, interpolation),
                     f"from {'x'.join(map(str, positions.shape[:-1]))}, {interpolation}",
                 )
+    else:
+        match.report.notes.append("the file has no position embeddings")
     if (token := arrays.pop("class_token", None)) is not None:
         if pooling == "class_token":
             match.load("class_token", token, "with its position added")

@@ -33,6 +33,11 @@ def read(path) -> stored.StoredModel:
         UnreachableStorage: The URL's storage does not answer.
     """
     vit = image_vits.read(path)
+    if "positions" not in vit.arrays:
+        raise image_vits.UnsupportedViT(
+            f"{vit.source} has no position embeddings, which its features need. Take a "
+            "file that has them; without, it can start a run: --config.init.weights."
+        )
     class_names = {HEAD: vit.labels} if vit.labels and not vit.before_head else {}
     config = encoder_config(str(path), vit, class_names)
     model = make_model(
@@ -68,11 +73,9 @@ def encoder_config(path: str, vit: image_vits.ImageViT, class_names) -> ConfigDi
     else:
         config.clip.update(frames=vit.frames, fps=_TUBELETS_FPS, size=vit.size)
     stride = (STRIDE if t == 1 else t, h, w)
-    positions = "learned" if "positions" in vit.arrays else "none"
-    config.model.update(vit.model | {"positions": positions})
+    config.model.update(vit.model | {"positions": "learned"})
     config.model.tubes = ({"kernel": vit.patch, "stride": stride},)
-    keep = "keep" if positions == "learned" else "drop"
-    config.init.update({"weights": path, "positions": keep})
+    config.init.update({"weights": path, "positions": "keep"})
     if class_names:
         config.init.head = HEAD
     for kind in ("image", "video") if class_names else ():

@@ -302,6 +302,21 @@ def test_leftovers_and_gaps_of_a_file_are_listed(tmp_path):
     np.testing.assert_array_equal(bias, np.zeros((2, 12)))
 
 
+def test_positions_of_no_square_can_be_dropped(tmp_path):
+    arrays = dict(np.load(GOLDEN / "augreg.npz"))
+    positions = "Transformer/posembed_input/pos_embedding"
+    oblong = {positions: arrays[positions][:, :7]}
+    config = vit_config(changed(tmp_path, **oblong), 14, 42)
+    with pytest.raises(WeightsDoNotMatch, match="no square grid") as error:
+        load(config)
+    for change in ("model.positions=fixed", "init.positions=drop"):
+        assert f"--config.{change}" in str(error.value)
+        section, _, setting = change.partition(".")
+        key, _, value = setting.partition("=")
+        config[section][key] = value
+    assert positions in load(config)[2].dropped
+
+
 def test_a_layer_before_the_head_is_dropped_with_it(tmp_path):
     logits = {"pre_logits/kernel": np.eye(24), "pre_logits/bias": np.zeros(24)}
     config = video_config()

@@ -3,12 +3,14 @@
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file, save_file
 
 import sparse_tube_vit as stv
 from sparse_tube_vit import features as features_command
+from sparse_tube_vit.checkpoints.image_vits import UnsupportedViT
 from sparse_tube_vit.checkpoints.step import NoCheckpoint
 from sparse_tube_vit.models.tubevit import UnknownHead
-from tests.checkpoints.image_vits.models import GOLDEN
+from tests.checkpoints.image_vits.models import GOLDEN, config_of, load
 
 
 @pytest.fixture(scope="module")
@@ -64,6 +66,17 @@ def test_a_classifier_is_a_head(references):
     best = np.exp(logits - logits.max())
     assert name == str(logits.argmax())
     assert probability == pytest.approx(best.max() / best.sum(), abs=1e-4)
+
+
+def test_without_its_positions_a_vit_starts_runs_alone(tmp_path):
+    arrays = load_file(GOLDEN / "hugging_face_dino" / "model.safetensors")
+    del arrays["embeddings.position_embeddings"]
+    save_file(arrays, tmp_path / "vit.safetensors")
+    with pytest.raises(UnsupportedViT, match="no position embeddings.* start a run"):
+        stv.load(tmp_path / "vit.safetensors")
+    config = config_of(tmp_path / "vit.safetensors", positions="fixed")
+    config.init.positions = "drop"
+    assert "the file has no position embeddings" in load(config)[2].notes
 
 
 def test_videomae_reads_clips():

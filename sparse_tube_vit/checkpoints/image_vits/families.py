@@ -543,11 +543,18 @@ _ROTARY = Refusal(
     "keys in every block; here positions are added to the tokens once. Take DINOv2, "
     "say hf://facebook/dinov2-small.",
 )
+VIVIT = Refusal(
+    (r"^vivit\.",),
+    r"\bvivit",
+    "is a model of clips with a class token or learned positions (ViViT), which "
+    "VideoMAE, the one that is read, has not. Take hf://MCG-NJU/videomae-base.",
+)
 _NO_PLAIN_VIT = (
     "is no plain ViT of square patches. Take a ViT, DINOv2, CLIP or SigLIP (SigLIP 2 "
     "of a fixed size, not NaFlex)."
 )
 REFUSED = (
+    VIVIT,
     Refusal(
         (r"relative_position_bias|rel_pos",),
         r"beit(?!3)|data2vec|swin",

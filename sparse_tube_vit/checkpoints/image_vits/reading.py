@@ -13,6 +13,7 @@ from sparse_tube_vit.checkpoints.image_vits.families import (
     NAFLEX,
     PREFIXES,
     REFUSED,
+    VIVIT,
     Family,
 )
 from sparse_tube_vit.checkpoints.image_vits.files import UnreadableWeights
@@ -141,6 +142,9 @@ def read(path, asked: str = "") -> ImageViT:
     _fold_layer_scale(arrays)
     model["pooling"] = _pooling(found.config, arrays, before_head)
     if family.tubelets:
+        own = [names[x] for x in ("class_token", "positions") if x in arrays]
+        if own:  # VideoMAE's names without its positions, which are no arrays
+            raise UnsupportedViT(f"{path} (it has {' and '.join(own)}) {VIVIT.why}")
         arrays["positions"] = _sines(found.config, arrays, model["width"])
         names["positions"] = "sines of the patches' index"
     else:

@@ -366,6 +366,8 @@ def test_wrong_sizes_are_an_error_that_gives_them():
         ({"blocks.0.mlp.fc1_g.weight": 1}, {}, "no plain ViT"),
         ({"blocks.0.attn.q_norm.weight": 1}, {}, "no plain ViT"),
         ({}, {"model_type": "convnextv2"}, "no plain ViT"),
+        ({}, {"model_type": "vivit"}, "a model of clips"),
+        ({"vivit.embeddings.cls_token": 1}, {}, r"ViViT.* hf://MCG-NJU/videomae-base"),
         ({}, {"architecture": "vit_pe_spatial_base_patch16_512"}, "Perception Enc"),
         ({}, {"architecture": "beit3_base_patch16_224"}, "no plain ViT"),
     ],
@@ -401,6 +403,15 @@ def test_timms_names_of_such_models_are_refused_without_a_config(
     save_file(arrays, tmp_path / "model.safetensors")
     with pytest.raises(UnsupportedViT, match=why):
         image_vits.read(tmp_path / "model.safetensors")
+
+
+def test_vivits_names_are_those_of_videomae_with_tokens_of_its_own(tmp_path):
+    arrays = load_file(GOLDEN / "hugging_face_videomae" / "model.safetensors")
+    for name, tokens in (("cls_token", 1), ("position_embeddings", 19)):
+        token = {f"embeddings.{name}": np.ones((1, tokens, 16), np.float16)}
+        save_file(arrays | token, tmp_path / "vivit.safetensors")
+        with pytest.raises(UnsupportedViT, match=rf"has embeddings.{name}. .*ViViT"):
+            image_vits.read(tmp_path / "vivit.safetensors")
 
 
 def test_names_of_no_family_are_an_error_that_lists_them(tmp_path):
