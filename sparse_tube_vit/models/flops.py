@@ -55,9 +55,10 @@ def training_flops(
 ) -> int:
     """Returns the FLOPs of training on one example of a stream, by formula.
 
-    The gradient of a matrix product takes two more of its size; frozen layers and the
-    tubes below them have no gradient. What rematerialization computes again does not
-    count.
+    The gradient of a matrix product takes two more of its size; the stem's takes one,
+    as pixels have none, and counts as two all the same: 0.3% of B. Frozen layers and
+    the tubes below them have no gradient. What rematerialization computes again does
+    not count.
 
     Args:
         config: Config of the run.
