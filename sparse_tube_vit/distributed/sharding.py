@@ -52,14 +52,16 @@ def make_mesh(config: ConfigDict, devices: Sequence[jax.Device] | None = None) -
 
 
 def count_slices(devices: Sequence[jax.Device]) -> int:
-    """Returns the number of slices that the devices are in; 1 if they have none."""
+    """Returns the number of TPU slices that the devices are in, 1 for other devices."""
     return len(_by_slice(devices))
 
 
 def _by_slice(devices):
     groups = collections.defaultdict(list)
     for device in devices:
-        groups[getattr(device, "slice_index", 0)].append(device)
+        # XLA numbers nodes of GPUs as slices; fsdp and tensor may span these.
+        on_tpu = device.platform == "tpu"
+        groups[getattr(device, "slice_index", 0) if on_tpu else 0].append(device)
     return groups
 
 

@@ -44,6 +44,12 @@ class Device:
     slice_index: int = 0
     device_kind: str = "cpu"
     platform: str = "cpu"
+    core_on_chip: int = 0
+
+    @property
+    def coords(self):
+        """Of a TPU whose slice is a line of chips, here two of them in turns."""
+        return (self.id // 2, 0, 0)
 
 
 def place(devices, **axes):
@@ -56,7 +62,7 @@ def place(devices, **axes):
 
 def test_the_data_axis_alone_reaches_across_slices():
     # Of two slices, whose devices come in turns.
-    devices = [Device(i, slice_index=i % 2) for i in range(8)]
+    devices = [Device(i, slice_index=i % 2, platform="tpu") for i in range(8)]
     ids, _ = place(devices, slices=2, fsdp=2, tensor=2)
     assert ids.shape == (2, 2, 2)
     assert (
@@ -73,6 +79,20 @@ def test_the_data_axis_alone_reaches_across_slices():
     assert np.array_equal(make_mesh(slices=2).devices, make_mesh().devices)
     with pytest.raises(sharding.MeshDoesNotFit, match="slices is 3"):
         make_mesh(slices=3)
+
+
+def test_fsdp_and_tensor_span_nodes_of_gpus():
+    """XLA takes each node for a slice."""
+    devices = [
+        Device(i, process_index=i // 4, slice_index=i // 4, platform="gpu")
+        for i in range(8)
+    ]
+    assert sharding.count_slices(devices) == 1
+    for axes in ({"data": 1, "fsdp": 8}, {"fsdp": 2, "tensor": 2}, {"tensor": 8}):
+        ids, _ = place(devices, **axes)
+        assert ids.ravel().tolist() == [*range(8)]
+    ids, _ = place(devices, slices=2, fsdp=4)  # who wants it so
+    assert ids.tolist() == [[[0], [1], [2], [3]], [[4], [5], [6], [7]]]
 
 
 def test_every_host_feeds_its_share_of_a_batch():
