@@ -15,6 +15,7 @@ if __name__ == "__main__":
 
 import contextlib
 import functools
+import json
 from collections.abc import Sequence
 
 import jax
@@ -25,6 +26,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from sparse_tube_vit.checkpoints import release
 from sparse_tube_vit.checkpoints.run import Checkpoints, describe_run, set_damaged_aside
+from sparse_tube_vit.checkpoints.stored import read_evaluations
 from sparse_tube_vit.checkpoints.workdir import WorkdirLock, make_workdir, remove_empty
 from sparse_tube_vit.config import ConfigDict, check_values, validate
 from sparse_tube_vit.config.flags import CommandParser, add_config, describe_keys
@@ -34,7 +36,7 @@ from sparse_tube_vit.distributed import devices, hosts, sharding
 from sparse_tube_vit.errors import reported
 from sparse_tube_vit.evaluation import evaluator
 from sparse_tube_vit.log import log, to_stderr
-from sparse_tube_vit.models.tubevit import check_tubes
+from sparse_tube_vit.models.tubevit import TubeViT, check_tubes
 from sparse_tube_vit.storage import remove_leftovers, writing
 from sparse_tube_vit.training import finetuning, forecast
 from sparse_tube_vit.training.batches import TrainingBatches, open_streams
@@ -43,7 +45,7 @@ from sparse_tube_vit.training.initialization import initial_params
 from sparse_tube_vit.training.optimizer import describe_rates, has_rates_by_layer
 from sparse_tube_vit.training.profiling import traced_steps
 from sparse_tube_vit.training.program import Program
-from sparse_tube_vit.training.reporting import Reporter
+from sparse_tube_vit.training.reporting import Reporter, read_metrics
 from sparse_tube_vit.training.signals import StopSignals
 from sparse_tube_vit.training.state import TrainState
 from sparse_tube_vit.training.step import check_finite
@@ -131,8 +133,9 @@ def _train(config, workdir, lock):
     steps_left = functools.partial(forecast.steps_left, config, program.model)
     prediction = read_prediction(workdir, config, mesh) if first_host else None
     utilization = Utilization(config, program.model, mesh, prediction)
-    # An interruption may have left it undone.
-    evaluates_first = first_step and is_due(first_step, config.evaluate_every_steps)
+    left = []  # evaluations of the first step that an interruption has left undone
+    if first_step and is_due(first_step, config.evaluate_every_steps):
+        left = unfinished(evaluations, program.model, workdir, first_step)
     reporter = Reporter(
         workdir,
         first_step,
@@ -140,7 +143,7 @@ def _train(config, workdir, lock):
         first_host,
         steps_left,
         utilization,
-        again=config.evaluations if evaluates_first else (),
+        again=[evaluation.name for evaluation in left],
     )
     signals = StopSignals()
     batches = TrainingBatches(
@@ -166,7 +169,7 @@ def _train(config, workdir, lock):
                 f"The step before the evaluation is saved in {workdir}."
             )
 
-    def evaluate(step):
+    def evaluate(step, evaluations):
         with reporter.time("evaluation"):
             for evaluation in evaluations:
                 result = evaluation.run(
@@ -185,8 +188,7 @@ def _train(config, workdir, lock):
         stack.callback(steps.close)
         stack.push(hosts.announce)
 
-        if evaluates_first:
-            evaluate(first_step)
+        evaluate(first_step, left)
         metrics, heads = None, config.optimizer.head_steps
         if first_step < config.total_steps:
             log.info("Compiling the training step ...")
@@ -228,7 +230,7 @@ def _train(config, workdir, lock):
             if stopping and step < config.total_steps:
                 raise batches.stopped(f"Step {step} is saved in {workdir}.")
             if evaluating:
-                evaluate(step)
+                evaluate(step, evaluations)
 
     # ---- release and pictures
     if first_host:
@@ -239,6 +241,31 @@ def _train(config, workdir, lock):
 
         figures.draw_confusions(workdir / "evaluations")
     return state
+
+
+def unfinished(
+    evaluations: Sequence[evaluator.Evaluator], model: TubeViT, workdir, step: int
+) -> list[evaluator.Evaluator]:
+    """Returns the evaluations of a step that lack their result, or metrics of it.
+
+    The first host decides; all have to call it.
+    """
+    left = []
+    if jax.process_index() == 0:
+        results = read_evaluations(workdir).values()
+        lines = read_metrics(workdir) if (workdir / "metrics.jsonl").exists() else []
+        metrics = [name for line in lines if line["step"] == step for name in line]
+
+        def is_finished(evaluation):
+            protocol = evaluation.protocol(model, step)
+            prefix = f"evaluation/{evaluation.name}/"
+            return any(protocol.items() <= x.items() for x in results) and any(
+                name.startswith(prefix) for name in metrics
+            )
+
+        left = [e.name for e in evaluations if not is_finished(e)]
+    left = json.loads(hosts.gather("evaluations", json.dumps(left))[0])
+    return [e for e in evaluations if e.name in left]
 
 
 def write_overview(params, workdir: epath.Path, first_host: bool) -> None:

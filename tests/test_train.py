@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from jax.experimental.compilation_cache import compilation_cache
 from sklearn.metrics import average_precision_score
 
@@ -38,6 +39,7 @@ from sparse_tube_vit.input import pipeline
 from sparse_tube_vit.input.pipeline import LoaderDied
 from sparse_tube_vit.models import losses
 from sparse_tube_vit.models.losses import LossDoesNotFit
+from sparse_tube_vit.models.tubevit import make_model
 from sparse_tube_vit.training import signals
 from sparse_tube_vit.training import step as steps
 from sparse_tube_vit.training.freezing import NewButFrozen
@@ -213,15 +215,51 @@ def test_another_seed_is_another_run(finished, data_dir, tmp_path):
     assert not np.array_equal(kernel, finished[1].params["stem"]["tube_0"]["kernel"])
 
 
-def test_a_finished_run_is_evaluated_again_and_not_trained(finished, data_dir):
+def test_a_finished_run_is_not_trained_and_makes_the_results_that_it_lacks(
+    finished, data_dir, monkeypatch
+):
     workdir, expected = finished
     before = (workdir / "checkpoints" / "6").stat().st_mtime_ns
-    lines = read_metrics(workdir)
+    lines, evaluated = read_metrics(workdir), []
     result = workdir / "evaluations" / "video_step6_2x3.json"
     result.unlink()  # as if the run had been stopped in its last evaluation
-    assert_bit_identical(train.train(tiny_config(data_dir), workdir), expected)
+    run = evaluator.Evaluator.run
+    monkeypatch.setattr(
+        evaluator.Evaluator,
+        "run",
+        lambda self, *options: evaluated.append(self.name) or run(self, *options),
+    )
+    for _ in range(2):
+        assert_bit_identical(train.train(tiny_config(data_dir), workdir), expected)
     assert (workdir / "checkpoints" / "6").stat().st_mtime_ns == before
     assert result.exists() and read_metrics(workdir) == lines
+    assert evaluated == ["video"]
+
+
+def test_evaluations_without_result_or_metrics_are_unfinished(
+    finished, tmp_path, monkeypatch
+):
+    workdir = epath.Path(shutil.copytree(finished[0], tmp_path / "run"))
+    run = locate(workdir, 6).read_description()
+    config, names = from_json(run["config"]), run["class_names"]
+    model = make_model(config, {head: len(classes) for head, classes in names.items()})
+
+    def unfinished(step=6):
+        evaluations = evaluator.prepare(config, names)
+        left = train.unfinished(evaluations, model, workdir, step)
+        return [evaluation.name for evaluation in left]
+
+    assert unfinished() == [] and unfinished(step=4) == ["image", "video"]
+    with monkeypatch.context() as patch:  # another host, which goes by the first
+        patch.setattr(jax, "process_index", lambda: 1)
+        patch.setattr(hosts, "gather", lambda key, mine: ['["image"]', mine])
+        assert unfinished() == ["image"]
+    config.evaluations.video.spatial_views = 1  # which may change in a run
+    assert unfinished() == ["video"]
+    metrics = workdir / "metrics.jsonl"
+    lines = metrics.read_text().splitlines(keepends=True)
+    metrics.write_text("".join(x for x in lines if "evaluation/image/" not in x))
+    assert unfinished() == ["image", "video"]
 
 
 @pytest.mark.parametrize(

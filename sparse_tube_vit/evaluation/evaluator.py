@@ -89,7 +89,7 @@ class Evaluator:
         """
         source = self.source
         sharding.check_batch(source.batch_size, mesh, f"evaluations.{self.name}")
-        protocol = self._protocol(model, step)
+        protocol = self.protocol(model, step)
         model = model.restride(source.stride_scale)
         if self._compiled is None:
             log.info("Compiling the evaluation %s ...", self.name)
@@ -164,8 +164,13 @@ class Evaluator:
             )
         return self._compiled
 
-    def _protocol(self, model, step):
-        """The protocol of a result, as JSON types; the model has training's strides."""
+    def protocol(self, model: TubeViT, step: int) -> dict:
+        """Returns the protocol of a result, as JSON types.
+
+        Args:
+            model: The model, as trained.
+            step: The step of the checkpoint.
+        """
         source, clip = self.source, self.clip
         protocol = {
             "evaluation": self.name,
