@@ -95,7 +95,7 @@ class Evaluator:
             log.info("Compiling the evaluation %s ...", self.name)
             if protocol["tokens"] != protocol["training_tokens"]:
                 log.warning("%s has %s", self.name, tokens_in_words(protocol))
-        compute_scores, gather = self._programs(model, mesh)
+        program = self._program(model, mesh)
         n, logged = len(self.split), time.monotonic()
         labels = np.zeros((n, *self.split.label_shape), np.int64)
         scores = np.zeros((n, len(self.class_names)), np.float32)
@@ -125,13 +125,12 @@ class Evaluator:
             arrays = {key: batch[key] for key in ("video", *_PER_EXAMPLE)}
             arrays = sharding.to_devices(arrays, mesh)
             with jax.set_mesh(mesh):
-                probabilities = compute_scores(params, arrays.pop("video"))
-            arrays = {key: np.asarray(x) for key, x in gather(arrays).items()}
+                probabilities, arrays = jax.device_get(program(params, **arrays))
             real = arrays["index"] >= 0  # the last batch is padded
             index, weight = arrays["index"][real], arrays["weight"][real]
             labels[index], scored[index] = arrays["label"][real], True
             distinct_views[index] = arrays["distinct_views"][real]
-            scores[index] = np.asarray(probabilities)[real]
+            scores[index] = probabilities[real]
             decoded[index] = weight > 0
             if len(bad := index[(weight > 0) & ~np.isfinite(scores[index]).all(1)]):
                 raise NonFiniteScores(
@@ -152,16 +151,16 @@ class Evaluator:
             decoded,
         )
 
-    def _programs(self, model, mesh):
-        """Compiled for the first run: views to scores, and shards to whole arrays."""
+    def _program(self, model, mesh):
+        """Compiled for the first run: a batch to scores and the rest of it, whole."""
         if self._compiled is None:
-            whole = NamedSharding(mesh, P())
             combine = self.source.combine_views
             scores = make_scores(model, self.source.head, self.loss, combine)
-            self._compiled = (
-                jax.jit(scores, out_shardings=whole),
-                jax.jit(lambda x: x, out_shardings=whole),
-            )
+
+            def score(params, video, **rest):
+                return scores(params, video), rest
+
+            self._compiled = jax.jit(score, out_shardings=NamedSharding(mesh, P()))
         return self._compiled
 
     def protocol(self, model: TubeViT, step: int) -> dict:
