@@ -20,6 +20,7 @@ from sparse_tube_vit.checkpoints.resizing import (
 )
 from sparse_tube_vit.config import ConfigDict, InvalidConfig, from_json, wrong_source
 from sparse_tube_vit.errors import TubeViTError
+from sparse_tube_vit.log import log
 from sparse_tube_vit.models.tubevit import TubeViT
 from sparse_tube_vit.models.variants import make_tubes
 
@@ -265,6 +266,14 @@ def _from_vit(vit, config, model, shapes):
     if "heads" not in vit.told:
         match.report.notes.append(
             f"model.heads is {options['heads']}; a file does not tell them"
+        )
+    if vit.guesses_heads and options["heads"] == vit.model["heads"]:
+        log.warning(
+            "%s: %d heads are a guess, width / 64, and features may be wrong: no known "
+            'ViT has this width. Write theirs, {"num_attention_heads": N}, to a '
+            "config.json beside the file.",
+            vit.source,
+            options["heads"],
         )
     return match
 

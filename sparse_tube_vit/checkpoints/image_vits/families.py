@@ -515,12 +515,36 @@ FAMILIES = (
 )
 
 
+#: Heads by timm's architecture, where they are not those of the width.
+HEADS = {"test_vit": 2, "test_vit2": 2, "vit_base_patch16_gap_224": 16}
+
+#: Widths of ViTs with 16 heads: so400m, H, g, giant-opt and G.
+_SIXTEEN_HEADS = (1152, 1280, 1408, 1536, 1664)
+
+#: Widths of known ViTs; all others than those above have width / 64 heads.
+WIDTHS = (192, 256, 320, 384, 512, 640, 768, 832, 896, 1024, *_SIXTEEN_HEADS)
+
+
+def heads_of(width: int, gated: bool, architecture: str = "") -> int:
+    """Returns the heads of a ViT that does not tell them; a guess beyond `WIDTHS`.
+
+    Args:
+        width: Its width.
+        gated: Whether its MLPs are: DINOv2's giant has the width of giant-opt alone.
+        architecture: timm's name.
+    """
+    if architecture in HEADS:
+        return HEADS[architecture]
+    sixteen = width in _SIXTEEN_HEADS and not (gated and width == 1536)
+    return 16 if sixteen else max(width // 64, 1)
+
+
 @dataclasses.dataclass(frozen=True)
 class Refusal:
     """A kind of ViT that the model cannot compute.
 
     Attributes:
-        names: Patterns of names that together give it away.
+        names: Patterns of names that together give it away; () for none.
         model_types: Pattern of Hugging Face's `model_type` and timm's `architecture`;
             "" for none.
         why: The reason, and what to take.
@@ -580,6 +604,11 @@ REFUSED = (
         (r"\.(q_norm|k_norm)\.|mlp\.fc1_g\b",),
         r"beit3|siglip2_vision_model|siglip2$|aimv2|convnext|resnet|_rpn_|_xp_|x[12]_224$",
         _NO_PLAIN_VIT,
+    ),
+    Refusal(
+        (),
+        r"\btest_vit3$",
+        "pools its register together with the patches, which no pooling here does.",
     ),
 )
 

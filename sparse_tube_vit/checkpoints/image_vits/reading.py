@@ -10,18 +10,17 @@ import numpy as np
 from sparse_tube_vit.checkpoints.image_vits import files, normalization
 from sparse_tube_vit.checkpoints.image_vits.families import (
     FAMILIES,
+    HEADS,
     NAFLEX,
     PREFIXES,
     REFUSED,
     VIVIT,
+    WIDTHS,
     Family,
+    heads_of,
 )
 from sparse_tube_vit.checkpoints.image_vits.files import UnreadableWeights
 from sparse_tube_vit.errors import TubeViTError
-
-#: Heads of ViTs by width, where they are not width / 64: H, g, G, so400m and giant-opt;
-#: of the width of the last is DINOv2's giant, too, whose MLPs are gated.
-_HEADS = {1280: 16, 1408: 16, 1664: 16, 1152: 16, 1536: 16}
 
 #: `hidden_act` of transformers as `EncoderOptions.gelu`.
 _GELUS = {
@@ -89,6 +88,11 @@ class ImageViT:
         """Size of its patches as a tube's kernel, (frames, pixels, pixels)."""
         *size, _, _ = self.arrays["patch/kernel"].shape
         return (1, *size) if len(size) == 2 else tuple(size)
+
+    @property
+    def guesses_heads(self) -> bool:
+        """Whether neither files nor the width, as of a known ViT, tell the heads."""
+        return "heads" not in self.told and self.model["width"] not in WIDTHS
 
     def array(self, name: str, heads: int) -> np.ndarray:
         """Returns an array in the shape of our parameter, for a number of heads."""
@@ -281,15 +285,15 @@ def _model(family, config, arrays, depth):
         "depth": depth,
         "width": width,
         "mlp_dim": arrays["encoder/block_0/mlp/up/kernel"].shape[-1],
-        "heads": max(width // 64, 1),
+        "heads": heads_of(width, gated, architecture),
         "gelu": family.gelu,
         "gated_mlp": gated,
         "norm_epsilon": family.norm_epsilon,
         "pre_norm": "encoder/pre_norm/scale" in arrays,
     }
-    if width in _HEADS and not (gated and width == 1536):
-        model["heads"] = _HEADS[width]
     told = {"depth", "width", "mlp_dim", "gated_mlp", "pre_norm"}
+    if architecture in HEADS:
+        told.add("heads")
     if query.ndim == 3:
         model["heads"] = query.shape[1]
         told.add("heads")

@@ -12,7 +12,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from sparse_tube_vit.checkpoints import image_vits
-from sparse_tube_vit.checkpoints.image_vits import UnreadableWeights, UnsupportedViT
+from sparse_tube_vit.checkpoints.image_vits import (
+    UnreadableWeights,
+    UnsupportedViT,
+    families,
+)
 from sparse_tube_vit.checkpoints.image_vits.families import FAMILIES
 from tests.checkpoints.image_vits.models import GOLDEN, config_of, features, load
 
@@ -287,6 +291,33 @@ def test_heads_of_two_giants_of_one_width(tmp_path, name, heads):
     assert (model["width"], model["heads"]) == (1536, heads)
 
 
+def test_heads_of_all_of_timms_vits(references):
+    # Refused, as norms or their biases are missing, or for what it pools.
+    others = {"test_vit4", "vit_giant_patch16_radio_v3", "test_vit3"}
+    for architecture, width, gated, heads in references["heads"]:
+        if architecture in others:
+            continue
+        sizes = int(width), gated == "True"
+        assert families.heads_of(*sizes, architecture) == int(heads), architecture
+        assert architecture in families.HEADS or sizes[0] in families.WIDTHS
+
+
+def test_an_architecture_tells_heads_and_a_guess_is_a_warning(tmp_path, caplog):
+    folder = copy("timm_deit", tmp_path / "vit")
+    config = {"architecture": "test_vit"}
+    (folder / "config.json").write_text(json.dumps(config))
+    vit = image_vits.read(folder)
+    assert vit.model["heads"] == 2 and "heads" in vit.told
+    load(config_of(folder))
+    assert not caplog.messages
+    (folder / "config.json").unlink()
+    load(config_of(folder / "model.safetensors"))
+    (message,) = caplog.messages
+    assert "1 heads are a guess" in message and '{"num_attention_heads": N}' in message
+    (folder / "config.json").write_text('{"num_attention_heads": 2}')
+    assert image_vits.read(folder / "model.safetensors").model["heads"] == 2
+
+
 def test_class_names_that_several_classes_have_get_their_numbers(tmp_path):
     labels = {"label_names": ["crane", "dog", "crane"]}
     vit = image_vits.read(copy("timm_deit3", tmp_path / "vit", **labels))
@@ -370,6 +401,7 @@ def test_wrong_sizes_are_an_error_that_gives_them():
         ({"vivit.embeddings.cls_token": 1}, {}, r"ViViT.* hf://MCG-NJU/videomae-base"),
         ({}, {"architecture": "vit_pe_spatial_base_patch16_512"}, "Perception Enc"),
         ({}, {"architecture": "beit3_base_patch16_224"}, "no plain ViT"),
+        ({}, {"architecture": "test_vit3"}, "pools its register"),
     ],
 )
 def test_what_cannot_be_computed_is_refused_with_a_reason(
