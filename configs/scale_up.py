@@ -14,6 +14,7 @@ RUN is of configs/kinetics.py with the small variant, FILE an image ViT (`.npz` 
     weights=augreg     or timm, hugging_face: FILE's library, whose GELU and norm differ
     trained=gate       the last layers and the gate; or last: without the gate; head:
                        pooling and heads alone; all: everything
+    positions=fixed    or keep: as scale_up was called
     classes=600        or 400, 700, of Kinetics
     smoke              two minutes on a CPU on the embedded data set
 
@@ -42,6 +43,7 @@ def get_config(argument: str = ""):
         created="runs/created",
         weights=tuple(WEIGHTS),
         trained=("gate", "last", "head", "all"),
+        positions=("fixed", "keep"),
         classes=("600", "400", "700"),
         smoke=False,
     )
@@ -60,7 +62,8 @@ def get_config(argument: str = ""):
     )
     side = 14 if args.big == "H" else 16
     patches = Tube(kernel=(1, side, side), stride=(1, side, side))
-    scale_config(config, VARIANTS[args.big] | WEIGHTS[args.weights], patches)
+    big = VARIANTS[args.big] | WEIGHTS[args.weights]
+    scale_config(config, big, patches, keep_positions=args.positions == "keep")
     if args.trained in ("last", "head"):
         config.model.gate_after = None  # it is zero in the created model
     if args.trained == "head":

@@ -33,17 +33,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--trained_layers", type=int, help="last ones; 6 of 32 if not given"
     )
+    parser.add_argument(
+        "--positions",
+        choices=("fixed", "keep"),
+        default="fixed",
+        help="of the new model: fixed, as in the paper, or those of an image ViT too",
+    )
     args = parser.parse_args(argv)
     sizes = VARIANTS.get(args.variant)
     to_stderr()
     with reported():
         config, report = scale_up(
-            args.small, args.big, args.workdir, sizes, args.trained_layers
+            args.small,
+            args.big,
+            args.workdir,
+            sizes,
+            args.trained_layers,
+            keep_positions=args.positions == "keep",
         )
     model = config.model.to_dict()
     tubes = "".join(f"\n    {tube}," for tube in model.pop("tubes"))
     print(f"{report}\nWritten to {args.workdir}. To train it, see configs/scale_up.py:")
     print(f"  init.weights = {config.init.weights!r}")
+    print(f"  init.positions = {config.init.positions!r}")
     print(f"  optimizer.trained_layers = {config.optimizer.trained_layers}")
     print(*(f"  model.{key} = {value!r}" for key, value in model.items()), sep="\n")
     print(f"  model.tubes = ({tubes}\n  )")

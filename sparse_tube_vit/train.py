@@ -25,8 +25,8 @@ from flax.traverse_util import flatten_dict
 from jax.experimental.compilation_cache import compilation_cache
 
 from sparse_tube_vit.checkpoints import release
+from sparse_tube_vit.checkpoints.evaluations import read_evaluations
 from sparse_tube_vit.checkpoints.run import Checkpoints, describe_run, set_damaged_aside
-from sparse_tube_vit.checkpoints.stored import read_evaluations
 from sparse_tube_vit.checkpoints.workdir import WorkdirLock, make_workdir, remove_empty
 from sparse_tube_vit.config import ConfigDict, check_values, validate
 from sparse_tube_vit.config.flags import CommandParser, add_config, describe_keys

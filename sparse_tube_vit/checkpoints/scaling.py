@@ -16,6 +16,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sparse_tube_vit.checkpoints import image_vits, pretrained, stored
+from sparse_tube_vit.checkpoints.resizing import positions_at
 from sparse_tube_vit.checkpoints.run import describe_run, save_params
 from sparse_tube_vit.config import (
     ConfigDict,
@@ -31,6 +32,10 @@ from sparse_tube_vit.storage import absolute
 
 #: The paper freezes 26 of the 32 layers of H.
 FROZEN_FRACTION = 26 / 32  # rounded down to whole layers: 19 of 24, 9 of 12
+
+#: `model.position_gain` beside kept positions: the fixed ones, of amplitude 1, would
+#: drown those of an image ViT, and frozen layers leave it where it starts.
+POSITION_GAIN = 0.02
 
 
 class NotScalable(TubeViTError, ValueError):
@@ -102,7 +107,11 @@ def scale_tubes(
 
 
 def scale_config(
-    config: ConfigDict, big: Mapping, patches: Tube, trained_layers: int | None = None
+    config: ConfigDict,
+    big: Mapping,
+    patches: Tube,
+    trained_layers: int | None = None,
+    keep_positions: bool = False,
 ) -> None:
     """Changes the config of a small model to that of the created one.
 
@@ -112,6 +121,8 @@ def scale_config(
         patches: Patches of the large model.
         trained_layers: Last layers of the created model that train; the gate is before
             them. None for the paper's fraction.
+        keep_positions: Whether the large model's learned positions are kept beside the
+            fixed ones, which the paper has alone.
 
     Raises:
         NotScalable: As `scale_tubes`; or the small model is the wider one, or has
@@ -133,6 +144,9 @@ def scale_config(
         trained_layers = layers - int(FROZEN_FRACTION * layers)
     m.gate_after = layers - trained_layers
     m.tubes = tuple(map(dataclasses.asdict, tubes))
+    if keep_positions:
+        m.update(positions="learned", position_gain=POSITION_GAIN)
+        config.init.positions = "keep"
     config.optimizer.trained_layers = trained_layers
 
 
@@ -145,12 +159,16 @@ class PatchViT:
         patches: Its patches as a tube.
         params: Numpy arrays by path, those of the patches below `stem/tube_0/`.
         dropped: As in `pretrained.WeightsReport`.
+        positions: Learned positions of a file's patches (h, w, D), or None.
+        interpolation: How these are resized, as in `resizing.positions_at`.
     """
 
     model: dict
     patches: Tube
     params: dict[str, np.ndarray]
     dropped: dict[str, tuple]
+    positions: np.ndarray | None = None
+    interpolation: str = "linear"
 
 
 #: The keys of `config.model` that an encoder's parameters depend on.
@@ -185,8 +203,9 @@ def read_image_vit(path, sizes: Mapping | None = None) -> PatchViT:
         model = _model(config, {"classes": ()})
         params, report = pretrained.initial_params(config, *model)
         dropped = report.dropped
+        positions = vit.arrays.get("positions"), vit.family.interpolation
     else:
-        source = stored.read(path)
+        source, positions = stored.read(path), ()
         config, params, dropped = from_json(source.run["config"]), source.params, {}
     m, (tube, *others) = config.model, make_tubes(config.model.tubes)
     images_alone = not others and tube.reads_images and tube.windows_per_token == 1
@@ -196,7 +215,7 @@ def read_image_vit(path, sizes: Mapping | None = None) -> PatchViT:
             "with a kernel of its own, and no gate."
         )
     values = {key: m[key] for key in _ENCODER}
-    return PatchViT(values, tube, flatten_dict(params, sep="/"), dropped)
+    return PatchViT(values, tube, flatten_dict(params, sep="/"), dropped, *positions)
 
 
 def _model(config, class_names):
@@ -211,7 +230,12 @@ def _fresh(config, model):
 
 
 def scale_up(
-    small, big, workdir, sizes: Mapping | None = None, trained_layers: int | None = None
+    small,
+    big,
+    workdir,
+    sizes: Mapping | None = None,
+    trained_layers: int | None = None,
+    keep_positions: bool = False,
 ) -> tuple[ConfigDict, pretrained.WeightsReport]:
     """Writes the created model as a checkpoint that runs can start from.
 
@@ -223,14 +247,15 @@ def scale_up(
         small: A stored TubeViT: work directory, checkpoint or release.
         big, sizes: As for `read_image_vit`.
         workdir: Work directory for the created model; no run may use it.
-        trained_layers: As for `scale_config`.
+        trained_layers, keep_positions: As for `scale_config`.
 
     Returns:
         (config, report): The small model's config, changed to train the created model,
         which the checkpoint holds too; and the origin of every parameter.
 
     Raises:
-        NotScalable: The two models do not fit.
+        NotScalable: The two models do not fit, or the large one has no positions to
+            keep.
         InvalidConfig: `trained_layers` is 0, or all layers.
         UnreadableWeights, WeightsDoNotMatch: The file cannot be read.
         OtherRun: The work directory is in use.
@@ -240,8 +265,8 @@ def scale_up(
     run, config = source.run, from_json(source.run["config"])
     kernels = read_kernels(source.params, config)
     image = read_image_vit(big, sizes)
-    scale_config(config, image.model, image.patches, trained_layers)
     config.init.update(default_config().init)
+    scale_config(config, image.model, image.patches, trained_layers, keep_positions)
     config.init.weights = absolute(workdir)
     validate(config)
     tubes = make_tubes(config.model.tubes)
@@ -255,6 +280,14 @@ def scale_up(
                 given[name] = image.params[f"stem/tube_0/{leaf}"], big
             else:
                 given[name] = x, small
+    if keep_positions:
+        if image.positions is None or image.positions.ndim < 3:
+            raise NotScalable(
+                f"{big} has no learned positions of a square grid of patches to keep."
+            )
+        for i, tube in enumerate(tubes):
+            x = positions_at(image.positions, tube, model.clip, image.interpolation)
+            given[f"positions/tube_{i}"] = x.astype(np.float32), big
     for name, x in image.params.items():
         if name.startswith(("encoder/", "pooling/")) and name in shapes:
             given[name] = x, big
