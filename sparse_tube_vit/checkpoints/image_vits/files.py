@@ -141,18 +141,25 @@ def _pickled(path):
 
 
 def _json(path):
-    """Returns the object in a JSON file, {} where there is none."""
+    """Returns the object in a JSON file without its nulls; {} where there is none."""
     if not path.exists():
         return {}
     try:
         content = json.loads(path.read_bytes())
         if not isinstance(content, dict):
             raise ValueError("it is no JSON object")
+        content = _without_nulls(content)
     except UnreachableStorage:
         raise
     except (ValueError, RecursionError) as error:  # of brackets too deep
         raise UnreadableWeights(f"{path} cannot be read: {error}") from error
     return content
+
+
+def _without_nulls(x):
+    if not isinstance(x, dict):
+        return x
+    return {key: _without_nulls(value) for key, value in x.items() if value is not None}
 
 
 def read_arrays(path) -> dict[str, np.ndarray]:

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from sparse_tube_vit.checkpoints.image_vits.files import UnreadableWeights
+
 #: Means and standard deviations of pixels in 0..1, by value of `init.normalization`.
 KINDS = {
     "half": ((0.5,) * 3, (0.5,) * 3),
@@ -58,7 +60,9 @@ class Normalization:
         return kernel * (0.5 / std)[:, None], bias
 
 
-def choose(asked: str, config: Mapping, preprocessor: Mapping, family) -> Normalization:
+def choose(
+    asked: str, config: Mapping, preprocessor: Mapping, family, path=""
+) -> Normalization:
     """Returns the normalization of a file.
 
     Args:
@@ -66,21 +70,23 @@ def choose(asked: str, config: Mapping, preprocessor: Mapping, family) -> Normal
         config: `config.json`; that of timm has it in `pretrained_cfg`.
         preprocessor: `preprocessor_config.json` of transformers.
         family: The file's `Family`.
+        path: The file, for messages.
+
+    Raises:
+        UnreadableWeights: The files say what no normalization is.
     """
     if asked:
         return Normalization(*KINDS[asked], "by init.normalization")
     timm = config.get("pretrained_cfg", config)
     if "mean" in timm and "std" in timm:
-        return Normalization(tuple(timm["mean"]), tuple(timm["std"]), "by config.json")
+        return _told(path, "config.json", timm["mean"], timm["std"])
     if "image_mean" in preprocessor and "image_std" in preprocessor:
-        scale = 255 * preprocessor.get("rescale_factor", 1 / 255)
-        scale = scale if preprocessor.get("do_rescale", True) else 255
-        mean, std = np.zeros(3), np.ones(3)
-        if preprocessor.get("do_normalize", True):
-            mean = mean + preprocessor["image_mean"]
-            std = std * preprocessor["image_std"]
-        mean, std = (tuple((x / scale).round(9).tolist()) for x in (mean, std))
-        return Normalization(mean, std, "by preprocessor_config.json")
+        mean, std = preprocessor["image_mean"], preprocessor["image_std"]
+        if not preprocessor.get("do_normalize", True):
+            mean, std = 0, 1
+        factor = preprocessor.get("rescale_factor", 1 / 255)
+        factor = factor if preprocessor.get("do_rescale", True) else 1
+        return _told(path, "preprocessor_config.json", mean, std, factor)
     why = f"as most {family.name} models of {family.codebase}"
     if family.shared:
         why += (
@@ -88,3 +94,19 @@ def choose(asked: str, config: Mapping, preprocessor: Mapping, family) -> Normal
             "--config.init.normalization=imagenet"
         )
     return Normalization(*KINDS[family.normalization], why)
+
+
+def _told(path, file, mean, std, factor=1 / 255):
+    """Returns what a file beside `path` does to pixels in 0..255 times the factor."""
+    try:
+        values = np.stack([np.broadcast_to(x, 3) for x in (mean, std)])
+        if not (factor > 0 and np.isfinite(values).all() and (values[1] > 0).all()):
+            raise ValueError
+    except (TypeError, ValueError) as error:
+        raise UnreadableWeights(
+            f"{file} beside {path} normalizes pixels times {factor} by mean {mean} and "
+            f"std {std}: expected three numbers each, and std above 0. Correct it, or "
+            f"choose a normalization: {', '.join(KINDS)}."
+        ) from error
+    mean, std = (values / (255 * factor)).round(9).tolist()
+    return Normalization(tuple(mean), tuple(std), f"by {file}")

@@ -142,6 +142,12 @@ def read(path, asked: str = "") -> ImageViT:
         else:
             left_over[theirs] = x.shape
     model, told = _model(family, found.config, arrays, depth)
+    channels = arrays["patch/kernel"].shape[-2]
+    if channels != 3:
+        raise UnsupportedViT(
+            f"{path} is of {channels}-channel images, as its {names['patch/kernel']} "
+            "tells; tubes read red, green and blue. Take a ViT of such images."
+        )
     _add_biases(arrays, family.without_bias)
     _fold_layer_scale(arrays)
     model["pooling"] = _pooling(found.config, arrays, before_head)
@@ -166,7 +172,7 @@ def read(path, asked: str = "") -> ImageViT:
         model=model,
         told=frozenset(told),
         normalization=normalization.choose(
-            asked, found.config, found.preprocessor, family
+            asked, found.config, found.preprocessor, family, path
         ),
         frames=found.config.get("num_frames", 16) if family.tubelets else 1,
         size=_size(found, arrays),
@@ -174,17 +180,27 @@ def read(path, asked: str = "") -> ImageViT:
     )
 
 
+def _options(config):
+    """Returns the options of the image model in a config of transformers or timm."""
+    return config.get("model_args", {}) | config.get("vision_config", config)
+
+
+def _side(size):
+    """Returns the last of a number, a list or a dict of sides, in pixels, or None."""
+    size = size.get("height") if isinstance(size, dict) else size
+    size = size[-1] if isinstance(size, list) and size else size
+    return size if isinstance(size, int) else None
+
+
 def _size(found, arrays):
     """Returns the pixels of inputs, a multiple of the patches'."""
     *_, patch = arrays["patch/kernel"].shape[:-2]
-    vision = found.config.get("vision_config", found.config)
-    timm = found.config.get("pretrained_cfg", found.config).get("input_size", [None])
-    size = timm[-1] or vision.get("image_size")
+    timm = found.config.get("pretrained_cfg", found.config)
+    options = _options(found.config)
+    size = _side(timm.get("input_size")) or _side(options.get("image_size"))
     for key in ("size", "crop_size"):  # that of a crop is the last
-        given = found.preprocessor.get(key)
-        given = given.get("height") if isinstance(given, dict) else given
-        size = given if isinstance(given, int) else size
-    if not isinstance(size, int) and "positions" in arrays:
+        size = _side(found.preprocessor.get(key)) or size
+    if size is None and "positions" in arrays:
         size = arrays["positions"].shape[-2] * patch
     return max(round((size or 224) / patch), 1) * patch
 
@@ -193,9 +209,9 @@ def _labels(config, kernel):
     if kernel is None:
         return ()
     numbers = [str(i) for i in range(kernel.shape[-1])]
-    given = config.get("id2label") or dict(
-        zip(numbers, config.get("label_names", ()), strict=False)
-    )
+    given = config.get("id2label") or config.get("label_names", ())
+    if not isinstance(given, dict):
+        given = dict(zip(numbers, given, strict=False))
     names = [str(given.get(i, i)) for i in numbers]
     counts = collections.Counter(names)  # ImageNet's "crane" is a bird and a machine
     return tuple(
@@ -276,7 +292,7 @@ def _kernel(family, name, x):
 
 def _model(family, config, arrays, depth):
     """Returns the values of `config.model`, and the keys that are not guessed."""
-    vision = config.get("vision_config", config)
+    vision = _options(config)
     width = arrays["patch/kernel"].shape[-1]
     query = arrays["encoder/block_0/attention/query/kernel"]
     gated = "encoder/block_0/mlp/gate/kernel" in arrays
@@ -297,7 +313,6 @@ def _model(family, config, arrays, depth):
     if query.ndim == 3:
         model["heads"] = query.shape[1]
         told.add("heads")
-    vision = config.get("model_args", {}) | vision
     for key, *theirs in (
         ("heads", "num_attention_heads", "num_heads"),
         ("norm_epsilon", "layer_norm_eps"),
@@ -329,7 +344,7 @@ def _pooling(config, arrays, before_head):
     if "pooling/probe" in arrays:
         return "map"
     by_layers = "avg" if "fc_norm.weight" in before_head else "token"
-    averaged = config.get("global_pool", by_layers) == "avg"
+    averaged = _options(config).get("global_pool", by_layers) == "avg"
     return "class_token" if "class_token" in arrays and not averaged else "mean"
 
 
@@ -404,8 +419,8 @@ def _grid(positions, tokens):
 def _sines(config, arrays, width):
     """Returns VideoMAE's fixed positions (t, h, w, D): sines of a patch's index."""
     t, h, w, *_ = arrays["patch/kernel"].shape
-    frames, size = config.get("num_frames", 16), config.get("image_size", 224)
-    grid = frames // t, size // h, size // w
+    rows, columns = np.broadcast_to(config.get("image_size", 224), 2).tolist()
+    grid = config.get("num_frames", 16) // t, rows // h, columns // w
     channels = np.arange(width)
     angles = np.arange(math.prod(grid))[:, None] / 10_000 ** (
         2 * (channels // 2) / width

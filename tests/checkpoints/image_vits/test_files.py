@@ -25,6 +25,17 @@ def test_a_file_is_read_with_the_configs_beside_it():
     same(image_vits.read(VIT / "model.safetensors"), image_vits.read(VIT))
 
 
+def test_nulls_are_as_what_is_not_there(tmp_path):
+    shutil.copytree(VIT, tmp_path / "vit")
+    for name, keys in (
+        ("config.json", ("vision_config", "model_args", "pretrained_cfg")),
+        ("preprocessor_config.json", ("rescale_factor", "do_rescale", "crop_size")),
+    ):
+        content = json.loads((VIT / name).read_text()) | dict.fromkeys(keys)
+        (tmp_path / "vit" / name).write_text(json.dumps(content))
+    same(image_vits.read(tmp_path / "vit"), image_vits.read(VIT))
+
+
 def test_shards_and_their_index(tmp_path):
     shutil.copytree(VIT, tmp_path / "vit")
     (tmp_path / "vit" / "model.safetensors").unlink()

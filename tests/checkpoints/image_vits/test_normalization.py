@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from sparse_tube_vit.checkpoints.image_vits import normalization
+from sparse_tube_vit.checkpoints.image_vits import UnreadableWeights, normalization
 from sparse_tube_vit.checkpoints.image_vits.families import TIMM
 from tests.checkpoints.image_vits.models import GOLDEN, config_of, load
 
@@ -58,12 +58,40 @@ def test_folded_kernels_give_the_same_tokens(kind):
             0.0,
             "by preprocessor",
         ),
+        # Pixels in 0..255, and one number for three.
+        (
+            "",
+            {},
+            {"do_rescale": False, "image_mean": 51, "image_std": [51] * 3},
+            0.2,
+            "by preprocessor",
+        ),
         ("", {}, {}, 0.5, "as most ViT models of timm; DeiT, DINO and MAE have the sa"),
     ],
 )
 def test_what_decides(asked, config, preprocessor, mean, why):
     found = normalization.choose(asked, config, preprocessor, PLAIN)
     assert found.mean[0] == pytest.approx(mean) and found.why.startswith(why)
+
+
+@pytest.mark.parametrize(
+    "mean, std, factor",
+    [
+        ([0.1] * 13, [0.2] * 13, 1 / 255),
+        ([0.5] * 3, [0.5, 0, 0.5], 1 / 255),
+        ([0.5] * 3, [float("nan")] * 3, 1 / 255),
+        ("half", "half", 1 / 255),
+        ([0.5] * 3, [0.5] * 3, 0),
+    ],
+)
+def test_what_normalizes_nothing_is_named(mean, std, factor):
+    preprocessor = {"image_mean": mean, "image_std": std, "rescale_factor": factor}
+    with pytest.raises(UnreadableWeights, match="config.json beside vit normalizes"):
+        normalization.choose("", {}, preprocessor, PLAIN, "vit")
+    if factor:
+        with pytest.raises(UnreadableWeights, match="^config.json .* three numbers"):
+            normalization.choose("", {"mean": mean, "std": std}, {}, PLAIN)
+    assert normalization.choose("half", {}, preprocessor, PLAIN).is_ours
 
 
 def test_the_report_says_which_and_why_and_a_key_changes_it():

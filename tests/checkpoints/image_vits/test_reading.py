@@ -324,6 +324,41 @@ def test_class_names_that_several_classes_have_get_their_numbers(tmp_path):
     assert vit.labels == ("crane (0)", "dog", "crane (2)")
 
 
+def test_labels_as_a_list_or_none(tmp_path):
+    for i, (labels, names) in enumerate(
+        (
+            ({"id2label": ["a", "b", "c"]}, ("a", "b", "c")),
+            ({"id2label": None, "label_names": None}, ("0", "1", "2")),
+        )
+    ):
+        vit = image_vits.read(copy("timm_deit3", tmp_path / f"{i}", **labels))
+        assert vit.labels == names
+
+
+def test_sizes_as_lists(tmp_path):
+    name = "hugging_face_videomae"
+    lists = {"image_size": [24, 24], "patch_size": [8, 8]}
+    vit, listed = (
+        image_vits.read(path)
+        for path in (GOLDEN / name, copy(name, tmp_path / "vit", **lists))
+    )
+    same_arrays(listed, vit)
+    assert listed.size == vit.size == 24
+
+
+@pytest.mark.parametrize("channels", [1, 13])
+def test_images_of_other_channels_are_refused(tmp_path, channels):
+    arrays = load_file(GOLDEN / "hugging_face_dino" / "model.safetensors")
+    kernel = "embeddings.patch_embeddings.projection.weight"
+    arrays[kernel] = np.ones((16, channels, 8, 8), np.float32)
+    save_file(arrays, tmp_path / "vit.safetensors")
+    statistics = {"image_mean": [0.1] * channels, "image_std": [0.3] * channels}
+    preprocessor = tmp_path / "preprocessor_config.json"
+    preprocessor.write_text(json.dumps(statistics))
+    with pytest.raises(UnsupportedViT, match=f"{channels}-channel images, .*{kernel}"):
+        image_vits.read(tmp_path / "vit.safetensors")
+
+
 @pytest.mark.parametrize(
     "name, gelu, epsilon, normalization",
     [
