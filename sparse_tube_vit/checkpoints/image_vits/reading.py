@@ -7,6 +7,7 @@ import re
 
 import numpy as np
 
+from sparse_tube_vit.checkpoints import stored
 from sparse_tube_vit.checkpoints.image_vits import files, normalization
 from sparse_tube_vit.checkpoints.image_vits.families import (
     FAMILIES,
@@ -142,7 +143,8 @@ def read(path, asked: str = "") -> ImageViT:
         else:
             left_over[theirs] = x.shape
     model, told = _model(family, found.config, arrays, depth)
-    channels = arrays["patch/kernel"].shape[-2]
+    *_, side, channels, _ = arrays["patch/kernel"].shape
+    _check_sizes(found, {**model, "patch": side})
     if channels != 3:
         raise UnsupportedViT(
             f"{path} is of {channels}-channel images, as its {names['patch/kernel']} "
@@ -180,9 +182,35 @@ def read(path, asked: str = "") -> ImageViT:
     )
 
 
+#: Keys of sizes in configs of transformers and timm, by ours.
+_SIZES = {
+    "width": ("hidden_size", "embed_dim", "num_features"),
+    "depth": ("num_hidden_layers", "depth"),
+    "patch": ("patch_size",),
+}
+
+
 def _options(config):
     """Returns the options of the image model in a config of transformers or timm."""
     return config.get("model_args", {}) | config.get("vision_config", config)
+
+
+def _check_sizes(found, ours):
+    """Raises UnreadableWeights for a config of other weights than those beside it."""
+    options = _options(found.config)
+    wrong = [
+        f"{key} is {options[key]} there, {ours[size]} in the weights"
+        for size, keys in _SIZES.items()
+        for key in keys
+        if (theirs := _side(options.get(key))) and theirs != ours[size]
+    ]
+    if wrong:
+        folder = found.weights.parent
+        raise UnreadableWeights(
+            f"{folder / stored.CONFIG} is of other weights than {found.weights.name}: "
+            f"{'; '.join(wrong)}. Put the weights into a folder of their own, or "
+            "remove the config."
+        )
 
 
 def _side(size):

@@ -36,6 +36,27 @@ def test_nulls_are_as_what_is_not_there(tmp_path):
     same(image_vits.read(tmp_path / "vit"), image_vits.read(VIT))
 
 
+def test_a_config_of_other_weights_is_named(tmp_path):
+    shutil.copytree(VIT, tmp_path / "vit")
+    file = tmp_path / "vit" / "config.json"
+    for changes, sizes in (
+        (
+            {"hidden_size": 768, "num_hidden_layers": 12, "patch_size": [14, 14]},
+            "hidden_size is 768 there, 16 in the weights; num_hidden_layers is 12 .*; "
+            r"patch_size is \[14, 14\] there, 8 in the weights. .* folder of their own",
+        ),
+        ({"vision_config": {"hidden_size": 32}}, "hidden_size is 32 there"),
+        (
+            {"model_args": {"embed_dim": 32}, "depth": 3},
+            "embed_dim is 32 .*; depth is 3",
+        ),
+    ):
+        config = json.loads((VIT / "config.json").read_text()) | changes
+        file.write_text(json.dumps(config))
+        with pytest.raises(UnreadableWeights, match=f"{file} is of other .*: {sizes}"):
+            image_vits.read(tmp_path / "vit")
+
+
 def test_shards_and_their_index(tmp_path):
     shutil.copytree(VIT, tmp_path / "vit")
     (tmp_path / "vit" / "model.safetensors").unlink()
