@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 from pathlib import Path
 
 import ml_dtypes
@@ -217,7 +218,7 @@ def on_disk(path: epath.Path | HubPath, items=None):
 
 def _locate(root, step, name):
     if not root.is_dir():
-        raise NoCheckpoint(f"{name} is no directory: there is no model to load.")
+        raise NoCheckpoint(f"{name} {_no_model(root, name)}")
     names = _names(root)
     if CONFIG in names or ARRAYS in names:
         if step is not None:
@@ -234,6 +235,19 @@ def _locate(root, step, name):
     check_finished(folder, shown)
     local = not isinstance(root, HubPath) and directory.name == "checkpoints"
     return Location(shown, folder, step, directory.parent if local else None)
+
+
+def _no_model(root, name):
+    """Returns why a path that is no directory is no model, and what may be meant."""
+    if root.exists():
+        return (
+            "is a file of another kind: a model is a directory, or an image ViT's "
+            "weights, .safetensors or .npz."
+        )
+    why = "is no directory: there is no model to load."
+    if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
+        why += f" One on the Hugging Face Hub is hf://{name}"
+    return why
 
 
 def _names(directory):
@@ -272,7 +286,10 @@ def _choose_step(directory, step, name, names_above):
 def _read_config(folder: Path, name):
     """Reads a release's config.json: (run, section "release")."""
     if not (folder / CONFIG).exists():
-        raise damaged(name, f"{CONFIG} is gone")
+        raise damaged(
+            name,
+            f"{CONFIG} is gone (if {ARRAYS} is an image ViT's, give the file itself)",
+        )
     with reading(name):
         run = json.loads((folder / CONFIG).read_text())
     run = unsealed(run, name)

@@ -216,6 +216,9 @@ def test_a_run_resumes_that_was_saved_before_a_key_was_added(copy):
 def test_nothing_and_things_of_others_are_told_apart(run, tmp_path):
     with pytest.raises(NoCheckpoint, match="is no directory"):
         stored.read(tmp_path / "nowhere")
+    (tmp_path / "weights.h5").touch()
+    with pytest.raises(NoCheckpoint, match="another kind: .*safetensors or .npz"):
+        stored.read(tmp_path / "weights.h5")
     (tmp_path / "empty").mkdir()
     with pytest.raises(NoCheckpoint, match="is empty"):
         stored.read(tmp_path / "empty")
@@ -240,6 +243,15 @@ def test_nothing_and_things_of_others_are_told_apart(run, tmp_path):
     (tmp_path / "other" / "model.safetensors").write_bytes(b"")
     with pytest.raises(ForeignCheckpoint, match="not of sparse_tube_vit"):
         stored.read(tmp_path / "other")
+
+
+def test_a_name_on_the_hub_is_suggested_as_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(NoCheckpoint, match="Hub is hf://facebook/dinov2-small$"):
+        stored.read("facebook/dinov2-small")
+    for name in ("dinov2-small", "../runs", "/runs/x", "runs/x/checkpoints"):
+        with pytest.raises(NoCheckpoint, match="no model to load.$"):
+            stored.read(name)
 
 
 @pytest.mark.parametrize("lost", ["run", "params", "ema", "params/manifest.ocdbt"])
