@@ -206,11 +206,8 @@ def _from_vit(vit, config, model, shapes):
         if init.positions == "drop":
             match.drop(name, positions, "init.positions is 'drop'")
         elif positions.ndim < 3:
-            match.wrong[name] = (
-                positions.shape,
-                "no square grid of patches; to start a run without them: "
-                "--config.model.positions=fixed --config.init.positions=drop",
-            )
+            why = f"no square grid of patches; {_WITHOUT_POSITIONS}"
+            match.wrong[name] = positions.shape, why
         else:
             for i, tube in enumerate(model.tubes):
                 match.resize(
@@ -218,8 +215,10 @@ def _from_vit(vit, config, model, shapes):
                     positions_at(positions, tube, model.clip, interpolation),
                     f"from {'x'.join(map(str, positions.shape[:-1]))}, {interpolation}",
                 )
-    else:
+    elif init.positions == "drop":
         match.report.notes.append("the file has no position embeddings")
+    else:
+        match.wrong["positions"] = "not in the file", _WITHOUT_POSITIONS
     if (token := arrays.pop("class_token", None)) is not None:
         if pooling == "class_token":
             match.load("class_token", token, "with its position added")
@@ -278,6 +277,10 @@ def _from_vit(vit, config, model, shapes):
     return match
 
 
+_WITHOUT_POSITIONS = (
+    "to start a run without them, --config.model.positions=fixed "
+    "--config.init.positions=drop"
+)
 _WHOLE_TOKENS = (
     "a ViT's kernel makes whole tokens; take tubes without space-to-depth, as set '4', "
     "or init.inflate 'none'"

@@ -74,8 +74,10 @@ def test_without_its_positions_a_vit_starts_runs_alone(tmp_path):
     save_file(arrays, tmp_path / "vit.safetensors")
     with pytest.raises(UnsupportedViT, match="no position embeddings.* start a run"):
         stv.load(tmp_path / "vit.safetensors")
-    config = config_of(tmp_path / "vit.safetensors", positions="fixed")
-    config.init.positions = "drop"
+    config = config_of(tmp_path / "vit.safetensors")
+    with pytest.raises(ValueError, match="not in the file: .*init.positions=drop"):
+        load(config)
+    config.model.positions, config.init.positions = "fixed", "drop"
     assert "the file has no position embeddings" in load(config)[2].notes
 
 
