@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     to_stderr()
     with reported(), whole_file(args.out) as write:
         paths = files.expand(args.files)
-        tubevit = load(args.model, args.step, args.ema)
+        tubevit = load(args.model, args.step, args.ema, args.normalization)
         if args.tokens:
             check_one_kind(paths, Limits.of(tubevit.config.loader))
         computed = files.UntilInterrupted(

@@ -185,7 +185,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             from sparse_tube_vit.figures import timeline  # needs matplotlib
 
             write = stack.enter_context(whole_file(args.plot))
-        tubevit = load(args.model, args.step, args.ema)
+        tubevit = load(args.model, args.step, args.ema, args.normalization)
         options = (args.head, args.top, args.views, args.batch_size)
         if args.window is None:
             predictions = predict(tubevit, paths, *options)

@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     to_stderr()
     with reported():
         result = probe(
-            load(args.model, args.step, args.ema),
+            load(args.model, args.step, args.ema, args.normalization),
             args.clips,
             args.kind,
             args.split_list,

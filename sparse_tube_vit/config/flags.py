@@ -102,7 +102,7 @@ def add_model(container, image_vits: bool = True, **options) -> None:
 def add_checkpoint_arguments(
     parser: argparse.ArgumentParser, image_vits: bool = True
 ) -> None:
-    """Adds --model, and which step and kind of its parameters to take."""
+    """Adds --model, which step and kind of its parameters to take, --normalization."""
     add_model(parser, image_vits)
     parser.add_argument("--step", type=int, help="of a run; default: the latest")
     parser.add_argument(
@@ -110,6 +110,18 @@ def add_checkpoint_arguments(
         action=argparse.BooleanOptionalAction,
         default=True,
         help="take the averaged parameters, if there are any",
+    )
+    if image_vits:
+        add_normalization(parser)
+
+
+def add_normalization(parser: argparse.ArgumentParser) -> None:
+    """Adds --normalization, of the inputs of an image ViT that is given by --model."""
+    parser.add_argument(
+        "--normalization",
+        default="",
+        help="of an image ViT's inputs: half, imagenet or clip; default: as its files "
+        "tell",
     )
 
 

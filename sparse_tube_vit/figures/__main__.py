@@ -16,6 +16,7 @@ from sparse_tube_vit.config.flags import (
     CommandParser,
     add_config,
     add_model,
+    add_normalization,
     positive,
 )
 from sparse_tube_vit.errors import reported
@@ -50,7 +51,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 getattr(args, "clip", None),
                 getattr(args, "data_dir", None),
             )
-            runs = [Run(model, clip, data_dir) for model in models]
+            options = clip, data_dir, args.normalization
+            runs = [Run(model, *options) for model in models]
             paths = draw_run(runs, args.command, args.out)
         for path in paths:
             print(path)
@@ -72,6 +74,7 @@ def _parser():
             source = command.add_mutually_exclusive_group(required=True)
             add_config(source, required=False)
         add_model(source, required=kind != "tubes", **several)
+        add_normalization(command)
         command.add_argument("--out", help="a directory; default: WORKDIR/figures")
         if kind in ("run", "tubes", "attention"):
             command.add_argument(

@@ -52,11 +52,13 @@ class Run:
             without metrics and evaluations.
         clip_file: Video or image to draw on; by default the first of an evaluation.
         data_dir: Prepared data sets, if not those of the config.
+        normalization: As for `load`.
     """
 
     model: str
     clip_file: str | None = None
     data_dir: str | None = None
+    normalization: str = ""
 
     @functools.cached_property
     def workdir(self) -> epath.Path | None:
@@ -71,7 +73,7 @@ class Run:
     @functools.cached_property
     def trained(self) -> TrainedTubeViT:
         """The model of the latest checkpoint. Raises: As `load`."""
-        trained = load(self.model)
+        trained = load(self.model, normalization=self.normalization)
         if self.data_dir:
             trained.config.data_dir = self.data_dir
         return trained

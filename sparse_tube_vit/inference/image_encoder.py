@@ -24,15 +24,20 @@ FRAMES, FPS, STRIDE = 16, 8.0, 8
 _TUBELETS_FPS = 7.5
 
 
-def read(path) -> stored.StoredModel:
+def read(path, normalization: str = "") -> stored.StoredModel:
     """Reads an image ViT's weights as a stored model, of step 0.
 
+    Args:
+        path: As for `init.weights`.
+        normalization: As `init.normalization`.
+
     Raises:
+        InvalidConfig: There is no such normalization.
         UnreadableWeights, UnsupportedViT: As `image_vits.read`.
         WeightsDoNotMatch: Arrays are left over or missing.
         UnreachableStorage: The URL's storage does not answer.
     """
-    vit = image_vits.read(path)
+    vit = image_vits.read(path, normalization)
     if "positions" not in vit.arrays:
         raise image_vits.UnsupportedViT(
             f"{vit.source} has no position embeddings, which its features need. Take a "
@@ -40,6 +45,7 @@ def read(path) -> stored.StoredModel:
         )
     class_names = {HEAD: vit.labels} if vit.labels and not vit.before_head else {}
     config = encoder_config(str(path), vit, class_names)
+    config.init.normalization = normalization
     model = make_model(
         config, {head: len(names) for head, names in class_names.items()}
     )

@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict
 from sparse_tube_vit import storage
 from sparse_tube_vit.checkpoints import image_vits, stored
 from sparse_tube_vit.checkpoints.step import DamagedCheckpoint, NoCheckpoint, damaged
-from sparse_tube_vit.config import ConfigDict, from_json, head_loss
+from sparse_tube_vit.config import ConfigDict, InvalidConfig, from_json, head_loss
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.inference import files, image_encoder
 from sparse_tube_vit.inference.clips import naming
@@ -39,7 +39,9 @@ class NotAClip(TubeViTError, ValueError):
     """An array that is no image, no clip and no views of one."""
 
 
-def load(path, step: int | None = None, ema: bool = True) -> "TrainedTubeViT":
+def load(
+    path, step: int | None = None, ema: bool = True, normalization: str = ""
+) -> "TrainedTubeViT":
     """Loads a trained model onto the default device.
 
     Args:
@@ -50,8 +52,11 @@ def load(path, step: int | None = None, ema: bool = True) -> "TrainedTubeViT":
         step: A step of a work directory; None for the latest.
         ema: Whether to read averaged parameters, if there are any. A release has only
             one kind.
+        normalization: That of an image ViT's inputs, where its files do not tell or are
+            wrong: "half", "imagenet" or "clip".
 
     Raises:
+        InvalidConfig: `normalization` is none of these, or the model is no image ViT.
         NoCheckpoint, UnfinishedCheckpoint, ForeignCheckpoint, DamagedCheckpoint,
         NewerCheckpoint, UnreachableStorage: As `stored.locate`.
         UnreadableWeights, UnsupportedViT: As `image_vits.read`.
@@ -59,7 +64,11 @@ def load(path, step: int | None = None, ema: bool = True) -> "TrainedTubeViT":
     if image_vits.holds_image_vit(path):
         if step is not None:
             raise NoCheckpoint(f"{path} is an image ViT's weights, without steps.")
-        source = image_encoder.read(path)
+        source = image_encoder.read(path, normalization)
+    elif normalization:
+        raise InvalidConfig(
+            f"{path} is not an image ViT's weights: it takes no normalization."
+        )
     else:
         source = stored.read(path, step, ema)
     tubevit = from_stored(source)

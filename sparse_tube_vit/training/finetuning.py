@@ -169,7 +169,7 @@ def _take_settings(config, workdir):
         return
     weights = config.init.weights
     if weights and image_vits.holds_image_vit(weights):
-        image = image_vits.read(weights)
+        image = image_vits.read(weights, config.init.normalization)
         values = {f"model.{k}": key.default for k, key in MODEL.items()}
         values |= {f"model.{key}": x for key, x in image.model.items()}
         trained = config.optimizer.trained_layers

@@ -1,5 +1,7 @@
 """Image ViTs' weights used as they are, against their libraries' features."""
 
+import shutil
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -9,6 +11,7 @@ import sparse_tube_vit as stv
 from sparse_tube_vit import features as features_command
 from sparse_tube_vit.checkpoints.image_vits import UnsupportedViT
 from sparse_tube_vit.checkpoints.step import NoCheckpoint
+from sparse_tube_vit.config import InvalidConfig
 from sparse_tube_vit.models.tubevit import UnknownHead
 from tests.checkpoints.image_vits.models import GOLDEN, config_of, load
 
@@ -87,11 +90,34 @@ def test_videomae_reads_clips():
     assert tubevit.features(clip).tokens.shape == (18, 16)
 
 
-def test_the_command_takes_weights(tmp_path):
-    Image.fromarray(np.zeros((30, 40, 3), np.uint8)).save(tmp_path / "a.png")
-    model = str(GOLDEN / "hugging_face_clip")
-    out = tmp_path / "features.npz"
-    features_command.main(
-        ["--model", model, str(tmp_path / "a.png"), "--out", str(out)]
-    )
-    assert np.load(out)["pooled"].shape == (1, 16)
+def test_a_normalization_is_given_where_no_file_tells(references, tmp_path, caplog):
+    """A file of DeiT alone has AugReg's names; with imagenet it is timm's again."""
+    file = tmp_path / "deit.safetensors"
+    shutil.copy(GOLDEN / "timm_deit" / "model.safetensors", file)
+    (tmp_path / "config.json").write_text('{"num_heads": 2}')
+    caplog.set_level("INFO", "sparse_tube_vit")
+    expected = references["timm_deit/pooled"][0]
+    for normalization, same in (("imagenet", True), ("", False)):
+        tubevit = stv.load(file, normalization=normalization)
+        assert tubevit.config.init.normalization == normalization
+        found = tubevit.features(references["images"][0]).pooled
+        assert np.allclose(found, expected, atol=1e-4) == same
+    assert "for them" in caplog.text and "--normalization=imagenet" in caplog.text
+    with pytest.raises(
+        InvalidConfig, match="'rgb': it must be of half, imagenet, clip"
+    ):
+        stv.load(file, normalization="rgb")
+    with pytest.raises(InvalidConfig, match="demo is not an image ViT"):
+        stv.load("demo", normalization="imagenet")
+
+
+def test_the_command_takes_weights_and_their_normalization(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 40, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    model, out = str(GOLDEN / "hugging_face_clip"), tmp_path / "features.npz"
+    command = ["--model", model, str(tmp_path / "a.png"), "--out", str(out)]
+    features_command.main(command)
+    pooled = np.load(out)["pooled"]
+    assert pooled.shape == (1, 16)
+    features_command.main([*command, "--normalization=half"])
+    assert not np.allclose(np.load(out)["pooled"], pooled, atol=1e-3)

@@ -117,6 +117,17 @@ def test_an_image_vit_of_the_hub_gives_its_options(caplog):
     assert "2 layers of width 16, as in " in caplog.text
 
 
+def test_a_normalization_that_is_set_goes_before_a_files_wrong_one(tmp_path):
+    weights = tmp_path / "vit.safetensors"
+    shutil.copy(IMAGE_VIT, weights)
+    wrong = {"image_mean": [0.5] * 3, "image_std": [0] * 3}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(wrong))
+    override = f"--config.init.weights={weights}"
+    with pytest.raises(UnreadableWeights, match="choose a normalization: half"):
+        from_image_vit(override)
+    assert from_image_vit(override, "--config.init.normalization=half").model.depth == 2
+
+
 def test_gated_mlps_of_an_image_vit_are_taken():
     weights = Path(__file__).parents[1] / "golden/image_vits/timm_dinov2_gated"
     config = finetuning.complete(config_of("", "data", weights), data=False)

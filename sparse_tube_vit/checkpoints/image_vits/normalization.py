@@ -10,8 +10,9 @@ from collections.abc import Mapping
 import numpy as np
 
 from sparse_tube_vit.checkpoints.image_vits.files import UnreadableWeights
+from sparse_tube_vit.config import InvalidConfig
 
-#: Means and standard deviations of pixels in 0..1, by value of `init.normalization`.
+#: Means and standard deviations of pixels in 0..1, by what `init.normalization` may be.
 KINDS = {
     "half": ((0.5,) * 3, (0.5,) * 3),
     "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
@@ -66,17 +67,21 @@ def choose(
     """Returns the normalization of a file.
 
     Args:
-        asked: `init.normalization`, which goes before what the files say.
+        asked: A key of `KINDS`, which goes before what the files say, or "".
         config: `config.json`; that of timm has it in `pretrained_cfg`.
         preprocessor: `preprocessor_config.json` of transformers.
         family: The file's `Family`.
         path: The file, for messages.
 
     Raises:
+        InvalidConfig: There is none of the name that is asked for.
         UnreadableWeights: The files say what no normalization is.
     """
     if asked:
-        return Normalization(*KINDS[asked], "by init.normalization")
+        if asked not in KINDS:
+            kinds = ", ".join(KINDS)
+            raise InvalidConfig(f"normalization is {asked!r}: it must be of {kinds}.")
+        return Normalization(*KINDS[asked], "as asked for")
     timm = config.get("pretrained_cfg", config)
     if "mean" in timm and "std" in timm:
         return _told(path, "config.json", timm["mean"], timm["std"])
@@ -91,7 +96,8 @@ def choose(
     if family.shared:
         why += (
             f"; {family.shared} have the same names: for them, "
-            "--config.init.normalization=imagenet"
+            "--config.init.normalization=imagenet, or where no run is trained, "
+            "--normalization=imagenet"
         )
     return Normalization(*KINDS[family.normalization], why)
 

@@ -114,7 +114,7 @@ def read(path, asked: str = "") -> ImageViT:
     Args:
         path: An `.npz` or `.safetensors` file or a folder of the Hub; local, or at
             gs:// or hf://.
-        asked: `init.normalization`.
+        asked: Normalization of its inputs, as `init.normalization`.
 
     Raises:
         UnreadableWeights: It is missing, damaged, or of no known family.
