@@ -143,7 +143,7 @@ def get_config(argument: str = ""):
         tubes = [_with_tokens_of(main, *tubes, config.clip)]
     config.model.tubes = tuple(map(dataclasses.asdict, tubes))
     if created:
-        _scale_up(config, row, big, patch, keep_positions=bool(small))
+        _scale_up(config, row, big, patch)
     elif row.big:
         _start_from_image_vit(config, big, patch)
     if small and row.big:
@@ -207,13 +207,9 @@ def _with_tokens_of(tubes, image, clip):
     )
 
 
-def _scale_up(config, row, big, patch, keep_positions):
-    """Turns the small model's config into the created one's (paper 3.6).
-
-    In the steps of a small task, a ViT without its own positions hardly learns.
-    """
-    patches = Tube(kernel=(1, patch, patch), stride=(1, patch, patch))
-    scale_config(config, big, patches, keep_positions=keep_positions)
+def _scale_up(config, row, big, patch):
+    """Turns the small model's config into the created one's (paper 3.6)."""
+    scale_config(config, big, Tube(kernel=(1, patch, patch), stride=(1, patch, patch)))
     depth, trained = config.model.depth, row.trained
     if trained is not None:
         trained = math.ceil(trained * depth - 1e-6)

@@ -496,8 +496,8 @@ _POSITIONS = Table(
     tasks=("ucf101_finetuning",),
     remark="By configs/finetune.py, all trained, shortened: 120 steps at 84 pixels. "
     "kept_and_fixed: the default, positions of the ViT, and fixed ones by a gain from "
-    "0. kept: without fixed ones. fixed: the ViT's are dropped. fixed_small: fixed "
-    "ones alone, by a gain from 0.02.",
+    "0, which so few steps leave below 0.001. kept: without fixed ones. fixed: the "
+    "ViT's are dropped. fixed_small: fixed ones alone, by a gain from 0.02.",
 )
 
 #: All tables; those of fine-tuning by configs/finetune.py are none of the paper.
