@@ -601,8 +601,8 @@ REFUSED = (
         "timm's, say hf://facebook/dinov2-giant.",
     ),
     Refusal(
-        (r"\.(q_norm|k_norm)\.|mlp\.fc1_g\b",),
-        r"beit3|siglip2_vision_model|siglip2$|aimv2|convnext|resnet|_rpn_|_xp_|x[12]_224$",
+        (r"\.(q_norm|k_norm)\.|mlp\.fc1_g\b|patch_embed\.backbone\.",),
+        r"beit3|siglip2_vision_model|siglip2$|aimv2|convnext|resnet|_rpn_|_xp_|x2_224$",
         _NO_PLAIN_VIT,
     ),
     Refusal(

@@ -324,6 +324,12 @@ def test_class_names_that_several_classes_have_get_their_numbers(tmp_path):
     assert vit.labels == ("crane (0)", "dog", "crane (2)")
 
 
+def test_blocks_in_a_row_are_read_where_parallel_ones_are_not(tmp_path):
+    config = {"architecture": "vit_small_patch16_36x1_224"}  # DeiT-III's names
+    folder = copy("timm_deit3", tmp_path / "vit", **config)
+    same_arrays(image_vits.read(folder), image_vits.read(GOLDEN / "timm_deit3"))
+
+
 def test_labels_as_a_list_or_none(tmp_path):
     for i, (labels, names) in enumerate(
         (
@@ -431,6 +437,8 @@ def test_wrong_sizes_are_an_error_that_gives_them():
         ({"blocks.0.mlp.w12.weight": 1}, {}, "Meta's .* hf://facebook/dinov2-giant"),
         ({"blocks.0.mlp.fc1_g.weight": 1}, {}, "no plain ViT"),
         ({"blocks.0.attn.q_norm.weight": 1}, {}, "no plain ViT"),
+        ({"patch_embed.backbone.stem.conv.weight": 1}, {}, "no plain ViT"),
+        ({}, {"architecture": "vit_small_patch16_18x2_224"}, "no plain ViT"),
         ({}, {"model_type": "convnextv2"}, "no plain ViT"),
         ({}, {"model_type": "vivit"}, "a model of clips"),
         ({"vivit.embeddings.cls_token": 1}, {}, r"ViViT.* hf://MCG-NJU/videomae-base"),
