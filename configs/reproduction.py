@@ -75,7 +75,9 @@ SMALL["ucf101_directions"] = SMALL["ucf101"] | {
 SMALL["ucf101_image_vit"] = SMALL["ucf101"] | {
     "clip": {"frames": 16, "fps": 8.0, "size": 84},
     "big": {**VARIANTS["S"], "gelu": "erf"},
+    "big_images": ("image_folder/tiny_imagenet", "tiny_imagenet", 8),
     "big_steps": 120,
+    "created_steps": 240,
     "stride": 1 / 2,
 }
 
@@ -129,7 +131,7 @@ def get_config(argument: str = ""):
     big, patch = VARIANTS.get(table.big), 14 if table.big == "H" else 16
     if small:
         settings |= {"randaugment_layers": 0} | small["stream"]
-        videos, images = small["videos"], small["images"]
+        videos, images = small["videos"], small["big_images" if row.big else "images"]
         big, patch = small.get("big"), 14
         _shrink(config, small, row)
 
@@ -143,7 +145,7 @@ def get_config(argument: str = ""):
         tubes = [_with_tokens_of(main, *tubes, config.clip)]
     config.model.tubes = tuple(map(dataclasses.asdict, tubes))
     if created:
-        _scale_up(config, row, big, patch)
+        _scale_up(config, row, big, patch, keep_positions=bool(small))
     elif row.big:
         _start_from_image_vit(config, big, patch)
     if small and row.big:
@@ -168,7 +170,8 @@ def _shrink(config, small, row):
         for tube in make_tubes(config.model.tubes)
     )
     config.optimizer.update(small["optimizer"], beta2=0.99)
-    config.total_steps = small["big_steps" if row.big else "steps"] * row.steps
+    created = "created_steps" if row.after else "big_steps"
+    config.total_steps = small[created if row.big else "steps"] * row.steps
     config.optimizer.warmup_steps = config.total_steps // 10
     config.log_every_steps = config.total_steps // 20
     config.checkpoint.update(every_steps=config.total_steps // 2, keep=1)
@@ -207,9 +210,13 @@ def _with_tokens_of(tubes, image, clip):
     )
 
 
-def _scale_up(config, row, big, patch):
-    """Turns the small model's config into the created one's (paper 3.6)."""
-    scale_config(config, big, Tube(kernel=(1, patch, patch), stride=(1, patch, patch)))
+def _scale_up(config, row, big, patch, keep_positions):
+    """Turns the small model's config into the created one's (paper 3.6).
+
+    In the few steps of a small task, a ViT without its own positions hardly learns.
+    """
+    patches = Tube(kernel=(1, patch, patch), stride=(1, patch, patch))
+    scale_config(config, big, patches, keep_positions=keep_positions)
     depth, trained = config.model.depth, row.trained
     if trained is not None:
         trained = math.ceil(trained * depth - 1e-6)
@@ -240,7 +247,7 @@ def _take_recipe(config, row):
     leave_open(given.model, ["positions", "tubes"])
     leave_open(given.init, ["inflate"])
     keys = ["optimizer.trunk_rate", "optimizer.layer_decay"]
-    if not row.after:  # created models have fixed positions and trained tubes
+    if not row.after:  # created models have trained tubes, and positions of their own
         keys += ["model.positions", "model.position_gain", "init.positions"]
         keys += ["init.inflate", "optimizer.video_tubes_rate"]
     values = recipe.from_image_vit(given, PATCH, trained=None)

@@ -38,7 +38,8 @@ The tasks, each with 16 clips, and 32 images where there are images, a step:
 * ucf101_directions: the same clips forwards and backwards, as 20 classes.
 * ucf101_image_vit: ucf101 from an image ViT of size S with patches of 14x14, which the
   JSON files name ([dinov2_small](measurements.md#from-an-image-vit)). Clips of
-  16x84x84, 120 steps; the small model of tables 6 and 9 as in ucf101, at this size.
+  16x84x84, 8 images a step: 120 steps, and 240 of the large models of tables 6 and 9,
+  whose small one is as in ucf101, at this size.
 * ucf101_finetuning: ucf101 by `configs/finetune.py` from such a ViT, 330 steps; jointly
   with 16 images a step.
 

@@ -188,7 +188,7 @@ class Run:
             created = runs / self.folder / f"{self.digest}_created"
             yield [
                 *(*python, "sparse_tube_vit.scale_up", "--small", str(small)),
-                *("--big", weights, "--workdir", str(created)),
+                *("--big", weights, "--workdir", str(created), "--positions=keep"),
             ]
             overrides.append(f"--config.init.weights={created}")
         elif self.after:
