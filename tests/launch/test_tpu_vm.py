@@ -458,7 +458,8 @@ def test_watch_outlives_a_cloud_that_does_not_answer_for_a_while(cloud):
 
 
 def test_watch_ends_with_a_run_that_fails(cloud):
-    cloud.events = [None, None, ended(cloud, 3), None]
+    # More looks than it takes: workers that start slowly are seen one by one.
+    cloud.events = [None, None, ended(cloud, 3), *[None] * 4]
     done = cloud.launch("watch", *POD, *RUN)
     assert done.returncode == 1
     assert verbs(cloud.calls) == (["queued-resources create"], 1)
