@@ -65,7 +65,7 @@ SMALL = {
         "stream": {"crop_area": (0.35, 1.0), "flip": True, "color_jitter": 0.4},
         "views": {"temporal_views": 2, "spatial_views": 3},
         "image_split": "val",
-        "steps": 1200,
+        "steps": 600,
         "stride": 3 / 4,
     },
 }
@@ -76,6 +76,7 @@ SMALL["ucf101_image_vit"] = SMALL["ucf101"] | {
     "clip": {"frames": 16, "fps": 8.0, "size": 84},
     "big": {**VARIANTS["S"], "gelu": "erf"},
     "big_images": ("image_folder/tiny_imagenet", "tiny_imagenet", 8),
+    "steps": 1200,
     "big_steps": 120,
     "created_steps": 240,
     "stride": 1 / 2,

@@ -34,12 +34,12 @@ The tasks, each with 16 clips, and 32 images where there are images, a step:
 * ucf101: 10 classes of UCF101 (BodyWeightSquats, HandstandPushups, HandstandWalking,
   JumpRope, JumpingJack, Lunges, PullUps, PushUps, TrampolineJumping, WallPushups),
   split 1, files of 176x132 pixels, with 50 classes of Tiny-ImageNet, from scratch.
-  Clips of 16x96x96, 4 blocks of width 192, 1200 steps.
+  Clips of 16x96x96, 4 blocks of width 192, 600 steps.
 * ucf101_directions: the same clips forwards and backwards, as 20 classes.
 * ucf101_image_vit: ucf101 from an image ViT of size S with patches of 14x14, which the
   JSON files name ([dinov2_small](measurements.md#from-an-image-vit)). Clips of
   16x84x84, 8 images a step: 120 steps, and 240 of the large models of tables 6 and 9,
-  whose small one is as in ucf101, at this size.
+  whose small one is as in ucf101, at this size, with 1200 steps.
 * ucf101_finetuning: ucf101 by `configs/finetune.py` from such a ViT, 330 steps; jointly
   with 16 images a step.
 
