@@ -100,6 +100,7 @@ def get_config(argument: str = ""):
     large = (table.big if row.big else table.variant) in ("L", "H")
     created = row.big and row.after
     config.total_steps = 50_000 if created else 300_000 * row.steps
+    config.evaluate_every_steps = 10_000 if created else 50_000
     config.clip.update(frames=64, fps=15.0, size=224)
     config.model.update(
         **VARIANTS[table.variant],
@@ -175,6 +176,7 @@ def _shrink(config, small, row):
     config.total_steps = small[created if row.big else "steps"] * row.steps
     config.optimizer.warmup_steps = config.total_steps // 10
     config.log_every_steps = config.total_steps // 20
+    config.evaluate_every_steps = 0
     config.checkpoint.update(every_steps=config.total_steps // 2, keep=1)
 
 
@@ -241,9 +243,8 @@ def _start_from_image_vit(config, big, patch):
 def _take_recipe(config, row):
     """Trains an image ViT as configs/finetune.py does: few steps do not spoil it."""
     steps, warmup = config.total_steps, config.optimizer.warmup_steps
-    everything = row.trained is None
     config.optimizer.weight_decay = 0.05
-    config.optimizer.head_steps = recipe.head_steps(steps, warmup) if everything else 0
+    config.optimizer.head_steps = recipe.head_steps(steps, warmup)
     given = default_config()
     leave_open(given.model, ["positions", "tubes"])
     leave_open(given.init, ["inflate"])

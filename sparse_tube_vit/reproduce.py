@@ -68,15 +68,17 @@ def main(argv: Sequence[str] | None = None) -> None:
             for run in runs:
                 print(f"{run.folder}: {results.minutes(run):.1f} min")
             return
-        workdirs = Path(args.runs)
+
+        def write():
+            document.write(Results(args.results), args.document)  # others' runs, too
+
+        given = Path(args.runs), args.data_dir, args.weights
         try:
-            failed = runner.carry_out(
-                runs, results, workdirs, args.data_dir, args.weights
-            )
+            failed = runner.carry_out(runs, results, *given, finished=write)
         except KeyboardInterrupt:
             sys.exit("Stopped. The same command goes on from here.")
         finally:
-            document.write(Results(args.results), args.document)  # others' runs, too
+            write()
         if failed:
             sys.exit("\n".join(map(str, failed)))
 

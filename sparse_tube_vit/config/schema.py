@@ -136,8 +136,8 @@ SCHEMA = {
         ),
         "head_steps": Key(
             0,
-            "First steps, in which pooling and heads alone train, at a fraction of the "
-            "time; the rest warms up after them.",
+            "First steps, in which pooling, heads and fresh blocks alone train, at a "
+            "fraction of the time; the rest warms up after them.",
             NOT_NEGATIVE,
         ),
         "warmup_steps": Key(10_000, "Steps of linear warm-up from 0.", NOT_NEGATIVE),

@@ -65,12 +65,14 @@ def training_flops(
         model: Its model.
         stream: One of its streams.
         heads_alone: Whether in one of the first `optimizer.head_steps` steps, in which
-            pooling and heads alone have a gradient.
+            pooling, heads and fresh blocks alone have a gradient.
     """
     clip = input_size(config.clip, stream.kind)
     forward = forward_flops(model, clip, stream.head)
     trained = dict(forward)
-    layers = 0 if heads_alone else config.optimizer.trained_layers
+    layers = config.optimizer.trained_layers
+    if heads_alone:
+        layers = model.options.new_layers
     if layers is not None:
         trained["stem"] = 0
         trained["encoder"] = forward["encoder"] * layers // model.options.layers

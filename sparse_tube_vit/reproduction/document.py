@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from sparse_tube_vit.figures.canvas import new_figure, save
-from sparse_tube_vit.reproduction.runs import TASKS, Results
+from sparse_tube_vit.reproduction.runs import TASKS, Results, Run
 from sparse_tube_vit.reproduction.statistics import Comparison, mean_and_deviation
 from sparse_tube_vit.reproduction.tables import TABLES, Row, Table
 from sparse_tube_vit.storage import write_whole
@@ -37,7 +37,8 @@ The tasks, each with 16 clips, and 32 images where there are images, a step:
   Clips of 16x96x96, 4 blocks of width 192, 600 steps.
 * ucf101_directions: the same clips forwards and backwards, as 20 classes.
 * ucf101_image_vit: ucf101 from an image ViT of size S with patches of 14x14, which the
-  JSON files name ([dinov2_small](measurements.md#from-an-image-vit)). Clips of
+  JSON files name. dinov2_small is DINOv2-small trained further for saliency
+  ([its origin and SHA-256](measurements.md#from-an-image-vit)). Clips of
   16x84x84, 8 images a step: 120 steps, and 240 of the large models of tables 6 and 9,
   whose small one is as in ucf101, at this size, with 1200 steps.
 * ucf101_finetuning: ucf101 by `configs/finetune.py` from such a ViT, 330 steps; jointly
@@ -55,7 +56,17 @@ short run.
 The paper is silent, and we chose: the gradient is clipped at a norm of 1; random crops
 cover 30 to 100% of a frame; losses of videos and images weigh the same; weight decay is
 decoupled from Adam; pooling is attention by a learned probe without an MLP; RandAugment
-is without Cutout; images are evaluated by a central crop of their short side.
+is without Cutout; images are evaluated by a central crop of their short side. Created
+models train for 50,000 steps, as the paper's from Ti to B, 2,000 of them warm-up;
+pooling trains with the head; table 9's gate is in its rows of some layers and of everything.
+images_first trains twice for 300,000 steps. Where widths have no whole ratio, the first
+channels of neighbouring windows are kept.
+
+The paper's B has 90.9 in its main result and 84.5 in the ablations (tables 7 and 8), on
+559 tokens; ours are on 64 frames in all tables, 1,176 tokens (32 frames make 539).
+
+What else was cut for small runs: batches of 16 for 256; 2x1 views on moving_shapes and
+2x3 on UCF101 for 4x3; float32; no flips on moving_shapes.
 """
 
 
@@ -132,12 +143,25 @@ def _section(number, table: Table, results) -> Iterator[str]:
         cells = [_cell(results, number, row, task) for task in tasks]
         paper = "" if row.paper is None else f"{row.paper:g}"
         yield f"| {row.name} | {paper} | {' | '.join(cells)} |"
+    if shared := _shared(number, table, tasks):
+        yield f"\nThe same runs: {shared}."
     direction = "the paper's direction" if table.model else "direction"
     yield f"\n| {direction} | {' | '.join(tasks)} |"
     yield "|---" * (1 + len(tasks)) + "|"
     for claim, comparisons in compare(number, table, results, tasks):
         yield f"| {claim} | {' | '.join(map(_verdict, comparisons))} |"
     yield ""
+
+
+def _shared(number, table, tasks) -> str:
+    """Returns which rows are runs of other rows, in words."""
+    rows_of = {}
+    for row in table.rows:
+        for task in tasks:
+            run = Run.of(number, row, task, 0)
+            if (run.table, run.row.name) != (number, row.name):
+                rows_of.setdefault(f"{run.table}:{run.row.name}", {})[row.name] = None
+    return "; ".join(f"{', '.join(rows)} and {run}" for run, rows in rows_of.items())
 
 
 def compare(number, table, results, tasks):

@@ -2,17 +2,20 @@
 
 import contextlib
 import datetime
+import hashlib
+import math
 import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
 
 from tqdm import tqdm
 
 from sparse_tube_vit import storage
+from sparse_tube_vit.config import files
 from sparse_tube_vit.errors import TubeViTError, UnwritableOutput
 from sparse_tube_vit.log import log
 from sparse_tube_vit.reproduction.runs import Results, Run, name_of, read_result
@@ -25,8 +28,17 @@ class FailedRun(TubeViTError, RuntimeError):
     """A command of a run that ended with an error."""
 
 
+class ChangedCode(TubeViTError, RuntimeError):
+    """The code changed since the runs were planned."""
+
+
 def carry_out(
-    runs: Sequence[Run], results: Results, workdirs: Path, data_dir: str, weights: str
+    runs: Sequence[Run],
+    results: Results,
+    workdirs: Path,
+    data_dir: str,
+    weights: str,
+    finished: Callable[[], None] = lambda: None,
 ) -> list[FailedRun]:
     """Carries out runs, keeps the result of each, and shows the time that is left.
 
@@ -40,24 +52,36 @@ def carry_out(
         workdirs: Folder of the work directories.
         data_dir: Folder of the prepared data sets.
         weights: Weights of an image ViT.
+        finished: Called after each run.
 
     Returns:
         The errors of runs that failed.
+
+    Raises:
+        ChangedCode: A run would begin with other code than the first.
     """
     device = _device() if runs else ""
+    code = _code()
     failed: dict[str, FailedRun] = {}
-    minutes = {run: results.minutes(run) for run in runs}
     text = "{desc} {bar} {n:.0f}/{total:.0f} min"
     shown = sys.stderr.isatty()  # in a log, a line for every run is better
-    left, total = list(runs), sum(minutes.values())
-    with tqdm(total=total, bar_format=text, disable=not shown) as bar:
+    left, begun = list(runs), time.monotonic()
+    with tqdm(total=1, bar_format=text, disable=not shown) as bar:
         while left:
+            if _code() != code:
+                raise ChangedCode(
+                    "The code has changed since this began, and a run is stored as "
+                    "one of the code that planned it. Give the same command again."
+                )
             # Those whose model another runner is at come last.
             busy = (_is_busy(run.after, workdirs) for run in left)
             run = left.pop(
                 next((i for i, is_busy in enumerate(busy) if not is_busy), 0)
             )
-            rest = minutes[run] + sum(minutes[other] for other in left)
+            rest = sum(map(results.minutes, [run, *left]))
+            spent = (time.monotonic() - begun) / 60
+            bar.total = spent + rest
+            bar.update(spent - bar.n)
             about = f"{len(runs) - len(left)} of {len(runs)} runs, {rest:.0f} min left"
             bar.set_description_str(f"{run.folder}: {about}", refresh=False)
             if not shown:
@@ -65,12 +89,24 @@ def carry_out(
             try:
                 if run.after:
                     _wait_for(run, failed, workdirs)
-                _carry_out(run, results, workdirs, data_dir, weights, device, bar)
+                starts = {other.after.folder for other in left if other.after}
+                given = data_dir, weights, device, bar, run.folder in starts
+                _carry_out(run, results, workdirs, *given)
             except FailedRun as error:
                 failed[run.folder] = error
                 log.error("%s", error)
-            bar.update(total - rest + minutes[run] - bar.n)
+            finished()
     return [*failed.values()]
+
+
+def _code():
+    """Returns a digest of what a command of a run would read: package and configs."""
+    digest = hashlib.sha256()
+    package = Path(__file__).parents[1]
+    for folder in (package, files.SHIPPED or package):
+        for path in sorted(folder.rglob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.digest()
 
 
 def _is_busy(run, workdirs):
@@ -111,45 +147,62 @@ def _carry_out(run, results, workdirs, *given):
             log.info("%s is left to another runner", run.folder)
 
 
-def _carry_out_locked(run, results, workdirs, data_dir, weights, device, bar):
+def _carry_out_locked(run, results, workdirs, data_dir, weights, device, bar, needed):
     folder, workdir = workdirs / run.folder, run.workdir(workdirs)
     results.reload(run.task)
-    if results.get(run) and read_result(run, workdir):
+    stored = results.get(run)
+    if stored and (read_result(run, workdir) or not needed):
         return  # another runner was quicker
     resumed = (workdir / "checkpoints").is_dir()
     start, before = time.monotonic(), bar.n
     most = results.minutes(run)
-    for command in run.commands(workdirs, data_dir, weights):
-        if "sparse_tube_vit.scale_up" in command:
-            if resumed:
-                continue  # the run has begun with it
-            shutil.rmtree(command[-1], ignore_errors=True)  # it may be half written
-        if CORE in device and "sparse_tube_vit.train" in command:
-            # Decoding beside the step takes 25% less time on two cores.
-            command = [*command, "--config.loader.workers=1"]
-        with open(folder / "log.txt", "ab") as output:
-            output.write(f"$ {' '.join(command)}\n".encode())
-            output.flush()
-            _run(command, output, lambda: _advance(bar, before, start, most), run)
-    minutes = (time.monotonic() - start) / 60
+    with _counted(folder / f"{run.digest}_minutes", 0.0 if not resumed else math.nan):
+        for command in run.commands(workdirs, data_dir, weights):
+            if "sparse_tube_vit.scale_up" in command:
+                if resumed:
+                    continue  # the run has begun with it
+                shutil.rmtree(command[-1], ignore_errors=True)  # it may be half written
+            if CORE in device and "sparse_tube_vit.train" in command:
+                # Decoding beside the step takes 25% less time on two cores.
+                command = [*command, "--config.loader.workers=1"]
+            with open(folder / "log.txt", "ab") as output:
+                output.write(f"$ {' '.join(command)}\n".encode())
+                output.flush()
+                _run(command, output, lambda: _advance(bar, before, start, most), run)
+    minutes = float((folder / f"{run.digest}_minutes").read_text())
     evaluations = read_result(run, workdir)
     if run.row.evaluation not in evaluations:
         raise FailedRun(
             f"{run.folder}: {workdir} has no evaluation {run.row.evaluation} of step "
             f"{run.config.total_steps}."
         )
+    if stored:
+        return  # the model alone was missing
     results.add(
         run,
         {
             "evaluations": evaluations,
             "steps": run.config.total_steps,
-            "minutes": None if resumed else round(minutes, 2),
+            "minutes": None if math.isnan(minutes) else round(minutes, 2),
             "device": device,
             "date": datetime.date.today().isoformat(),
             "jax": metadata.version("jax"),
             **({"weights": name_of(weights)} if run.takes_weights else {}),
         },
     )
+
+
+@contextlib.contextmanager
+def _counted(path, before):
+    """Adds the minutes within to a file's, or to those before; NaN where killed."""
+    if path.exists():
+        before = float(path.read_text())
+    path.write_text("nan")
+    start = time.monotonic()
+    try:
+        yield
+    finally:
+        path.write_text(str(before + (time.monotonic() - start) / 60))
 
 
 def _run(command, output, advance, run):

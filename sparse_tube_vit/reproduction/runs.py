@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import statistics
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -235,11 +236,20 @@ def plan(
         run.folder for run in started if not read_result(run, run.workdir(folder))
     }
     left = [run for name, run in runs.items() if name in missing]
-    return sorted(left, key=lambda run: TASKS[run.task])
+
+    def cost(run):
+        own = results.minutes(run)
+        before = run.after if run.after and run.after.folder in missing else None
+        return max(own, cost(before)) if before else own
+
+    return sorted(left, key=cost)
 
 
 class Results:
     """Results of finished runs, a JSON file for each task.
+
+    It has them by name, digest of the config, and seed: runners of two versions do not
+    take each other's away.
 
     Args:
         directory: Folder of the files.
@@ -253,8 +263,10 @@ class Results:
         path = self.path(task)
         try:
             runs = json.loads(path.read_text()) if path.exists() else {}
-            for stored in runs.values():
-                _check(**stored)
+            for result in _each(runs):
+                result["minutes"]
+                for evaluation in result["evaluations"].values():
+                    float(evaluation["top1"])
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UnreadableResults(
                 f"{path} is not as `reproduce` writes it: {error!r}. Restore it, or "
@@ -272,10 +284,10 @@ class Results:
 
     def get(self, run: Run) -> Mapping | None:
         """Returns the result of a run, None if there is none of its config."""
-        stored = self._runs[run.task].get(run.name)
-        if not stored or stored["config"] != run.digest:
-            return None
-        return stored["seeds"].get(str(run.seed))
+        return self._seeds(run).get(str(run.seed))
+
+    def _seeds(self, run):
+        return self._runs[run.task].get(run.name, {}).get(run.digest, {})
 
     def outdated(self) -> list[str]:
         """Returns the names of stored runs whose config is another one by now."""
@@ -287,39 +299,32 @@ class Results:
                     {r.name: r for r in TABLES[table].rows} if table in TABLES else {}
                 )
                 run = row in rows and Run(table, rows[row], task, 0)
-                if not run or run.digest != stored["config"]:
+                if not run or run.digest not in stored:
                     names.append(f"{task}/{name}")
         return names
 
     def add(self, run: Run, result: Mapping) -> None:
-        """Keeps the result of a run, in place of those of another config."""
+        """Keeps the result of a run."""
         self.directory.mkdir(parents=True, exist_ok=True)
         with locked(self.directory):  # other runners add to the same files
             self.reload(run.task)
             runs = self._runs[run.task]
-            if runs.get(run.name, {}).get("config") != run.digest:
-                runs[run.name] = {"config": run.digest, "seeds": {}}
-            seeds = runs[run.name]["seeds"] | {str(run.seed): result}
-            runs[run.name]["seeds"] = dict(
-                sorted(seeds.items(), key=lambda x: int(x[0]))
-            )
+            seeds = self._seeds(run) | {str(run.seed): result}
+            seeds = dict(sorted(seeds.items(), key=lambda x: int(x[0])))
+            runs.setdefault(run.name, {})[run.digest] = seeds
             text = json.dumps(dict(sorted(runs.items())), indent=1)
             write_whole(self.path(run.task), f"{text}\n".encode())
 
     def seeds(self, table: str, row: Row, task: str) -> dict[int, Mapping]:
         """Returns the results of a row by seed."""
-        run = Run.of(table, row, task, 0)
-        stored = self._runs[task].get(run.name)
-        if not stored or stored["config"] != run.digest:
-            return {}
-        return {int(seed): result for seed, result in stored["seeds"].items()}
+        seeds = self._seeds(Run.of(table, row, task, 0))
+        return {int(seed): result for seed, result in seeds.items()}
 
     def examples(self, task: str, evaluation: str) -> set[int]:
         """Returns the numbers of test examples that an evaluation's results are of."""
         found = {
             result["evaluations"].get(evaluation, {}).get("examples")
-            for stored in self._runs[task].values()
-            for result in stored["seeds"].values()
+            for result in _each(self._runs[task])
         }
         return found - {None}
 
@@ -327,31 +332,26 @@ class Results:
         """Returns the names of the image ViTs that a task's results start from."""
         return {
             result["weights"]
-            for stored in self._runs[task].values()
-            for result in stored["seeds"].values()
+            for result in _each(self._runs[task])
             if "weights" in result
         }
 
     def minutes(self, run: Run) -> float:
-        """Returns the predicted minutes of a run, by finished ones where there are."""
-        runs = self._runs[run.task]
-        of_run = _minutes(runs.get(run.name, {}).get("seeds", {}).values())
-        every = [_minutes(stored["seeds"].values()) for stored in runs.values()]
-        known = [*filter(None, [of_run])] or [*filter(None, every)]
-        return sum(known) / len(known) if known else TASKS[run.task]
+        """Returns the predicted minutes of a run.
+
+        The median of its other seeds, else of the task's runs, else `TASKS`' guess.
+        """
+        for results in (self._seeds(run).values(), _each(self._runs[run.task])):
+            if known := [x["minutes"] for x in results if x["minutes"] is not None]:
+                return statistics.median(known)
+        return TASKS[run.task]
 
 
-def _check(config, seeds):
-    """Raises one of several errors if what is stored of a run is malformed."""
-    for seed, result in seeds.items():
-        int(seed), config, result["minutes"]
-        for evaluation in result["evaluations"].values():
-            float(evaluation["top1"])
-
-
-def _minutes(results) -> float | None:
-    minutes = [r["minutes"] for r in results if r["minutes"] is not None]
-    return sum(minutes) / len(minutes) if minutes else None
+def _each(runs):
+    """Yields what is stored of a task, by name, digest and seed."""
+    for digests in runs.values():
+        for seeds in digests.values():
+            yield from seeds.values()
 
 
 def name_of(weights: str) -> str:

@@ -34,9 +34,12 @@ def frozen_parts(config: ConfigDict) -> tuple[str, ...]:
     return (*_first_layers(config, EncoderOptions.of(config).frozen_layers), *kept)
 
 
-def all_layers(config: ConfigDict) -> tuple[str, ...]:
-    """Returns the path prefixes of all parameters but those of pooling and heads."""
-    return (*_first_layers(config, EncoderOptions.of(config).layers), "encoder/gate")
+def waiting_parts(config: ConfigDict) -> tuple[str, ...]:
+    """Returns the path prefixes of what waits for `optimizer.head_steps` steps.
+
+    All but pooling, heads, and fresh blocks with the norm after them.
+    """
+    return (*_first_layers(config, config.model.depth), "encoder/gate")
 
 
 def _first_layers(config, s):

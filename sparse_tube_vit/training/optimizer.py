@@ -13,10 +13,10 @@ from sparse_tube_vit.models.tubes import tubes_for
 from sparse_tube_vit.models.variants import make_tubes
 from sparse_tube_vit.training.freezing import (
     BELOW_BLOCKS,
-    all_layers,
     inside,
     join,
     split,
+    waiting_parts,
 )
 
 
@@ -41,8 +41,8 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     Biases, norms and the pooling's probe are not decayed, nor are the kernels of tubes
     that no stream trains: nothing would hold them against the decay. Each parameter's
     rate, and with it its weight decay, is scaled by `rate_scale`. With
-    `optimizer.head_steps`, `update(..., heads_alone=True)` updates pooling and heads
-    alone; the warm-up of the rest begins after such steps.
+    `optimizer.head_steps`, `update(..., heads_alone=True)` updates pooling, heads
+    and fresh blocks alone; the warm-up of the rest begins after such steps.
     """
     o = config.optimizer
     clip = optax.clip_by_global_norm(o.clip_norm) if o.clip_norm else optax.identity()
@@ -83,7 +83,7 @@ def _heads_and_rest(config):
     """Returns the function that labels parameters as "heads" or "rest"."""
 
     def labels(params):
-        heads, rest = split(params, all_layers(config))
+        heads, rest = split(params, waiting_parts(config))
         return join(
             jax.tree.map(lambda _: "rest", rest), jax.tree.map(lambda _: "heads", heads)
         )

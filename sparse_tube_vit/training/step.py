@@ -21,7 +21,7 @@ from sparse_tube_vit.models.losses import (
 )
 from sparse_tube_vit.models.tubes import normalize
 from sparse_tube_vit.models.tubevit import TubeViT
-from sparse_tube_vit.training.freezing import all_layers, frozen_parts, join, split
+from sparse_tube_vit.training.freezing import frozen_parts, join, split, waiting_parts
 from sparse_tube_vit.training.optimizer import learning_rate
 from sparse_tube_vit.training.state import TrainState
 
@@ -89,7 +89,7 @@ def make_train_step(
     `precision_at_1` is logged as accuracy where examples have one label.
 
     With `heads_alone`, the step of the first `optimizer.head_steps`, no gradient is
-    computed below the pooling.
+    computed below the pooling, or the fresh blocks on top.
 
     With `optimizer.accumulate_steps` k, gradients of k parts of each batch accumulate.
     Mixup pairs and means are those of the whole batch, so that only the random numbers
@@ -108,7 +108,7 @@ def make_train_step(
     def train_step(state: TrainState, batches):
         dropout, mixup = step_keys(config, state.step)
         trained, frozen = split(state.params, parts)
-        moving, waiting = split(trained, all_layers(config) if heads_alone else ())
+        moving, waiting = split(trained, waiting_parts(config) if heads_alone else ())
         examples = {
             name: examples_of(stream, mixup[name], batches[name])
             for name, stream in streams.items()

@@ -60,16 +60,18 @@ def products(jaxpr):
 
 
 @pytest.mark.parametrize(
-    "trained, heads_alone", [(None, False), (2, False), (None, True)]
+    "trained, heads_alone, new_layers",
+    [(None, False, 0), (2, False, 0), (None, True, 0), (None, True, 1)],
 )
 def test_the_formula_of_a_step_is_within_3_percent_of_its_products(
-    trained, heads_alone
+    trained, heads_alone, new_layers
 ):
-    """In the step itself: all layers, the last two of three, or pooling and heads."""
+    """In the step itself: all layers, the last two of three, or what is fresh."""
     config = default_config()
     config.total_steps = 100
     config.clip.update(frames=8, size=64)
-    config.model.update(depth=3, width=64, mlp_dim=256, heads=4)
+    config.model.update(depth=3 - new_layers, new_layers=new_layers)
+    config.model.update(width=64, mlp_dim=256, heads=4)
     config.model.tubes = (
         {"kernel": (4, 8, 8), "stride": (4, 16, 16)},
         {"kernel": (1, 16, 16), "stride": (8, 16, 16)},

@@ -40,6 +40,12 @@ def test_rows_have_means_and_the_papers_figures(written):
     assert strided.endswith("| 34.0 ± 1.4 (2 seeds; 114 tokens) |")
 
 
+def test_rows_that_share_a_run_are_named(written):
+    text = (written / "reproduction.md").read_text()
+    assert "\nThe same runs: fixed and 5:jointly.\n" in text
+    assert "\nThe same runs: 1_joint and 5:jointly; 1_video and 5:videos_al" in text
+
+
 def test_directions_are_tested_and_not_seen_by_eye(written):
     text = (written / "reproduction.md").read_text()
     assert "| jointly above videos_alone | confirmed (+30.7, p = 0.0" in text
@@ -82,7 +88,7 @@ def test_minutes_are_those_of_the_quickest_run(tmp_path):
 
 def test_results_of_another_config_are_named(tmp_path):
     results = Results(tmp_path)
-    (tmp_path / "ucf101.json").write_text('{"7a_gone": {"config": "0", "seeds": {}}}')
+    (tmp_path / "ucf101.json").write_text('{"7a_gone": {"0": {}}}')
     document.write(Results(tmp_path), tmp_path / "document.md")
     text = (tmp_path / "document.md").read_text()
     assert "their config has changed: ucf101/7a_gone" in text

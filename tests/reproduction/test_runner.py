@@ -84,11 +84,63 @@ def test_a_failed_run_stops_only_what_needs_it(commands, tmp_path):
     assert "5_videos_alone" not in [run.name for run in left]
 
 
-def test_minutes_of_a_resumed_run_are_not_known(commands, tmp_path):
+def test_minutes_are_those_of_all_attempts(commands, tmp_path):
     results, run = Results(tmp_path / "results"), run_of("5", "jointly")
+    commands[run.name] = "import time; time.sleep(1.2); raise SystemExit('no memory')"
+    assert runner.carry_out([run], results, tmp_path / "runs", "data", "")
+    commands[run.name] = TRAINED
     (run.workdir(tmp_path / "runs") / "checkpoints").mkdir(parents=True)
     runner.carry_out([run], results, tmp_path / "runs", "data", "")
+    assert 0.02 <= results.get(run)["minutes"] < 1
+
+
+def test_minutes_of_a_killed_run_are_not_known(commands, tmp_path):
+    results, run = Results(tmp_path / "results"), run_of("5", "jointly")
+    code = [
+        "import os, signal, sys; from pathlib import Path",
+        "from sparse_tube_vit.reproduction import runner",
+        "with runner._counted(Path(sys.argv[1]), 0.0):",
+        "    os.kill(os.getpid(), signal.SIGKILL)",
+    ]
+    folder = tmp_path / "runs" / run.folder
+    folder.mkdir(parents=True)
+    path = folder / f"{run.digest}_minutes"
+    command = [sys.executable, "-c", "\n".join(code), str(path)]
+    assert subprocess.run(command).returncode == -signal.SIGKILL
+    runner.carry_out([run], results, tmp_path / "runs", "data", "")
     assert results.get(run)["minutes"] is None
+
+
+def test_a_model_that_is_missing_is_trained_and_its_result_stays(commands, tmp_path):
+    results, runs = Results(tmp_path / "results"), tmp_path / "runs"
+    images, first = (run_of("5", row) for row in ("images", "images_first"))
+    stored = {"evaluations": {"image": {"top1": 0.9}}, "minutes": 2.0}
+    results.add(images, stored)
+    assert runner.carry_out([images, first], results, runs, "data", "") == []
+    assert results.get(images) == stored and results.get(first)
+    assert (images.workdir(runs) / "evaluations").is_dir()
+
+
+def test_a_model_that_no_run_starts_from_is_not_trained_again(commands, tmp_path):
+    results, run = Results(tmp_path / "results"), run_of("5", "images")
+    results.add(run, {"evaluations": {"image": {"top1": 0.9}}, "minutes": 2.0})
+    commands[run.name] = "raise SystemExit('begun again')"
+    assert runner.carry_out([run], results, tmp_path / "runs", "data", "") == []
+
+
+def test_no_run_begins_with_other_code(commands, tmp_path, monkeypatch):
+    runs = [run_of("5", row) for row in ("videos_alone", "jointly")]
+    results, finished = Results(tmp_path / "results"), []
+    (tmp_path / "small.py").write_text("steps = 1")
+    monkeypatch.setattr(runner.files, "SHIPPED", tmp_path)
+
+    def change():
+        finished.append(len(finished))
+        (tmp_path / "small.py").write_text("steps = 2")
+
+    with pytest.raises(runner.ChangedCode, match="Give the same command again"):
+        runner.carry_out(runs, results, tmp_path / "runs", "", "", finished=change)
+    assert finished == [0] and results.get(runs[0]) and not results.get(runs[1])
 
 
 def test_a_run_that_another_runner_has_finished_is_left(commands, tmp_path):

@@ -79,6 +79,29 @@ def test_cheapest_first_and_each_after_the_one_that_it_starts_from(tmp_path):
     assert not any("7a_fixed" in name for name in names)  # it is 5_jointly
 
 
+def test_measured_minutes_say_what_is_cheap(tmp_path):
+    results = Results(tmp_path)
+    minutes = {"videos_alone": 9.0, "images": 8.0, "jointly": 7.0, "images_first": 1.0}
+    for row, measured in minutes.items():
+        results.add(run_of("5", row), result(minutes=measured))
+    rows = select([f"5:{row}" for row in minutes])
+    runs = plan(rows, ["moving_shapes"], 2, results, tmp_path / "runs")
+    names = [run.row.name for run in runs if run.seed]
+    assert names == ["jointly", "images", "images_first", "videos_alone"]
+
+
+def test_runners_of_two_versions_keep_the_results_of_each_other(tmp_path, monkeypatch):
+    results, run = Results(tmp_path), run_of("7a", "learned")
+    results.add(run, result(0.7))
+    older = run_of("7a", "learned")
+    older.config.optimizer.learning_rate = 0.1
+    assert older.digest != run.digest
+    Results(tmp_path).add(older, result(0.2))
+    both = Results(tmp_path)
+    assert both.get(run) == result(0.7) and both.get(older) == result(0.2)
+    assert both.outdated() == []
+
+
 def test_finished_runs_are_kept_and_not_planned_again(tmp_path):
     results = Results(tmp_path)
     for seed in (1, 0):
@@ -151,9 +174,10 @@ def test_minutes_are_predicted_by_finished_runs(tmp_path):
     guess = results.minutes(run)
     results.add(run_of("5", "videos_alone"), result(minutes=1.0))
     assert results.minutes(run) == 1.0 != guess
-    results.add(run_of("5", "jointly", seed=1), result(minutes=4.0))
-    results.add(run_of("5", "jointly", seed=2), result(minutes=None))  # resumed
+    for seed, minutes in enumerate((4.0, None, 50.0, 3.0)):  # None: it was killed
+        results.add(run_of("5", "jointly", seed=seed), result(minutes=minutes))
     assert results.minutes(run) == 4.0
+    assert results.minutes(run_of("7a", "none")) == 3.5
 
 
 def test_commands_are_those_of_a_user(tmp_path):
@@ -186,9 +210,9 @@ def test_commands_are_those_of_a_user(tmp_path):
         "{",
         "[]",
         '{"5_jointly": []}',
-        '{"5_jointly": {"seeds": {}}}',
-        '{"5_jointly": {"config": "", "seeds": {"0": {}}}}',
-        '{"5_jointly": {"config": "", "seeds": {"0": {"minutes": 1}}}}',
+        '{"5_jointly": {"config": ""}}',
+        '{"5_jointly": {"ab": {"0": {}}}}',
+        '{"5_jointly": {"ab": {"0": {"minutes": 1}}}}',
     ],
 )
 def test_a_broken_file_is_named(text, tmp_path):

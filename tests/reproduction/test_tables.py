@@ -159,6 +159,8 @@ def test_rows_that_train_the_same_share_a_run():
     assert {name(*row, "ucf101") for row in same} == {"5_jointly"}
     assert name("7e", "separate", "ucf101") == name("7c", "none", "ucf101") == "7b_4"
     assert name("7a", "learned", "ucf101") == "7a_learned"
+    assert name("7e", "main", "ucf101") == name("twice", "jointly", "ucf101")
+    assert name("twice", "jointly_twice", "ucf101") == "twice_jointly_twice"
     # Table 5 has L at full size, the others B.
     assert name("7a", "fixed", "kinetics600") == "images_jointly"
     assert name("9", "small", "kinetics600") == "9_small"
@@ -172,7 +174,7 @@ def test_tables_and_rows_are_chosen_by_name():
     names = {table: [row.name for row in chosen] for table, chosen in rows.items()}
     assert names == {
         "5": ["jointly", "videos_alone"],
-        "7e": ["interpolated", "separate"],
+        "7e": ["interpolated", "separate", "main"],
     }
     with pytest.raises(InvalidConfig, match=r"no table '7g'; tables: 5, images"):
         select(["7g"])

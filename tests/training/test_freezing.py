@@ -1,4 +1,7 @@
+import math
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
@@ -11,6 +14,10 @@ from sparse_tube_vit.training.state import TrainState
 from sparse_tube_vit.training.step import make_train_step
 
 CLIP = (2, 8, 8)
+
+
+def wave(shape):
+    return jnp.sin(1 + jnp.arange(math.prod(shape))).reshape(shape)
 
 
 def make_run(frozen, depth, head_steps=0, heads_alone=False, **options):
@@ -31,8 +38,8 @@ def make_run(frozen, depth, head_steps=0, heads_alone=False, **options):
     @jax.jit
     def init():
         params = init_params(model, jax.random.key(0), CLIP)
-        # Nothing at zero, for nothing to stand still by chance.
-        params = jax.tree.map(lambda x: x + 0.01, params)
+        # Nothing at zero or alike, for nothing to stand still by chance.
+        params = jax.tree.map(lambda x: x + 0.1 * wave(x.shape), params)
         return TrainState.create(params, optimizer, config)
 
     videos = np.random.default_rng(0).integers(0, 256, (2, *CLIP, 3), np.uint8)
@@ -44,10 +51,12 @@ def make_run(frozen, depth, head_steps=0, heads_alone=False, **options):
     )
 
 
-def test_heads_train_alone_first():
-    """As with all layers frozen; then the rest moves, from what it was."""
-    alone, init_alone, batches = make_run(2, 2)
-    first, init, _ = make_run(None, 2, head_steps=3, heads_alone=True)
+@pytest.mark.parametrize("new_layers", [0, 1])
+def test_what_is_fresh_trains_alone_first(new_layers):
+    """As with the pretrained layers frozen; then these move, from what they were."""
+    alone, init_alone, batches = make_run(2, 2, new_layers=new_layers)
+    options = {"head_steps": 3, "new_layers": new_layers}
+    first, init, _ = make_run(None, 2, heads_alone=True, **options)
     state = before = init()
     expected = init_alone()
     for _ in range(3):
@@ -59,12 +68,16 @@ def test_heads_train_alone_first():
             flatten_dict(getattr(s, tree), sep="/") for s in (before, state, expected)
         )
         for name, x in end.items():
-            if name.startswith(("head_h", "pooling")):
+            fresh = ("head_h", "pooling", "encoder/new_block")
+            fresh += ("encoder/norm",) * new_layers
+            if new_layers and name.endswith("key/bias"):
+                continue  # its gradient is rounding alone
+            if name.startswith(fresh):
                 np.testing.assert_allclose(x, ended[name], atol=1e-6)
                 assert not np.array_equal(x, start[name])
             else:
                 np.testing.assert_allclose(x, start[name], rounding, rounding)
-    step, _, _ = make_run(None, 2, head_steps=3)
+    step, _, _ = make_run(None, 2, **options)
     for _ in range(2):  # the first of them at a rate of 0, as in every warm-up
         state, _ = step(state, batches)
     end = flatten_dict(state.params, sep="/")
