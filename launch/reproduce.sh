@@ -17,6 +17,11 @@ set -euo pipefail
 source "$(dirname "$0")/usage.sh"
 cd "$(dirname "$0")/.."
 # An environment that is active is used as it is.
-# shellcheck source=launch/setup.sh
-[ -n "${VIRTUAL_ENV:-}" ] || source "$(dirname "$0")/setup.sh"
+if [ -z "${VIRTUAL_ENV:-}" ]; then
+    if command -v nvidia-smi >/dev/null; then
+        echo "This uses the CPU. For the GPU, start it in an environment by docs/gpu.md." >&2
+    fi
+    # shellcheck source=launch/setup.sh
+    source "$(dirname "$0")/setup.sh"
+fi
 exec python -m sparse_tube_vit.reproduce "$@"

@@ -13,8 +13,9 @@ from sparse_tube_vit.reproduction.tables import TABLES, Row
 
 TASK = "kinetics600"
 
-#: Fraction of the peak that chip-hours are predicted with: preflight's prediction for
-#: B and L on v5e is 33 to 42% (docs/measurements.md).
+#: Fraction of the peak that chip-hours are predicted with. On v5e preflight predicts 33
+#: to 42% for B, 26% for L, 52% for the last layers of H (docs/measurements.md); an H200
+#: was not measured.
 MFU = 0.35
 
 #: Parameters are split over 16 of the chips, as docs/pods.md advises.
@@ -28,6 +29,8 @@ sparse-tube-vit prepare kinetics600 --videos VIDEOS --annotations LISTS \\
     --data_dir gs://BUCKET/data --transcode short_side=256,gop=30,crf=23
 sparse-tube-vit prepare imagenet2012 --images ILSVRC/Data/CLS-LOC \\
     --data_dir gs://BUCKET/data
+# Once: the image ViTs of tables 6, 8 and 9 (docs/weights.md), as gs://BUCKET/vit_h.npz
+# and vit_b.npz.
 # Once: a TPU. Below, preflight tells whether a step fits; `run` returns at once, and
 # `./launch/tpu_vm.sh logs NAME` shows when the next row can begin.
 ./launch/tpu_vm.sh queue NAME --accelerator_type v5litepod-64 --wait --no_preflight
@@ -52,25 +55,31 @@ def commands(rows: Mapping[str, Sequence[Row]]) -> Iterator[str]:
             for needed in filter(None, (run.after, run)):
                 runs.setdefault(needed.name, needed)
             rows_of.setdefault(run.name, []).append(f"{table}:{row.name}")
+    created = set()
     for i, run in enumerate(runs.values()):
         if not i:
             yield _PREPARE
         yield ""
-        yield from _of(run, rows_of.get(run.name, ["others start from it"]))
+        yield from _of(run, rows_of.get(run.name, ["others start from it"]), created)
 
 
-def _of(run, rows):
+def _of(run, rows, created):
     hours = training_flops(run) / 3600 / MFU
     v5e, h200 = (ACCELERATORS[name].peak_flops for name in ("v5e", "H200"))
-    yield f"# {', '.join(rows)}: {run.config.total_steps:,} steps, at {MFU:.0%} MFU"
+    steps = f"a seed of {run.config.total_steps:,} steps"
+    yield f"# {', '.join(rows)}: {steps}, at {MFU:.0%} MFU"
     yield f"# {hours / v5e:,.0f} chip-hours of v5e or {hours / h200:,.0f} of an H200."
     weights = ""
     if run.after and run.row.big:
-        big, weights = TABLES[run.table].big, f"gs://BUCKET/{run.name}_created"
-        yield (
-            f"sparse-tube-vit scale_up --small gs://BUCKET/{run.after.name} "
-            f"--big vit_{big.lower()}.npz --variant {big} \\\n    --workdir {weights}"
-        )
+        big, small = TABLES[run.table].big, run.after.name
+        weights = f"gs://BUCKET/{small}_{big}_created"
+        if weights not in created:
+            created.add(weights)
+            yield (
+                f"sparse-tube-vit scale_up --small gs://BUCKET/{small} \\\n"
+                f"    --big gs://BUCKET/vit_{big.lower()}.npz --variant {big} \\\n"
+                f"    --workdir {weights}"
+            )
     elif run.after:
         weights = f"gs://BUCKET/{run.after.name}"
     elif run.row.big:
