@@ -1,5 +1,6 @@
 """Data sets of the small tasks: UCF101, its clips in both directions, and images."""
 
+import dataclasses
 import fractions
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,20 @@ from sparse_tube_vit.errors import DatasetError
 from sparse_tube_vit.log import log
 from sparse_tube_vit.reproduction.runs import Results, Run, name_of
 
+#: Classes of UCF101 that results are of: motions of one body, in like places.
+CLASSES = (
+    "BodyWeightSquats",
+    "HandstandPushups",
+    "HandstandWalking",
+    "JumpRope",
+    "JumpingJack",
+    "Lunges",
+    "PullUps",
+    "PushUps",
+    "TrampolineJumping",
+    "WallPushups",
+)
+
 #: Directions of a clip, by the step through its frames.
 DIRECTIONS = {"forwards": 1, "backwards": -1}
 
@@ -27,7 +42,8 @@ def prepare_data(
     Args:
         data_dir: Folder of prepared data sets.
         ucf101: Folder with `videos/` and the official lists of UCF101, classInd.txt,
-            trainlist01.txt and testlist01.txt, of all classes or some.
+            trainlist01.txt and testlist01.txt. Of the classes, those of `CLASSES` are
+            taken.
         images: Folder of Tiny-ImageNet, `train/<class>/` and `val/<class>/`, of all
             classes or some.
         workers: Processes that write; None: one a core; 0: this one.
@@ -36,7 +52,7 @@ def prepare_data(
         DatasetError: The named errors of listing and preparing them.
     """
     if ucf101:
-        listing = Ucf101.read(Path(ucf101) / "videos", ucf101)
+        listing = _of_classes(Ucf101.read(Path(ucf101) / "videos", ucf101))
         builder = Ucf101(config="split1", listing=listing, data_dir=data_dir)
         log.info("%s", prepare(builder, workers=workers))
         directions = Path(data_dir) / "ucf101_directions"
@@ -52,6 +68,21 @@ def prepare_data(
             config="tiny_imagenet", listing=listing, data_dir=data_dir
         )
         log.info("%s", prepare(builder, workers=workers))
+
+
+def _of_classes(listing):
+    """Returns a listing of UCF101 without clips of other classes than `CLASSES`."""
+    if missing := [name for name in CLASSES if name not in listing.class_names]:
+        raise DatasetError(
+            f"classInd.txt of --ucf101 lacks {', '.join(missing)}: results are of "
+            f"{len(CLASSES)} classes, these among them."
+        )
+    splits = {
+        split: [clip for clip in listed if clip.label in CLASSES]
+        for split, listed in listing.splits.items()
+    }
+    names = tuple(name for name in listing.class_names if name in CLASSES)
+    return dataclasses.replace(listing, class_names=names, splits=splits)
 
 
 def write_directions(listing, directory: Path) -> None:

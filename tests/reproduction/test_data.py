@@ -6,13 +6,20 @@ import av
 import numpy as np
 import pytest
 
+from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.datasets.builders.moving_shapes import encode_mp4, render
 from sparse_tube_vit.datasets.reading import DatasetNotPrepared
+from sparse_tube_vit.errors import DatasetError
 from sparse_tube_vit.reproduction import data
 from sparse_tube_vit.reproduction.runs import Results, Run, plan
 from sparse_tube_vit.reproduction.tables import TABLES, select
 
 IMAGES = "image_folder/tiny_imagenet"
+
+
+@pytest.fixture(autouse=True)
+def _two_classes(monkeypatch):
+    monkeypatch.setattr(data, "CLASSES", ("Archery", "Bowling"))
 
 
 def frames_of(path):
@@ -101,6 +108,18 @@ def test_a_clip_is_written_in_both_directions(tmp_path):
         error = np.abs(found.astype(int) - expected).mean()
         assert error < 3
         assert np.abs(found[::-1].astype(int) - expected).mean() > 2 * error
+
+
+def test_other_classes_are_not_taken(tmp_path, monkeypatch):
+    write_ucf101(tmp_path / "ucf101")
+    given = str(tmp_path / "data"), str(tmp_path / "ucf101"), None, 0
+    monkeypatch.setattr(data, "CLASSES", ("Archery", "Lunges"))
+    with pytest.raises(DatasetError, match="lacks Lunges: results are of 2 classes"):
+        data.prepare_data(*given)
+    monkeypatch.setattr(data, "CLASSES", ("Bowling",))
+    data.prepare_data(*given)
+    split = reading.open_split("ucf101/split1", "train", given[0])
+    assert len(split) == 1 and tuple(split.class_names) == ("Bowling",)
 
 
 def test_what_is_missing_is_named(tmp_path):
