@@ -59,13 +59,13 @@ SMALL = {
     "ucf101": {
         "videos": ("ucf101/split1", "ucf101", 16),
         "images": ("image_folder/tiny_imagenet", "tiny_imagenet", 32),
-        "clip": {"frames": 16, "fps": 8.0, "size": 96},
+        "clip": {"frames": 16, "fps": 8.0, "size": 64},
         "model": {"depth": 4, "width": 192, "mlp_dim": 768, "heads": 3},
         "optimizer": {"learning_rate": 1e-3, "weight_decay": 0.3, "ema_decay": 0.99},
         "stream": {"crop_area": (0.35, 1.0), "flip": True, "color_jitter": 0.4},
         "views": {"temporal_views": 2, "spatial_views": 3},
         "image_split": "val",
-        "steps": 600,
+        "steps": 3000,
         "stride": 3 / 4,
     },
 }

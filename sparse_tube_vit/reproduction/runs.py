@@ -21,8 +21,8 @@ from sparse_tube_vit.training import recipe
 #: The small tasks, with a guess of the minutes that a run takes on two CPU cores.
 TASKS = {
     "moving_shapes": 5.0,
-    "ucf101": 6.0,
-    "ucf101_directions": 6.5,
+    "ucf101": 10.0,
+    "ucf101_directions": 11.0,
     "ucf101_image_vit": 7.0,
     "ucf101_finetuning": 30.0,
 }

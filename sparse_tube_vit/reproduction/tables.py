@@ -422,7 +422,7 @@ PAPER = {
             ("jointly", "videos_alone"),
             ("jointly_twice", "videos_alone_twice"),
         ),
-        tasks=("ucf101",),
+        tasks=("moving_shapes",),
         remark="Not in the paper.",
     ),
 }

@@ -159,8 +159,9 @@ def test_rows_that_train_the_same_share_a_run():
     assert {name(*row, "ucf101") for row in same} == {"5_jointly"}
     assert name("7e", "separate", "ucf101") == name("7c", "none", "ucf101") == "7b_4"
     assert name("7a", "learned", "ucf101") == "7a_learned"
-    assert name("7e", "main", "ucf101") == name("twice", "jointly", "ucf101")
-    assert name("twice", "jointly_twice", "ucf101") == "twice_jointly_twice"
+    assert name("7e", "main", "ucf101") == "5_jointly"
+    assert name("twice", "jointly", "moving_shapes") == "5_jointly"
+    assert name("twice", "jointly_twice", "moving_shapes") == "twice_jointly_twice"
     # Table 5 has L at full size, the others B.
     assert name("7a", "fixed", "kinetics600") == "images_jointly"
     assert name("9", "small", "kinetics600") == "9_small"
