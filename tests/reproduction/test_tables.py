@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from sparse_tube_vit.config import InvalidConfig, differences, validate
+from sparse_tube_vit.config import InvalidConfig, differences, flags, validate
 from sparse_tube_vit.models.tubes import count_tokens
 from sparse_tube_vit.models.tubevit import check_tubes
 from sparse_tube_vit.models.variants import make_tubes
@@ -97,6 +97,30 @@ def test_the_full_size_is_the_papers():
     assert config_of("6", "last_4").model.gate_after is None
     assert config_of("6", "head").optimizer.trained_layers == 0
     assert config_of("9", "1_layer").optimizer.trained_layers == 1
+
+
+@pytest.mark.parametrize(
+    "name, row, own",
+    [
+        ("kinetics.py:classes=600", ("7a", "fixed"), {"model.tubes"}),
+        ("kinetics.py:classes=600,variant=L", ("5", "jointly"), {"model.tubes"}),
+        (
+            "kinetics.py:classes=600,streams=video",
+            ("figure4", "1_video"),
+            {"model.tubes"},
+        ),
+        ("scale_up.py:trained=all", ("6", "everything"), {"init.weights"}),
+    ],
+)
+def test_the_full_size_is_that_of_the_config_of_its_own(name, row, own):
+    config = flags.read([f"--config=configs/{name}"])
+    given = config_of(*row)
+    found = differences(config.to_dict(), given.to_dict())
+    added = {f"evaluations.{name}" for name in given.evaluations}
+    added -= {f"evaluations.{name}" for name in config.evaluations}
+    changed = {key for key, _, _ in found} - added
+    assert changed == own
+    assert make_tubes(given.model.tubes) == make_tubes(config.model.tubes)
 
 
 def test_a_small_task_has_half_the_frames_and_smaller_strides():
