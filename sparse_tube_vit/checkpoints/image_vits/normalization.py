@@ -85,10 +85,10 @@ def choose(
     timm = config.get("pretrained_cfg", config)
     if "mean" in timm and "std" in timm:
         return _told(path, "config.json", timm["mean"], timm["std"])
-    if "image_mean" in preprocessor and "image_std" in preprocessor:
-        mean, std = preprocessor["image_mean"], preprocessor["image_std"]
-        if not preprocessor.get("do_normalize", True):
-            mean, std = 0, 1
+    mean, std = preprocessor.get("image_mean"), preprocessor.get("image_std")
+    if not preprocessor.get("do_normalize", True):
+        mean, std = 0, 1  # whatever they are, or without any
+    if mean is not None and std is not None:
         factor = preprocessor.get("rescale_factor", 1 / 255)
         factor = factor if preprocessor.get("do_rescale", True) else 1
         return _told(path, "preprocessor_config.json", mean, std, factor)

@@ -58,6 +58,7 @@ def test_folded_kernels_give_the_same_tokens(kind):
             0.0,
             "by preprocessor",
         ),
+        ("", {}, {"do_normalize": False}, 0.0, "by preprocessor"),
         # Pixels in 0..255, and one number for three.
         (
             "",
