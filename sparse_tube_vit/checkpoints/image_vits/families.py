@@ -426,6 +426,17 @@ def _hugging_face_vits(column):
             marks=("decoder",),
         ),
         dataclasses.replace(vit, interpolation="linear", shared="DeiT, DINO and MAE"),
+        # Behind ViT, whose names these have: a config alone tells them.
+        dataclasses.replace(
+            vit,
+            name="MSN",
+            norm_epsilon=1e-6,
+            normalization="imagenet",
+            model_types=("vit_msn",),
+        ),
+        dataclasses.replace(
+            vit, name="I-JEPA", normalization="imagenet", model_types=("ijepa",)
+        ),
     )
 
 

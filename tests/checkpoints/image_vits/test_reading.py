@@ -395,6 +395,22 @@ def test_a_file_alone_has_its_familys_options(
     assert str(vit.normalization).startswith(f"{normalization} (")
 
 
+@pytest.mark.parametrize(
+    "model_type, name, epsilon",
+    [("vit_msn", "MSN", 1e-6), ("ijepa", "I-JEPA", 1e-12), ("vit", "ViT", 1e-12)],
+)
+def test_a_config_tells_models_that_have_vits_names(
+    tmp_path, model_type, name, epsilon
+):
+    file = tmp_path / "a.safetensors"
+    shutil.copy(GOLDEN / "hugging_face_dino" / "model.safetensors", file)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    vit = image_vits.read(file)
+    assert (vit.family.name, vit.model["norm_epsilon"]) == (name, epsilon)
+    kind = "half" if name == "ViT" else "imagenet"
+    assert str(vit.normalization).startswith(f"{kind} (")
+
+
 def test_gated_mlps_of_an_unknown_family_are_an_error(tmp_path):
     folder = copy("timm_dinov2_gated", tmp_path / "vit")
     arrays = load_file(folder / "model.safetensors")
