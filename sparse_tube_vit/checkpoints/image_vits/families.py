@@ -310,7 +310,7 @@ TIMM = (
         | {"mlp/gate": "mlp.gate", "mlp/up": "mlp.up"},  # two parts of mlp.fc1
     ),
     _TIMM_DINOV2,
-    dataclasses.replace(_TIMM, interpolation="linear", shared="DeiT, DINO and MAE"),
+    dataclasses.replace(_TIMM, shared="DeiT, DINO and MAE"),
 )
 
 # ---- Hugging Face transformers
@@ -425,7 +425,7 @@ def _hugging_face_vits(column):
             model_types=("vit_mae",),
             marks=("decoder",),
         ),
-        dataclasses.replace(vit, interpolation="linear", shared="DeiT, DINO and MAE"),
+        dataclasses.replace(vit, shared="DeiT, DINO and MAE"),
         # Behind ViT, whose names these have: a config alone tells them.
         dataclasses.replace(
             vit,

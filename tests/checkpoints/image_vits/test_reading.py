@@ -18,6 +18,8 @@ from sparse_tube_vit.checkpoints.image_vits import (
     families,
 )
 from sparse_tube_vit.checkpoints.image_vits.families import FAMILIES
+from sparse_tube_vit.checkpoints.resizing import positions_at
+from sparse_tube_vit.models.tubes import Tube
 from tests.checkpoints.image_vits.models import GOLDEN, config_of, features, load
 
 #: Family that a folder is of, its tokens without a place, and their pooling.
@@ -409,6 +411,27 @@ def test_a_config_tells_models_that_have_vits_names(
     assert (vit.family.name, vit.model["norm_epsilon"]) == (name, epsilon)
     kind = "half" if name == "ViT" else "imagenet"
     assert str(vit.normalization).startswith(f"{kind} (")
+
+
+@pytest.mark.parametrize(
+    "name, how",
+    [("hugging_face_dino", "cubic"), ("timm_deit", "smoothed_cubic")],
+)
+def test_positions_of_plain_vits_are_resized_as_their_libraries_do(
+    references, tmp_path, name, how
+):
+    grid = references["positions/old"][0].reshape(3, -1).T  # (25, 3)
+    arrays = load_file(GOLDEN / name / "model.safetensors")
+    key = next(k for k in arrays if "pos" in k)
+    padded = np.pad(grid, [(1, 0), (0, 13)])[None]
+    arrays[key] = np.ascontiguousarray(padded)
+    save_file(arrays, tmp_path / "vit.safetensors")
+    vit = image_vits.read(tmp_path / "vit.safetensors")
+    for side in (3, 7):
+        tube, clip = Tube((1, 4, 4), (1, 4, 4)), (1, 4 * side, 4 * side)
+        at = positions_at(vit.arrays["positions"], tube, clip, vit.family.interpolation)
+        expected = references[f"positions/{how}/{side}"][0].transpose(1, 2, 0)
+        np.testing.assert_allclose(at[0, ..., :3], expected, atol=1e-5)
 
 
 def test_gated_mlps_of_an_unknown_family_are_an_error(tmp_path):
