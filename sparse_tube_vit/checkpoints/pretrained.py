@@ -177,6 +177,9 @@ def _from_vit(vit, config, model, shapes):
     match.report.dropped |= vit.dropped
     match.report.notes.append(f"inputs are normalized by {vit.normalization}")
 
+    if vit.headless and not init.head:
+        match.report.notes.append(f"there is no head: {vit.headless}")
+
     # Other arrays than a trunk's: known ones are dropped, others an error.
     for name, shape in vit.left_over.items():
         match.wrong[name] = shape, "left over in the file"
@@ -243,7 +246,7 @@ def _from_vit(vit, config, model, shapes):
         elif init.head:
             match.load(name.replace("head", f"head_{init.head}"), x)
         else:
-            match.drop(vit.names[name], x, "init.head is not set")
+            match.drop(vit.names[name], x, vit.headless or "init.head is not set")
 
     options = vars(model.options)
     for key, theirs in vit.model.items():

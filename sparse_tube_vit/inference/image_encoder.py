@@ -43,7 +43,7 @@ def read(path, normalization: str = "") -> stored.StoredModel:
             f"{vit.source} has no position embeddings, which its features need. Take a "
             "file that has them; without, it can start a run: --config.init.weights."
         )
-    class_names = {HEAD: vit.labels} if vit.labels and not vit.before_head else {}
+    class_names = {HEAD: vit.labels} if vit.labels and not vit.headless else {}
     config = encoder_config(str(path), vit, class_names)
     config.init.normalization = normalization
     model = make_model(

@@ -68,6 +68,8 @@ class ImageViT:
         frames, size: Frames and pixels of its inputs.
         labels: Class names of its classifier, with their numbers where two are the
             same, and numbers where no config tells; () without one.
+        headless: Why its classifier is no head of the pooled features; "" where it is
+            one, or there is none.
     """
 
     source: str
@@ -83,6 +85,7 @@ class ImageViT:
     frames: int
     size: int
     labels: tuple[str, ...]
+    headless: str
 
     @property
     def patch(self) -> tuple[int, int, int]:
@@ -179,6 +182,7 @@ def read(path, asked: str = "") -> ImageViT:
         frames=found.config.get("num_frames", 16) if family.tubelets else 1,
         size=_size(found, arrays),
         labels=_labels(found.config, arrays.get("head/kernel")),
+        headless=_headless(family, found.config, arrays, before_head),
     )
 
 
@@ -246,6 +250,24 @@ def _labels(config, kernel):
         f"{name} ({i})" if counts[name] > 1 else name
         for i, name in zip(numbers, names, strict=True)
     )
+
+
+#: Sizes of CLIP's embeddings, of base, base-plus, large, huge and bigger models.
+_EMBEDDINGS = (512, 640, 768, 1024, 1280)
+
+
+def _headless(family, config, arrays, before_head):
+    """Returns why a classifier is no head of the pooled features; "" if it is one."""
+    if "head/kernel" not in arrays:
+        return ""
+    if before_head:
+        return f"{' and '.join(before_head)} stand before the classifier"
+    outputs = arrays["head/kernel"].shape[-1]
+    named = config.get("id2label") or config.get("label_names")
+    may_project = family.name == "CLIP" and not named
+    if may_project and (outputs in _EMBEDDINGS or not arrays["head/bias"].any()):
+        return f"its head is CLIP's projection to {outputs} features, no classifier"
+    return ""
 
 
 def _refuse_by_config(path, config):

@@ -343,6 +343,25 @@ def test_labels_as_a_list_or_none(tmp_path):
         assert vit.labels == names
 
 
+def test_the_projection_of_a_clip_is_no_classifier(tmp_path):
+    """timm has it as a head of as many classes as the embedding has features."""
+    arrays = load_file(GOLDEN / "timm_clip" / "model.safetensors")
+    file = tmp_path / "clip.safetensors"
+    assert not image_vits.read(GOLDEN / "timm_clip").headless
+    for outputs, bias, names in (
+        (3, 0, None),  # as converted from OpenAI's
+        (512, 1, None),
+        (3, 0, ["a", "b", "c"]),
+    ):
+        arrays["head.weight"] = np.ones((outputs, 16), np.float32)
+        arrays["head.bias"] = np.full(outputs, bias, np.float32)
+        save_file(arrays, file)
+        (tmp_path / "config.json").write_text(json.dumps({"label_names": names}))
+        why = "" if names else f"CLIP's projection to {outputs} features"
+        assert why in image_vits.read(file).headless
+        assert bool(image_vits.read(file).headless) == (not names)
+
+
 def test_sizes_as_lists(tmp_path):
     name = "hugging_face_videomae"
     lists = {"image_size": [24, 24], "patch_size": [8, 8]}
