@@ -86,5 +86,5 @@ def encoder_config(path: str, vit: image_vits.ImageViT, class_names) -> ConfigDi
         config.init.head = HEAD
     for kind in ("image", "video") if class_names else ():
         source = {"kind": kind, "dataset": path, "head": HEAD, "batch_size": 1}
-        config.streams[f"{kind}s"] = stream(**source)
+        config.streams[f"{kind}s"] = stream(**source, loss=vit.loss)
     return config

@@ -1,5 +1,6 @@
 """Image ViTs' weights used as they are, against their libraries' features."""
 
+import json
 import shutil
 
 import numpy as np
@@ -69,6 +70,34 @@ def test_a_classifier_is_a_head(references):
     best = np.exp(logits - logits.max())
     assert name == str(logits.argmax())
     assert probability == pytest.approx(best.max() / best.sum(), abs=1e-4)
+
+
+def test_a_classifier_of_several_labels_has_a_sigmoid_and_a_regression_no_classes(
+    references, tmp_path
+):
+    for problem, outputs in (
+        ("multi_label_classification", 3),
+        ("regression", 3),
+        (None, 1),
+    ):
+        folder = tmp_path / f"{problem}{outputs}"
+        shutil.copytree(GOLDEN / "timm_deit3", folder)
+        config = json.loads((folder / "config.json").read_text())
+        config |= {"problem_type": problem}
+        (folder / "config.json").write_text(json.dumps(config))
+        arrays = load_file(folder / "model.safetensors")
+        arrays |= {k: x[:outputs] for k, x in arrays.items() if k.startswith("head")}
+        save_file(arrays, folder / "model.safetensors")
+        tubevit = stv.load(folder)
+        if outputs == 1 or problem == "regression":
+            assert not tubevit.class_names
+            continue
+        found = dict(tubevit.predict(references["images"][0]))
+        head = tubevit.params["head_classifier"]
+        pooled = references["timm_deit3/pooled"][0]
+        expected = 1 / (1 + np.exp(-pooled @ head["kernel"] - head["bias"]))
+        found = [found[str(i)] for i in range(outputs)]
+        np.testing.assert_allclose(found, expected, atol=1e-4)
 
 
 def test_without_its_positions_a_vit_starts_runs_alone(tmp_path):

@@ -70,6 +70,7 @@ class ImageViT:
             same, and numbers where no config tells; () without one.
         headless: Why its classifier is no head of the pooled features; "" where it is
             one, or there is none.
+        loss: Loss that its classifier was trained with, as of a stream.
     """
 
     source: str
@@ -86,6 +87,7 @@ class ImageViT:
     size: int
     labels: tuple[str, ...]
     headless: str
+    loss: str
 
     @property
     def patch(self) -> tuple[int, int, int]:
@@ -183,6 +185,7 @@ def read(path, asked: str = "") -> ImageViT:
         size=_size(found, arrays),
         labels=_labels(found.config, arrays.get("head/kernel")),
         headless=_headless(family, found.config, arrays, before_head),
+        loss="sigmoid" if _problem(found.config).startswith("multi") else "softmax",
     )
 
 
@@ -252,6 +255,11 @@ def _labels(config, kernel):
     )
 
 
+def _problem(config):
+    """Returns the problem that a classifier of transformers is trained for."""
+    return str(config.get("problem_type", ""))
+
+
 #: Sizes of CLIP's embeddings, of base, base-plus, large, huge and bigger models.
 _EMBEDDINGS = (512, 640, 768, 1024, 1280)
 
@@ -263,6 +271,9 @@ def _headless(family, config, arrays, before_head):
     if before_head:
         return f"{' and '.join(before_head)} stand before the classifier"
     outputs = arrays["head/kernel"].shape[-1]
+    problem = _problem(config)
+    if problem == "regression" or (outputs == 1 and not problem.startswith("multi")):
+        return f"its head is a regression (outputs: {outputs}), which has no classes"
     named = config.get("id2label") or config.get("label_names")
     may_project = family.name == "CLIP" and not named
     if may_project and (outputs in _EMBEDDINGS or not arrays["head/bias"].any()):
