@@ -165,7 +165,8 @@ def read(path, asked: str = "") -> ImageViT:
         arrays["positions"] = _sines(found.config, arrays, model["width"])
         names["positions"] = "sines of the patches' index"
     else:
-        _split_tokens(arrays, names, model["pooling"])
+        square = _has_square_images(found.config)
+        _split_tokens(arrays, names, model["pooling"], square)
     registers = arrays.get("registers")
     model["registers"] = 0 if registers is None else registers.shape[1]
     return ImageViT(
@@ -238,6 +239,16 @@ def _size(found, arrays):
     if size is None and "positions" in arrays:
         size = arrays["positions"].shape[-2] * patch
     return max(round((size or 224) / patch), 1) * patch
+
+
+def _has_square_images(config):
+    """Returns whether a config tells no inputs of another height than width."""
+    timm, options = config.get("pretrained_cfg", config), _options(config)
+    sizes = options.get("img_size"), options.get("image_size"), timm.get("input_size")
+    size = next(filter(None, sizes), None)
+    if isinstance(size, dict):
+        size = [size.get("height"), size.get("width")]
+    return not isinstance(size, list) or len({*size[-2:]}) == 1
 
 
 def _labels(config, kernel):
@@ -438,16 +449,19 @@ def _fold_layer_scale(arrays):
                 arrays[f"{block}/{layer}/{leaf}"] = x * scale
 
 
-def _split_tokens(arrays, names, pooling):
+def _split_tokens(arrays, names, pooling, square):
     """Adds positions to the tokens that have some; makes those of patches a grid.
 
-    A class token that is not pooled becomes a register.
+    A class token that is not pooled becomes a register. Positions of no square grid
+    are left as they are, and all of them where `square` is False.
     """
     order = ("class_token", "distillation_token", "registers")
     tokens = {a: np.atleast_2d(np.squeeze(arrays.pop(a))) for a in order if a in arrays}
     if (positions := arrays.get("positions")) is not None:
         positions = positions.reshape(-1, positions.shape[-1])
-        first, side = _grid(len(positions), sum(map(len, tokens.values())))
+        first, side = 0, 0
+        if square:
+            first, side = _grid(len(positions), sum(map(len, tokens.values())))
         for name, x in tokens.items():
             added, positions = np.split(positions, [min(len(x), first)])
             first -= len(added)

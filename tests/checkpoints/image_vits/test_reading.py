@@ -362,6 +362,26 @@ def test_the_projection_of_a_clip_is_no_classifier(tmp_path):
         assert bool(image_vits.read(file).headless) == (not names)
 
 
+@pytest.mark.parametrize(
+    "size",
+    [
+        {"image_size": [16, 64]},
+        {"image_size": {"height": 16, "width": 64}},
+        {"pretrained_cfg": {"input_size": [3, 16, 64]}},
+        {"model_args": {"img_size": [16, 64]}},
+    ],
+)
+def test_as_many_positions_as_a_square_has_may_be_an_oblongs(tmp_path, size):
+    arrays = load_file(GOLDEN / "timm_deit" / "model.safetensors")
+    arrays["pos_embed"] = np.zeros((1, 1 + 2 * 8, 16), np.float32)
+    save_file(arrays, tmp_path / "vit.safetensors")
+    assert image_vits.read(tmp_path / "vit.safetensors").arrays["positions"].ndim == 3
+    (tmp_path / "config.json").write_text(json.dumps(size))
+    config = config_of(tmp_path / "vit.safetensors")
+    with pytest.raises(ValueError, match="pos_embed .*no square grid of patches"):
+        load(config)
+
+
 def test_sizes_as_lists(tmp_path):
     name = "hugging_face_videomae"
     lists = {"image_size": [24, 24], "patch_size": [8, 8]}
