@@ -57,6 +57,13 @@ def read(path, normalization: str = "") -> stored.StoredModel:
     params, report = pretrained.initial_params(config, model, shapes, class_names)
     for note in report.notes:
         log.info("%s: %s", path, note)
+    if vit.pools_otherwise:
+        log.warning(
+            "%s: pooled features are not those of %s, tokens are: %s.",
+            vit.source,
+            vit.family.codebase,
+            vit.pools_otherwise,
+        )
     if report.new:  # the norm after VideoMAE's trunk, which has none: 1 and 0
         new = flatten_dict(jax.device_get(fresh()))
         params = unflatten_dict(new | flatten_dict(params))

@@ -1,6 +1,7 @@
 """Image ViTs' weights used as they are, against their libraries' features."""
 
 import json
+import re
 import shutil
 
 import numpy as np
@@ -98,6 +99,30 @@ def test_a_classifier_of_several_labels_has_a_sigmoid_and_a_regression_no_classe
         expected = 1 / (1 + np.exp(-pooled @ head["kernel"] - head["bias"]))
         found = [found[str(i)] for i in range(outputs)]
         np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "name, why",
+    [
+        ("timm_deit_distilled", "timm, tokens are: .*mean of class and distillation"),
+        ("timm_fc_norm", "timm, tokens are: there fc_norm is of the tokens' mean"),
+        ("hugging_face_deit_distilled", ""),
+    ],
+)
+def test_other_pooling_is_a_warning_and_its_classifier_no_head(caplog, name, why):
+    caplog.set_level("INFO", "sparse_tube_vit")
+    tubevit = stv.load(GOLDEN / name)
+    warnings = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    warnings = [text for text in warnings if "heads are a guess" not in text]
+    assert len(warnings) == bool(why)
+    assert all(
+        re.search(f"pooled features are not those of {why}", w) for w in warnings
+    )
+    assert not tubevit.class_names
+    distilled = "distilled" in name
+    reason = "average of two classifiers" if distilled else "stand before the classif"
+    assert f"there is no head: {'its' if distilled else 'fc_norm'}" in caplog.text
+    assert reason in caplog.text
 
 
 def test_without_its_positions_a_vit_starts_runs_alone(tmp_path):

@@ -96,6 +96,18 @@ class ImageViT:
         return (1, *size) if len(size) == 2 else tuple(size)
 
     @property
+    def pools_otherwise(self) -> str:
+        """Why pooled features are not those of its library, or ""."""
+        if self.model["pooling"] == "mean" and "fc_norm.weight" in self.before_head:
+            return "there fc_norm is of the tokens' mean, here of each token before it"
+        if (self.family.name, self.family.codebase) == ("distilled DeiT", "timm"):
+            return (
+                "timm's are the mean of class and distillation token, here they are "
+                "the class token"
+            )
+        return ""
+
+    @property
     def guesses_heads(self) -> bool:
         """Whether neither files nor the width, as of a known ViT, tell the heads."""
         return "heads" not in self.told and self.model["width"] not in WIDTHS
@@ -185,7 +197,7 @@ def read(path, asked: str = "") -> ImageViT:
         frames=found.config.get("num_frames", 16) if family.tubelets else 1,
         size=_size(found, arrays),
         labels=_labels(found.config, arrays.get("head/kernel")),
-        headless=_headless(family, found.config, arrays, before_head),
+        headless=_headless(family, found.config, arrays, before_head, dropped),
         loss="sigmoid" if _problem(found.config).startswith("multi") else "softmax",
     )
 
@@ -271,16 +283,24 @@ def _problem(config):
     return str(config.get("problem_type", ""))
 
 
+#: Names of distilled DeiT's second classifier, of another token than the first.
+_SECOND_HEAD = r"\b(head_dist|distillation_classifier)\."
+
 #: Sizes of CLIP's embeddings, of base, base-plus, large, huge and bigger models.
 _EMBEDDINGS = (512, 640, 768, 1024, 1280)
 
 
-def _headless(family, config, arrays, before_head):
+def _headless(family, config, arrays, before_head, dropped):
     """Returns why a classifier is no head of the pooled features; "" if it is one."""
     if "head/kernel" not in arrays:
         return ""
     if before_head:
         return f"{' and '.join(before_head)} stand before the classifier"
+    for name, (_, why) in dropped.items():
+        if re.search(_SECOND_HEAD, name):
+            return (
+                f"its predictions are the average of two classifiers, one of them {why}"
+            )
     outputs = arrays["head/kernel"].shape[-1]
     problem = _problem(config)
     if problem == "regression" or (outputs == 1 and not problem.startswith("multi")):
