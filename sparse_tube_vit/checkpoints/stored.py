@@ -62,6 +62,7 @@ class StoredModel:
         params: A nested dict of numpy arrays, float32.
         workdir: The work directory of a checkpoint; None for a release, and for a step
             that was copied away from its run.
+        headless: Why an image ViT's classifier is no head; "" for other models.
     """
 
     name: str
@@ -70,6 +71,7 @@ class StoredModel:
     averaged: bool
     params: dict
     workdir: epath.Path | None = None
+    headless: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -73,6 +73,7 @@ def read(path, normalization: str = "") -> stored.StoredModel:
         step=0,
         averaged=False,
         params=params,
+        headless=vit.headless,
     )
 
 

@@ -100,6 +100,7 @@ def from_stored(source: stored.StoredModel) -> "TrainedTubeViT":
         model,
         source.params,
         source.averaged,
+        source.headless,
     )
 
 
@@ -156,6 +157,7 @@ class TrainedTubeViT:
         model: A Flax Linen module.
         params: A nested dict of float32 arrays.
         averaged: Whether the parameters are a moving average of those in training.
+        headless: Why the classifier of an image ViT is no head, if it has one.
     """
 
     name: str
@@ -165,6 +167,7 @@ class TrainedTubeViT:
     model: TubeViT
     params: dict
     averaged: bool
+    headless: str = ""
 
     def __repr__(self):
         heads = ", ".join(f"{h} ({len(c)})" for h, c in self.class_names.items())
@@ -399,9 +402,10 @@ class TrainedTubeViT:
             AmbiguousHead: None, or several heads were trained on inputs of that kind.
         """
         if not self.class_names:
+            why = f": {self.headless}" if self.headless else ""
             raise UnknownHead(
-                f"{self.name} has no head to predict with, features alone. Train one: "
-                "configs/finetune.py with --config.init.weights."
+                f"{self.name} has no head to predict with, features alone{why}. Train "
+                "one: configs/finetune.py with --config.init.weights."
             )
         if head is not None:
             if head not in self.class_names:

@@ -123,6 +123,14 @@ def test_other_pooling_is_a_warning_and_its_classifier_no_head(caplog, name, why
     reason = "average of two classifiers" if distilled else "stand before the classif"
     assert f"there is no head: {'its' if distilled else 'fc_norm'}" in caplog.text
     assert reason in caplog.text
+    with pytest.raises(UnknownHead, match=f"features alone: .*{reason}.*Train one"):
+        tubevit.predict(np.zeros((24, 24, 3), np.uint8))
+
+
+def test_predict_says_why_a_classifier_is_not_computed():
+    tubevit = stv.load(GOLDEN / "hugging_face_dinov2")
+    with pytest.raises(UnknownHead, match="alone: its classifier reads class token an"):
+        tubevit.predict(np.zeros((24, 24, 3), np.uint8))
 
 
 def test_without_its_positions_a_vit_starts_runs_alone(tmp_path):

@@ -293,7 +293,10 @@ _EMBEDDINGS = (512, 640, 768, 1024, 1280)
 def _headless(family, config, arrays, before_head, dropped):
     """Returns why a classifier is no head of the pooled features; "" if it is one."""
     if "head/kernel" not in arrays:
-        return ""
+        whys = [
+            why for n, (_, why) in dropped.items() if re.search(r"\bclassifier\.", n)
+        ]
+        return f"its classifier {whys[0]}" if whys else ""
     if before_head:
         return f"{' and '.join(before_head)} stand before the classifier"
     for name, (_, why) in dropped.items():
