@@ -272,8 +272,9 @@ def _from_vit(vit, config, model, shapes):
     if vit.guesses_heads and options["heads"] == vit.model["heads"]:
         log.warning(
             "%s: %d heads are a guess, width / 64, and features may be wrong: no known "
-            'ViT has this width. Write theirs, {"num_attention_heads": N}, to a '
-            "config.json beside the file.",
+            'ViT has this width. Add theirs, "num_attention_heads": N, to the '
+            "config.json beside the file, or where there is none, write one of "
+            '{"num_attention_heads": N}.',
             vit.source,
             options["heads"],
         )

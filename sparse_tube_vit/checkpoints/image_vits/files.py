@@ -51,8 +51,9 @@ class Files:
 def holds_image_vit(path) -> bool:
     """Returns whether a path is of an image ViT's weights, not of a stored model.
 
-    Folders are told apart by `config.json`: that of a release has a section "release",
-    those of transformers and timm have `model_type` or `architecture`.
+    Folders are told apart by `config.json`: that of a release has a section "release";
+    those of transformers and timm have `model_type` or `architecture`, or nothing of a
+    release. Without one, the names of the arrays tell.
 
     Args:
         path: As for `init.weights`.
@@ -68,15 +69,30 @@ def holds_image_vit(path) -> bool:
         if not folder.is_dir():
             return False
         files = {entry.name for entry in folder.iterdir()}
+        kinds = (".npz", ".safetensors", INDEX, *_PICKLES)
+        # Whatever lies beside checkpoints is the run's.
+        held = "checkpoints" not in files and any(f.endswith(kinds) for f in files)
         if stored.CONFIG not in files:
-            kinds = (".npz", ".safetensors", INDEX, *_PICKLES)
-            ours = {"checkpoints", stored.ARRAYS} & files  # whatever lies beside them
-            return not ours and any(file.endswith(kinds) for file in files)
+            lone = stored.ARRAYS in files and _is_of_release(folder / stored.ARRAYS)
+            return held and not lone
         try:
             config = _json(folder / stored.CONFIG)
         except UnreadableWeights:  # whose release it is says so better
             return False
-    return bool({"model_type", "architecture", "architectures"} & {*config})
+    if {"model_type", "architecture", "architectures"} & {*config}:
+        return True
+    return held and not {"release", "config", "class_names", "versions"} & {*config}
+
+
+def _is_of_release(path):
+    """Returns whether a file's arrays have our names; False if it is damaged."""
+    with stored.on_disk(path) as local:
+        try:
+            with safetensors.safe_open(local, "np") as arrays:
+                names = [*arrays.keys()]
+        except Exception:  # as in `read_arrays`, which says what is wrong
+            return False
+    return any(name.startswith("stem/") for name in names)
 
 
 def find(path) -> Files:

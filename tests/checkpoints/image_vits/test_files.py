@@ -116,6 +116,22 @@ def test_releases_and_runs_are_told_apart(tmp_path):
         image_vits.read(stored.DEMO / "model.safetensors")
 
 
+def test_a_folder_of_an_image_vit_without_a_config_or_with_the_heads_alone(tmp_path):
+    arrays = VIT / "model.safetensors"
+    shutil.copy(arrays, tmp_path)
+    for config in ("", '{"num_attention_heads": 2}'):
+        if config:
+            (tmp_path / "config.json").write_text(config)
+        assert image_vits.holds_image_vit(tmp_path)
+        assert image_vits.read(tmp_path).model["depth"] == 2
+    # The config of a release that lost its section is not one of an image ViT.
+    (tmp_path / "config.json").write_text('{"versions": {}}')
+    assert not image_vits.holds_image_vit(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "checkpoints").mkdir()
+    assert not image_vits.holds_image_vit(tmp_path)
+
+
 def test_what_is_no_weights_is_named(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "vit"}')
     with pytest.raises(UnreadableWeights, match="no weights .* but config.json"):

@@ -316,6 +316,7 @@ def test_an_architecture_tells_heads_and_a_guess_is_a_warning(tmp_path, caplog):
     load(config_of(folder / "model.safetensors"))
     (message,) = caplog.messages
     assert "1 heads are a guess" in message and '{"num_attention_heads": N}' in message
+    assert 'Add theirs, "num_attention_heads": N, to the config.json beside' in message
     (folder / "config.json").write_text('{"num_attention_heads": 2}')
     assert image_vits.read(folder / "model.safetensors").model["heads"] == 2
 
