@@ -8,6 +8,7 @@ one of the Hugging Face Hub: weights, `config.json` of transformers or timm, and
 import dataclasses
 import json
 import re
+import zipfile
 from collections.abc import Mapping
 
 import ml_dtypes
@@ -25,8 +26,16 @@ from sparse_tube_vit.storage import UnreachableStorage
 INDEX = ".safetensors.index.json"
 _PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".tar", ".pkl")
 
+#: Weights of other libraries, by the option with which transformers 4 reads them.
+_CONVERTED = {".msgpack": "from_flax", ".h5": "from_tf"}
+_UNREAD = (*_PICKLES, *_CONVERTED)
+
 #: Files of weights in a folder, the first that there is.
 _NAMES = ("model.safetensors", f"model{INDEX}")
+
+
+#: Errors of the readers for a damaged file.
+_DAMAGED = (safetensors.SafetensorError, zipfile.BadZipFile, EOFError)
 
 
 class UnreadableWeights(TubeViTError, ValueError):
@@ -62,14 +71,14 @@ def holds_image_vit(path) -> bool:
         UnreachableStorage: The storage does not answer.
     """
     name = str(path)
-    if name.endswith((".npz", ".safetensors", INDEX, *_PICKLES)):
+    if name.endswith((".npz", ".safetensors", INDEX, *_UNREAD)):
         return True
     with storage.reaching(name):
         folder = stored.open_path(name)
         if not folder.is_dir():
             return False
         files = {entry.name for entry in folder.iterdir()}
-        kinds = (".npz", ".safetensors", INDEX, *_PICKLES)
+        kinds = (".npz", ".safetensors", INDEX, *_UNREAD)
         # Whatever lies beside checkpoints is the run's.
         held = "checkpoints" not in files and any(f.endswith(kinds) for f in files)
         if stored.CONFIG not in files:
@@ -107,8 +116,11 @@ def find(path) -> Files:
         is_folder = root.is_dir()
         folder = root if is_folder else root.parent
         weights = _weights_in(root) if is_folder else root
-        if weights.name.endswith(_PICKLES):
-            raise UnreadableWeights(_pickled(weights))
+        if weights.name.endswith(_UNREAD):
+            if not weights.exists():
+                raise UnreadableWeights(f"{weights} does not exist.")
+            pickled = weights.name.endswith(_PICKLES)
+            raise UnreadableWeights((_pickled if pickled else _converted)(weights))
         config = _json(folder / stored.CONFIG)
         if "release" in config:
             raise UnreadableWeights(
@@ -126,9 +138,9 @@ def _weights_in(folder):
         if name in names:
             break
     else:
-        pickles = [n for n in names if n.endswith(_PICKLES)]
-        if pickles:
-            return folder / pickles[0]
+        for kinds in (_PICKLES, tuple(_CONVERTED)):
+            if unread := [n for n in names if n.endswith(kinds)]:
+                return folder / unread[0]
         raise UnreadableWeights(
             f"{folder} has no weights (.safetensors or .npz), but "
             f"{', '.join(names[:8]) or 'nothing'}."
@@ -142,17 +154,38 @@ def _weights_in(folder):
 
 
 def _pickled(path):
-    name = str(path)
-    new = f"{re.sub(r'[.][^.]*$', '', path.name)}.safetensors"
+    options = "map_location='cpu', weights_only=True"
+    read = f"weights = torch.load({path.name!r}, {options})"
+    new = re.sub(r"[.][^.]*$", "", path.name)
+    if shard := re.fullmatch(r"(.*)-\d+(-of-\d+)", new):
+        new = shard[1]
+        files = path.name.replace(shard[0], f"{new}-*{shard[2]}")
+        read = (
+            f"weights = {{}}\n  for file in glob.glob({files!r}): "
+            f"weights.update(torch.load(file, {options}))"
+        )
     return (
-        f"{name} is a pickle, which can run code when it is read: it is not read here. "
+        f"{path} is a pickle, which can run code when it is read: it is not read here. "
         "To convert it, where torch and safetensors are installed:\n"
-        "  import torch; from safetensors.torch import save_file\n"
-        f"  weights = torch.load({path.name!r}, map_location='cpu', "
-        "weights_only=True)\n"
-        "  weights = weights.get('model', weights.get('state_dict', weights))\n"
-        "  save_file({k: x.contiguous().clone() for k, x in weights.items()}, "
-        f"{new!r})"
+        "  import glob, torch; from safetensors.torch import save_file\n"
+        f"  {read}\n"
+        "  for key in ('state_dict', 'model_state_dict', 'model', 'teacher', "
+        "'student'): weights = weights.get(key, weights)\n"
+        "  save_file({k: x.contiguous().clone() for k, x in weights.items() if "
+        f"torch.is_tensor(x)}}, {f'{new}.safetensors'!r})"
+    )
+
+
+def _converted(path):
+    option = next(x for kind, x in _CONVERTED.items() if path.name.endswith(kind))
+    folder = str(path.parent)
+    return (
+        f"{path} has the weights of another library, which are not read here. To "
+        "convert them, where torch, transformers below 5 and that library are "
+        "installed:\n"
+        "  from transformers import AutoModel\n"
+        f"  model = AutoModel.from_pretrained({folder!r}, {option}=True)\n"
+        f"  model.save_pretrained({folder!r})"
     )
 
 
@@ -199,7 +232,7 @@ def read_arrays(path) -> dict[str, np.ndarray]:
             file = {name: x for part in parts for name, x in part.items()}
         else:
             file = _read_file(path)
-    except UnreachableStorage:
+    except (UnreachableStorage, UnreadableWeights):
         raise
     except Exception as error:  # each reader has its own for a damaged file
         raise UnreadableWeights(f"{path} cannot be read: {error}") from error
@@ -223,11 +256,36 @@ def _fused(name):
 
 def _read_file(path):
     with stored.on_disk(path) as local:
-        if local.name.endswith(".npz"):
-            with np.load(local, allow_pickle=False) as arrays:
-                return {name: _float32(arrays[name]) for name in arrays}
-        with safetensors.safe_open(local, "np") as arrays:
-            return {name: _tensor(arrays, name) for name in arrays.keys()}  # noqa: SIM118
+        try:
+            if local.name.endswith(".npz"):
+                with np.load(local, allow_pickle=False) as arrays:
+                    return {name: _float32(arrays[name]) for name in arrays}
+            with safetensors.safe_open(local, "np") as arrays:
+                return {name: _tensor(arrays, name) for name in [*arrays.keys()]}
+        except Exception as error:  # each reader has its own for a damaged file
+            why = _is_instead(local, error) if local.exists() else ""
+            if not why:
+                raise
+            raise UnreadableWeights(f"{path} cannot be read: {why}") from error
+
+
+def _is_instead(path, error):
+    """Returns what a file is in place of weights, and what to do; "" if unknown."""
+    with path.open("rb") as file:
+        start = file.read(512)
+    if not start:
+        return "it is empty. Download it again."
+    if start.startswith(b"version https://git-lfs"):
+        return "it is a pointer of Git LFS to the file, which `git lfs pull` fetches."
+    if start.lstrip().startswith(b"<"):
+        return "it is a web page (HTML). Download the file itself, by its own link."
+    if (
+        isinstance(error, _DAMAGED)
+        or not start.startswith(b"PK")
+        and path.suffix == ".npz"
+    ):
+        return f"{error}. It is damaged or cut short: download it again."
+    return ""
 
 
 def _tensor(arrays, name):

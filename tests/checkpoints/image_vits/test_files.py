@@ -1,5 +1,6 @@
 import json
 import shutil
+import textwrap
 
 import jax
 import numpy as np
@@ -96,6 +97,55 @@ def test_pickles_are_refused_with_the_way_to_convert_them(tmp_path, name):
             image_vits.read(path)
     assert "weights = torch.load" in str(error.value)
     assert f"{name.split('.')[0]}.safetensors" in str(error.value)
+
+
+def test_the_lines_that_convert_pickles_take_shards_and_nested_tensors(tmp_path):
+    with pytest.raises(UnreadableWeights, match=r"vit.pth does not exist"):
+        image_vits.read(tmp_path / "vit.pth")
+    for i in (1, 2):
+        (tmp_path / f"pytorch_model-0000{i}-of-00002.bin").touch()
+    with pytest.raises(UnreadableWeights, match="is a pickle") as error:
+        image_vits.read(tmp_path)
+    lines = str(error.value).partition("installed:\n")[2]
+    compile(textwrap.dedent(lines), "lines", "exec")
+    for text in (
+        "glob('pytorch_model-*-of-00002.bin')",
+        "'model_state_dict', 'model', 'teacher', 'student'",
+        "if torch.is_tensor(x)}, 'pytorch_model.safetensors')",
+    ):
+        assert text in lines
+
+
+@pytest.mark.parametrize(
+    "content, why",
+    [
+        (b"", "it is empty. Download it again"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "git lfs pull"),
+        (b"<!DOCTYPE html>\n<html>", "web page"),
+        (b"cut", "cut short: download it again"),
+        (None, "cut short: download it again"),
+    ],
+)
+@pytest.mark.parametrize("name", ["vit.safetensors", "vit.npz"])
+def test_files_that_are_not_what_they_should_be_are_named(tmp_path, name, content, why):
+    whole = VIT / "model.safetensors"
+    if name.endswith("npz"):
+        whole = GOLDEN.parent / "augreg.npz"
+    content = whole.read_bytes()[:-100] if content is None else content
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UnreadableWeights, match=f"{name} cannot be read: .*{why}"):
+        image_vits.read(tmp_path / name)
+
+
+@pytest.mark.parametrize("kind, option", [("msgpack", "from_flax"), ("h5", "from_tf")])
+def test_other_libraries_weights_are_refused_with_the_way_to_convert_them(
+    tmp_path, kind, option
+):
+    (tmp_path / f"model.{kind}").touch()
+    for path in (tmp_path, tmp_path / f"model.{kind}"):
+        assert image_vits.holds_image_vit(path)
+        with pytest.raises(UnreadableWeights, match=f"{option}=True"):
+            image_vits.read(path)
 
 
 def test_releases_and_runs_are_told_apart(tmp_path):
