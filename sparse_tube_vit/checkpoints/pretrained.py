@@ -269,6 +269,11 @@ def _from_vit(vit, config, model, shapes):
         match.report.notes.append(
             f"model.heads is {options['heads']}; a file does not tell them"
         )
+    if vit.family.name in ("CLIP", "SigLIP") and "gelu" not in vit.told:
+        match.report.notes.append(
+            f"model.gelu is {options['gelu']!r}; a file does not tell it, and models "
+            f"of {vit.family.name} differ"
+        )
     if vit.guesses_heads and options["heads"] == vit.model["heads"]:
         log.warning(
             "%s: %d heads are a guess, width / 64, and features may be wrong: no known "

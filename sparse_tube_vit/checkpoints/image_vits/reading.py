@@ -23,13 +23,14 @@ from sparse_tube_vit.checkpoints.image_vits.families import (
 from sparse_tube_vit.checkpoints.image_vits.files import UnreadableWeights
 from sparse_tube_vit.errors import TubeViTError
 
-#: `hidden_act` of transformers as `EncoderOptions.gelu`.
+#: `hidden_act` of transformers and `act_layer` of timm as `EncoderOptions.gelu`.
 _GELUS = {
     "gelu": "erf",
     "gelu_python": "erf",
     "quick_gelu": "quick",
     "gelu_new": "tanh",
     "gelu_pytorch_tanh": "tanh",
+    "gelu_tanh": "tanh",
 }
 
 
@@ -417,10 +418,11 @@ def _model(family, config, arrays, depth):
             told.add(key)
     if gated:
         del model["gelu"]  # there is none, whatever a config says
-    elif (act := vision.get("hidden_act")) is not None:
+    elif act_key := next((k for k in ("hidden_act", "act_layer") if k in vision), ""):
+        act = vision[act_key]
         if act not in _GELUS:
             raise UnsupportedViT(
-                f"Its config has hidden_act {act!r}; the model has "
+                f"Its config has {act_key} {act!r}; the model has "
                 f"{', '.join(sorted(_GELUS))}."
             )
         model["gelu"] = _GELUS[act]

@@ -321,6 +321,19 @@ def test_an_architecture_tells_heads_and_a_guess_is_a_warning(tmp_path, caplog):
     assert image_vits.read(folder / "model.safetensors").model["heads"] == 2
 
 
+def test_the_gelu_of_timm_is_that_of_its_config_or_a_note(tmp_path):
+    args = {"model_args": {"act_layer": "gelu_tanh"}}
+    vit = image_vits.read(copy("timm_deit", tmp_path / "vit", **args))
+    assert vit.model["gelu"] == "tanh" and "gelu" in vit.told
+    shutil.copy(GOLDEN / "timm_clip" / "model.safetensors", tmp_path / "a.safetensors")
+    for path, noted in ((tmp_path / "a.safetensors", True), (GOLDEN / "timm_clip", 0)):
+        note = "model.gelu is 'erf'; a file does not tell it, and models of CLIP differ"
+        assert (note in load(config_of(path))[2].notes) == noted
+    args["model_args"]["act_layer"] = "silu"
+    with pytest.raises(UnsupportedViT, match="act_layer 'silu'; the model has gelu"):
+        image_vits.read(copy("timm_deit", tmp_path / "other", **args))
+
+
 def test_class_names_that_several_classes_have_get_their_numbers(tmp_path):
     labels = {"label_names": ["crane", "dog", "crane"]}
     vit = image_vits.read(copy("timm_deit3", tmp_path / "vit", **labels))
