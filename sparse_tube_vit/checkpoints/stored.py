@@ -184,7 +184,7 @@ def locate(path, step: int | None = None) -> Location:
 
 
 def open_path(path) -> epath.Path | HubPath:
-    """Returns the path object of a local path or URL of any kind.
+    """Returns the path object of a local path, ~ expanded, or a URL of any kind.
 
     Raises:
         UnreachableStorage: The URL is of an unknown kind, or the Hub does not answer.
@@ -199,7 +199,8 @@ def open_path(path) -> epath.Path | HubPath:
         raise UnreachableStorage(
             f"{name} cannot be read: URLs begin with {'://, '.join(_SCHEMES)}://."
         )
-    return epath.Path(storage.absolute(name))
+    # A shell expands no ~ behind --model= or --config.init.weights=.
+    return epath.Path(storage.absolute(os.path.expanduser(name)))
 
 
 @contextlib.contextmanager

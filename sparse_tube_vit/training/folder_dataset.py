@@ -67,7 +67,8 @@ def prepare_folder(config: ConfigDict, key: str = "folder") -> FolderDataset:
 
 
 def _prepare_folder(config, key):
-    data, folder = config.data, epath.Path(config.data[key])
+    data = config.data
+    folder = epath.Path(os.path.expanduser(data[key]))  # no shell does behind a =
     _check_apart(folder, config.data_dir)
     split_list = data.split_list if key == "folder" else ""
     kind = "image" if key == "images" else folders.folder_kind(folder)

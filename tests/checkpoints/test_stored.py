@@ -245,6 +245,12 @@ def test_nothing_and_things_of_others_are_told_apart(run, tmp_path):
         stored.read(tmp_path / "other")
 
 
+def test_a_home_directory_is_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    shutil.copytree(stored.DEMO, tmp_path / "demo")
+    assert stored.locate("~/demo").folder == tmp_path / "demo"
+
+
 def test_a_name_on_the_hub_is_suggested_as_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(NoCheckpoint, match="Hub is hf://facebook/dinov2-small$"):

@@ -25,6 +25,12 @@ def test_a_folder_is_prepared_once_and_again_when_it_changes(clips, tmp_path):
     assert second.dataset != first.dataset and second.examples < len(CLIPS)
 
 
+def test_a_home_directory_is_expanded(clips, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(clips.parent))
+    config = config_of(f"~/{clips.name}", tmp_path / "data")
+    assert folder_dataset.prepare_folder(config).dataset.startswith("video_folder/")
+
+
 def test_prepared_data_in_the_folder_of_classes_is_refused(clips, tmp_path):
     (tmp_path / "link").symlink_to(clips)
     for data_dir in (clips, clips / "data", tmp_path / "link" / "data"):
