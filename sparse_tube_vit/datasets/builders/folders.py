@@ -24,7 +24,9 @@ from sparse_tube_vit import storage
 from sparse_tube_vit.datasets.builders import builder
 from sparse_tube_vit.datasets.manifest import Row
 from sparse_tube_vit.errors import DatasetError
-from sparse_tube_vit.video.opening import SUFFIXES
+from sparse_tube_vit.log import log
+from sparse_tube_vit.video.limits import UndecodableClip
+from sparse_tube_vit.video.opening import SUFFIXES, kind_of
 
 #: Names of the split to test on; the first that a folder has is used.
 TEST_SPLITS = ("test", "val", "validation")
@@ -121,12 +123,43 @@ def read_folder(directory, kind: str, split_list=None) -> builder.Listing:
 
 
 def folder_kind(directory) -> str:
-    """Returns "image" if a folder holds images alone, else "video"; GIFs are both."""
+    """Returns "image" if a folder holds images alone, else "video".
+
+    GIFs are both. Beside fewer other images, as covers of theirs, they are videos if
+    one of them is animated.
+
+    Raises:
+        UnreadableFile: A GIF cannot be read.
+    """
     files, _ = storage.files_below(directory)
-    suffixes = {path.suffix.lower() for path in files}
-    videos = suffixes & (SUFFIXES["video"] - SUFFIXES["image"])
-    images = suffixes & (SUFFIXES["image"] - SUFFIXES["video"])
-    return "image" if images and not videos else "video"
+    by_suffix = collections.defaultdict(list)
+    for path in files:
+        by_suffix[path.suffix.lower()].append(path)
+    videos = by_suffix.keys() & (SUFFIXES["video"] - SUFFIXES["image"])
+    images = by_suffix.keys() & (SUFFIXES["image"] - SUFFIXES["video"])
+    if videos or not images:
+        return "video"
+    gifs, others = by_suffix[".gif"], sum(len(by_suffix[x]) for x in images)
+    if not gifs:
+        return "image"
+    animated = len(gifs) > others and any(_is_animated(path) for path in sorted(gifs))
+    kind = "video" if animated else "image"
+    log.info(
+        "%s is read as a folder of %ss: it holds GIFs (%d%s) and other images (%d).",
+        directory,
+        kind,
+        len(gifs),
+        ", animated" if animated else "",
+        others,
+    )
+    return kind
+
+
+def _is_animated(path):
+    try:
+        return kind_of(storage.read_file(path)) == "video"
+    except UndecodableClip:
+        return False
 
 
 def split_to_test_on(splits: Iterable[str]) -> str | None:

@@ -4,6 +4,7 @@ import hashlib
 import os
 
 import pytest
+from PIL import Image
 
 from sparse_tube_vit.datasets.builders import builder, folders
 
@@ -277,3 +278,27 @@ def test_a_class_of_one_file_cannot_be_split(files):
 )
 def test_whether_a_folder_is_of_images(tmp_path, names, kind):
     assert folders.folder_kind(fill(tmp_path, *names)) == kind
+
+
+def test_animated_gifs_with_a_cover_are_videos(tmp_path, caplog):
+    caplog.set_level("INFO", "sparse_tube_vit")
+    frames = [Image.new("RGB", (16, 16), color) for color in ("red", "blue", "green")]
+    for i in range(3):
+        folder = tmp_path / f"{i % 2}"
+        folder.mkdir(exist_ok=True)
+        frames[0].save(
+            folder / f"{i}.gif", save_all=True, append_images=frames[1:], duration=100
+        )
+    frames[0].save(tmp_path / "0" / "cover.jpg")
+    assert folders.folder_kind(tmp_path) == "video"
+    assert "of videos: it holds GIFs (3, animated) and other images (1)" in caplog.text
+    # As many images as GIFs are images, and so are GIFs of one frame.
+    for i in range(2):
+        frames[0].save(tmp_path / "1" / f"{i}.png")
+    assert folders.folder_kind(tmp_path) == "image"
+    for i in range(9):
+        frames[0].save(tmp_path / "1" / f"still{i}.gif")
+    for i in range(3):
+        (tmp_path / f"{i % 2}" / f"{i}.gif").unlink()
+    assert folders.folder_kind(tmp_path) == "image"
+    assert "of images: it holds GIFs (9) and other images (3)" in caplog.text
