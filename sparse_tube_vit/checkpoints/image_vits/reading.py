@@ -311,7 +311,8 @@ def _headless(family, config, arrays, before_head, dropped):
         return f"its head is a regression (outputs: {outputs}), which has no classes"
     named = config.get("id2label") or config.get("label_names")
     may_project = family.name == "CLIP" and not named
-    if may_project and (outputs in _EMBEDDINGS or not arrays["head/bias"].any()):
+    has_bias = np.any(arrays.get("head/bias", 0))
+    if may_project and (outputs in _EMBEDDINGS or not has_bias):
         return f"its head is CLIP's projection to {outputs} features, no classifier"
     return ""
 
