@@ -218,23 +218,24 @@ def test_from_a_file_and_from_interpolated_kernels(file, patch, tmp_path):
 
 def test_positions_of_the_image_vit_are_kept(tmp_path):
     config = small_config()
-    config.clip.update(frames=8, size=48)  # the file's own 3x3 patches
+    config.clip.update(frames=8, size=42)  # the file's own 3x3 patches
     config.model.width = 12
     write(tmp_path / "small", config)
     arguments = {"sizes": {"heads": 2}, "keep_positions": True}
-    file = GOLDEN / "timm.safetensors"
+    file = GOLDEN / "augreg.npz"  # whose positions are interpolated linearly
     scale_up(tmp_path / "small", file, tmp_path / "created", **arguments)
     made, _, params = read(tmp_path / "created")
     assert made.model.positions == "learned" and made.init.positions == "keep"
-    theirs = read_arrays(file)["pos_embed"][0, 1:].reshape(3, 3, -1)
+    theirs = read_arrays(file)["Transformer/posembed_input/pos_embedding"]
+    theirs = theirs[0, 1:].reshape(3, 3, -1)
     ours = params["positions"]
     assert ours["gain"] == np.float32(0.02) == made.model.position_gain
     assert ours["tube_1"].shape == (2, 3, 3, 24)  # frames 0 and 4
     np.testing.assert_allclose(ours["tube_1"], [theirs, theirs], atol=1e-6)
-    # Windows of 4 pixels, 8 apart: centres at 2, 10 ..., of patches at 8, 24, 40.
-    assert ours["tube_0"].shape[1:3] == (6, 6)
+    # Windows of 4 pixels, 8 apart: centres at 2, 10 ..., of patches at 7, 21, 35.
+    assert ours["tube_0"].shape[1:3] == (5, 5)
     np.testing.assert_allclose(ours["tube_0"][0, 0, 0], theirs[0, 0], atol=1e-6)
-    between = theirs[0, 0] * 14 / 16 + theirs[0, 1] * 2 / 16
+    between = theirs[0, 0] * 11 / 14 + theirs[0, 1] * 3 / 14
     np.testing.assert_allclose(ours["tube_0"][0, 0, 1], between, atol=1e-6)
     write(tmp_path / "big", big_config())
     with pytest.raises(NotScalable, match="big has no learned positions"):
