@@ -66,8 +66,8 @@ ratio, the first channels of neighbouring windows are kept.
 The paper's B has 90.9 in its main result and 84.5 in the ablations (tables 7 and 8), on
 559 tokens; ours are on 64 frames in all tables, 1,176 tokens (32 frames make 539).
 
-What else was cut for small runs: batches of 16 for 256; 2x1 views on moving_shapes and
-2x3 on UCF101 for 4x3; float32; no flips on moving_shapes.
+Small runs also have batches of 16 for 256, float32 for bfloat16, 2x1 views on
+moving_shapes and 2x3 on UCF101 for 4x3, and no flips on moving_shapes.
 """
 
 

@@ -103,7 +103,7 @@ def _code():
     """Returns a digest of what a command of a run would read: package and configs."""
     digest = hashlib.sha256()
     package = Path(__file__).parents[1]
-    for folder in (package, files.SHIPPED or package):
+    for folder in (package, *filter(None, [files.SHIPPED])):
         for path in sorted(folder.rglob("*.py")):
             digest.update(path.read_bytes())
     return digest.digest()
@@ -197,12 +197,13 @@ def _counted(path, before):
     """Adds the minutes within to a file's, or to those before; NaN where killed."""
     if path.exists():
         before = float(path.read_text())
-    path.write_text("nan")
+    storage.write_whole(path, b"nan")
     start = time.monotonic()
     try:
         yield
     finally:
-        path.write_text(str(before + (time.monotonic() - start) / 60))
+        minutes = before + (time.monotonic() - start) / 60
+        storage.write_whole(path, str(minutes).encode())
 
 
 def _run(command, output, advance, run):

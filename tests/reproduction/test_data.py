@@ -10,11 +10,14 @@ from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.datasets.builders.moving_shapes import encode_mp4, render
 from sparse_tube_vit.datasets.reading import DatasetNotPrepared
 from sparse_tube_vit.errors import DatasetError
-from sparse_tube_vit.reproduction import data
+from sparse_tube_vit.reproduction import data, document
 from sparse_tube_vit.reproduction.runs import Results, Run, plan
 from sparse_tube_vit.reproduction.tables import TABLES, select
 
 IMAGES = "image_folder/tiny_imagenet"
+
+
+CLASSES = data.CLASSES
 
 
 @pytest.fixture(autouse=True)
@@ -108,6 +111,11 @@ def test_a_clip_is_written_in_both_directions(tmp_path):
         error = np.abs(found.astype(int) - expected).mean()
         assert error < 3
         assert np.abs(found[::-1].astype(int) - expected).mean() > 2 * error
+
+
+def test_the_document_names_the_classes():
+    text = " ".join(document.INTRODUCTION.split())
+    assert f"{len(CLASSES)} classes of UCF101 ({', '.join(CLASSES)})" in text
 
 
 def test_other_classes_are_not_taken(tmp_path, monkeypatch):

@@ -90,7 +90,7 @@ def test_measured_minutes_say_what_is_cheap(tmp_path):
     assert names == ["jointly", "images", "images_first", "videos_alone"]
 
 
-def test_runners_of_two_versions_keep_the_results_of_each_other(tmp_path, monkeypatch):
+def test_runners_of_two_versions_keep_the_results_of_each_other(tmp_path):
     results, run = Results(tmp_path), run_of("7a", "learned")
     results.add(run, result(0.7))
     older = run_of("7a", "learned")

@@ -175,6 +175,32 @@ def test_more_tokens_in_evaluation_come_near_the_papers_multiples():
         assert count / 1176 == pytest.approx(paper / 559, rel=0.15)
 
 
+def test_remarks_have_the_tokens_that_small_tasks_have():
+    def counts(task, *scales):
+        config = config_of("5", "jointly", task)
+        clip = config.clip.frames, config.clip.size, config.clip.size
+        tubes = make_tubes(config.model.tubes)
+        return [count_tokens([t.restride(s) for t in tubes], clip) for s in scales]
+
+    most = [
+        tokens(config_of("figure4", "0.6_joint", task))
+        for task in TABLES["figure4"].tasks
+    ]
+    assert f"reach {' and '.join(map(str, most))}" in TABLES["figure4"].remark
+    for task, name in (("moving_shapes", "moving_shapes"), ("ucf101", "UCF101")):
+        main, *more = counts(task, 1, 0.9, 0.8, 0.7)
+        a, b, c = (f"{n / main:.1f}" for n in more)
+        assert f"on {name} {a}, {b} and {c}" in TABLES["7d"].remark
+
+
+@pytest.mark.parametrize("table", ["6", "8", "9"])
+def test_rows_from_an_image_vit_train_what_is_fresh_alone_for_as_long(table):
+    rows = [row for row in TABLES[table].rows if row.big]
+    configs = [config_of(table, row.name, "ucf101_image_vit") for row in rows]
+    (steps,) = {config.optimizer.head_steps for config in configs}
+    assert 0 < steps < configs[0].total_steps
+
+
 def test_rows_that_train_the_same_share_a_run():
     def name(table, row, task):
         return Run.of(table, TABLES[table].row(row), task, 0).name
