@@ -73,6 +73,21 @@ def test_a_classifier_is_a_head(references):
     assert probability == pytest.approx(best.max() / best.sum(), abs=1e-4)
 
 
+def test_distilled_deit_that_was_fine_tuned_has_one_classifier(references, tmp_path):
+    name = "hugging_face_deit_distilled"
+    shutil.copytree(GOLDEN / name, tmp_path / "vit")
+    file = tmp_path / "vit" / "model.safetensors"
+    arrays = load_file(file)
+    head = [arrays.pop(f"cls_classifier.{leaf}") for leaf in ("weight", "bias")]
+    arrays = {k: x for k, x in arrays.items() if "distillation_cl" not in k}
+    arrays |= {"classifier.weight": head[0], "classifier.bias": head[1]}
+    save_file(arrays, file)
+    found = dict(stv.load(tmp_path / "vit").predict(references["images"][0]))
+    logits = references[f"{name}/pooled"][0] @ head[0].T + head[1]
+    expected = np.exp(logits) / np.exp(logits).sum()
+    np.testing.assert_allclose([found["0"], found["1"]], expected, atol=1e-4)
+
+
 def test_a_classifier_of_several_labels_has_a_sigmoid_and_a_regression_no_classes(
     references, tmp_path
 ):

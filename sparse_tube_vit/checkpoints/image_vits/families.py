@@ -404,15 +404,20 @@ def _hugging_face_vits(column):
         interpolation="smoothed_cubic",
     )
     gated = {k: names[column] for k, names in (_DINOV2_BLOCK | _GATED_MLP).items()}
+    deit = dataclasses.replace(
+        vit,
+        name="distilled DeiT",
+        normalization="imagenet",
+        model_types=(),
+        marks=("distillation_token",),
+    )
     return (
+        # Fine-tuned without its teacher, with one classifier, and as it was trained.
+        dataclasses.replace(deit, marks=(*deit.marks, "head")),
         dataclasses.replace(
-            vit,
-            name="distilled DeiT",
-            layers=vit.layers | {"head": "cls_classifier"},
-            normalization="imagenet",
-            model_types=("deit",),
-            marks=("distillation_token",),
-            unused=vit.unused | distilled,
+            deit,
+            layers=deit.layers | {"head": "cls_classifier"},
+            unused=deit.unused | distilled,
         ),
         dataclasses.replace(registers, block_layers=gated),
         dataclasses.replace(dinov2, block_layers=gated),
