@@ -188,8 +188,12 @@ TIMM_MODELS = {
     "average": "vit_tiny_patch16_224",
     "fc_norm": "eva_large_patch14_196",
     "without_biases": "vit_base_patch16_224_miil",
+    "eva": "eva_giant_patch14_224",
 }
-TIMM_OPTIONS = {"average": {"global_pool": "avg", "fc_norm": False}}
+TIMM_OPTIONS = {
+    "average": {"global_pool": "avg", "fc_norm": False},
+    "eva": {"global_pool": "token"},
+}
 
 #: Architectures with names of their own, whose kinds are refused.
 REFUSED = {
@@ -198,6 +202,9 @@ REFUSED = {
     "vit_small_patch16_rope_mixed_224",
     "beit_base_patch16_224",
     "cait_xxs24_224",
+    "hiera_tiny_224",
+    "vit_dwee_patch16_reg1_gap_256",
+    "beit3_base_patch16_224",
 }
 
 

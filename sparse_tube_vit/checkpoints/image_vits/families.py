@@ -13,7 +13,7 @@ from collections.abc import Collection, Mapping
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """One kind of ViT in one codebase's names. Names may stand behind a prefix.
+    """One kind of ViT in one codebase's names, which may stand behind any prefix.
 
     Attributes:
         name, codebase: As "DINOv2" and "timm".
@@ -89,8 +89,14 @@ class Family:
     def _has(self, mark, names, shapes):
         marked = [b for a, b in names.items() if f"{a}/".startswith(f"{mark}/")]
         return any(b in shapes for b in marked) or any(
-            name.startswith(f"{mark}.") for name in shapes
+            re.search(rf"(^|\.){mark}\.", name) for name in shapes
         )
+
+    def prefixes(self, names: Collection[str]) -> list[str]:
+        """Returns what stands before the name of a patch kernel, as "backbone."."""
+        kernel = self.name_of("patch", "kernel")
+        before = [n.removesuffix(kernel) for n in names if n.endswith(kernel)]
+        return [prefix for prefix in before if prefix[-1:] in ("", ".", "/")]
 
     def name_of(self, layer: str, leaf: str) -> str:
         """Returns the name in the file of our layer's kernel, scale or bias."""
@@ -133,14 +139,6 @@ class Family:
             if not any(name.startswith(self.block.format(i=i)) for name in names)
         )
 
-
-#: Prefixes of an image ViT's names in a larger model.
-PREFIXES = (
-    "",
-    *("vit.", "deit.", "dinov2.", "dinov2_with_registers.", "videomae."),
-    *("vision_model.", "model.", "module.", "timm_model.", "visual.trunk."),
-    *("params/img/", "params/", "img/", "opt/target/"),
-)
 
 #: Layers that a file keeps as one array: its name, and those of the equal parts.
 FUSED = {
@@ -240,6 +238,7 @@ _TORCH = {
 }
 _TIMM = Family(
     name="ViT",
+    without_bias=("attention/key",),  # EVA's
     codebase="timm",
     norm_epsilon=1e-6,
     normalization="half",
@@ -300,7 +299,7 @@ TIMM = (
         norm_epsilon=1e-5,
         normalization="clip",
         marks=("encoder/pre_norm",),
-        without_bias=("patch", "head"),
+        without_bias=("patch", "head", "attention/key"),
     ),
     dataclasses.replace(_TIMM, name="SigLIP", marks=("pooling/probe",)),
     dataclasses.replace(
@@ -578,10 +577,10 @@ class Refusal:
 
 _ROTARY = Refusal(
     (r"\brope\b|rope_embed|rotary|^(model\.)?layer\.\d+\.",),
-    r"dinov3|eva02|vit_.*_rope|rope_vit|vit_pe_|lingbot|sapiens2",
-    "has rotary positions (DINOv3, EVA-02, Perception Encoder), which turn queries and "
-    "keys in every block; here positions are added to the tokens once. Take DINOv2, "
-    "say hf://facebook/dinov2-small.",
+    r"dinov3|eva02|vit_.*_rope|rope_vit|vit_pe_|lingbot|sapiens2|vjepa",
+    "has rotary positions (DINOv3, EVA-02, Perception Encoder, V-JEPA 2), which turn "
+    "queries and keys in every block; here positions are added to the tokens once. "
+    "Take DINOv2, say hf://facebook/dinov2-small.",
 )
 VIVIT = Refusal(
     (r"^vivit\.",),
@@ -617,8 +616,19 @@ REFUSED = (
         "timm's, say hf://facebook/dinov2-giant.",
     ),
     Refusal(
-        (r"\.(q_norm|k_norm)\.|mlp\.fc1_g\b|patch_embed\.backbone\.",),
-        r"beit3|siglip2_vision_model|siglip2$|aimv2|convnext|resnet|_rpn_|_xp_|x2_224$",
+        (r"\bresblocks\.\d+\.",),
+        "",
+        "has the names of OpenAI's and OpenCLIP's own files of CLIP. Take Hugging "
+        "Face's or timm's, say hf://openai/clip-vit-base-patch32.",
+    ),
+    Refusal(
+        (
+            r"\.(q_norm|k_norm)\.|mlp\.fc1_g\b|patch_embed\.backbone\."
+            r"|\battn\.(norm\.|lambda_)|\bblocks\.\d+\.proj\.|detection_tokens"
+            r"|\btemporal_attention\.",
+        ),
+        r"beit3|siglip2_vision_model|siglip2$|aimv2|convnext|resnet|_rpn_|_xp_|x2_224$"
+        r"|hiera|yolos|timesformer|intern_?vit|internvl|vit_d(wee|little)_",
         _NO_PLAIN_VIT,
     ),
     Refusal(

@@ -13,7 +13,6 @@ from sparse_tube_vit.checkpoints.image_vits.families import (
     FAMILIES,
     HEADS,
     NAFLEX,
-    PREFIXES,
     REFUSED,
     VIVIT,
     WIDTHS,
@@ -143,23 +142,17 @@ def read(path, asked: str = "") -> ImageViT:
     _refuse_by_config(path, found.config)
     file = _split_gates(_unstack(files.read_arrays(found.weights)))
     family, prefix = _family(path, file, found.config)
-    in_file = {name.removeprefix(prefix): name for name in file}
-    file = {name.removeprefix(prefix): x for name, x in file.items()}
-    file = {_bias_of(name): x for name, x in file.items()}
-    depth = family.depth(file)
-    names = {a: b for a, b in family.names(depth).items() if b in file}
+    in_file = _names_in_file(family, prefix, file)
+    depth = family.depth(in_file)
+    names = {a: in_file[b] for a, b in family.names(depth).items() if b in in_file}
     arrays = {a: _kernel(family, a, file.pop(b)) for a, b in names.items()}
-    before_head = {n: file.pop(n) for n in family.before_head if n in file}
+    before_head = {n: file.pop(in_file[n]) for n in family.before_head if n in in_file}
     dropped, left_over = {}, {}
     for name, x in file.items():
-        theirs = in_file.get(name, name)
-        why = files.elsewhere(theirs) or next(
-            (why for k, why in family.unused.items() if re.match(k, name)), ""
-        )
-        if why:
-            dropped[theirs] = x.shape, why
+        if why := _unused(family, prefix, name):
+            dropped[name] = x.shape, why
         else:
-            left_over[theirs] = x.shape
+            left_over[name] = x.shape
     model, told = _model(family, found.config, arrays, depth)
     *_, side, channels, _ = arrays["patch/kernel"].shape
     _check_sizes(found, {**model, "patch": side})
@@ -186,7 +179,7 @@ def read(path, asked: str = "") -> ImageViT:
         source=f"{path} ({family}; {depth} blocks, width {model['width']})",
         family=family,
         arrays=arrays,
-        names={a: in_file.get(b, b) for a, b in names.items()},
+        names=names,
         before_head=before_head,
         dropped=dropped,
         left_over=left_over,
@@ -213,7 +206,8 @@ _SIZES = {
 
 def _options(config):
     """Returns the options of the image model in a config of transformers or timm."""
-    return config.get("model_args", {}) | config.get("vision_config", config)
+    parts = [config[k] for k in ("vision_config", "backbone_config") if k in config]
+    return config.get("model_args", {}) | (parts[0] if parts else config)
 
 
 def _check_sizes(found, ours):
@@ -327,22 +321,55 @@ def _refuse_by_config(path, config):
 
 def _family(path, file, config):
     """Returns the family of arrays by name, and the prefix of their names."""
+    _refuse_by_arrays(path, file)
     shapes = {name: x.shape for name, x in file.items()}
+    read_names = [name for name in file if not files.elsewhere(name)]
     model_type = config.get("model_type")
     rows = sorted(FAMILIES, key=lambda f: model_type not in f.model_types)
-    for prefix in PREFIXES:
-        inside = {name.removeprefix(prefix): x for name, x in shapes.items()}
-        for family in rows:
+    found = {}
+    for family in rows:
+        for prefix in family.prefixes(read_names):
+            inside = {name.removeprefix(prefix): x for name, x in shapes.items()}
             if family.recognizes(inside, model_type):
-                _refuse_by_arrays(path, file)
-                return family, prefix
-    _refuse_by_arrays(path, file)
-    known = ", ".join(dict.fromkeys(f"{f.name}" for f in FAMILIES))
-    raise UnreadableWeights(
-        f"{path} is not a ViT by names that are known here ({known}; of AugReg, "
-        f"big_vision, timm and Hugging Face): it has {len(file)} arrays, the first "
-        f"{', '.join(sorted(file)[:5])}."
-    )
+                found.setdefault(prefix, family)
+    if not found:
+        known = ", ".join(dict.fromkeys(f"{f.name}" for f in FAMILIES))
+        raise UnreadableWeights(
+            f"{path} is not a ViT by names that are known here ({known}; of AugReg, "
+            f"big_vision, timm and Hugging Face): it has {len(file)} arrays, the first "
+            f"{', '.join(sorted(file)[:5])}."
+        )
+    if len(found) > 1:
+        one = max(found)
+        raise UnreadableWeights(
+            f"{path} holds {len(found)} ViTs, whose names begin with "
+            f"{', '.join(map(repr, sorted(found)))}. Keep one of them, say {one!r}:\n"
+            "  from safetensors.numpy import load_file, save_file\n"
+            f"  weights = load_file({str(path)!r})\n"
+            f"  save_file({{k: x for k, x in weights.items() if k.startswith({one!r})}}"
+            ", 'one.safetensors')"
+        )
+    ((prefix, family),) = found.items()
+    return family, prefix
+
+
+def _names_in_file(family, prefix, file):
+    """Returns a file's names by the family's: of a ViT, and of a head outside it."""
+    heads = [name for ours, name in family.names(0).items() if ours.startswith("head/")]
+    outside = {name: name for name in (*heads, *family.before_head) if name in file}
+    inside = [name for name in file if name.startswith(prefix)]
+    return outside | {_bias_of(name.removeprefix(prefix)): name for name in inside}
+
+
+def _unused(family, prefix, name):
+    """Returns why an array of a file is dropped; "" if the reason is unknown."""
+    if why := files.elsewhere(name):
+        return why
+    patterns = family.unused.items()
+    inside = name.removeprefix(prefix)
+    if why := next((why for k, why in patterns if re.match(k, inside)), ""):
+        return why
+    return "" if name.startswith(prefix) else f"is no part of the ViT, {prefix}"
 
 
 def _refuse_by_arrays(path, file):
@@ -375,7 +402,8 @@ def _split_gates(file):
 
 
 def _bias_of(name):
-    """Returns VideoMAE's q_bias as the bias of its layer; other names unchanged."""
+    """Returns VideoMAE's and EVA's q_bias as of its layer; other names unchanged."""
+    name = re.sub(r"\battn\.([qv])_bias$", r"attn.\1.bias", name)
     name = re.sub(r"\bq_bias$", "query.bias", name)
     return re.sub(r"\bv_bias$", "value.bias", name)
 

@@ -43,6 +43,7 @@ FOLDERS = {
     "timm_siglip": ("SigLIP", 0, "map"),
     "timm_average": ("ViT", 1, "mean"),
     "timm_without_biases": ("ViT", 1, "class_token"),
+    "timm_eva": ("ViT", 1, "class_token"),
     "hugging_face_without_biases": ("ViT", 1, "class_token"),
     "big_vision.npz": ("ViT or SigLIP", 0, "map"),
 }
@@ -193,13 +194,65 @@ def test_names_of_modules_since_transformers_5(references, tmp_path, name, renam
         ("hugging_face_siglip", lambda n: f"vision_model.{n}"),
         ("hugging_face_clip", lambda n: n.removeprefix("vision_model.")),
         ("hugging_face_mae", lambda n: n.removeprefix("vit.")),
+        ("hugging_face_mae", lambda n: f"model.{n}"),
         ("timm_dinov2", lambda n: f"module.{n}"),
         ("timm_dinov2", lambda n: f"timm_model.{n}"),  # transformers' TimmWrapper
+        ("timm_clip", lambda n: f"_orig_mod.visual.trunk.{n}"),
+        # A head may stand outside.
+        ("timm_deit3", lambda n: n if n.startswith("head.") else f"backbone.{n}"),
     ],
 )
 def test_a_vit_as_a_part_and_alone(tmp_path, name, rename):
     folder = copy(name, tmp_path / "vit", rename)
-    same_arrays(image_vits.read(folder), image_vits.read(GOLDEN / name))
+    vit = image_vits.read(GOLDEN / name)
+    same_arrays(image_vits.read(folder), vit)
+    (folder / "model.safetensors").rename(tmp_path / "alone.safetensors")
+    assert image_vits.read(tmp_path / "alone.safetensors").family == vit.family
+
+
+def test_parts_of_a_larger_model_are_dropped_and_said(tmp_path):
+    arrays = load_file(GOLDEN / "timm_deit3" / "model.safetensors")
+    alone = {n: x for n, x in arrays.items() if not n.startswith("head.")}
+    whole = {f"teacher.backbone.{n}": x for n, x in alone.items()}
+    others = {"teacher.head.mlp.0.weight": 2, "norm.weight": 16, "cls_token": 16}
+    whole |= {n: np.ones(size, np.float32) for n, size in others.items()}
+    save_file(whole, tmp_path / "whole.safetensors")
+    save_file(alone, tmp_path / "alone.safetensors")
+    vit = image_vits.read(tmp_path / "whole.safetensors")
+    same_arrays(vit, image_vits.read(tmp_path / "alone.safetensors"))
+    why = "is no part of the ViT, teacher.backbone."
+    assert vit.dropped == {n: ((size,), why) for n, size in others.items()}
+    # Without a prefix nothing is outside.
+    save_file(alone | {"neck.weight": np.ones(2)}, tmp_path / "alone.safetensors")
+    assert image_vits.read(tmp_path / "alone.safetensors").left_over == {
+        "neck.weight": (2,)
+    }
+
+
+def test_the_config_of_a_part_tells_its_options(tmp_path):
+    """As in Depth Anything, whose backbone is a DINOv2."""
+    theirs = GOLDEN / "hugging_face_dinov2"
+    folder = copy(theirs.name, tmp_path / "vit", lambda n: f"backbone.{n}")
+    backbone = json.loads((theirs / "config.json").read_text())
+    for model_type in ("depth_anything", "dpt"):
+        config = {"model_type": model_type, "backbone_config": backbone}
+        (folder / "config.json").write_text(json.dumps(config))
+        vit = image_vits.read(folder)
+        same_arrays(vit, image_vits.read(theirs))
+        assert vit.model["heads"] == 2 and "heads" in vit.told
+
+
+def test_several_vits_in_a_file_are_an_error_that_keeps_one(tmp_path, monkeypatch):
+    arrays = load_file(GOLDEN / "timm_dinov2" / "model.safetensors")
+    arrays = {f"{w}.{n}": x for n, x in arrays.items() for w in ("student", "teacher")}
+    save_file(arrays, tmp_path / "both.safetensors")
+    with pytest.raises(UnreadableWeights, match="holds 2 ViTs") as error:
+        image_vits.read(tmp_path / "both.safetensors")
+    monkeypatch.chdir(tmp_path)
+    exec("\n".join(line.strip() for line in str(error.value).splitlines()[1:]))
+    same_arrays(
+        image_vits.read("one.safetensors"), image_vits.read(GOLDEN / "timm_dinov2")
+    )
 
 
 def test_stacked_blocks_of_big_vision_and_its_bfloat16(tmp_path):
@@ -527,6 +580,7 @@ def test_wrong_sizes_are_an_error_that_gives_them():
         ({}, {"architecture": "vit_small_patch16_dinov3"}, "rotary"),
         ({"a.relative_position_bias_table": 1}, {}, "relative positions"),
         ({"blocks.0.mlp.w12.weight": 1}, {}, "Meta's .* hf://facebook/dinov2-giant"),
+        ({"visual.transformer.resblocks.0.ln_1.bias": 1}, {}, "OpenCLIP's .* hf://op"),
         ({"blocks.0.mlp.fc1_g.weight": 1}, {}, "no plain ViT"),
         ({"blocks.0.attn.q_norm.weight": 1}, {}, "no plain ViT"),
         ({"patch_embed.backbone.stem.conv.weight": 1}, {}, "no plain ViT"),
@@ -537,6 +591,10 @@ def test_wrong_sizes_are_an_error_that_gives_them():
         ({}, {"architecture": "vit_pe_spatial_base_patch16_512"}, "Perception Enc"),
         ({}, {"architecture": "beit3_base_patch16_224"}, "no plain ViT"),
         ({}, {"architecture": "test_vit3"}, "pools its register"),
+        ({}, {"model_type": "vjepa2"}, "rotary positions .*V-JEPA 2"),
+        ({}, {"model_type": "timesformer"}, "no plain ViT"),
+        ({"vit.embeddings.detection_tokens": 1}, {}, "no plain ViT"),
+        ({"timesformer.encoder.layer.0.temporal_attention.x": 1}, {}, "no plain ViT"),
     ],
 )
 def test_what_cannot_be_computed_is_refused_with_a_reason(
@@ -560,6 +618,9 @@ def test_what_cannot_be_computed_is_refused_with_a_reason(
         ("vit_tiny_patch16_dinov3_qkvb", r"gamma_1. scales its layers .* \(DINOv3\)"),
         ("cait_xxs24_224", "gamma_1. scales its layers .* CaiT"),
         ("beit_base_patch16_224", r"adds a bias of relative positions .* \(BEiT"),
+        ("hiera_tiny_224", r"blocks.1.proj.* is no plain ViT"),
+        ("vit_dwee_patch16_reg1_gap_256", r"attn.lambda_.* is no plain ViT"),
+        ("beit3_base_patch16_224", r"attn.norm.* is no plain ViT"),
     ],
 )
 def test_timms_names_of_such_models_are_refused_without_a_config(
