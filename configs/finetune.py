@@ -28,8 +28,8 @@ On a GPU: --config.clip.size=224 --config.clip.frames=32 --config.model.dtype=bf
 
     --config.data.images=FOLDER
 
-trains jointly with the images of FOLDER/<class>/<file>, with the head of the clips
-where the classes are the same. 16 of them are in a step:
+trains jointly with the images of FOLDER/<class>/<file>, with the head of the clips if
+all these classes are among theirs. 16 of them are in a step:
 --config.streams.images.batch_size=16
 
 Clips are mirrored at random if those of WEIGHTS were. Where classes tell left from

@@ -80,9 +80,12 @@ def complete(config: ConfigDict, workdir=None, data: bool = True) -> ConfigDict:
             f"{', '.join({**streams, **evaluations})} has no data set: give "
             "--config.data.folder=CLIPS, a folder of <class>/<file>."
         )
-    images = _prepare_images(config) if config.data.images else None
+    if config.data.images:
+        _check_images(config)
+    classes = ()
     if config.data.folder:
         data = prepare_folder(config)
+        classes = data.class_names
         for stream in streams.values():
             stream.update(dataset=data.dataset, kind=data.kind, split="train")
         for evaluation in evaluations.values():
@@ -91,8 +94,10 @@ def complete(config: ConfigDict, workdir=None, data: bool = True) -> ConfigDict:
                 evaluation.update(temporal_views=1, spatial_views=1)
         if streams and config.total_steps is None:
             _set_steps(config, data, streams.values())
-    if images:
-        _add_images(config, images, data if config.data.folder else None, streams)
+    if config.data.images:
+        images = prepare_folder(config, IMAGES, classes)
+        heads = [s.head for s in streams.values() if images.class_names == classes]
+        _add_images(config, images, heads[0] if heads else "")
     _take_flips(config, workdir)
     if config.total_steps:
         if config.optimizer.warmup_steps is None:
@@ -258,29 +263,26 @@ def _leave_out_images(config):
             del section[IMAGES]
 
 
-def _prepare_images(config):
-    """Prepares `data.images`."""
+def _check_images(config):
+    """Raises InvalidConfig if there is no stream for `data.images`."""
     if IMAGES not in config.streams or config.streams[IMAGES].dataset:
         raise InvalidConfig(
             f"config.data.images is {config.data.images!r}, but the config has no "
             f"stream {IMAGES!r} without a data set; configs/finetune.py has one."
         )
-    return prepare_folder(config, IMAGES)
 
 
-def _add_images(config, images, clips, streams):
+def _add_images(config, images, head):
     """Makes `data.images` the data set of the stream and evaluation of that name.
 
     Args:
         config: The config, which is changed.
         images: The data set of `data.images`.
-        clips: The data set of `data.folder`, or None.
-        streams: Its streams, by name.
+        head: The head of the same classes; "" if there is none.
     """
     stream = config.streams[IMAGES]
     stream.update(dataset=images.dataset, split="train")
-    if clips and images.class_names == clips.class_names:
-        stream.head = next(iter(streams.values())).head
+    stream.head = head or stream.head
     log.info(
         "%s trains jointly with the clips, with head %s",
         config.data.images,

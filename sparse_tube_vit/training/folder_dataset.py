@@ -7,6 +7,8 @@ import json
 import os
 import re
 import shlex
+import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
 from etils import epath
@@ -42,16 +44,20 @@ class FolderDataset:
     class_names: tuple[str, ...]
 
 
-def prepare_folder(config: ConfigDict, key: str = "folder") -> FolderDataset:
+def prepare_folder(
+    config: ConfigDict, key: str = "folder", classes: Sequence[str] = ()
+) -> FolderDataset:
     """Prepares a folder of section `data`, unless it is prepared already.
 
-    The data set's name holds a digest of its files and splits: when these change, it
-    is another data set.
+    The data set's name holds a digest of its files, splits and labels: when these
+    change, it is another data set.
 
     Args:
         config: The config of the run.
         key: "folder" for `data.folder`, which `data.split_list` may split, or "images",
             which holds images.
+        classes: Class names of another folder. Where all of this one's are among them,
+            labels are numbers of these.
 
     Raises:
         NoClassFolders: It is no folder of class folders that can be read.
@@ -63,22 +69,28 @@ def prepare_folder(config: ConfigDict, key: str = "folder") -> FolderDataset:
     if why := storage.unread(config.data[key]):
         raise folders.NoClassFolders(f"config.data.{key} is {config.data[key]}: {why}")
     with storage.reaching(config.data[key]):
-        return _prepare_folder(config, key)
+        return _prepare_folder(config, key, tuple(classes))
 
 
-def _prepare_folder(config, key):
+def _prepare_folder(config, key, classes):
     data = config.data
     folder = epath.Path(os.path.expanduser(data[key]))  # no shell does behind a =
     _check_apart(folder, config.data_dir)
     split_list = data.split_list if key == "folder" else ""
     kind = "image" if key == "images" else folders.folder_kind(folder)
     listing = folders.read_folder(folder, kind, split_list or None)
+    own = listing.class_names
+    if set(own) <= set(classes):
+        listing = dataclasses.replace(listing, class_names=classes)
+    else:
+        _warn_of_names(folder, own, classes)
     if len(listing.class_names) < 2:
         raise folders.TooFewExamples(
             f"{folder} has one class, {listing.class_names[0]!r}: there is nothing to "
             f"tell apart. Give every class a folder of its own: {folder}/<class>/<file>"
         )
     digests = folders.digests(listing)
+    _warn_of_copies(folder, listing, digests)
     how = f"splits as in {split_list or folder}"
     if set(listing.splits) == {"train"}:
         listing = folders.hold_out(listing, data.test_share, digests)
@@ -98,7 +110,8 @@ def _prepare_folder(config, key):
         for split, examples in sorted(listing.splits.items())
         for example in sorted(examples)
     ]
-    digest = hashlib.sha256(json.dumps(lines).encode()).hexdigest()[:8]
+    labels = [] if listing.class_names == own else [listing.class_names]
+    digest = hashlib.sha256(json.dumps(lines + labels).encode()).hexdigest()[:8]
     name = re.sub(r"[^\w+-]+", "_", folder.name, flags=re.ASCII).strip("_")
     builder = {"image": folders.ImageFolder, "video": folders.VideoFolder}[kind](
         listing=listing,
@@ -110,10 +123,62 @@ def _prepare_folder(config, key):
     contents = "\n".join(prepare.contents(builder))
     log.info("%s as %s: %s\n%s", folder, builder.dataset, how, contents)
     counts = _counts(builder)
-    _check(folder, builder, counts, ("train", test))
+    _check(folder, builder, counts, own, ("train", test))
     examples = sum(n for (split, _), n in counts.items() if split == "train")
     class_names = tuple(builder.listing.class_names)
     return FolderDataset(builder.dataset, kind, test, examples, class_names)
+
+
+def _warn_of_names(folder, own, classes):
+    """Warns of class names that hardly differ, from each other or from `classes`."""
+    plain = collections.defaultdict(list)
+    for name in own:
+        plain[_plain(name)].append(name)
+    for names in plain.values():
+        if len(names) > 1:
+            log.warning(
+                "%s has classes whose names hardly differ: %s. If they are one, move "
+                "their files into one folder.",
+                folder,
+                " and ".join(map(repr, names)),
+            )
+    theirs = {_plain(name): name for name in classes}
+    if not plain.keys() & theirs.keys():
+        return
+    there = {n: theirs.get(_plain(n)) for n in own if n not in classes}
+    others = [
+        f"{name!r} ({f'there {x!r}' if x else 'not there'})"
+        for name, x in there.items()
+    ]
+    log.warning(
+        "%s has a head of its own, as only some of its classes are named as those of "
+        "config.data.folder: not %s%s. To train one head, name all as there.",
+        folder,
+        ", ".join(others[:5]),
+        ", ..." if len(others) > 5 else "",
+    )
+
+
+def _plain(name):
+    """Returns a name without case, spaces and marks: "Jumping Jack" is jumpingjack."""
+    return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", name).casefold())
+
+
+def _warn_of_copies(folder, listing, digests):
+    """Warns of files with several classes, and of those both to train and test on."""
+    copies = collections.defaultdict(list)
+    for split, examples in listing.splits.items():
+        for example in examples:
+            copies[digests[example.id]].append((split, example))
+    several = [c for c in copies.values() if len({e.label for _, e in c}) > 1]
+    leaked = [c for c in copies.values() if len({split for split, _ in c}) > 1]
+    for found, why in (
+        (several, "files in several classes teach none of them"),
+        (leaked, "files in several splits make accuracies too good"),
+    ):
+        if found:
+            ids = " and ".join(example.id for _, example in found[0])
+            log.warning("%s: %s (%d, as %s).", folder, why, len(found), ids)
 
 
 def _check_apart(folder, data_dir):
@@ -150,11 +215,11 @@ def _counts(builder):
     )
 
 
-def _check(folder, builder, counts, splits):
-    """Raises TooFewExamples if a class has none in one of the splits."""
+def _check(folder, builder, counts, class_names, splits):
+    """Raises TooFewExamples if one of the classes has none in one of the splits."""
     lacking = [
         f"class {name!r} has no {builder.kind} in {split}"
-        for name in builder.listing.class_names
+        for name in class_names
         for split in splits
         if not counts[split, name]
     ]

@@ -278,6 +278,55 @@ def test_images_of_other_classes_get_a_head_of_their_own(clips, finished, tmp_pa
     assert [*finetuning.complete(given, tmp_path / "run").streams] == ["clips"]
 
 
+def test_images_of_some_of_the_classes_share_their_head(
+    clips, finished, tmp_path, caplog
+):
+    def completed(*classes):
+        folder = tmp_path / "-".join(["images", *classes])
+        write_images(folder, *classes)
+        given = config_of(
+            clips, tmp_path, finished[0], f"--config.data.images={folder}"
+        )
+        config = finetuning.complete(given, tmp_path / "run")
+        dataset, stream = config.streams.images.dataset, config.streams.images
+        split = reading.open_split(dataset, "train", tmp_path)
+        return stream.head, split.class_names, {int(x["label"]) for x in split}
+
+    both = "Kür & pas", "walk the dog"
+    assert completed("walk the dog") == ("clips", both, {1})
+    assert not [r for r in caplog.records if r.levelname == "WARNING"]
+    assert completed("cat", "walk the dog")[:2] == ("images", ("cat", "walk the dog"))
+    assert "named as those of config.data.folder: not 'cat' (not there)" in caplog.text
+    assert completed("Walk_the_dog", "cat")[0] == "images"
+    assert "'Walk_the_dog' (there 'walk the dog'), 'cat' (not there)" in caplog.text
+
+
+def test_copies_and_names_that_hardly_differ_are_warned_of(clips, tmp_path, caplog):
+    def complete(folder):
+        caplog.clear()
+        finetuning.complete(config_of(folder, tmp_path, IMAGE_VIT), tmp_path / "run")
+        return [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+
+    assert not complete(clips)
+    alike = tmp_path / "alike"
+    shutil.copytree(clips, alike)
+    (alike / "Kür & pas").rename(alike / "Walk-the-Dog")
+    (warning,) = complete(alike)
+    assert "hardly differ: 'Walk-the-Dog' and 'walk the dog'. If" in warning
+    twice = tmp_path / "twice"
+    for split in ("train", "test"):
+        shutil.copytree(clips, twice / split)
+    (warning,) = complete(twice)
+    assert f"files in several splits make accuracies too good ({len(CLIPS)}" in warning
+    (name, other), both = sorted(clips.iterdir()), tmp_path / "both"
+    shutil.copytree(clips, both)
+    copied = sorted(name.iterdir())[0]
+    shutil.copy(copied, both / other.name / "copy.mp4")
+    (warning,) = complete(both)
+    ids = f"{name.name}/{copied.name} and {other.name}/copy.mp4"
+    assert f"files in several classes teach none of them (1, as {ids})" in warning
+
+
 def test_an_image_vit_is_trained_jointly_with_images_of_the_same_classes(
     clips, tmp_path, monkeypatch, caplog
 ):
