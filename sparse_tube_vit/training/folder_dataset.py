@@ -198,6 +198,8 @@ def _advice(folder, key, split_list, listing):
     names = list(listing.splits)
     if split_list or {"train", *folders.TEST_SPLITS} & {*names}:
         return ""
+    if any(re.match(r"(train|test|val|dev)", name, re.IGNORECASE) for name in names):
+        return " If these are splits, rename them."
     if len(names) == 1:
         option = shlex.quote(f"--config.data.{key}={folder / names[0]}")
         return f" For the classes in {names[0]}: {option}"

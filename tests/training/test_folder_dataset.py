@@ -129,6 +129,12 @@ def test_splits_of_a_list(clips, tmp_path):
             "splits dance, sport.*groups of them, put .*/clips/<class>/<file>$",
         ),
         (
+            ("Training/a/1.mp4", "Training/b/1.mp4", "Testing/a/2.mp4"),
+            (),
+            reading.UnknownSplit,
+            "splits T.*, T.* It takes train and one of test.* rename them.$",
+        ),
+        (
             ("a/1.mp4", "a/more/2.mp4", "b/1.mp4"),
             (),
             NoClassFolders,
