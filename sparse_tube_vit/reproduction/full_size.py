@@ -68,7 +68,10 @@ def _of(run, rows, created):
     v5e, h200 = (ACCELERATORS[name].peak_flops for name in ("v5e", "H200"))
     steps = f"a seed of {run.config.total_steps:,} steps"
     yield f"# {', '.join(rows)}: {steps}, at {MFU:.0%} MFU"
-    yield f"# {hours / v5e:,.0f} chip-hours of v5e or {hours / h200:,.0f} of an H200."
+    yield (
+        f"# {hours / v5e:,.0f} chip-hours of v5e or, unmeasured, {hours / h200:,.0f} "
+        "of an H200, without evaluations."
+    )
     weights = ""
     if run.after and run.row.big:
         big, small = TABLES[run.table].big, run.after.name
@@ -95,11 +98,18 @@ def _of(run, rows, created):
     yield f"# On one H200:\n# {lines}"
 
 
+#: Bytes that a trained layer keeps of a token and channel, by `model.remat`: 0.51 and
+#: 0.27 GiB of B, 0.68 of L, of a clip and an image with 1,372 tokens (docs/gpu.md).
+_KEPT = {"none": 43, "dots": 23}
+
+#: Of the H200's 139 GiB, beside parameters, their state and what is not counted.
+_FOR_LAYERS = 115 * 2**30
+
+
 def accumulated(config: ConfigDict) -> int:
     """Returns the parts of a batch of which each should fit an H200's memory.
 
-    Counted in tokens by docs/gpu.md: 128 GB take some 180 clips and images of B, and of
-    larger models with rematerialization, at 1,176 and 196 tokens.
+    That is what the trained layers keep for the gradient, as docs/gpu.md measures it.
 
     Args:
         config: A config at full size.
@@ -109,8 +119,11 @@ def accumulated(config: ConfigDict) -> int:
         stream.batch_size * count_tokens(tubes, input_size(config.clip, stream.kind))
         for stream in config.streams.values()
     )
+    model, trained = config.model, config.optimizer.trained_layers
+    layers = model.depth if trained is None else trained
+    kept = tokens * model.width * layers * _KEPT[model.remat]
     parts = 1
-    while tokens / parts > 180 * (1176 + 196):
+    while kept / parts > _FOR_LAYERS:
         parts *= 2
     return parts
 

@@ -156,12 +156,13 @@ def _carry_out_locked(run, results, workdirs, data_dir, weights, device, bar, ne
     resumed = (workdir / "checkpoints").is_dir()
     start, before = time.monotonic(), bar.n
     most = results.minutes(run)
-    with _counted(folder / f"{run.digest}_minutes", 0.0 if not resumed else math.nan):
+    with _counted(folder / f"{run.digest}_minutes", resumed):
         for command in run.commands(workdirs, data_dir, weights):
             if "sparse_tube_vit.scale_up" in command:
                 if resumed:
                     continue  # the run has begun with it
-                shutil.rmtree(command[-1], ignore_errors=True)  # it may be half written
+                # It may be half written, or be of a run that did not begin.
+                shutil.rmtree(run.created(workdirs), ignore_errors=True)
             if CORE in device and "sparse_tube_vit.train" in command:
                 # Decoding beside the step takes 25% less time on two cores.
                 command = [*command, "--config.loader.workers=1"]
@@ -193,10 +194,13 @@ def _carry_out_locked(run, results, workdirs, data_dir, weights, device, bar, ne
 
 
 @contextlib.contextmanager
-def _counted(path, before):
-    """Adds the minutes within to a file's, or to those before; NaN where killed."""
-    if path.exists():
-        before = float(path.read_text())
+def _counted(path, resumed):
+    """Adds the minutes within to a file's if a run resumes; NaN where it was killed."""
+    before = 0.0
+    if resumed:
+        before = math.nan
+        with contextlib.suppress(OSError, ValueError):
+            before = float(path.read_text())
     storage.write_whole(path, b"nan")
     start = time.monotonic()
     try:

@@ -21,9 +21,9 @@ from sparse_tube_vit.training import recipe
 #: The small tasks, with a guess of the minutes that a run takes on two CPU cores.
 TASKS = {
     "moving_shapes": 5.0,
-    "ucf101": 10.0,
-    "ucf101_directions": 11.0,
-    "ucf101_image_vit": 7.0,
+    "ucf101": 15.0,
+    "ucf101_directions": 16.0,
+    "ucf101_image_vit": 12.0,
     "ucf101_finetuning": 30.0,
 }
 
@@ -35,6 +35,7 @@ _FINETUNING = {
     "evaluations.clips.dataset": "ucf101/split1",
     "evaluations.clips.temporal_views": 2,
     "evaluations.images.split": "val",
+    "checkpoint.keep": 1,  # of 0.3 GB
     "total_steps": 330,
 }
 
@@ -98,6 +99,10 @@ class Run:
             runs: Folder of all runs.
         """
         return runs / self.folder / self.digest
+
+    def created(self, runs: Path) -> Path:
+        """Returns the work directory of the model that `scale_up` makes for it."""
+        return runs / self.folder / f"{self.digest}_created"
 
     @property
     def is_finetuning(self) -> bool:
@@ -185,8 +190,7 @@ class Run:
             f"--config.compilation_cache={(runs / 'compiled').absolute()}",
         ]
         if self.after and self.row.big:
-            small = self.after.workdir(runs)
-            created = runs / self.folder / f"{self.digest}_created"
+            small, created = self.after.workdir(runs), self.created(runs)
             yield [
                 *(*python, "sparse_tube_vit.scale_up", "--small", str(small)),
                 *("--big", weights, "--workdir", str(created), "--positions=keep"),
@@ -264,9 +268,15 @@ class Results:
         try:
             runs = json.loads(path.read_text()) if path.exists() else {}
             for result in _each(runs):
-                result["minutes"]
+                if result["minutes"] is not None:
+                    float(result["minutes"])
                 for evaluation in result["evaluations"].values():
-                    float(evaluation["top1"])
+                    int(evaluation.get("tokens", 0))
+                    if not 0 <= evaluation["top1"] <= 1:
+                        raise ValueError(f"top1 is {evaluation['top1']}")
+            for digests in runs.values():
+                for seed in (seed for seeds in digests.values() for seed in seeds):
+                    int(seed)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise UnreadableResults(
                 f"{path} is not as `reproduce` writes it: {error!r}. Restore it, or "
@@ -339,12 +349,15 @@ class Results:
     def minutes(self, run: Run) -> float:
         """Returns the predicted minutes of a run.
 
-        The median of its other seeds, else of the task's runs, else `TASKS`' guess.
+        The median of its other seeds, else, by its steps, of the task's runs or
+        `TASKS`' guess.
         """
-        for results in (self._seeds(run).values(), _each(self._runs[run.task])):
+        scales = 1, run.row.steps
+        every = self._seeds(run).values(), _each(self._runs[run.task])
+        for results, scale in zip(every, scales, strict=True):
             if known := [x["minutes"] for x in results if x["minutes"] is not None]:
-                return statistics.median(known)
-        return TASKS[run.task]
+                return scale * statistics.median(known)
+        return run.row.steps * TASKS[run.task]
 
 
 def _each(runs):

@@ -1,5 +1,7 @@
 """The document: what it says of given results, and its pictures."""
 
+import re
+
 import matplotlib.image
 import pytest
 
@@ -33,11 +35,11 @@ def test_rows_have_means_and_the_papers_figures(written):
     lines = (written / "reproduction.md").read_text().splitlines()
     assert "| row | paper | moving_shapes | ucf101 |" in lines
     jointly = next(line for line in lines if line.startswith("| jointly | 91.5"))
-    assert "72.7 ± 2.5 (3 seeds; 114 tokens, 2.0 min)" in jointly
+    assert "72.7 ± 2.5 (70.0, 73.0, 75.0; 114 tokens, 2.0 min)" in jointly
     alone = next(line for line in lines if line.startswith("| videos_alone | 85.6"))
     assert alone.endswith("| 30.0 (1 seed; 114 tokens, 2.0 min) |")
     strided = next(line for line in lines if line.startswith("| 0.6_video |"))
-    assert strided.endswith("| 34.0 ± 1.4 (2 seeds; 114 tokens) |")
+    assert strided.endswith("| 34.0 ± 1.4 (33.0, 35.0; 114 tokens) |")
 
 
 def test_rows_that_share_a_run_are_named(written):
@@ -52,6 +54,29 @@ def test_directions_are_tested_and_not_seen_by_eye(written):
     assert "| jointly above images_first | confirmed (+20.7, p = 0.0" in text
     assert "| jointly above 2d_patches |  |  |" in text
     assert text.count("Not run yet.") > 5
+    # Of table 5 three, of "twice" one; images_first is not above videos alone by much.
+    (told,) = re.findall(r"Of the (\d+) that are tested, (\d+) have", one_line(text))
+    verdicts = re.findall(r"p = (0\.\d+|[\d.e-]+)\)", text)
+    assert [int(n) for n in told] == [
+        len(verdicts),
+        sum(float(p) < 0.05 for p in verdicts),
+    ]
+    assert int(told[0]) == 4
+
+
+def one_line(text):
+    return " ".join(text.split())
+
+
+def test_equal_rows_are_said_to_be(tmp_path):
+    results = Results(tmp_path)
+    for row in ("kept_and_fixed", "kept"):
+        add(results, "positions", row, "ucf101_finetuning", (40, 50, 45), "clips")
+    document.write(results, tmp_path / "doc.md")
+    assert (
+        "| kept_and_fixed above kept | not resolvable (+0.0, in every seed) |"
+        in (tmp_path / "doc.md").read_text()
+    )
 
 
 def test_pictures_lie_beside_the_results(written):
@@ -83,7 +108,7 @@ def test_minutes_are_those_of_the_quickest_run(tmp_path):
         results.add(Run("5", run, "moving_shapes", seed), result)
     document.write(results, tmp_path / "document.md")
     text = (tmp_path / "document.md").read_text()
-    assert "| 50.0 ± 0.0 (3 seeds; 114 tokens, 7.0 min) |" in text
+    assert "| 50.0 ± 0.0 (50.0, 50.0, 50.0; 114 tokens, 7.0 min) |" in text
 
 
 def test_results_of_another_config_are_named(tmp_path):

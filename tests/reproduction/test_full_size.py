@@ -54,6 +54,18 @@ def test_chip_hours_by_hand():
     assert int(stated.replace(",", "")) == pytest.approx(hours, rel=0.03)
 
 
+def test_parts_of_a_batch_fit_an_h200():
+    def kept(table, row):
+        """GiB of a batch by docs/gpu.md, of a clip and an image of B and of L."""
+        config = Run(table, TABLES[table].row(row), full_size.TASK, 0).config
+        return full_size.accumulated(config)
+
+    assert kept("7a", "fixed") == 2  # 256 x 0.51 GiB
+    assert kept("5", "jointly") == 2  # 256 x 0.68 GiB
+    assert kept("6", "everything") == 4  # 32 blocks of 1,280: 1.2 GiB
+    assert kept("6", "head") == 1  # nothing is kept of what is frozen
+
+
 @pytest.mark.parametrize("table", ["finetuning", "positions", "twice"])
 def test_what_is_not_the_papers_has_no_full_size(table):
     (line,) = full_size.commands(select([table]))

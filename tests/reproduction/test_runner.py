@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,10 @@ for step in (600, 1200):
         result = {"evaluation": name, "step": step, "top1": step / 2000, "tokens": 114}
         (folder / f"{name}_step{step}.json").write_text(json.dumps(result))
 """
+
+
+#: What it yields beside the tests' short programs.
+COMMANDS = Run.commands
 
 
 def run_of(table, row, task="moving_shapes", seed=0):
@@ -99,7 +104,7 @@ def test_minutes_of_a_killed_run_are_not_known(commands, tmp_path):
     code = [
         "import os, signal, sys; from pathlib import Path",
         "from sparse_tube_vit.reproduction import runner",
-        "with runner._counted(Path(sys.argv[1]), 0.0):",
+        "with runner._counted(Path(sys.argv[1]), False):",
         "    os.kill(os.getpid(), signal.SIGKILL)",
     ]
     folder = tmp_path / "runs" / run.folder
@@ -107,8 +112,16 @@ def test_minutes_of_a_killed_run_are_not_known(commands, tmp_path):
     path = folder / f"{run.digest}_minutes"
     command = [sys.executable, "-c", "\n".join(code), str(path)]
     assert subprocess.run(command).returncode == -signal.SIGKILL
+    checkpoints = run.workdir(tmp_path / "runs") / "checkpoints"
+    checkpoints.mkdir(parents=True)
     runner.carry_out([run], results, tmp_path / "runs", "data", "")
     assert results.get(run)["minutes"] is None
+    # Without a checkpoint it begins again, and they are those from there.
+    other = Results(tmp_path / "others")
+    path.write_text("nan")
+    shutil.rmtree(run.workdir(tmp_path / "runs"))
+    runner.carry_out([run], other, tmp_path / "runs", "data", "")
+    assert other.get(run)["minutes"] < 1
 
 
 def test_a_model_that_is_missing_is_trained_and_its_result_stays(commands, tmp_path):
@@ -228,14 +241,16 @@ def test_a_folder_that_cannot_be_made_is_named(commands, tmp_path):
 
 def test_a_created_model_that_is_half_written_is_made_again(commands, tmp_path):
     run = run_of("6", "head", "ucf101_image_vit")
-    created = tmp_path / "runs" / run.folder / "created"
+    created = run.created(tmp_path / "runs")
     created.mkdir(parents=True)
     (created / "half").touch()
     scale_up = f"import pathlib; pathlib.Path({str(created)!r}).mkdir()"
 
+    command, _ = COMMANDS(run, tmp_path / "runs", "data", "vit")
+    assert command[command.index("--workdir") + 1] == str(created)
+
     def both(self, runs, data_dir, weights):
-        name = "sparse_tube_vit.scale_up"  # found by its name, made in the last word
-        yield [sys.executable, "-c", scale_up, name, str(created)]
+        yield [sys.executable, "-c", scale_up, *command[1:]]  # found by its name
         yield [sys.executable, "-c", TRAINED, str(self.workdir(runs))]
 
     small = [sys.executable, "-c", TRAINED, str(run.after.workdir(tmp_path / "runs"))]

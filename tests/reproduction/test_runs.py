@@ -213,6 +213,10 @@ def test_commands_are_those_of_a_user(tmp_path):
         '{"5_jointly": {"config": ""}}',
         '{"5_jointly": {"ab": {"0": {}}}}',
         '{"5_jointly": {"ab": {"0": {"minutes": 1}}}}',
+        '{"5_jointly": {"ab": {"x": {"minutes": 1, "evaluations": {}}}}}',
+        '{"5_jointly": {"ab": {"0": {"minutes": "a", "evaluations": {}}}}}',
+        '{"5_jointly": {"ab": {"0": {"minutes": 1, "evaluations": '
+        '{"video": {"top1": NaN}}}}}}',
     ],
 )
 def test_a_broken_file_is_named(text, tmp_path):
