@@ -177,6 +177,12 @@ def _from_vit(vit, config, model, shapes):
     match.report.dropped |= vit.dropped
     match.report.notes.append(f"inputs are normalized by {vit.normalization}")
 
+    outside = [name for name in vit.dropped if not name.startswith(vit.prefix)]
+    if outside:
+        match.report.notes.append(
+            f"of the arrays beside {vit.prefix!r}, {len(outside)} are dropped, as "
+            f"{outside[0]}"
+        )
     if vit.headless and not init.head:
         match.report.notes.append(f"there is no head: {vit.headless}")
 
@@ -276,12 +282,12 @@ def _from_vit(vit, config, model, shapes):
         )
     if vit.guesses_heads and options["heads"] == vit.model["heads"]:
         log.warning(
-            "%s: %d heads are a guess, width / 64, and features may be wrong: no known "
-            'ViT has this width. Add theirs, "num_attention_heads": N, to the '
-            "config.json beside the file, or where there is none, write one of "
-            '{"num_attention_heads": N}.',
+            "%s: %d heads are a guess, width / 64, and features may be wrong: %s. Add "
+            'theirs, "num_attention_heads": N, to the config.json beside the file, or '
+            'where there is none, write one of {"num_attention_heads": N}.',
             vit.source,
             options["heads"],
+            vit.guesses_heads,
         )
     return match
 

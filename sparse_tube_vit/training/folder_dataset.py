@@ -21,6 +21,9 @@ from sparse_tube_vit.datasets.preparing import prepare
 from sparse_tube_vit.datasets.reading import UnknownSplit
 from sparse_tube_vit.log import log
 
+#: What people name their splits.
+_SPLIT = "train(ing)?|test(ing)?|val(id(ation)?)?|dev|eval"
+
 #: From so many files on, processes prepare a folder: they take seconds to start.
 _MANY = 200
 
@@ -151,8 +154,8 @@ def _warn_of_names(folder, own, classes):
         for name, x in there.items()
     ]
     log.warning(
-        "%s has a head of its own, as only some of its classes are named as those of "
-        "config.data.folder: not %s%s. To train one head, name all as there.",
+        "%s has a head of its own, as not all of its classes are named as those of "
+        "config.data.folder: %s%s. To train one head, name all as there.",
         folder,
         ", ".join(others[:5]),
         ", ..." if len(others) > 5 else "",
@@ -160,8 +163,9 @@ def _warn_of_names(folder, own, classes):
 
 
 def _plain(name):
-    """Returns a name without case, spaces and marks: "Jumping Jack" is jumpingjack."""
-    return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", name).casefold())
+    """Returns a name in one case without spaces: "Jumping_Jack" is jumpingjack."""
+    name = unicodedata.normalize("NFC", name).casefold()
+    return re.sub(r"(?<=[^\W\d_])[\s_-]+(?=[^\W\d_])", "", name)
 
 
 def _warn_of_copies(folder, listing, digests):
@@ -173,12 +177,12 @@ def _warn_of_copies(folder, listing, digests):
     several = [c for c in copies.values() if len({e.label for _, e in c}) > 1]
     leaked = [c for c in copies.values() if len({split for split, _ in c}) > 1]
     for found, why in (
-        (several, "files in several classes teach none of them"),
-        (leaked, "files in several splits make accuracies too good"),
+        (several, "the same files are in several classes"),
+        (leaked, "the same files are in several splits: accuracies are too good"),
     ):
         if found:
             ids = " and ".join(example.id for _, example in found[0])
-            log.warning("%s: %s (%d, as %s).", folder, why, len(found), ids)
+            log.warning("%s: %s (%d of them, as %s).", folder, why, len(found), ids)
 
 
 def _check_apart(folder, data_dir):
@@ -198,7 +202,7 @@ def _advice(folder, key, split_list, listing):
     names = list(listing.splits)
     if split_list or {"train", *folders.TEST_SPLITS} & {*names}:
         return ""
-    if any(re.match(r"(train|test|val|dev)", name, re.IGNORECASE) for name in names):
+    if any(re.fullmatch(_SPLIT, name, re.IGNORECASE) for name in names):
         return " If these are splits, rename them."
     if len(names) == 1:
         option = shlex.quote(f"--config.data.{key}={folder / names[0]}")

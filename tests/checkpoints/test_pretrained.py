@@ -333,7 +333,7 @@ def test_files_of_another_kind_are_named(tmp_path):
     (tmp_path / "text.safetensors").write_text("no weights")
     np.savez(tmp_path / "pickled.npz", a=np.array([{}]))
     for file, message in (
-        ("other.npz", "not a ViT .* 1 arrays, the first a"),
+        ("other.npz", "not a ViT .* 1 arrays, as a"),
         ("text.safetensors", "cannot be read"),
         ("pickled.npz", "allow_pickle"),
         ("none.npz", "No such file"),

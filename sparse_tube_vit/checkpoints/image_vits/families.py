@@ -28,8 +28,8 @@ class Family:
         gelu, norm_epsilon: Options of its models, see `EncoderOptions`, where no config
             tells.
         normalization: Normalization of its inputs, where no config tells.
-        marks: Layers or arrays, by our name, or the first part of its names, without
-            which a file is of another family.
+        marks: Layers or arrays, by our name, or a part of some names, also of those
+            beside the ViT, without which a file is of another family.
         tubelets: Whether patches have several frames.
         without_bias: Ends of our names of layers that have no bias, which is then 0; as
             are those of queries, keys and values where none of the three has one.
@@ -67,13 +67,17 @@ class Family:
         return f"{self.name}, {self.codebase}"
 
     def recognizes(
-        self, shapes: Mapping[str, tuple], model_type: str | None = None
+        self,
+        shapes: Mapping[str, tuple],
+        model_type: str | None = None,
+        file: Collection[str] = (),
     ) -> bool:
-        """Returns whether a file is of this family.
+        """Returns whether a ViT in a file is of this family.
 
         Args:
             shapes: Shapes of its arrays by name.
             model_type: Of the config beside it.
+            file: All names in the file.
         """
         names = self.names(1)
         signature = ["patch/kernel"]
@@ -83,13 +87,13 @@ class Family:
         return (
             all(names[ours] in shapes for ours in signature)
             and (len(shapes[names["patch/kernel"]]) == 5) == self.tubelets
-            and all(self._has(mark, names, shapes) for mark in marks)
+            and all(self._has(mark, names, shapes, file) for mark in marks)
         )
 
-    def _has(self, mark, names, shapes):
+    def _has(self, mark, names, shapes, file):
         marked = [b for a, b in names.items() if f"{a}/".startswith(f"{mark}/")]
         return any(b in shapes for b in marked) or any(
-            re.search(rf"(^|\.){mark}\.", name) for name in shapes
+            re.search(rf"(^|\.){mark}(\.|$)", name) for name in file
         )
 
     def prefixes(self, names: Collection[str]) -> list[str]:
@@ -151,9 +155,10 @@ FUSED = {
 #: Arrays that are never read: reasons by pattern.
 ELSEWHERE = {
     r"text_model\.|text\.|params/txt/|txt/|text_projection": "of the text encoder",
+    r"(.*\.)?language_model\.|lm_head\.": "of the language model",
     r"decoder\.|encoder_to_decoder\.|decoder_": "of the decoder",
     r"logit_scale|logit_bias|params/[tb]$|visual_projection\.": "compares with texts",
-    r"opt/(?!target/)": "state of the optimizer",
+    r"opt/(?!target/)|opt_state/": "state of the optimizer",
 }
 
 _MASK = {r"(embeddings\.)?mask_token$": "for inputs with masked patches"}
@@ -238,7 +243,6 @@ _TORCH = {
 }
 _TIMM = Family(
     name="ViT",
-    without_bias=("attention/key",),  # EVA's
     codebase="timm",
     norm_epsilon=1e-6,
     normalization="half",
@@ -283,10 +287,21 @@ _TIMM = Family(
 _TIMM_DINOV2 = dataclasses.replace(
     _TIMM,
     name="DINOv2 or DeiT-III",
+    shared="timm's own ViTs (wee, little, so150m)",
     normalization="imagenet",
     marks=("encoder/block_0/scale_1",),
 )
 TIMM = (
+    dataclasses.replace(
+        _TIMM,
+        name="EVA",
+        normalization="clip",
+        marks=("q_bias",),
+        without_bias=("attention/key",),
+    ),
+    dataclasses.replace(
+        _TIMM, name="MAE", normalization="imagenet", marks=("decoder_embed",)
+    ),
     dataclasses.replace(
         _TIMM,
         name="distilled DeiT",
@@ -299,7 +314,7 @@ TIMM = (
         norm_epsilon=1e-5,
         normalization="clip",
         marks=("encoder/pre_norm",),
-        without_bias=("patch", "head", "attention/key"),
+        without_bias=("patch", "head"),
     ),
     dataclasses.replace(_TIMM, name="SigLIP", marks=("pooling/probe",)),
     dataclasses.replace(
@@ -427,7 +442,7 @@ def _hugging_face_vits(column):
             name="MAE",
             normalization="imagenet",
             model_types=("vit_mae",),
-            marks=("decoder",),
+            marks=("decoder_embed",),
         ),
         dataclasses.replace(vit, shared="DeiT, DINO and MAE"),
         # Behind ViT, whose names these have: a config alone tells them.
@@ -576,7 +591,7 @@ class Refusal:
 
 
 _ROTARY = Refusal(
-    (r"\brope\b|rope_embed|rotary|^(model\.)?layer\.\d+\.",),
+    (r"\brope\b|rope_embed|rotary|class_pos_emb|^(model\.)?layer\.\d+\.",),
     r"dinov3|eva02|vit_.*_rope|rope_vit|vit_pe_|lingbot|sapiens2|vjepa",
     "has rotary positions (DINOv3, EVA-02, Perception Encoder, V-JEPA 2), which turn "
     "queries and keys in every block; here positions are added to the tokens once. "
@@ -616,6 +631,12 @@ REFUSED = (
         "timm's, say hf://facebook/dinov2-giant.",
     ),
     Refusal(
+        (r"\bencoder_layer_\d+\.self_attention\.",),
+        "",
+        "has torchvision's names. Take Hugging Face's or timm's, say "
+        "hf://timm/vit_base_patch16_224.augreg_in21k.",
+    ),
+    Refusal(
         (r"\bresblocks\.\d+\.",),
         "",
         "has the names of OpenAI's and OpenCLIP's own files of CLIP. Take Hugging "
@@ -625,10 +646,11 @@ REFUSED = (
         (
             r"\.(q_norm|k_norm)\.|mlp\.fc1_g\b|patch_embed\.backbone\."
             r"|\battn\.(norm\.|lambda_)|\bblocks\.\d+\.proj\.|detection_tokens"
-            r"|\btemporal_attention\.",
+            r"|\btemporal_attention\.|\bpre_layernorm\.|\bmessage_attn\.",
         ),
         r"beit3|siglip2_vision_model|siglip2$|aimv2|convnext|resnet|_rpn_|_xp_|x2_224$"
-        r"|hiera|yolos|timesformer|intern_?vit|internvl|vit_d(wee|little)_",
+        r"|hiera|yolos|timesformer|intern_?vit|internvl|vit_d(wee|little)_|owl|xclip"
+        r"|pixio",
         _NO_PLAIN_VIT,
     ),
     Refusal(

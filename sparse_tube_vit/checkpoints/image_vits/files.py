@@ -34,6 +34,14 @@ _UNREAD = (*_PICKLES, *_CONVERTED)
 _NAMES = ("model.safetensors", f"model{INDEX}")
 
 
+#: Arrays of weights that are not those of a model, by pattern, and what to do.
+_ALTERED = {
+    r"\blora_|\.base_layer\.|\bmodules_to_save\.": "is of an adapter (LoRA). Merge "
+    "it: `model.merge_and_unload().save_pretrained(FOLDER)`.",
+    r"\.(SCB|qweight|qzeros|absmax|weight_scale(_inv)?)$": "is quantized. Take the "
+    "weights in float32, bfloat16 or float16.",
+}
+
 #: Errors of the readers for a damaged file.
 _DAMAGED = (safetensors.SafetensorError, zipfile.BadZipFile, EOFError)
 
@@ -167,7 +175,8 @@ def _pickled(path):
     return (
         f"{path} is a pickle, which can run code when it is read: it is not read here. "
         "To convert it, where torch and safetensors are installed:\n"
-        "  import glob, torch; from safetensors.torch import save_file\n"
+        "  import argparse, glob, torch; from safetensors.torch import save_file\n"
+        "  torch.serialization.add_safe_globals([argparse.Namespace])\n"
         f"  {read}\n"
         "  for key in ('state_dict', 'model_state_dict', 'model', 'teacher', "
         "'student'): weights = weights.get(key, weights)\n"
@@ -236,6 +245,9 @@ def read_arrays(path) -> dict[str, np.ndarray]:
         raise
     except Exception as error:  # each reader has its own for a damaged file
         raise UnreadableWeights(f"{path} cannot be read: {error}") from error
+    for pattern, why in _ALTERED.items():
+        if altered := [name for name in file if re.search(pattern, name)]:
+            raise UnreadableWeights(f"{path} (it has {altered[0]}) {why}")
     for name in [n for n in file if _fused(n)]:
         fused, parts = _fused(name)
         x = file.pop(name)

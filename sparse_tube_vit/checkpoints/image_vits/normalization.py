@@ -94,10 +94,11 @@ def choose(
         return _told(path, "preprocessor_config.json", mean, std, factor)
     why = f"as most {family.name} models of {family.codebase}"
     if family.shared:
+        other = "half" if family.normalization == "imagenet" else "imagenet"
         why += (
             f"; {family.shared} have the same names: for them, "
-            "--config.init.normalization=imagenet, or where no run is trained, "
-            "--normalization=imagenet"
+            f"--config.init.normalization={other}, or where no run is trained, "
+            f"--normalization={other}"
         )
     return Normalization(*KINDS[family.normalization], why)
 

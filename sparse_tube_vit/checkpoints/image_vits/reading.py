@@ -51,6 +51,7 @@ class ImageViT:
     Attributes:
         source: In words: "vit.npz (ViT, AugReg; 12 blocks, width 768)".
         family: What its names are of.
+        prefix: What stands before its names in the file: "" or as "backbone.".
         arrays: Arrays by our names, float32: kernels (in, out), or with heads where the
             file has them; "patch/kernel" (h, w, 3, D) or (t, h, w, 3, D); "registers"
             (1, R, D), a class token that is not pooled among them; "positions" (h, w,
@@ -70,11 +71,13 @@ class ImageViT:
             same, and numbers where no config tells; () without one.
         headless: Why its classifier is no head of the pooled features; "" where it is
             one, or there is none.
+        pools_otherwise: Why pooled features are not those of its library, or "".
         loss: Loss that its classifier was trained with, as of a stream.
     """
 
     source: str
     family: Family
+    prefix: str
     arrays: dict[str, np.ndarray]
     names: dict[str, str]
     before_head: dict[str, np.ndarray]
@@ -87,6 +90,7 @@ class ImageViT:
     size: int
     labels: tuple[str, ...]
     headless: str
+    pools_otherwise: str
     loss: str
 
     @property
@@ -96,21 +100,13 @@ class ImageViT:
         return (1, *size) if len(size) == 2 else tuple(size)
 
     @property
-    def pools_otherwise(self) -> str:
-        """Why pooled features are not those of its library, or ""."""
-        if self.model["pooling"] == "mean" and "fc_norm.weight" in self.before_head:
-            return "there fc_norm is of the tokens' mean, here of each token before it"
-        if (self.family.name, self.family.codebase) == ("distilled DeiT", "timm"):
-            return (
-                "timm's are the mean of class and distillation token, here they are "
-                "the class token"
-            )
-        return ""
-
-    @property
-    def guesses_heads(self) -> bool:
-        """Whether neither files nor the width, as of a known ViT, tell the heads."""
-        return "heads" not in self.told and self.model["width"] not in WIDTHS
+    def guesses_heads(self) -> str:
+        """Why neither files nor the width, as of a known ViT, tell the heads, or ""."""
+        if "heads" in self.told:
+            return ""
+        if re.search(_MOCO, self.prefix):
+            return "MoCo v3's ViT-S has 12"
+        return "" if self.model["width"] in WIDTHS else "no known ViT has this width"
 
     def array(self, name: str, heads: int) -> np.ndarray:
         """Returns an array in the shape of our parameter, for a number of heads."""
@@ -141,7 +137,7 @@ def read(path, asked: str = "") -> ImageViT:
     found = files.find(path)
     _refuse_by_config(path, found.config)
     file = _split_gates(_unstack(files.read_arrays(found.weights)))
-    family, prefix = _family(path, file, found.config)
+    family, prefix = _family(path, found, file)
     in_file = _names_in_file(family, prefix, file)
     depth = family.depth(in_file)
     names = {a: in_file[b] for a, b in family.names(depth).items() if b in in_file}
@@ -164,6 +160,8 @@ def read(path, asked: str = "") -> ImageViT:
     _add_biases(arrays, family.without_bias)
     _fold_layer_scale(arrays)
     model["pooling"] = _pooling(found.config, arrays, before_head)
+    headless = _headless(family, found.config, arrays, before_head, dropped)
+    headless = _headless_by_place(prefix, names, arrays, dropped) or headless
     if family.tubelets:
         own = [names[x] for x in ("class_token", "positions") if x in arrays]
         if own:  # VideoMAE's names without its positions, which are no arrays
@@ -178,6 +176,7 @@ def read(path, asked: str = "") -> ImageViT:
     return ImageViT(
         source=f"{path} ({family}; {depth} blocks, width {model['width']})",
         family=family,
+        prefix=prefix,
         arrays=arrays,
         names=names,
         before_head=before_head,
@@ -191,7 +190,8 @@ def read(path, asked: str = "") -> ImageViT:
         frames=found.config.get("num_frames", 16) if family.tubelets else 1,
         size=_size(found, arrays),
         labels=_labels(found.config, arrays.get("head/kernel")),
-        headless=_headless(family, found.config, arrays, before_head, dropped),
+        headless=headless,
+        pools_otherwise=_pools_otherwise(family, found.config, model, before_head),
         loss="sigmoid" if _problem(found.config).startswith("multi") else "softmax",
     )
 
@@ -204,9 +204,13 @@ _SIZES = {
 }
 
 
+#: Keys of a larger model's config that hold the image model's.
+_PARTS = ("vision_config", "image_config", "backbone_config", "encoder")
+
+
 def _options(config):
     """Returns the options of the image model in a config of transformers or timm."""
-    parts = [config[k] for k in ("vision_config", "backbone_config") if k in config]
+    parts = [config[k] for k in _PARTS if isinstance(config.get(k), dict)]
     return config.get("model_args", {}) | (parts[0] if parts else config)
 
 
@@ -304,7 +308,8 @@ def _headless(family, config, arrays, before_head, dropped):
     if problem == "regression" or (outputs == 1 and not problem.startswith("multi")):
         return f"its head is a regression (outputs: {outputs}), which has no classes"
     named = config.get("id2label") or config.get("label_names")
-    may_project = family.name == "CLIP" and not named
+    clip = family.name == "CLIP" or "clip" in str(config.get("architecture"))
+    may_project = (clip or family.name == "EVA") and not named
     has_bias = np.any(arrays.get("head/bias", 0))
     if may_project and (outputs in _EMBEDDINGS or not has_bias):
         return f"its head is CLIP's projection to {outputs} features, no classifier"
@@ -319,64 +324,139 @@ def _refuse_by_config(path, config):
             raise UnsupportedViT(f"{path} ({kind}) {refusal.why}")
 
 
-def _family(path, file, config):
+def _headless_by_place(prefix, names, arrays, dropped):
+    """Returns why a classifier is no head by its shape or what is beside it, or ""."""
+    if "head/kernel" not in arrays:
+        return ""
+    head = names["head/kernel"]
+    *size, outputs = arrays["head/kernel"].shape
+    if size != [width := arrays["patch/kernel"].shape[-1]]:
+        return f"{head} makes {outputs} classes of {size}, not of {width} features"
+    beside = [n for n, (_, why) in dropped.items() if why.startswith(_OUTSIDE)]
+    if not head.startswith(prefix) and beside:
+        return f"{beside[0]} is beside {head}, and may stand before it"
+    second = [n for n in beside if re.search(r"(^|[./])(head|classifier|fc)\b", n)]
+    return f"{second[0]} may stand in the place of {head}" if second else ""
+
+
+def _pools_otherwise(family, config, model, before_head):
+    """Returns why pooled features are not those of the library, or ""."""
+    if model["pooling"] == "mean" and "fc_norm.weight" in before_head:
+        return "there fc_norm is of the tokens' mean, here of each token before it"
+    if (family.name, family.codebase) == ("distilled DeiT", "timm"):
+        return (
+            "timm's are the mean of class and distillation token, here they are the "
+            "class token"
+        )
+    options = _options(config)
+    if options.get("global_pool") in ("max", "avgmax"):
+        return f"there global_pool is {options['global_pool']!r}"
+    if options.get("pool_include_prefix"):
+        return "there the class token is a part of the mean"
+    return ""
+
+
+#: Begins the reason why an array outside the ViT is dropped.
+_OUTSIDE = "is no part of the ViT"
+
+#: The prefixes of MoCo v3.
+_MOCO = r"(momentum|base)_encoder\."
+
+
+def _family(path, found, file):
     """Returns the family of arrays by name, and the prefix of their names."""
-    _refuse_by_arrays(path, file)
-    shapes = {name: x.shape for name, x in file.items()}
-    read_names = [name for name in file if not files.elsewhere(name)]
-    model_type = config.get("model_type")
+    model_type = found.config.get("model_type")
     rows = sorted(FAMILIES, key=lambda f: model_type not in f.model_types)
-    found = {}
+    candidates = [name for name in file if not files.elsewhere(name)]
+    families = {}
     for family in rows:
-        for prefix in family.prefixes(read_names):
-            inside = {name.removeprefix(prefix): x for name, x in shapes.items()}
-            if family.recognizes(inside, model_type):
-                found.setdefault(prefix, family)
-    if not found:
+        for prefix in family.prefixes(candidates):
+            names = _names_in_file(family, prefix, file)
+            shapes = {ours: file[theirs].shape for ours, theirs in names.items()}
+            if family.recognizes(shapes, model_type, file):
+                families.setdefault(prefix, family)
+    for prefix in families or ("",):  # in a larger model, what is beside it may differ
+        _refuse_by_arrays(path, prefix, file)
+    if not families:
         known = ", ".join(dict.fromkeys(f"{f.name}" for f in FAMILIES))
+        some = sorted(file, key=lambda name: ("patch" not in name, name))[:5]
         raise UnreadableWeights(
             f"{path} is not a ViT by names that are known here ({known}; of AugReg, "
-            f"big_vision, timm and Hugging Face): it has {len(file)} arrays, the first "
-            f"{', '.join(sorted(file)[:5])}."
+            f"big_vision, timm and Hugging Face): it has {len(file)} arrays, as "
+            f"{', '.join(some)}."
         )
-    if len(found) > 1:
-        one = max(found)
-        raise UnreadableWeights(
-            f"{path} holds {len(found)} ViTs, whose names begin with "
-            f"{', '.join(map(repr, sorted(found)))}. Keep one of them, say {one!r}:\n"
-            "  from safetensors.numpy import load_file, save_file\n"
-            f"  weights = load_file({str(path)!r})\n"
-            f"  save_file({{k: x for k, x in weights.items() if k.startswith({one!r})}}"
-            ", 'one.safetensors')"
-        )
-    ((prefix, family),) = found.items()
+    if len(families) > 1:
+        raise UnreadableWeights(_several(path, found.weights, sorted(families)))
+    ((prefix, family),) = families.items()
     return family, prefix
 
 
+def _several(path, weights, prefixes):
+    """Returns what to do about several ViTs in a file."""
+    one, name = prefixes[-1], str(weights)
+    name = weights.name if "://" in name else name
+    read, save = f"every = load_file({name!r})", "save_file(one, 'one.safetensors')"
+    if name.endswith(".npz"):
+        read, save = f"every = np.load({name!r})", "np.savez('one.npz', **one)"
+    elif name.endswith(files.INDEX):
+        shards = name.replace(files.INDEX, "-*.safetensors")
+        read = (
+            "every = {}\n"
+            f"  for file in glob.glob({shards!r}): every.update(load_file(file))"
+        )
+    return (
+        f"{path} holds {len(prefixes)} ViTs, whose names begin with "
+        f"{', '.join(map(repr, prefixes))}. Keep one of them, say {one!r}, beside "
+        "copies of its config.json and preprocessor_config.json in a folder of its "
+        "own:\n"
+        "  import glob, numpy as np\n"
+        "  from safetensors.numpy import load_file, save_file\n"
+        f"  {read}\n"
+        f"  one = {{k: x for k, x in every.items() if k.startswith({one!r})}}\n"
+        f"  {save}"
+    )
+
+
+def _parts(prefix):
+    """Returns the prefixes of what holds a part of a model: of "a.b." "" and "a."."""
+    return ["", *(prefix[: x.end()] for x in re.finditer(r"[./]", prefix))][:-1]
+
+
 def _names_in_file(family, prefix, file):
-    """Returns a file's names by the family's: of a ViT, and of a head outside it."""
+    """Returns a file's names by the family's: of a ViT, and of a head around it."""
     heads = [name for ours, name in family.names(0).items() if ours.startswith("head/")]
-    outside = {name: name for name in (*heads, *family.before_head) if name in file}
+    around = {
+        name: part + name
+        for part in (_parts(prefix) if prefix else ())
+        for name in (*heads, *family.before_head)
+        if part + name in file
+    }
     inside = [name for name in file if name.startswith(prefix)]
-    return outside | {_bias_of(name.removeprefix(prefix)): name for name in inside}
+    return around | {_bias_of(name.removeprefix(prefix)): name for name in inside}
 
 
 def _unused(family, prefix, name):
     """Returns why an array of a file is dropped; "" if the reason is unknown."""
-    if why := files.elsewhere(name):
-        return why
-    patterns = family.unused.items()
-    inside = name.removeprefix(prefix)
-    if why := next((why for k, why in patterns if re.match(k, inside)), ""):
-        return why
-    return "" if name.startswith(prefix) else f"is no part of the ViT, {prefix}"
+    for part in (*_parts(prefix), prefix):
+        inside = name.removeprefix(part)
+        if why := files.elsewhere(inside):
+            return why
+        patterns = family.unused.items()
+        if why := next((why for k, why in patterns if re.match(k, inside)), ""):
+            return why
+    return "" if name.startswith(prefix) else f"{_OUTSIDE} in {prefix!r}"
 
 
-def _refuse_by_arrays(path, file):
-    flat = [name for name, x in file.items() if x.ndim == 2]
-    for refusal, names in (*((refusal, file) for refusal in REFUSED), (NAFLEX, flat)):
-        if found := refusal.evidence(names):
-            raise UnsupportedViT(f"{path} (it has {found}) {refusal.why}")
+def _refuse_by_arrays(path, prefix, file):
+    inside = {
+        n.removeprefix(prefix): x for n, x in file.items() if n.startswith(prefix)
+    }
+    flat = [name for name, x in inside.items() if x.ndim == 2]
+    for refusal in REFUSED:
+        if evidence := refusal.evidence(inside):
+            raise UnsupportedViT(f"{path} (it has {evidence}) {refusal.why}")
+    if evidence := NAFLEX.evidence(flat):
+        raise UnsupportedViT(f"{path} (it has {evidence}) {NAFLEX.why}")
 
 
 def _unstack(file):

@@ -4,6 +4,7 @@ The folders in golden/image_vits are made by golden/make.py, of every family and
 """
 
 import json
+import re
 import shutil
 
 import jax
@@ -43,7 +44,7 @@ FOLDERS = {
     "timm_siglip": ("SigLIP", 0, "map"),
     "timm_average": ("ViT", 1, "mean"),
     "timm_without_biases": ("ViT", 1, "class_token"),
-    "timm_eva": ("ViT", 1, "class_token"),
+    "timm_eva": ("EVA", 1, "class_token"),
     "hugging_face_without_biases": ("ViT", 1, "class_token"),
     "big_vision.npz": ("ViT or SigLIP", 0, "map"),
 }
@@ -220,7 +221,7 @@ def test_parts_of_a_larger_model_are_dropped_and_said(tmp_path):
     save_file(alone, tmp_path / "alone.safetensors")
     vit = image_vits.read(tmp_path / "whole.safetensors")
     same_arrays(vit, image_vits.read(tmp_path / "alone.safetensors"))
-    why = "is no part of the ViT, teacher.backbone."
+    why = "is no part of the ViT in 'teacher.backbone.'"
     assert vit.dropped == {n: ((size,), why) for n, size in others.items()}
     # Without a prefix nothing is outside.
     save_file(alone | {"neck.weight": np.ones(2)}, tmp_path / "alone.safetensors")
@@ -234,8 +235,11 @@ def test_the_config_of_a_part_tells_its_options(tmp_path):
     theirs = GOLDEN / "hugging_face_dinov2"
     folder = copy(theirs.name, tmp_path / "vit", lambda n: f"backbone.{n}")
     backbone = json.loads((theirs / "config.json").read_text())
-    for model_type in ("depth_anything", "dpt"):
-        config = {"model_type": model_type, "backbone_config": backbone}
+    for model_type, part in (
+        ("depth_anything", "backbone_config"),
+        ("vision-encoder-decoder", "encoder"),
+    ):
+        config = {"model_type": model_type, part: backbone}
         (folder / "config.json").write_text(json.dumps(config))
         vit = image_vits.read(folder)
         same_arrays(vit, image_vits.read(theirs))
@@ -245,14 +249,149 @@ def test_the_config_of_a_part_tells_its_options(tmp_path):
 def test_several_vits_in_a_file_are_an_error_that_keeps_one(tmp_path, monkeypatch):
     arrays = load_file(GOLDEN / "timm_dinov2" / "model.safetensors")
     arrays = {f"{w}.{n}": x for n, x in arrays.items() for w in ("student", "teacher")}
-    save_file(arrays, tmp_path / "both.safetensors")
-    with pytest.raises(UnreadableWeights, match="holds 2 ViTs") as error:
-        image_vits.read(tmp_path / "both.safetensors")
     monkeypatch.chdir(tmp_path)
-    exec("\n".join(line.strip() for line in str(error.value).splitlines()[1:]))
-    same_arrays(
-        image_vits.read("one.safetensors"), image_vits.read(GOLDEN / "timm_dinov2")
-    )
+    index = tmp_path / "vit" / "model.safetensors.index.json"
+    index.parent.mkdir()
+    shards = {}
+    for i in range(2):
+        name = f"model-{i}.safetensors"
+        shard = {k: x for j, (k, x) in enumerate(arrays.items()) if j % 2 == i}
+        save_file(shard, index.with_name(name))
+        shards |= dict.fromkeys(shard, name)
+    index.write_text(json.dumps({"weight_map": shards}))
+    save_file(arrays, tmp_path / "both.safetensors")
+    np.savez(tmp_path / "both.npz", **arrays)
+    for path in ("vit", "both.safetensors", "both.npz"):
+        with pytest.raises(UnreadableWeights, match="holds 2 ViTs") as error:
+            image_vits.read(tmp_path / path)
+        lines = str(error.value).splitlines()[1:]
+        exec("\n".join(line.removeprefix("  ") for line in lines), {})
+        (one,) = tmp_path.glob("one.*")
+        same_arrays(image_vits.read(one), image_vits.read(GOLDEN / "timm_dinov2"))
+        one.unlink()
+
+
+def test_a_classifier_that_is_no_head_of_the_features_is_dropped_and_said(tmp_path):
+    """What stands between it and the ViT is not known here."""
+    arrays = load_file(GOLDEN / "timm_deit3" / "model.safetensors")
+    vit = {f"backbone.{n}": x for n, x in arrays.items() if not n.startswith("head.")}
+    head = {n: x for n, x in arrays.items() if n.startswith("head.")}
+    neck = {"neck.weight": np.ones((16, 16), np.float32)}
+    inside = {f"backbone.{n}": x for n, x in head.items()}
+    wide = {"head.weight": np.ones((3, 32), np.float32), "head.bias": head["head.bias"]}
+    whole = wide | {"head.weight": np.ones((3, 16, 1, 1), np.float32)}
+    for added, why in (
+        (head, ""),
+        (head | neck, "neck.weight is beside head.weight, and may stand before it"),
+        (
+            inside | head,
+            "head.(bias|weight) may stand in the place of backbone.head.weight",
+        ),
+        (wide, r"head.weight makes 3 classes of \[32\], not of 16 features"),
+        (whole, r"head.weight makes 3 classes of \[1, 1, 16\], not of 16"),
+    ):
+        for prefix in ("", "model."):
+            file = {f"{prefix}{n}": x for n, x in (vit | added).items()}
+            save_file(file, tmp_path / "vit.safetensors")
+            read = image_vits.read(tmp_path / "vit.safetensors")
+            told = read.headless.replace("model.", "")
+            assert re.search(why, told), told
+            assert bool(read.headless) == bool(why)
+            assert read.labels == ("0", "1", "2") and not read.left_over
+    config = config_of(tmp_path / "vit.safetensors", heads=2)
+    _, _, report = load(config)
+    assert "there is no head: model.head.w" in "\n".join(report.notes)
+    save_file(vit | head | neck, tmp_path / "vit.safetensors")
+    _, _, report = load(config_of(tmp_path / "vit.safetensors", heads=2))
+    told = "of the arrays beside 'backbone.', 1 are dropped, as neck.weight"
+    assert told in report.notes
+
+
+def test_what_is_beside_a_vit_does_not_refuse_it_or_tell_its_family(tmp_path):
+    vit = load_file(GOLDEN / "hugging_face_siglip" / "model.safetensors")
+    for name in (
+        "language_model.layers.0.self_attn.k_norm.weight",
+        "rotary_emb.inv_freq",
+        "text.transformer.resblocks.0.ln_1.weight",
+        "aux.patch_embed.proj.weight",
+    ):
+        beside = {name: np.ones((16, 3, 8, 8), np.float32)}
+        file = {f"vision_tower.{n}": x for n, x in vit.items()} | beside
+        save_file(file, tmp_path / "vit.safetensors")
+        read = image_vits.read(tmp_path / "vit.safetensors")
+        assert read.family.name == "SigLIP" and not read.left_over
+        assert [*read.dropped] == [name]
+        _, why = read.dropped[name]
+        assert name.startswith("language") == ("language model" in why)
+
+
+@pytest.mark.parametrize(
+    "name, prefix, beside, family, kind",
+    [
+        ("timm_deit", "", ("mask_token", "decoder_embed.weight"), "MAE", "imagenet"),
+        ("timm_deit", "module.", ("module.decoder_embed.bias",), "MAE", "imagenet"),
+        ("hugging_face_dino", "encoder.", ("decoder.conv.weight",), "ViT", "half"),
+        ("timm_eva", "visual.", (), "EVA", "clip"),
+    ],
+)
+def test_the_family_of_a_file_alone_tells_its_normalization(
+    tmp_path, name, prefix, beside, family, kind
+):
+    arrays = load_file(GOLDEN / name / "model.safetensors")
+    file = {f"{prefix}{n}": x for n, x in arrays.items()}
+    file |= {n: np.ones(2, np.float32) for n in beside}
+    save_file(file, tmp_path / "vit.safetensors")
+    vit = image_vits.read(tmp_path / "vit.safetensors")
+    assert vit.family.name == family and not vit.left_over
+    assert str(vit.normalization).startswith(f"{kind} (")
+
+
+@pytest.mark.parametrize(
+    "name, why",
+    [
+        (
+            "blocks.0.attn.qkv.lora_A.default.weight",
+            r"adapter \(LoRA\).*merge_and_unload",
+        ),
+        ("base_model.model.blocks.0.attn.qkv.base_layer.weight", "merge_and_unload"),
+        ("blocks.0.mlp.fc1.SCB", "is quantized. Take the weights in float32"),
+        ("encoder.layers.encoder_layer_0.self_attention.in_proj_bias", "torchvision's"),
+    ],
+)
+def test_adapters_and_quantized_weights_are_refused(tmp_path, name, why):
+    arrays = load_file(GOLDEN / "timm_deit" / "model.safetensors")
+    altered = {name: np.ones((8, 16), np.float32)}
+    for file in (altered, arrays | altered):
+        if "torchvision" in why and len(file) > 1:
+            continue
+        save_file(file, tmp_path / "vit.safetensors")
+        with pytest.raises(ValueError, match=why):
+            image_vits.read(tmp_path / "vit.safetensors")
+
+
+def test_pooling_that_this_model_has_not_is_warned_of(tmp_path):
+    for key, value, why in (
+        ("global_pool", "avgmax", "there global_pool is 'avgmax'"),
+        ("pool_include_prefix", True, "there the class token is a part of the mean"),
+    ):
+        folder = copy("timm_deit", tmp_path / key, **{key: value})
+        assert image_vits.read(folder).pools_otherwise == why
+    assert not image_vits.read(GOLDEN / "timm_deit").pools_otherwise
+
+
+def test_the_projection_of_an_eva_clip_is_no_classifier(tmp_path):
+    folder = copy("timm_eva", tmp_path / "vit")
+    assert not image_vits.read(folder).headless
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("label_names", None)
+    arrays = load_file(folder / "model.safetensors")
+    arrays["head.weight"] = np.ones((1024, 16), np.float32)
+    arrays["head.bias"] = np.ones(1024, np.float32)
+    save_file(arrays, folder / "model.safetensors")
+    for architecture in ("eva_giant_patch14_clip_224", ""):
+        config["architecture"] = architecture
+        (folder / "config.json").write_text(json.dumps(config))
+        assert "CLIP's projection to 1024" in image_vits.read(folder).headless
 
 
 def test_stacked_blocks_of_big_vision_and_its_bfloat16(tmp_path):
@@ -370,6 +509,12 @@ def test_an_architecture_tells_heads_and_a_guess_is_a_warning(tmp_path, caplog):
     (message,) = caplog.messages
     assert "1 heads are a guess" in message and '{"num_attention_heads": N}' in message
     assert 'Add theirs, "num_attention_heads": N, to the config.json beside' in message
+    wide = load_file(GOLDEN / "timm_deit3" / "model.safetensors")
+    wide = {f"module.momentum_encoder.{n}": x for n, x in wide.items()}
+    save_file(wide, tmp_path / "moco.safetensors")
+    assert image_vits.read(tmp_path / "moco.safetensors").guesses_heads.startswith(
+        "MoCo"
+    )
     (folder / "config.json").write_text('{"num_attention_heads": 2}')
     assert image_vits.read(folder / "model.safetensors").model["heads"] == 2
 
@@ -594,6 +739,7 @@ def test_wrong_sizes_are_an_error_that_gives_them():
         ({}, {"model_type": "vjepa2"}, "rotary positions .*V-JEPA 2"),
         ({}, {"model_type": "timesformer"}, "no plain ViT"),
         ({"vit.embeddings.detection_tokens": 1}, {}, "no plain ViT"),
+        ({"vision_model.pre_layernorm.bias": 1}, {}, "no plain ViT"),
         ({"timesformer.encoder.layer.0.temporal_attention.x": 1}, {}, "no plain ViT"),
     ],
 )
@@ -644,7 +790,9 @@ def test_vivits_names_are_those_of_videomae_with_tokens_of_its_own(tmp_path):
 
 def test_names_of_no_family_are_an_error_that_lists_them(tmp_path):
     save_file({"a": np.ones(2)}, tmp_path / "model.safetensors")
-    with pytest.raises(UnreadableWeights, match="is not a ViT .* the first a") as error:
+    with pytest.raises(
+        UnreadableWeights, match="is not a ViT .* arrays, as a"
+    ) as error:
         image_vits.read(tmp_path)
     assert all(family.name in str(error.value) for family in FAMILIES)
 
