@@ -40,6 +40,10 @@ _TANH = (
 )
 
 
+#: The prefixes of MoCo v3.
+_MOCO = r"(momentum|base)_encoder\."
+
+
 class UnsupportedViT(TubeViTError, ValueError):
     """An image ViT that this model cannot compute."""
 
@@ -316,12 +320,8 @@ def _headless(family, config, arrays, before_head, dropped):
     return ""
 
 
-def _refuse_by_config(path, config):
-    kind = f"{config.get('model_type', '')} {config.get('architecture', '')}".strip()
-    for refusal in REFUSED:
-        pattern = refusal.model_types
-        if kind and pattern and re.search(pattern, kind):
-            raise UnsupportedViT(f"{path} ({kind}) {refusal.why}")
+#: Begins the reason why an array outside the ViT is dropped.
+_OUTSIDE = "is no part of the ViT"
 
 
 def _headless_by_place(prefix, names, arrays, dropped):
@@ -330,7 +330,8 @@ def _headless_by_place(prefix, names, arrays, dropped):
         return ""
     head = names["head/kernel"]
     *size, outputs = arrays["head/kernel"].shape
-    if size != [width := arrays["patch/kernel"].shape[-1]]:
+    width = arrays["patch/kernel"].shape[-1]
+    if size != [width]:
         return f"{head} makes {outputs} classes of {size}, not of {width} features"
     beside = [n for n, (_, why) in dropped.items() if why.startswith(_OUTSIDE)]
     if not head.startswith(prefix) and beside:
@@ -356,11 +357,12 @@ def _pools_otherwise(family, config, model, before_head):
     return ""
 
 
-#: Begins the reason why an array outside the ViT is dropped.
-_OUTSIDE = "is no part of the ViT"
-
-#: The prefixes of MoCo v3.
-_MOCO = r"(momentum|base)_encoder\."
+def _refuse_by_config(path, config):
+    kind = f"{config.get('model_type', '')} {config.get('architecture', '')}".strip()
+    for refusal in REFUSED:
+        pattern = refusal.model_types
+        if kind and pattern and re.search(pattern, kind):
+            raise UnsupportedViT(f"{path} ({kind}) {refusal.why}")
 
 
 def _family(path, found, file):
