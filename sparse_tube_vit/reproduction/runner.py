@@ -109,6 +109,19 @@ def _code():
     return digest.digest()
 
 
+def _commit():
+    """Returns the commit of the clone, with "-dirty" if changed; "" in no clone."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return ""
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        return subprocess.check_output(
+            command, text=True, stderr=subprocess.DEVNULL
+        ).strip()
+    return ""
+
+
 def _is_busy(run, workdirs):
     """Whether another runner carries out a run."""
     if not run or not (folder := workdirs / run.folder).is_dir():
@@ -154,7 +167,7 @@ def _carry_out_locked(run, results, workdirs, data_dir, weights, device, bar, ne
     if stored and (read_result(run, workdir) or not needed):
         return  # another runner was quicker
     resumed = (workdir / "checkpoints").is_dir()
-    start, before = time.monotonic(), bar.n
+    start, before, commit = time.monotonic(), bar.n, _commit()
     most = results.minutes(run)
     with _counted(folder / f"{run.digest}_minutes", resumed):
         for command in run.commands(workdirs, data_dir, weights):
@@ -188,6 +201,7 @@ def _carry_out_locked(run, results, workdirs, data_dir, weights, device, bar, ne
             "device": device,
             "date": datetime.date.today().isoformat(),
             "jax": metadata.version("jax"),
+            "commit": commit,
             **({"weights": name_of(weights)} if run.takes_weights else {}),
         },
     )

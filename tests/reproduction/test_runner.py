@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 
@@ -28,6 +29,8 @@ for step in (600, 1200):
         (folder / f"{name}_step{step}.json").write_text(json.dumps(result))
 """
 
+
+ROOT = Path(__file__).parents[2]
 
 #: What it yields beside the tests' short programs.
 COMMANDS = Run.commands
@@ -60,6 +63,10 @@ def test_the_last_step_is_the_result(commands, tmp_path):
     assert stored["evaluations"]["video"] == {"top1": 0.6, "tokens": 114}
     assert stored["steps"] == 1200 and stored["device"] == "2 CPU cores"
     assert 0.02 <= stored["minutes"] < 1
+    found = ["git", "rev-parse", "--short", "HEAD"]
+    found = subprocess.run(found, capture_output=True, text=True, cwd=ROOT)
+    commit = found.stdout.strip() if (ROOT / ".git").exists() else ""
+    assert stored["commit"].removesuffix("-dirty") == commit
     log = (tmp_path / "runs" / run.folder / "log.txt").read_text()
     assert log.startswith(f"$ {sys.executable} -c")
 
