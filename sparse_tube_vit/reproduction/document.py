@@ -87,12 +87,16 @@ def write(results: Results, path) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    compared = {
+        number: dict(compare(number, table, results, table.tasks))
+        for number, table in TABLES.items()
+    }
     introduction = INTRODUCTION.replace("{RUN}", _run(results))
     title, about, *rest = introduction.split("\n\n")
-    about = textwrap.fill(about.replace("{TESTED}", _tested(results)), 88)
+    about = textwrap.fill(about.replace("{TESTED}", _tested(compared)), 88)
     lines = ["\n\n".join([title, about, *rest])]
     for number, table in TABLES.items():
-        lines += _section(number, table, results)
+        lines += _section(number, table, results, compared[number])
     pictures = _pictures(results)
     for name, (figure, caption) in pictures.items():
         target = Path(results.directory) / f"{name}.png"
@@ -124,13 +128,13 @@ def _run(results):
     return textwrap.fill(f"Run, in part: {', '.join(found) or 'nothing'}.", 88)
 
 
-def _tested(results):
+def _tested(compared):
     """Returns a sentence on how many comparisons have enough seeds for a test."""
     found = [
         comparison.p
-        for number, table in TABLES.items()
-        for _, comparisons in compare(number, table, results, table.tasks)
-        for comparison in comparisons
+        for claims in compared.values()
+        for by_task in claims.values()
+        for comparison in by_task.values()
         if comparison and not math.isnan(comparison.p)
     ]
     chance = SIGNIFICANCE * len(found)
@@ -150,7 +154,7 @@ def accuracies(results: Results, table: str, row: Row, task: str) -> dict[int, f
     }
 
 
-def _section(number, table: Table, results) -> Iterator[str]:
+def _section(number, table: Table, results, compared) -> Iterator[str]:
     tasks = [
         task
         for task in table.tasks
@@ -176,8 +180,9 @@ def _section(number, table: Table, results) -> Iterator[str]:
     direction = "the paper's direction" if table.model else "direction"
     yield f"\n| {direction} | {' | '.join(tasks)} |"
     yield "|---" * (1 + len(tasks)) + "|"
-    for claim, comparisons in compare(number, table, results, tasks):
-        yield f"| {claim} | {' | '.join(map(_verdict, comparisons))} |"
+    for claim, by_task in compared.items():
+        verdicts = [_verdict(by_task[task]) for task in tasks]
+        yield f"| {claim} | {' | '.join(verdicts)} |"
     yield ""
 
 
@@ -193,7 +198,7 @@ def _shared(number, table, tasks) -> str:
 
 
 def compare(number, table, results, tasks):
-    """Yields each direction of the paper in words, with its comparison by task."""
+    """Yields each direction of the paper in words, with its comparisons by task."""
 
     def of(name, task):
         return accuracies(results, number, table.row(name), task)
@@ -203,11 +208,11 @@ def compare(number, table, results, tasks):
         return {seed: a[seed] - b[seed] for seed in a.keys() & b.keys()}
 
     for a, b in table.directions:
-        yield f"{a} above {b}", [Comparison.of(of(a, t), of(b, t)) for t in tasks]
+        yield f"{a} above {b}", {t: Comparison.of(of(a, t), of(b, t)) for t in tasks}
     for first, second in table.interactions:
-        pairs = ((difference(first, t), difference(second, t)) for t in tasks)
+        pairs = {t: (difference(first, t), difference(second, t)) for t in tasks}
         words = " more than ".join(f"{a} above {b}" for a, b in (first, second))
-        yield words, [Comparison.of(*pair) for pair in pairs]
+        yield words, {t: Comparison.of(*pair) for t, pair in pairs.items()}
 
 
 def _cell(results, number, row, task) -> str:

@@ -297,7 +297,8 @@ class Results:
         return self._seeds(run).get(str(run.seed))
 
     def _seeds(self, run):
-        return self._runs[run.task].get(run.name, {}).get(run.digest, {})
+        stored = self._runs[run.task].get(run.name)
+        return stored.get(run.digest, {}) if stored else {}  # a digest takes 8 ms
 
     def outdated(self) -> list[str]:
         """Returns the names of stored runs whose config is another one by now."""
