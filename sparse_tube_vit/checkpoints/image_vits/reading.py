@@ -1,6 +1,5 @@
 """Reading an image ViT: its arrays by our names, its sizes and options."""
 
-import collections
 import dataclasses
 import math
 import re
@@ -8,7 +7,7 @@ import re
 import numpy as np
 
 from sparse_tube_vit.checkpoints import stored
-from sparse_tube_vit.checkpoints.image_vits import files, normalization
+from sparse_tube_vit.checkpoints.image_vits import classifier, files, normalization
 from sparse_tube_vit.checkpoints.image_vits.families import (
     FAMILIES,
     HEADS,
@@ -164,8 +163,9 @@ def read(path, asked: str = "") -> ImageViT:
     _add_biases(arrays, family.without_bias)
     _fold_layer_scale(arrays)
     model["pooling"] = _pooling(found.config, arrays, before_head)
-    headless = _headless(family, found.config, arrays, before_head, dropped)
-    headless = _headless_by_place(prefix, names, arrays, dropped) or headless
+    headless = classifier.headless(
+        family, prefix, found.config, names, arrays, before_head, dropped
+    )
     if family.tubelets:
         own = [names[x] for x in ("class_token", "positions") if x in arrays]
         if own:  # VideoMAE's names without its positions, which are no arrays
@@ -193,10 +193,10 @@ def read(path, asked: str = "") -> ImageViT:
         ),
         frames=found.config.get("num_frames", 16) if family.tubelets else 1,
         size=_size(found, arrays),
-        labels=_labels(found.config, arrays.get("head/kernel")),
+        labels=classifier.labels(found.config, arrays),
         headless=headless,
         pools_otherwise=_pools_otherwise(family, found.config, model, before_head),
-        loss="sigmoid" if _problem(found.config).startswith("multi") else "softmax",
+        loss=classifier.loss(found.config),
     )
 
 
@@ -264,80 +264,6 @@ def _has_square_images(config):
     if isinstance(size, dict):
         size = [size.get("height"), size.get("width")]
     return not isinstance(size, list) or len({*size[-2:]}) == 1
-
-
-def _labels(config, kernel):
-    if kernel is None:
-        return ()
-    numbers = [str(i) for i in range(kernel.shape[-1])]
-    given = config.get("id2label") or config.get("label_names", ())
-    if not isinstance(given, dict):
-        given = dict(zip(numbers, given, strict=False))
-    names = [str(given.get(i, i)) for i in numbers]
-    counts = collections.Counter(names)  # ImageNet's "crane" is a bird and a machine
-    return tuple(
-        f"{name} ({i})" if counts[name] > 1 else name
-        for i, name in zip(numbers, names, strict=True)
-    )
-
-
-def _problem(config):
-    """Returns the problem that a classifier of transformers is trained for."""
-    return str(config.get("problem_type", ""))
-
-
-#: Names of distilled DeiT's second classifier, of another token than the first.
-_SECOND_HEAD = r"\b(head_dist|distillation_classifier)\."
-
-#: Sizes of CLIP's embeddings, of base, base-plus, large, huge and bigger models.
-_EMBEDDINGS = (512, 640, 768, 1024, 1280)
-
-
-def _headless(family, config, arrays, before_head, dropped):
-    """Returns why a classifier is no head of the pooled features; "" if it is one."""
-    if "head/kernel" not in arrays:
-        whys = [
-            why for n, (_, why) in dropped.items() if re.search(r"\bclassifier\.", n)
-        ]
-        return f"its classifier {whys[0]}" if whys else ""
-    if before_head:
-        return f"{' and '.join(before_head)} stand before the classifier"
-    for name, (_, why) in dropped.items():
-        if re.search(_SECOND_HEAD, name):
-            return (
-                f"its predictions are the average of two classifiers, one of them {why}"
-            )
-    outputs = arrays["head/kernel"].shape[-1]
-    problem = _problem(config)
-    if problem == "regression" or (outputs == 1 and not problem.startswith("multi")):
-        return f"its head is a regression (outputs: {outputs}), which has no classes"
-    named = config.get("id2label") or config.get("label_names")
-    clip = family.name == "CLIP" or "clip" in str(config.get("architecture"))
-    may_project = (clip or family.name == "EVA") and not named
-    has_bias = np.any(arrays.get("head/bias", 0))
-    if may_project and (outputs in _EMBEDDINGS or not has_bias):
-        return f"its head is CLIP's projection to {outputs} features, no classifier"
-    return ""
-
-
-#: Begins the reason why an array outside the ViT is dropped.
-_OUTSIDE = "is no part of the ViT"
-
-
-def _headless_by_place(prefix, names, arrays, dropped):
-    """Returns why a classifier is no head by its shape or what is beside it, or ""."""
-    if "head/kernel" not in arrays:
-        return ""
-    head = names["head/kernel"]
-    *size, outputs = arrays["head/kernel"].shape
-    width = arrays["patch/kernel"].shape[-1]
-    if size != [width]:
-        return f"{head} makes {outputs} classes of {size}, not of {width} features"
-    beside = [n for n, (_, why) in dropped.items() if why.startswith(_OUTSIDE)]
-    if not head.startswith(prefix) and beside:
-        return f"{beside[0]} is beside {head}, and may stand before it"
-    second = [n for n in beside if re.search(r"(^|[./])(head|classifier|fc)\b", n)]
-    return f"{second[0]} may stand in the place of {head}" if second else ""
 
 
 def _pools_otherwise(family, config, model, before_head):
@@ -446,7 +372,7 @@ def _unused(family, prefix, name):
         patterns = family.unused.items()
         if why := next((why for k, why in patterns if re.match(k, inside)), ""):
             return why
-    return "" if name.startswith(prefix) else f"{_OUTSIDE} in {prefix!r}"
+    return "" if name.startswith(prefix) else f"{classifier.OUTSIDE} in {prefix!r}"
 
 
 def _refuse_by_arrays(path, prefix, file):

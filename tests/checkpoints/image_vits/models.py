@@ -1,16 +1,30 @@
-"""Image ViTs as models with one tube, all of them loaded."""
+"""Image ViTs: changed copies, and models with one tube, all of them loaded."""
 
+import json
+import shutil
 from pathlib import Path
 
 import jax
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors.numpy import load_file, save_file
 
 from sparse_tube_vit.checkpoints import image_vits, pretrained
 from sparse_tube_vit.config import default_config
 from sparse_tube_vit.models.tubevit import init_params, make_model
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "image_vits"
+
+
+def copy(name, folder, rename=lambda name: name, **config):
+    """A folder with other names, and changes of its config.json."""
+    shutil.copytree(GOLDEN / name, folder)
+    arrays = load_file(folder / "model.safetensors")
+    arrays = {rename(k): x for k, x in arrays.items()}
+    save_file(arrays, folder / "model.safetensors")
+    content = json.loads((folder / "config.json").read_text()) | config
+    (folder / "config.json").write_text(json.dumps(content))
+    return folder
 
 
 def config_of(path, frames=1, size=24, **model):

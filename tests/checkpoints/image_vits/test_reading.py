@@ -4,7 +4,6 @@ The folders in golden/image_vits are made by golden/make.py, of every family and
 """
 
 import json
-import re
 import shutil
 
 import jax
@@ -21,7 +20,13 @@ from sparse_tube_vit.checkpoints.image_vits import (
 from sparse_tube_vit.checkpoints.image_vits.families import FAMILIES
 from sparse_tube_vit.checkpoints.resizing import positions_at
 from sparse_tube_vit.models.tubes import Tube
-from tests.checkpoints.image_vits.models import GOLDEN, config_of, features, load
+from tests.checkpoints.image_vits.models import (
+    GOLDEN,
+    config_of,
+    copy,
+    features,
+    load,
+)
 
 #: Family that a folder is of, its tokens without a place, and their pooling.
 FOLDERS = {
@@ -116,17 +121,6 @@ def test_an_average_without_the_class_token_before_its_norm(references, tmp_path
     shutil.copy(path / "model.safetensors", tmp_path / "a.safetensors")
     model = image_vits.read(tmp_path / "a.safetensors").model
     assert (model["pooling"], model["registers"]) == ("mean", 1)
-
-
-def copy(name, folder, rename=lambda name: name, **config):
-    """A folder with other names, and changes of its config.json."""
-    shutil.copytree(GOLDEN / name, folder)
-    arrays = load_file(folder / "model.safetensors")
-    arrays = {rename(k): x for k, x in arrays.items()}
-    save_file(arrays, folder / "model.safetensors")
-    content = json.loads((folder / "config.json").read_text()) | config
-    (folder / "config.json").write_text(json.dumps(content))
-    return folder
 
 
 def same_arrays(a, b):
@@ -271,42 +265,6 @@ def test_several_vits_in_a_file_are_an_error_that_keeps_one(tmp_path, monkeypatc
         one.unlink()
 
 
-def test_a_classifier_that_is_no_head_of_the_features_is_dropped_and_said(tmp_path):
-    """What stands between it and the ViT is not known here."""
-    arrays = load_file(GOLDEN / "timm_deit3" / "model.safetensors")
-    vit = {f"backbone.{n}": x for n, x in arrays.items() if not n.startswith("head.")}
-    head = {n: x for n, x in arrays.items() if n.startswith("head.")}
-    neck = {"neck.weight": np.ones((16, 16), np.float32)}
-    inside = {f"backbone.{n}": x for n, x in head.items()}
-    wide = {"head.weight": np.ones((3, 32), np.float32), "head.bias": head["head.bias"]}
-    whole = wide | {"head.weight": np.ones((3, 16, 1, 1), np.float32)}
-    for added, why in (
-        (head, ""),
-        (head | neck, "neck.weight is beside head.weight, and may stand before it"),
-        (
-            inside | head,
-            "head.(bias|weight) may stand in the place of backbone.head.weight",
-        ),
-        (wide, r"head.weight makes 3 classes of \[32\], not of 16 features"),
-        (whole, r"head.weight makes 3 classes of \[1, 1, 16\], not of 16"),
-    ):
-        for prefix in ("", "model."):
-            file = {f"{prefix}{n}": x for n, x in (vit | added).items()}
-            save_file(file, tmp_path / "vit.safetensors")
-            read = image_vits.read(tmp_path / "vit.safetensors")
-            told = read.headless.replace("model.", "")
-            assert re.search(why, told), told
-            assert bool(read.headless) == bool(why)
-            assert read.labels == ("0", "1", "2") and not read.left_over
-    config = config_of(tmp_path / "vit.safetensors", heads=2)
-    _, _, report = load(config)
-    assert "there is no head: model.head.w" in "\n".join(report.notes)
-    save_file(vit | head | neck, tmp_path / "vit.safetensors")
-    _, _, report = load(config_of(tmp_path / "vit.safetensors", heads=2))
-    told = "of the arrays beside 'backbone.', 1 are dropped, as neck.weight"
-    assert told in report.notes
-
-
 def test_what_is_beside_a_vit_does_not_refuse_it_or_tell_its_family(tmp_path):
     vit = load_file(GOLDEN / "hugging_face_siglip" / "model.safetensors")
     for name in (
@@ -377,21 +335,6 @@ def test_pooling_that_this_model_has_not_is_warned_of(tmp_path):
         folder = copy("timm_deit", tmp_path / key, **{key: value})
         assert image_vits.read(folder).pools_otherwise == why
     assert not image_vits.read(GOLDEN / "timm_deit").pools_otherwise
-
-
-def test_the_projection_of_an_eva_clip_is_no_classifier(tmp_path):
-    folder = copy("timm_eva", tmp_path / "vit")
-    assert not image_vits.read(folder).headless
-    config = json.loads((folder / "config.json").read_text())
-    config.pop("label_names", None)
-    arrays = load_file(folder / "model.safetensors")
-    arrays["head.weight"] = np.ones((1024, 16), np.float32)
-    arrays["head.bias"] = np.ones(1024, np.float32)
-    save_file(arrays, folder / "model.safetensors")
-    for architecture in ("eva_giant_patch14_clip_224", ""):
-        config["architecture"] = architecture
-        (folder / "config.json").write_text(json.dumps(config))
-        assert "CLIP's projection to 1024" in image_vits.read(folder).headless
 
 
 def test_stacked_blocks_of_big_vision_and_its_bfloat16(tmp_path):
@@ -532,46 +475,10 @@ def test_the_gelu_of_timm_is_that_of_its_config_or_a_note(tmp_path):
         image_vits.read(copy("timm_deit", tmp_path / "other", **args))
 
 
-def test_class_names_that_several_classes_have_get_their_numbers(tmp_path):
-    labels = {"label_names": ["crane", "dog", "crane"]}
-    vit = image_vits.read(copy("timm_deit3", tmp_path / "vit", **labels))
-    assert vit.labels == ("crane (0)", "dog", "crane (2)")
-
-
 def test_blocks_in_a_row_are_read_where_parallel_ones_are_not(tmp_path):
     config = {"architecture": "vit_small_patch16_36x1_224"}  # DeiT-III's names
     folder = copy("timm_deit3", tmp_path / "vit", **config)
     same_arrays(image_vits.read(folder), image_vits.read(GOLDEN / "timm_deit3"))
-
-
-def test_labels_as_a_list_or_none(tmp_path):
-    for i, (labels, names) in enumerate(
-        (
-            ({"id2label": ["a", "b", "c"]}, ("a", "b", "c")),
-            ({"id2label": None, "label_names": None}, ("0", "1", "2")),
-        )
-    ):
-        vit = image_vits.read(copy("timm_deit3", tmp_path / f"{i}", **labels))
-        assert vit.labels == names
-
-
-def test_the_projection_of_a_clip_is_no_classifier(tmp_path):
-    """timm has it as a head of as many classes as the embedding has features."""
-    arrays = load_file(GOLDEN / "timm_clip" / "model.safetensors")
-    file = tmp_path / "clip.safetensors"
-    assert not image_vits.read(GOLDEN / "timm_clip").headless
-    for outputs, bias, names in (
-        (3, 0, None),  # as converted from OpenAI's
-        (512, 1, None),
-        (3, 0, ["a", "b", "c"]),
-    ):
-        arrays["head.weight"] = np.ones((outputs, 16), np.float32)
-        arrays["head.bias"] = np.full(outputs, bias, np.float32)
-        save_file(arrays, file)
-        (tmp_path / "config.json").write_text(json.dumps({"label_names": names}))
-        why = "" if names else f"CLIP's projection to {outputs} features"
-        assert why in image_vits.read(file).headless
-        assert bool(image_vits.read(file).headless) == (not names)
 
 
 @pytest.mark.parametrize(
