@@ -14,11 +14,12 @@ docs/reproduction.md. Arguments, after a colon and separated by commas:
     task=               kinetics600: full size, jointly with ImageNet, as
                         configs/kinetics.py; of the others a run takes minutes:
         moving_shapes       the embedded data, 24 classes of shape and motion
-        ucf101              videos of data set ucf101/split1, images of
+        ucf101              videos of data set ucf101/split1_small, images of
                             image_folder/tiny_imagenet, from scratch
         ucf101_directions   the same clips forwards and backwards, as two classes each:
                             one frame does not tell which
-        ucf101_image_vit    ucf101, for rows that start from an image ViT of size S
+        ucf101_image_vit    ucf101/split1, for rows that start from an image ViT of
+                            size S
 
 Rows that start from another row's model, or from an image ViT, need
 --config.init.weights, which `reproduce.sh` sets.
@@ -57,7 +58,7 @@ SMALL = {
         "stride": 1 / 2,
     },
     "ucf101": {
-        "videos": ("ucf101/split1", "ucf101", 16),
+        "videos": ("ucf101/split1_small", "ucf101", 16),
         "images": ("image_folder/tiny_imagenet", "tiny_imagenet", 32),
         "clip": {"frames": 16, "fps": 8.0, "size": 64},
         "model": {"depth": 4, "width": 192, "mlp_dim": 768, "heads": 3},
@@ -70,9 +71,10 @@ SMALL = {
     },
 }
 SMALL["ucf101_directions"] = SMALL["ucf101"] | {
-    "videos": ("video_folder/ucf101_directions", "ucf101_directions", 16)
+    "videos": ("video_folder/ucf101_directions_small", "ucf101_directions", 16)
 }
 SMALL["ucf101_image_vit"] = SMALL["ucf101"] | {
+    "videos": ("ucf101/split1", "ucf101", 16),
     "clip": {"frames": 16, "fps": 8.0, "size": 84},
     "big": {**VARIANTS["S"], "gelu": "erf"},
     "big_images": ("image_folder/tiny_imagenet", "tiny_imagenet", 8),

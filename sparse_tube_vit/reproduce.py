@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             runs, lambda x: data.check_weights(x, results, args.weights), named
         )
         if not args.dry_run:
-            data.prepare_data(args.data_dir, args.ucf101, args.images)
+            data.prepare_data(runs, args.data_dir, args.ucf101, args.images)
         runs = without_problem(
             runs, lambda x: data.check_data(x, results, args.data_dir), named
         )

@@ -20,7 +20,9 @@ def runs_left(tmp_path, capsys, *options):
 def test_tasks_without_data_or_with_other_weights_are_left_out(tmp_path, capsys):
     tasks, said = runs_left(tmp_path, capsys, "5", "finetuning:last_4")
     assert tasks == {"moving_shapes"}
-    assert "ucf101 is left out: image_folder/tiny_imagenet and ucf101/split1" in said
+    assert (
+        "ucf101 is left out: image_folder/tiny_imagenet and ucf101/split1_small" in said
+    )
     row = TABLES["finetuning"].row("last_4")
     result = {"evaluations": {}, "minutes": 1.0, "weights": "small"}
     Results(tmp_path).add(Run("finetuning", row, "ucf101_finetuning", 0), result)

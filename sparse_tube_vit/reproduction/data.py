@@ -15,6 +15,9 @@ from sparse_tube_vit.datasets.preparing.prepare import prepare
 from sparse_tube_vit.errors import DatasetError
 from sparse_tube_vit.log import log
 from sparse_tube_vit.reproduction.runs import Results, Run, name_of
+from sparse_tube_vit.video.limits import UndecodableClip
+from sparse_tube_vit.video.opening import naming_failures
+from sparse_tube_vit.video.transcode import Transcode
 
 #: Classes of UCF101 that results are of: motions of one body, in like places.
 CLASSES = (
@@ -30,16 +33,31 @@ CLASSES = (
     "WallPushups",
 )
 
+#: Of clips that models of 64 pixels read. A step of such a run takes as long as to
+#: decode its clips as they come; these take half of it.
+SMALL_CLIPS = Transcode(short_side=96, gop=12, crf=18)
+
 #: Directions of a clip, by the step through its frames.
 DIRECTIONS = {"forwards": 1, "backwards": -1}
 
 
+def needed(runs: Sequence[Run]) -> set[str]:
+    """Returns names of data sets that runs read and that are not made by themselves."""
+    streams = (s for run in runs for s in run.config.streams.values())
+    return {s.dataset for s in streams if not _embedded(s.dataset)}
+
+
 def prepare_data(
-    data_dir: str, ucf101: str | None, images: str | None, workers: int | None = None
+    runs: Sequence[Run],
+    data_dir: str,
+    ucf101: str | None,
+    images: str | None,
+    workers: int | None = None,
 ) -> None:
-    """Prepares data sets, as far as they are not prepared.
+    """Prepares the data sets of runs, as far as they are not prepared.
 
     Args:
+        runs: The runs.
         data_dir: Folder of prepared data sets.
         ucf101: Folder with `videos/` and the official lists of UCF101, classInd.txt,
             trainlist01.txt and testlist01.txt. Of the classes, those of `CLASSES` are
@@ -51,23 +69,26 @@ def prepare_data(
     Raises:
         DatasetError: The named errors of listing and preparing them.
     """
+    wanted = needed(runs)
+
+    def write(builder_class, config, listing, transcode=None):
+        builder = builder_class(config=config, listing=listing, data_dir=data_dir)
+        log.info("%s", prepare(builder, transcode, workers))
+
     if ucf101:
         listing = _of_classes(Ucf101.read(Path(ucf101) / "videos", ucf101))
-        builder = Ucf101(config="split1", listing=listing, data_dir=data_dir)
-        log.info("%s", prepare(builder, workers=workers))
-        directions = Path(data_dir) / "ucf101_directions"
-        write_directions(listing, directions)
-        listing = folders.read_folder(directions, "video")
-        builder = folders.VideoFolder(
-            config="ucf101_directions", listing=listing, data_dir=data_dir
-        )
-        log.info("%s", prepare(builder, workers=workers))
-    if images:
+        for config, transcode in (("split1", None), ("split1_small", SMALL_CLIPS)):
+            if f"ucf101/{config}" in wanted:
+                write(Ucf101, config, listing, transcode)
+        if "video_folder/ucf101_directions_small" in wanted:
+            directory = Path(data_dir) / "ucf101_directions"
+            write_directions(listing, directory)
+            listing = folders.read_folder(directory, "video")
+            name = "ucf101_directions_small"
+            write(folders.VideoFolder, name, listing, SMALL_CLIPS)
+    if images and "image_folder/tiny_imagenet" in wanted:
         listing = folders.read_folder(images, "image")
-        builder = folders.ImageFolder(
-            config="tiny_imagenet", listing=listing, data_dir=data_dir
-        )
-        log.info("%s", prepare(builder, workers=workers))
+        write(folders.ImageFolder, "tiny_imagenet", listing)
 
 
 def _of_classes(listing):
@@ -95,6 +116,9 @@ def write_directions(listing, directory: Path) -> None:
         listing: Clips of UCF101 by split.
         directory: Where `<split>/<class>_<direction>/<clip>.mp4` are written; those
             that are there stay.
+
+    Raises:
+        DatasetError: A clip does not decode.
     """
     clips = [(split, x) for split, listed in listing.splits.items() for x in listed]
     for split, clip in tqdm(clips, desc="Clips in both directions", unit="clip"):
@@ -105,9 +129,17 @@ def write_directions(listing, directory: Path) -> None:
         }
         if all(path.exists() for path in paths):
             continue
-        with av.open(str(clip.source)) as source:
-            rate = source.streams.video[0].average_rate
-            frames = [f.to_ndarray(format="yuv420p") for f in source.decode(video=0)]
+        try:
+            with naming_failures(), av.open(str(clip.source)) as source:
+                rate = source.streams.video[0].average_rate or 25
+                frames = source.decode(video=0)
+                frames = [frame.to_ndarray(format="yuv420p") for frame in frames]
+                if not frames:
+                    raise UndecodableClip("It has no frames.")
+        except UndecodableClip as error:
+            raise DatasetError(
+                f"{clip.source}: {error} Remove it from --ucf101."
+            ) from error
         for path, step in paths.items():
             path.parent.mkdir(parents=True, exist_ok=True)
             unfinished = path.with_suffix(".part")
@@ -169,9 +201,7 @@ def check_data(runs: Sequence[Run], results: Results, data_dir: str) -> None:
         DatasetNotPrepared: A data set is not prepared. Names all.
         OtherData: A table would mix results of both.
     """
-    streams = [s for run in runs for s in run.config.streams.values()]
-    needed = {s.dataset for s in streams if not _embedded(s.dataset)}
-    missing = [x for x in needed if not reading.prepared_directory(x, data_dir)]
+    missing = [x for x in needed(runs) if not reading.prepared_directory(x, data_dir)]
     if missing:
         raise reading.DatasetNotPrepared(
             f"{' and '.join(sorted(missing))} not prepared in {data_dir}; --ucf101 and "

@@ -40,17 +40,18 @@ The tasks, each with 16 clips, and 32 images where there are images, a step:
   steps, in which some seeds do not learn all that others do: look at the seeds.
 * ucf101: 10 classes of UCF101 (BodyWeightSquats, HandstandPushups, HandstandWalking,
   JumpRope, JumpingJack, Lunges, PullUps, PushUps, TrampolineJumping, WallPushups),
-  split 1, files of 176x132 pixels, with 50 classes of Tiny-ImageNet, from scratch.
+  split 1, stored at 128x96 pixels, with 50 classes of Tiny-ImageNet, from scratch.
   Clips of 16x64x64, 4 blocks of width 192, 3000 steps (15 to 45 minutes of a core):
   after 600 at 96 pixels, videos alone are at 17.9%. Chance is 10%.
 * ucf101_directions: the same clips forwards and backwards, as 20 classes (chance: 5%).
-* ucf101_image_vit: ucf101 from an image ViT of size S with patches of 14x14
-  (`--weights`), which the JSON files name. dinov2_small is DINOv2-small trained further
-  for saliency ([its origin and SHA-256](measurements.md#from-an-image-vit)). Clips of
-  16x84x84, 8 images a step: 120 steps, and 240 of the large models of tables 6 and 9,
-  whose small one is as in ucf101, at this size, with 1200 steps.
-* ucf101_finetuning: ucf101 by `configs/finetune.py` from such a ViT, 330 steps; jointly
-  with 16 images a step.
+* ucf101_image_vit: these classes, files of 176x132 pixels, from an image ViT of size S
+  with patches of 14x14 (`--weights`), which the JSON files name. dinov2_small is
+  DINOv2-small trained further for saliency ([its origin and
+  SHA-256](measurements.md#from-an-image-vit)). Clips of 16x84x84, 8 images a step: 120
+  steps, and 240 of the large models of tables 6 and 9, whose small one is as in ucf101,
+  at this size, with 1200 steps.
+* ucf101_finetuning: these files by `configs/finetune.py` from such a ViT, 330 steps;
+  jointly with 16 images a step.
 
 All else of a run is `configs/reproduction.py`, whose full size is the paper's:
 `./launch/reproduce.sh --full TABLE` prints its commands. Small ones have clips of a

@@ -1,5 +1,6 @@
 """Data of the small tasks: clips forwards and backwards."""
 
+import io
 from pathlib import Path
 
 import av
@@ -13,6 +14,7 @@ from sparse_tube_vit.errors import DatasetError
 from sparse_tube_vit.reproduction import data, document
 from sparse_tube_vit.reproduction.runs import Results, Run, plan
 from sparse_tube_vit.reproduction.tables import TABLES, select
+from sparse_tube_vit.video.transcode import Transcode
 
 IMAGES = "image_folder/tiny_imagenet"
 
@@ -26,7 +28,7 @@ def _two_classes(monkeypatch):
 
 
 def frames_of(path):
-    with av.open(str(path)) as video:
+    with av.open(path) as video:
         return np.stack([f.to_ndarray(format="rgb24") for f in video.decode(video=0)])
 
 
@@ -55,6 +57,15 @@ def runs_of(task, *names):
     return plan(select(names), [task], 1, Results("nowhere"), Path("nowhere"))
 
 
+def prepare(folder, *tasks):
+    """Prepares what tasks read of the clips in a folder; returns where."""
+    tables = {"ucf101_image_vit": "8"}
+    runs = [run for task in tasks for run in runs_of(task, tables.get(task, "5"))]
+    data_dir = str(folder / "data")
+    data.prepare_data(runs, data_dir, str(folder / "ucf101"), None, 0)
+    return data_dir
+
+
 def missing(task, name, data_dir):
     """What the error names that rows lack."""
     with pytest.raises(DatasetNotPrepared) as error:
@@ -64,8 +75,7 @@ def missing(task, name, data_dir):
 
 def test_results_of_other_data_are_kept_apart(tmp_path):
     write_ucf101(tmp_path / "ucf101")
-    data_dir = str(tmp_path / "data")
-    data.prepare_data(data_dir, str(tmp_path / "ucf101"), None, 0)
+    data_dir = prepare(tmp_path, "ucf101")
     results, row = Results(tmp_path), TABLES["5"].row("videos_alone")
     runs = [Run.of("5", row, "ucf101", seed) for seed in (0, 1)]
     for examples in (2, 212):
@@ -92,8 +102,9 @@ def test_results_of_other_weights_are_kept_apart(tmp_path):
 def test_a_clip_is_written_in_both_directions(tmp_path):
     write_ucf101(tmp_path / "ucf101")
     for _ in range(2):  # the second time nothing is left to do
-        data.prepare_data(str(tmp_path / "data"), str(tmp_path / "ucf101"), None, 0)
-    assert missing("ucf101", "5", tmp_path / "data") == IMAGES
+        prepare(tmp_path, "ucf101_directions")
+    assert missing("ucf101_directions", "5", tmp_path / "data") == IMAGES
+    assert "ucf101/split1_small" in missing("ucf101", "5", tmp_path / "data")
     folder = tmp_path / "data" / "ucf101_directions"
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.mp4"))
     assert names == sorted(
@@ -113,6 +124,40 @@ def test_a_clip_is_written_in_both_directions(tmp_path):
         assert np.abs(found[::-1].astype(int) - expected).mean() > 2 * error
 
 
+def test_a_clip_that_does_not_decode_is_named(tmp_path):
+    write_ucf101(tmp_path / "ucf101")
+    clip = tmp_path / "ucf101" / "videos" / "Bowling" / "v_Bowling_g01_c01.mp4"
+    clip.write_bytes(clip.read_bytes()[:100])
+    with pytest.raises(DatasetError, match=r"Bowling_g01_c01.mp4: .* Remove it from"):
+        prepare(tmp_path, "ucf101_directions")
+
+
+def test_small_clips_are_the_same_clips(tmp_path, monkeypatch):
+    write_ucf101(tmp_path / "ucf101")
+    monkeypatch.setattr(data, "SMALL_CLIPS", Transcode(short_side=32, gop=12, crf=18))
+    prepare(tmp_path, "ucf101", "ucf101_directions", "ucf101_image_vit")
+    source, small, directions = (
+        reading.open_split(name, "test", tmp_path / "data")
+        for name in (
+            "ucf101/split1",
+            "ucf101/split1_small",
+            "video_folder/ucf101_directions_small",
+        )
+    )
+    assert small.class_names == source.class_names
+    assert len(directions) == 2 * len(source) == 2 * len(small) == 4
+    for ours, theirs in zip(small, source, strict=True):
+        assert (ours["id"], ours["label"]) == (theirs["id"], theirs["label"])
+        found, whole = (frames_of(io.BytesIO(x["video"])) for x in (ours, theirs))
+        assert found.shape[1:] == (32, 32, 3) and whole.shape[1:] == (64, 64, 3)
+        grey = whole.reshape(len(found), 32, 2, 32, 2, 3).mean((2, 4, 5))
+        # x264 smooths the noise of these clips, which makes the most of the error.
+        error, other = (np.abs(x.mean(3) - grey).mean() for x in (found, found[::-1]))
+        assert 4 * error < other
+    for clip in directions:
+        assert frames_of(io.BytesIO(clip["video"])).shape[1:] == (32, 32, 3)
+
+
 def test_the_document_names_the_classes():
     text = " ".join(document.INTRODUCTION.split())
     assert f"{len(CLASSES)} classes of UCF101 ({', '.join(CLASSES)})" in text
@@ -120,22 +165,21 @@ def test_the_document_names_the_classes():
 
 def test_other_classes_are_not_taken(tmp_path, monkeypatch):
     write_ucf101(tmp_path / "ucf101")
-    given = str(tmp_path / "data"), str(tmp_path / "ucf101"), None, 0
     monkeypatch.setattr(data, "CLASSES", ("Archery", "Lunges"))
     with pytest.raises(DatasetError, match="lacks Lunges: results are of 2 classes"):
-        data.prepare_data(*given)
+        prepare(tmp_path, "ucf101")
     monkeypatch.setattr(data, "CLASSES", ("Bowling",))
-    data.prepare_data(*given)
-    split = reading.open_split("ucf101/split1", "train", given[0])
+    data_dir = prepare(tmp_path, "ucf101")
+    split = reading.open_split("ucf101/split1_small", "train", data_dir)
     assert len(split) == 1 and tuple(split.class_names) == ("Bowling",)
 
 
 def test_what_is_missing_is_named(tmp_path):
     embedded = runs_of("moving_shapes", "5")
     data.check_data(embedded, Results(tmp_path), str(tmp_path))
-    assert missing("ucf101", "5", tmp_path) == f"{IMAGES} and ucf101/split1"
+    assert missing("ucf101", "5", tmp_path) == f"{IMAGES} and ucf101/split1_small"
     directions = missing("ucf101_directions", "5", tmp_path)
-    assert directions == f"{IMAGES} and video_folder/ucf101_directions"
+    assert directions == f"{IMAGES} and video_folder/ucf101_directions_small"
     alone = missing("ucf101_finetuning", "finetuning:last_4", tmp_path)
     assert alone == "ucf101/split1"
     # Created from a small model, which is trained jointly.
