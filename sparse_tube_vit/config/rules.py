@@ -186,11 +186,11 @@ def _wrong_layers(config):
             f"optimizer.trained_layers is {trained}: the model has {options.layers} "
             "layers."
         )
-    elif gate is not None and gate < (frozen := options.frozen_layers):
+    elif gate is not None and gate < options.frozen_layers and not config.init.weights:
         yield (
             f"model.gate_after is {gate}, but optimizer.trained_layers {trained} of "
-            f"{options.layers} layers: the gate would have to be trained through "
-            f"frozen layers. Set it to {frozen} or more, or to None."
+            f"{options.layers} layers, and init.weights is empty: the gate would stay "
+            f"at 0. Set it to {options.frozen_layers} or more."
         )
 
 

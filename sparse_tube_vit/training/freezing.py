@@ -16,6 +16,9 @@ from sparse_tube_vit.models.encoder import block_names
 #: Path prefixes of the parameters that stand before the first block.
 BELOW_BLOCKS = ("stem", "positions", "class_token", "registers", "encoder/pre_norm")
 
+#: Path of the gate (paper, equation 8).
+GATE = "encoder/gate"
+
 
 class NewButFrozen(TubeViTError, ValueError):
     """Frozen parameters would keep their random initial values."""
@@ -24,9 +27,10 @@ class NewButFrozen(TubeViTError, ValueError):
 def frozen_parts(config: ConfigDict) -> tuple[str, ...]:
     """Returns the path prefixes of the parameters that a config freezes.
 
-    `optimizer.trained_layers` N freezes tubes, positions, class token, registers and
-    all blocks but the last N; with N = 0, the encoder's norm too, so that only pooling
-    and heads train. The heads of `init.keep_heads` are always frozen.
+    `optimizer.trained_layers` N freezes tubes, positions, class token, registers, all
+    blocks but the last N, and a gate before the last of these; with N = 0, the
+    encoder's norm too, so that only pooling and heads train. The heads of
+    `init.keep_heads` are always frozen.
     """
     kept = tuple(f"head_{head}" for head in config.init.keep_heads)
     if config.optimizer.trained_layers is None:
@@ -39,13 +43,15 @@ def waiting_parts(config: ConfigDict) -> tuple[str, ...]:
 
     All but pooling, heads, and fresh blocks with the norm after them.
     """
-    return (*_first_layers(config, config.model.depth), "encoder/gate")
+    return (*_first_layers(config, config.model.depth), GATE)
 
 
 def _first_layers(config, s):
     blocks = block_names(config.model.depth, config.model.new_layers)
     layers = [*blocks[:s], *(["norm"] if s == len(blocks) else [])]
-    return (*BELOW_BLOCKS, *(f"encoder/{layer}" for layer in layers))
+    after = config.model.gate_after
+    gate = [GATE] if after is not None and after < s else []
+    return (*BELOW_BLOCKS, *(f"encoder/{layer}" for layer in layers), *gate)
 
 
 def split(params: Mapping, parts: tuple[str, ...]) -> tuple[dict, dict]:
@@ -77,6 +83,23 @@ def check_new(names: Iterable[str], config: ConfigDict) -> None:
             f"{config.init.weights} has no {', '.join(lacking)}, which "
             f"optimizer.trained_layers {config.optimizer.trained_layers} keeps from "
             "being trained. Train more, or start from weights that have them."
+        )
+
+
+def check_gate(params: Mapping, config: ConfigDict) -> None:
+    """Raises NewButFrozen if the gate is frozen at 0, as scaling up makes it.
+
+    Args:
+        params: Parameters that a run starts from.
+        config: The config of the run.
+    """
+    gate = flatten_dict(params, sep="/").get(GATE)
+    if gate is not None and gate == 0 and inside(GATE, frozen_parts(config)):
+        raise NewButFrozen(
+            f"The gate of {config.init.weights} is 0, and would stay so: it follows "
+            f"block {config.model.gate_after}, which optimizer.trained_layers "
+            f"{config.optimizer.trained_layers} freezes. Set model.gate_after to "
+            f"{EncoderOptions.of(config).frozen_layers}, or train more."
         )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from sparse_tube_vit.checkpoints import pretrained
 from sparse_tube_vit.config import ConfigDict
 from sparse_tube_vit.log import log
-from sparse_tube_vit.training.freezing import check_new
+from sparse_tube_vit.training.freezing import check_gate, check_new
 from sparse_tube_vit.training.program import Program
 
 
@@ -22,7 +22,8 @@ def initial_params(
         class_names: The class names of every head.
 
     Raises:
-        NewButFrozen: Frozen parameters are missing from the weights.
+        NewButFrozen: Frozen parameters are missing from the weights, or a frozen gate
+            is 0 there.
         TubeViTError: The named errors of `checkpoints.pretrained`.
     """
     if config.init.weights:
@@ -31,6 +32,7 @@ def initial_params(
         )
         log.info("%s", report)
         check_new(report.new, config)
+        check_gate(params, config)
         return params
     if config.optimizer.trained_layers is not None:
         log.warning(

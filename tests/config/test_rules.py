@@ -54,7 +54,7 @@ def test_a_config_that_makes_sense(config):
             lambda c: c.update(
                 model={"gate_after": 6}, optimizer={"trained_layers": 4}
             ),
-            "gate_after is 6, but optimizer.trained_layers 4 of 12.* Set it to 8 or",
+            "gate_after is 6, but .*layers 4 of 12 .* is empty: .* Set it to 8 or",
         ),
         (lambda c: c.init.update(fresh=("stem",)), "'' is not a run whose parameters"),
         (lambda c: c.evaluations.video.update(stride_scale=0.0), "stride_scale is 0.0"),

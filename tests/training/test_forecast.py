@@ -115,6 +115,12 @@ def test_a_long_run_is_told_what_is_quicker(config):
     assert "epochs" not in "".join(finetuning.quicker(config, config))
     config.total_steps = finetuning.LEAST_STEPS
     assert not any("epochs" in x for x in told(finetuning.quicker(config, given)))
+    # Nor what the tubes do not fit.
+    config.model.tubes = (
+        *TUBES,
+        {"kernel": (1, 8, 8), "stride": (8, 16, 16), "offset": (0, 56, 56)},
+    )
+    assert "clip.size" not in "".join(told(finetuning.quicker(config, given)))
     config.init.weights = given.init.weights = ""  # what is frozen would be random
     assert [*finetuning.quicker(config, config)] == ["clip.size=48"]
 

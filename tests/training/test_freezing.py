@@ -8,7 +8,7 @@ from flax.traverse_util import flatten_dict
 
 from sparse_tube_vit.config import default_config, stream
 from sparse_tube_vit.models.tubevit import init_params, make_model
-from sparse_tube_vit.training.freezing import NewButFrozen, check_new
+from sparse_tube_vit.training.freezing import NewButFrozen, check_gate, check_new
 from sparse_tube_vit.training.optimizer import make_optimizer
 from sparse_tube_vit.training.state import TrainState
 from sparse_tube_vit.training.step import make_train_step
@@ -94,10 +94,15 @@ def flat(state):
         (None, {}, set()),
         (0, {"positions": "learned", "pooling": "class_token"}, {"class_token"}),
         (1, {"gate_after": 1}, {"encoder/block_0"}),
+        (
+            2,
+            {"gate_after": 1},
+            {"encoder/block_0", "encoder/block_1", "encoder/gate", "encoder/norm"},
+        ),
         (2, {"new_layers": 1}, {"encoder/block_0", "encoder/block_1"}),
         (2, {}, {"encoder/block_0", "encoder/block_1", "encoder/norm"}),
     ],
-    ids=["everything", "encoder", "last and gate", "new layer", "head"],
+    ids=["everything", "encoder", "last and gate", "below", "new layer", "head"],
 )
 def test_what_is_frozen_stays_and_has_no_state(frozen, options, still):
     """Steps move all that is trained, and not one bit of the rest."""
@@ -131,6 +136,21 @@ def test_a_gain_may_be_frozen_at_its_start_and_random_parameters_may_not():
     check_new(["positions/gain", "pooling/probe"], config)
     with pytest.raises(NewButFrozen, match="no positions/tube_0, which"):
         check_new(["positions/gain", "positions/tube_0"], config)
+
+
+def test_a_gate_is_not_frozen_at_its_start():
+    config = default_config()
+    config.model.gate_after = 8
+    params = {"encoder": {"gate": np.float32(0)}}
+    for trained, refused in ((None, False), (4, False), (3, True), (0, True)):
+        config.optimizer.trained_layers = trained
+        if refused:
+            with pytest.raises(NewButFrozen, match="gate_after to (9|12), or train"):
+                check_gate(params, config)
+        else:
+            check_gate(params, config)
+        check_gate({"encoder": {"gate": np.float32(0.1)}}, config)
+    check_gate({}, config)
 
 
 def test_no_gradient_is_computed_below_the_trained_layers():
