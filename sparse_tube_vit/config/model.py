@@ -81,7 +81,7 @@ class EncoderOptions:
     )
     attention: str = _option(
         "auto",
-        "Implementation of attention; auto takes the fastest of the device.",
+        "Implementation of attention; auto chooses by device, dtype and tokens.",
         one_of("auto", "heads_first", "head_by_head", "xla", "cudnn", "splash"),
     )
     scan: bool = _option(

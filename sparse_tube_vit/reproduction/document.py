@@ -131,15 +131,15 @@ def _run(results):
 
 def _tested(compared):
     """Returns a sentence on how many comparisons have enough seeds for a test."""
-    found = [
-        comparison.p
+    found = {  # once each: rows of two tables may be the same runs
+        (task, comparison)
         for claims in compared.values()
         for by_task in claims.values()
-        for comparison in by_task.values()
+        for task, comparison in by_task.items()
         if comparison and not math.isnan(comparison.p)
-    ]
+    }
     chance = SIGNIFICANCE * len(found)
-    few = sum(p < SIGNIFICANCE for p in found)
+    few = sum(comparison.p < SIGNIFICANCE for _, comparison in found)
     return (
         f"Of the {len(found)} that are tested, {few} have such a p; if nothing "
         f"differed, {chance:.1f} would on average."

@@ -13,9 +13,9 @@ from sparse_tube_vit.reproduction.tables import TABLES, Row
 
 TASK = "kinetics600"
 
-#: Fraction of the peak that chip-hours are predicted with. On v5e preflight predicts 33
-#: to 42% for B, 26% for L, 52% for the last layers of H (docs/measurements.md); an H200
-#: was not measured.
+#: Fraction of the peak that chip-hours are predicted with. For the batches of the paper
+#: on 64 chips of v5e, preflight predicts 33% for B, 39% for L, 52% for the last layers
+#: of H (docs/measurements.md); an H200 was not measured.
 MFU = 0.35
 
 #: Parameters are split over 16 of the chips, as docs/pods.md advises.
@@ -48,7 +48,7 @@ def commands(rows: Mapping[str, Sequence[Row]]) -> Iterator[str]:
     runs, rows_of = {}, {}
     for table, chosen in rows.items():
         if not TABLES[table].model:
-            yield f"# Table {table} has no full size: it is a few minutes of a GPU."
+            yield f"# Table {table} has no full size."
             continue
         for row in chosen:
             run = Run.of(table, row, TASK, 0)

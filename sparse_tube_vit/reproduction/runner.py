@@ -175,7 +175,8 @@ def _carry_out_locked(run, results, workdirs, data_dir, weights, device, bar, ne
                 if resumed:
                     continue  # the run has begun with it
                 # It may be half written, or be of a run that did not begin.
-                shutil.rmtree(run.created(workdirs), ignore_errors=True)
+                created = run.created(workdirs, weights)
+                shutil.rmtree(created, ignore_errors=True)
             if CORE in device and "sparse_tube_vit.train" in command:
                 # Decoding beside the step takes 25% less time on two cores.
                 command = [*command, "--config.loader.workers=1"]
@@ -185,9 +186,10 @@ def _carry_out_locked(run, results, workdirs, data_dir, weights, device, bar, ne
                 _run(command, output, lambda: _advance(bar, before, start, most), run)
     minutes = float((folder / f"{run.digest}_minutes").read_text())
     evaluations = read_result(run, workdir)
-    if run.row.evaluation not in evaluations:
+    # All of them: rows of other tables may share the run.
+    if missing := [x for x in run.config.evaluations if x not in evaluations]:
         raise FailedRun(
-            f"{run.folder}: {workdir} has no evaluation {run.row.evaluation} of step "
+            f"{run.folder}: {workdir} has no evaluation {', '.join(missing)} of step "
             f"{run.config.total_steps}."
         )
     if stored:

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import re
 import statistics
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -100,9 +101,15 @@ class Run:
         """
         return runs / self.folder / self.digest
 
-    def created(self, runs: Path) -> Path:
-        """Returns the work directory of the model that `scale_up` makes for it."""
-        return runs / self.folder / f"{self.digest}_created"
+    def created(self, runs: Path, weights: str) -> Path:
+        """Returns the work directory of the model that `scale_up` makes for it.
+
+        Args:
+            runs: Folder of all runs.
+            weights: Weights of an image ViT.
+        """
+        name = re.sub(r"\W+", "_", name_of(weights))
+        return runs / self.folder / f"{self.digest}_from_{name}"
 
     @property
     def is_finetuning(self) -> bool:
@@ -190,7 +197,7 @@ class Run:
             f"--config.compilation_cache={(runs / 'compiled').absolute()}",
         ]
         if self.after and self.row.big:
-            small, created = self.after.workdir(runs), self.created(runs)
+            small, created = self.after.workdir(runs), self.created(runs, weights)
             yield [
                 *(*python, "sparse_tube_vit.scale_up", "--small", str(small)),
                 *("--big", weights, "--workdir", str(created), "--positions=keep"),
@@ -369,8 +376,15 @@ def _each(runs):
 
 
 def name_of(weights: str) -> str:
-    """Returns a URL as it is; of a path, where only the folder's name tells, that."""
-    return weights if "://" in weights else Path(weights).name
+    """Returns the name by which results tell what they start from.
+
+    A URL as it is; of a path, whose beginning is a machine's, the name of the folder,
+    and of the file in it.
+    """
+    if "://" in weights:
+        return weights
+    path = Path(weights)
+    return "/".join(path.parts[-2:] if path.suffix else path.parts[-1:])
 
 
 def read_result(run: Run, workdir: Path) -> dict[str, Mapping]:

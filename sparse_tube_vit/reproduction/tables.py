@@ -217,8 +217,8 @@ PAPER = {
         remark="Blocks are of 32; of 12, 2 stand for 4 and 3 for 8. With everything, "
         "the gate follows block 26 of 32, as in the paper's text. Small runs train the "
         "ViT by the rates of configs/finetune.py, pooling and heads alone at first, "
-        "and keep its positions beside the fixed ones, which alone do not learn in so "
-        "few steps, of which the gate, too, opens to at most some 0.07.",
+        "and keep its positions beside the fixed ones: by these alone it does not "
+        "learn in so few steps, in which the gate opens to at most some 0.07.",
     ),
     "9": Table(
         "Scaling up from Ti: what trains of the large model",

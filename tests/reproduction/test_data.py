@@ -96,6 +96,8 @@ def test_results_of_other_weights_are_kept_apart(tmp_path):
     with pytest.raises(data.OtherData, match="from small; --weights is hf://x/small"):
         data.check_weights(runs[1:], results, "hf://x/small")
     data.check_weights(runs[1:], results, "weights/small")
+    with pytest.raises(data.OtherData, match="small; --weights is small/a.safetensors"):
+        data.check_weights(runs[1:], results, "small/a.safetensors")
     data.check_weights(runs_of("moving_shapes", "5"), results, "hf://x/small")
 
 

@@ -24,7 +24,7 @@ import json, pathlib, sys
 folder = pathlib.Path(sys.argv[1]) / "evaluations"
 folder.mkdir(parents=True)
 for step in (600, 1200):
-    for name in ("video", "image"):
+    for name in ("video", "image", "tokens_768", "tokens_1024", "tokens_1536"):
         result = {"evaluation": name, "step": step, "top1": step / 2000, "tokens": 114}
         (folder / f"{name}_step{step}.json").write_text(json.dumps(result))
 """
@@ -232,10 +232,11 @@ def test_a_run_that_another_runner_carries_out_is_left_to_it(
 
 
 def test_a_run_without_its_evaluation_has_failed(commands, tmp_path):
-    commands["5_jointly"] = "pass"
+    """Its own, and those of table 7d, whose rows share it."""
+    commands["5_jointly"] = TRAINED.replace('"image", "tokens_768", ', "")
     results, run = Results(tmp_path / "results"), run_of("5", "jointly")
     (error,) = runner.carry_out([run], results, tmp_path / "runs", "data", "")
-    assert "no evaluation video of step 1200" in str(error)
+    assert "no evaluation image, tokens_768 of step 1200" in str(error)
     assert results.get(run) is None
 
 
@@ -248,7 +249,7 @@ def test_a_folder_that_cannot_be_made_is_named(commands, tmp_path):
 
 def test_a_created_model_that_is_half_written_is_made_again(commands, tmp_path):
     run = run_of("6", "head", "ucf101_image_vit")
-    created = run.created(tmp_path / "runs")
+    created = run.created(tmp_path / "runs", "vit")
     created.mkdir(parents=True)
     (created / "half").touch()
     scale_up = f"import pathlib; pathlib.Path({str(created)!r}).mkdir()"
@@ -265,7 +266,7 @@ def test_a_created_model_that_is_half_written_is_made_again(commands, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Run, "commands", both)
         results = Results(tmp_path / "results")
-        runner.carry_out([run], results, tmp_path / "runs", "data", "")
+        runner.carry_out([run], results, tmp_path / "runs", "data", "vit")
     assert created.exists() and not (created / "half").exists()
 
 

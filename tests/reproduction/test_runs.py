@@ -8,7 +8,13 @@ import pytest
 
 from sparse_tube_vit.config import leave_open
 from sparse_tube_vit.reproduction import tables
-from sparse_tube_vit.reproduction.runs import Results, Run, UnreadableResults, plan
+from sparse_tube_vit.reproduction.runs import (
+    Results,
+    Run,
+    UnreadableResults,
+    name_of,
+    plan,
+)
 from sparse_tube_vit.reproduction.tables import TABLES, select
 from sparse_tube_vit.training import recipe
 
@@ -194,7 +200,7 @@ def test_commands_are_those_of_a_user(tmp_path):
     create, train = words(run)
     small = f"RUNS/{task}/6_small/0/{small.digest}"
     assert f"scale_up --small {small} --big WEIGHTS" in create
-    created = f"RUNS/{task}/6_last_8_gate/0/{run.digest}_created"
+    created = f"RUNS/{task}/6_last_8_gate/0/{run.digest}_from_WEIGHTS"
     assert f"--workdir {created}" in create
     assert f"--config.init.weights={created}" in train
     (train,) = words(run_of("8", "2", task))
@@ -223,3 +229,13 @@ def test_a_broken_file_is_named(text, tmp_path):
     (tmp_path / "ucf101.json").write_text(text)
     with pytest.raises(UnreadableResults, match=r"ucf101\.json"):
         Results(tmp_path)
+
+
+def test_weights_of_one_file_name_have_names_of_their_own(tmp_path):
+    names = [name_of(f"{tmp_path}/{x}/model.safetensors") for x in "ab"]
+    assert names == ["a/model.safetensors", "b/model.safetensors"]
+    assert name_of("/home/me/dinov2_small/") == "dinov2_small"
+    assert name_of("hf://facebook/dinov2-small") == "hf://facebook/dinov2-small"
+    run = run_of("6", "last_8_gate", "ucf101_image_vit")
+    folders = {run.created(tmp_path, name).name for name in (*names, "hf://a/b")}
+    assert len(folders) == 3
