@@ -17,20 +17,22 @@ if [ -n "${PYTHON:-}" ] && [ -x "$environment/bin/python" ] &&
     rm -rf "$environment"
 fi
 pip_install() {
-    [ -x "$environment/bin/pip" ] || "$python" -m venv --clear "$environment"
+    [ -x "$environment/bin/pip" ] || "$python" -m venv --clear "$environment" || return
     "$environment/bin/python" -m pip install --quiet --disable-pip-version-check "$@"
 }
 if [ -n "${newest:-}" ]; then
     # Every time: there may be newer versions.
-    pip_install --upgrade --upgrade-strategy eager --editable '.[dev,gcs,hub,probe,train]'
+    pip_install --upgrade --upgrade-strategy eager --editable \
+        '.[dev,gcs,hub,probe,train]' || exit
     "$environment/bin/python" --version
     "$environment/bin/python" -m pip freeze --exclude-editable | paste -sd ' '
 else
     # Installed again only when what is to be installed changes.
     wanted="$(cat requirements.txt setup.py | cksum)"
     if [ "$(cat "$environment/installed" 2>/dev/null)" != "$wanted" ]; then
-        pip_install -r requirements.txt
-        pip_install --no-deps --editable .
+        # `set -e` of the script that sources this may be off.
+        pip_install -r requirements.txt || exit
+        pip_install --no-deps --editable . || exit
         echo "$wanted" >"$environment/installed"
     fi
 fi

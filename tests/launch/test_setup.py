@@ -16,6 +16,7 @@ echo "{name}" "$@" >>calls
 case "$*" in
     --version) echo "Python {version}" ;;
     "-c import sys"*) [ {version} != 3.10.1 ] ;;
+    "-m pip install "*) [ ! -e no_network ] ;;
     "-m venv --clear "*)
         rm -rf "$4" && mkdir -p "$4/bin"
         sed 's/^echo "[^ "]*"/echo "'"$4"'"/' "$0" >"$4/bin/python"
@@ -103,3 +104,19 @@ def test_another_python_makes_the_environment_anew(run, newest):
 
 def test_an_old_python_makes_nothing(run):
     assert run(python="python3.10", fails=True) == []
+
+
+@pytest.mark.parametrize("newest", [(), ("--newest",)])
+def test_a_failed_installation_is_tried_again(run, newest):
+    (run.root / "no_network").touch()
+    first = PINNED[0] if not newest else NEWEST
+    assert run(*newest, fails=True)[-1] == first
+    # Where the shell does not end by itself.
+    script = (
+        f"newest={''.join(newest)}; (source launch/setup.sh && echo on) || echo off"
+    )
+    env = {"PATH": f"{run.root.parent}:{os.environ['PATH']}"}
+    told = subprocess.check_output(["bash", "-c", script], cwd=run.root, env=env)
+    assert told == b"off\n"
+    (run.root / "no_network").unlink()
+    assert first in run(*newest)

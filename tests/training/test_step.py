@@ -139,18 +139,26 @@ def test_both_streams_teach_the_trunk_and_only_their_own_head(model, batches):
         assert moved["stem"]["tube_0"]["kernel"] == (name == "video")
 
 
+# Heads start at zero: only in the third step does the loss tell pixels apart, and
+# everything has moved.
+
+
 def test_examples_of_weight_zero_count_for_nothing(model, batches):
     config = make_config(video={})
+    config.optimizer.warmup_steps = 0
     video = batches["video"]
     weight = np.array([1, 0, 1, 0], np.float32)
     other = video["video"].copy()
     other[1], other[3] = 0, 255
-    one, seen = run(model, config, {"video": video | {"weight": weight}})
-    two, _ = run(model, config, {"video": video | {"weight": weight, "video": other}})
+    weighted = video | {"weight": weight}
+    one, seen = run(model, config, {"video": weighted}, n=3)
+    two, _ = run(model, config, {"video": weighted | {"video": other}}, n=3)
     jax.tree.map(np.testing.assert_array_equal, one.params, two.params)
+    _, unweighted = run(model, config, {"video": video | {"video": other}}, n=3)
+    assert abs(unweighted["loss"] - seen["loss"]) > 0.01
 
     half = {k: np.concatenate([v[[0, 2]]] * 2) for k, v in video.items()}
-    _, expected = run(model, config, {"video": half})
+    _, expected = run(model, config, {"video": half}, n=3)
     np.testing.assert_allclose(seen["loss"], expected["loss"], rtol=1e-5)
     np.testing.assert_allclose(seen["video/accuracy"], expected["video/accuracy"])
 
@@ -209,9 +217,11 @@ def test_a_stream_of_several_labels_has_the_sigmoid_loss(model, batches):
     config = make_config(video={"loss": "sigmoid"}, image={})
     labels = np.random.default_rng(1).integers(0, 2, (4, 5)).astype(np.int32)
     video = batches["video"] | {"label": labels}
-    _, metrics = run(model, config, batches | {"video": video})
-    params = init_params(model, jax.random.key(1), CLIP)
-    logits = np.asarray(model.apply({"params": params}, video["video"], "video"))
+    config.optimizer.warmup_steps = 0
+    state, _ = run(model, config, batches | {"video": video}, n=2)
+    _, metrics = run(model, config, batches | {"video": video}, n=3)
+    logits = np.asarray(model.apply({"params": state.params}, video["video"], "video"))
+    assert np.ptp(logits) > 0.01
     there = 1 / (1 + np.exp(-logits.astype(np.float64)))
     expected = -np.mean(np.log(np.where(labels, there, 1 - there)))
     np.testing.assert_allclose(metrics["video/loss"], expected, rtol=1e-5)
@@ -235,8 +245,10 @@ def test_mixup_and_dropout_follow_from_the_step(model, batches):
 
 def test_bfloat16_is_near_float32(model, batches):
     config = make_config(video={}, image={})
-    _, exact = run(model, config, batches)
-    state, rough = run(model.with_options(dtype="bfloat16"), config, batches)
+    config.optimizer.warmup_steps = 0
+    _, exact = run(model, config, batches, n=3)
+    state, rough = run(model.with_options(dtype="bfloat16"), config, batches, n=3)
+    assert rough["loss"] != exact["loss"]
     assert {x.dtype.name for x in jax.tree.leaves(state.params)} == {"float32"}
     np.testing.assert_allclose(rough["loss"], exact["loss"], rtol=2e-2)
 
