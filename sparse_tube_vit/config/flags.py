@@ -162,6 +162,7 @@ def read(arguments: Sequence[str]) -> ConfigDict:
     file, if it is no InvalidConfig, and its text.
     """
     values, argv = flags.FlagValues(), ["", *map(_spelt, arguments)]
+    argv, unset = _without_none(argv)
     file = _config_file(argv)
     if file is not None:
         if not file.is_file():
@@ -191,6 +192,9 @@ def read(arguments: Sequence[str]) -> ConfigDict:
     else:
         if unknown:
             sys.exit(f"Unknown command line argument {unknown[0]!r}")
+        for key in unset:
+            section, _, name = key.rpartition(".")
+            (config[section] if section else config)[name] = None
         return config
     places = [f"{name}:{line}: " for name, line in frames if _same(name, file)]
     sys.exit(f"InvalidConfig: {places[-1] if places else ''}{message}")
@@ -215,6 +219,18 @@ def _spelt(argument):
         for part in name[2:].split(".")
     ]
     return f"--{'.'.join(parts)}{equals}{value}"
+
+
+def _without_none(argv):
+    """Returns arguments without `--config.key=None`, and the keys that end as None.
+
+    absl parses None as a number where a key has a number.
+    """
+    names = {f"--config.{k}": k for k, key in leaves(SCHEMA) if key.default is None}
+    none = {f"{name}=None" for name in names}
+    last = {arg.partition("=")[0]: arg for arg in argv}
+    unset = [key for name, key in names.items() if last.get(name) in none]
+    return [arg for arg in argv if arg not in none], unset
 
 
 def _config_file(argv):

@@ -127,6 +127,26 @@ def test_dashes_are_underscores():
     assert config.optimizer.learning_rate == 3 and config.streams.video.batch_size == 7
 
 
+def test_none_is_a_value_of_keys_that_may_be_none():
+    config = read(
+        [
+            "--config=configs/finetune.py:last=4",
+            "--config.optimizer.trained_layers=None",
+            "--config.loader.workers=2",
+            "--config.loader.workers=None",
+            "--config.model.gate-after=None",
+            "--config.model.gate_after=3",
+            "--config.peak_flops=None",
+        ]
+    )
+    assert config.optimizer.trained_layers is None
+    assert config.loader.workers is config.peak_flops is None
+    assert config.model.gate_after == 3
+    for argument in ("seed=None", "model.dropout=None", "optimizer.x=None"):
+        with pytest.raises(SystemExit):
+            read(["--config=configs/finetune.py", f"--config.{argument}"])
+
+
 def test_every_key_is_described():
     """As many as a config has, and all of streams and evaluations."""
     text = "\n".join(describe_keys())
