@@ -138,7 +138,6 @@ def test_the_first_lines_run_with_the_core_alone(clone, environment):
     assert "(1, 24)" in done and "ring left" in done
 
 
-@pytest.mark.slow
 def test_the_config_that_it_shows_is_valid():
     from sparse_tube_vit.config import default_config, stream, validate
     from sparse_tube_vit.models.variants import VARIANTS

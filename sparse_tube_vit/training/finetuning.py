@@ -35,17 +35,26 @@ IMAGES = "images"
 #: Steps that a new head needs to learn even a handful of examples.
 LEAST_STEPS = 100
 
+#: Open keys of other sections than `clip` and `model`.
+_SETTINGS = tuple(key for key in recipe.KEYS if key != "optimizer.video_tubes_rate")
+
+#: Keys for which None is a value, too.
+_NONE_IS_A_VALUE = (
+    "model.gate_after",
+    "model.position_gain",
+    "optimizer.video_tubes_rate",
+)
+
 
 def complete(config: ConfigDict, workdir=None, data: bool = True) -> ConfigDict:
     """Returns a copy of the config with all open keys filled in.
 
     Open keys are taken from the run in `workdir`, if there is one; else those of `clip`
     and `model` from `init.weights`, a run or an image ViT, and others from `recipe`.
-    The folders of section `data`
-    are prepared below `data_dir`, unless the same files are there already, and become
-    the data sets of the streams and evaluations without one: `images` of those named
-    so, which go where there is none, and `folder` of the others. Open keys `flip` are
-    taken from that run's streams of the same kind. `total_steps`,
+    Folders are prepared below `data_dir`, unless the same files are there already:
+    `data.images` for the stream and the evaluation "images", which are removed where no
+    such folder is given, `data.folder` for all others without a data set. Open keys
+    `flip` are taken from that run's streams of the same kind. `total_steps`,
     `optimizer.warmup_steps`, `optimizer.head_steps`, `log_every_steps` and
     `checkpoint.every_steps` follow from the number of examples.
 
@@ -65,8 +74,15 @@ def complete(config: ConfigDict, workdir=None, data: bool = True) -> ConfigDict:
     if not config.data.images:
         _leave_out_images(config)
     _take_settings(config, workdir)
-    if not data:
-        return config
+    if data:
+        _take_data_sets(config)
+        _take_flips(config, workdir)
+        _take_schedule(config)
+    return config
+
+
+def _take_data_sets(config):
+    """Prepares the folders, for streams and evaluations without a data set."""
     streams, evaluations = (
         {
             name: source
@@ -84,35 +100,38 @@ def complete(config: ConfigDict, workdir=None, data: bool = True) -> ConfigDict:
         _check_images(config)
     classes = ()
     if config.data.folder:
-        data = prepare_folder(config)
-        classes = data.class_names
+        clips = prepare_folder(config)
+        classes = clips.class_names
         for stream in streams.values():
-            stream.update(dataset=data.dataset, kind=data.kind, split="train")
+            stream.update(dataset=clips.dataset, kind=clips.kind, split="train")
         for evaluation in evaluations.values():
-            evaluation.update(dataset=data.dataset, kind=data.kind, split=data.test)
-            if data.kind == "image":
+            evaluation.update(dataset=clips.dataset, kind=clips.kind, split=clips.test)
+            if clips.kind == "image":
                 evaluation.update(temporal_views=1, spatial_views=1)
         if streams and config.total_steps is None:
-            _set_steps(config, data, streams.values())
+            _set_steps(config, clips, streams.values())
     if config.data.images:
         images = prepare_folder(config, IMAGES, classes)
         heads = [s.head for s in streams.values() if images.class_names == classes]
         _add_images(config, images, heads[0] if heads else "")
-    _take_flips(config, workdir)
-    if config.total_steps:
-        if config.optimizer.warmup_steps is None:
-            config.optimizer.warmup_steps = config.total_steps // 10
-        if config.optimizer.head_steps is None:
-            steps = recipe.head_steps(config.total_steps, config.optimizer.warmup_steps)
-            config.optimizer.head_steps = steps
-            log.info("Pooling and head train alone for the first %d steps", steps)
-        if config.log_every_steps is None:  # curves of at least 20 points
-            most = default_config().log_every_steps
-            config.log_every_steps = min(max(config.total_steps // 20, 1), most)
-        if config.checkpoint.every_steps is None:  # a fifth of the run can be lost
-            most = default_config().checkpoint.every_steps
-            config.checkpoint.every_steps = min(-(-config.total_steps // 5), most)
-    return config
+
+
+def _take_schedule(config):
+    """Fills in the open keys that follow from the number of steps."""
+    if not config.total_steps:
+        return
+    if config.optimizer.warmup_steps is None:
+        config.optimizer.warmup_steps = config.total_steps // 10
+    if config.optimizer.head_steps is None:
+        steps = recipe.head_steps(config.total_steps, config.optimizer.warmup_steps)
+        config.optimizer.head_steps = steps
+        log.info("Pooling and head train alone for the first %d steps", steps)
+    if config.log_every_steps is None:  # curves of at least 20 points
+        most = default_config().log_every_steps
+        config.log_every_steps = min(max(config.total_steps // 20, 1), most)
+    if config.checkpoint.every_steps is None:  # a fifth of the run can be lost
+        most = default_config().checkpoint.every_steps
+        config.checkpoint.every_steps = min(-(-config.total_steps // 5), most)
 
 
 def quicker(config: ConfigDict, given: ConfigDict) -> dict[str, ConfigDict]:
@@ -172,57 +191,51 @@ def _take_settings(config, workdir):
         _fill(config, {key: _get(before, key) for key in [*keys, *_NONE_IS_A_VALUE]})
         _log_model(config, resumed.name)
         return
-    weights = config.init.weights
-    if weights and image_vits.holds_image_vit(weights):
-        image = image_vits.read(weights, config.init.normalization)
-        values = {f"model.{k}": key.default for k, key in MODEL.items()}
-        values |= {f"model.{key}": x for key, x in image.model.items()}
-        trained = config.optimizer.trained_layers
-        ours = recipe.from_image_vit(config, image.patch, trained)
-        values |= ours
-        source = image.source
-    elif weights and open_keys(config):
-        stored_model = stored.locate(weights)
-        theirs = from_json(stored_model.read_description()["config"])
-        values = {
-            f"{section}.{key}": x
-            for section in ("clip", "model")
-            for key, x in theirs[section].items()
-        }
-        positions = config.model.positions or theirs.model.positions
-        learned = positions == theirs.model.positions == "learned"
-        ours = recipe.from_run(config.optimizer.trained_layers, learned)
-        values |= ours
-        source = stored_model.name
-    elif open_keys(config):
-        raise InvalidConfig(
-            "Name a run, a release or an image ViT with --config.init.weights, or set "
-            f"what is taken from it: these are open: {', '.join(open_keys(config))}."
-        )
-    else:
-        values = ours = recipe.from_run(config.optimizer.trained_layers)
-        source = "the config"
+    takes_sizes = bool(open_keys(config))
+    theirs, defaults, source = _values(config, takes_sizes)
+    values = theirs | defaults
     if config.model.positions is not None:
         values.pop("model.position_gain", None)
     values = {key: values[key] for key in [*keys, *_NONE_IS_A_VALUE] if key in values}
-    took_sizes = bool(open_keys(config))
     filled = _fill(config, values)
-    if took_sizes:
+    if takes_sizes:
         _log_model(config, source)
-    if told := [key for key in filled if key in ours]:
+    if told := [key for key in filled if key in defaults]:
         lines = [f"\n  --config.{key}={_get(config, key)!r}" for key in told]
         log.info("Defaults for fine-tuning, where none was set:%s", "".join(lines))
 
 
-#: Open keys of other sections than `clip` and `model`.
-_SETTINGS = tuple(key for key in recipe.KEYS if key != "optimizer.video_tubes_rate")
+def _values(config, takes_sizes):
+    """Returns values by key, of `init.weights` and of `recipe`, and a source in words.
 
-#: Keys for which None is a value, too.
-_NONE_IS_A_VALUE = (
-    "model.gate_after",
-    "model.position_gain",
-    "optimizer.video_tubes_rate",
-)
+    Args:
+        config: The config.
+        takes_sizes: Whether clips and model are to be those of the weights.
+    """
+    weights, trained = config.init.weights, config.optimizer.trained_layers
+    if weights and image_vits.holds_image_vit(weights):
+        image = image_vits.read(weights, config.init.normalization)
+        theirs = {f"model.{k}": key.default for k, key in MODEL.items()}
+        theirs |= {f"model.{key}": x for key, x in image.model.items()}
+        defaults = recipe.from_image_vit(config, image.patch, trained)
+        return theirs, defaults, image.source
+    if not takes_sizes:
+        return {}, recipe.from_run(trained), "the config"
+    if not weights:
+        raise InvalidConfig(
+            "Name a run, a release or an image ViT with --config.init.weights, or set "
+            f"what is taken from it: these are open: {', '.join(open_keys(config))}."
+        )
+    model = stored.locate(weights)
+    before = from_json(model.read_description()["config"])
+    theirs = {
+        f"{section}.{key}": x
+        for section in ("clip", "model")
+        for key, x in before[section].items()
+    }
+    positions = config.model.positions or before.model.positions
+    learned = positions == before.model.positions == "learned"
+    return theirs, recipe.from_run(trained, learned), model.name
 
 
 def _get(config, key):

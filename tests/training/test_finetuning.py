@@ -26,7 +26,7 @@ from sparse_tube_vit.models.variants import make_tubes
 from sparse_tube_vit.train import train
 from sparse_tube_vit.training import finetuning, folder_dataset, forecast, recipe
 from sparse_tube_vit.training.description import describe
-from sparse_tube_vit.training.freezing import check_new
+from sparse_tube_vit.training.freezing import check_new, frozen_parts
 from sparse_tube_vit.training.inspection import examples_of_step
 from tests.datasets.builders import official
 from tests.saved import save_model
@@ -236,6 +236,19 @@ def test_learned_positions_of_a_model_are_kept(tmp_path, size, how):
     check_new(report.new, config)
     given.model.positions = "fixed"
     assert finetuning.complete(given, data=False).init.positions == "drop"
+
+
+@pytest.mark.parametrize("train, gate", [("head_only", True), ("last=1", False)])
+def test_a_gate_that_is_below_what_trains_is_frozen(tmp_path, train, gate):
+    theirs = tiny_config(tmp_path)
+    theirs.model.update(depth=2, gate_after=1)
+    names = {"motions": ("a", "b"), "shapes": ("c",)}
+    run = save_model(tmp_path / "run", theirs, names)
+    given = config_of("", tmp_path, run, train=train)
+    config = finetuning.complete(given, data=False)
+    validate(config, data=False)
+    assert config.model.gate_after == 1
+    assert ("encoder/gate" in frozen_parts(config)) == gate
 
 
 def test_the_head_of_videomae_trains_alone(tmp_path):
