@@ -29,9 +29,10 @@ two-sided t-test over three seeds or more, p < 0.05; else it is not resolvable a
 size. Fewer seeds are not tested. {TESTED} p is of one comparison, and of training's
 seeds: all have the same test examples, and many rows share a run. One test example is
 0.2% of moving_shapes, 0.5% of ucf101. Minutes are by the clock, on the device that the
-JSON files name, often beside other work: they do not compare rows.
+JSON files name, often beside other work: they do not compare rows. Seeds of a row may
+be of different commits; the JSON files name those of results since November 29.
 
-{RUN} An empty cell has not been run.
+{RUN}
 
 The tasks, each with 16 clips, and 32 images where there are images, a step:
 
@@ -126,7 +127,9 @@ def _run(results):
         ]
         if names:
             found.append(f"{task} ({', '.join(names)})")
-    return textwrap.fill(f"Run, in part: {', '.join(found) or 'nothing'}.", 88)
+    names = ", ".join(found) or "nothing"
+    text = f"Run, in part: {names}. An empty cell has not been run."
+    return textwrap.fill(text, 88)
 
 
 def _tested(compared):

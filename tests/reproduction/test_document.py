@@ -1,6 +1,8 @@
 """The document: what it says of given results, and its pictures."""
 
 import re
+import shutil
+from pathlib import Path
 
 import matplotlib.image
 import pytest
@@ -174,3 +176,13 @@ def test_a_difference_of_differences_is_tested(tmp_path):
     alone = of["ucf101"]
     assert alone.difference == pytest.approx(26 / 3)  # 9, 9 and 8
     assert alone.verdict == "confirmed"
+
+
+def test_the_committed_document_is_that_of_the_committed_results(tmp_path):
+    docs = Path(__file__).parents[2] / "docs"
+    (tmp_path / "reproduction").mkdir()
+    for path in (docs / "reproduction").glob("*.json"):
+        shutil.copy(path, tmp_path / "reproduction")
+    document.write(Results(tmp_path / "reproduction"), tmp_path / "reproduction.md")
+    written = (tmp_path / "reproduction.md").read_text()
+    assert written == (docs / "reproduction.md").read_text()
