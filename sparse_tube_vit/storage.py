@@ -401,6 +401,18 @@ class UnreachableStorage(TubeViTError, OSError):
     """A URL of an unknown kind, or storage that does not give what is there."""
 
 
+#: What tensorstore and Google Cloud Storage say where a file is not given.
+_REFUSED = "PERMISSION_DENIED|UNAUTHENTICATED|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED"
+
+
+def is_refusal(error: Exception) -> bool:
+    """Returns whether a file is there, but was not given: another try may do."""
+    absent = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
+    if isinstance(error, OSError):
+        return not isinstance(error, absent)
+    return bool(re.search(_REFUSED, str(error)))
+
+
 @contextlib.contextmanager
 def reaching(path) -> Iterator[None]:
     """Turns errors of whatever reads a URL into UnreachableStorage.

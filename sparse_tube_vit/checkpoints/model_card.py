@@ -156,6 +156,8 @@ def _accuracy(config, model, dtype, results):
                 "Not measured: these are the parameters of the last step, where the "
                 "run's evaluations are of the averaged ones."
             )
+        if model.workdir is None:
+            return f"No results of step {model.step:,} are known here."
         return f"Not measured at step {model.step:,}."
     rows = []
     for r in results:

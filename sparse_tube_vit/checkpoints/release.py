@@ -172,9 +172,9 @@ def _restore(directory):
     for old in sorted(directory.parent.glob("*.old")):
         if not moved.fullmatch(old.name):
             continue
-        if directory.exists():
+        if (directory / CONFIG).exists():
             shutil.rmtree(old, ignore_errors=True)
-        else:
+        elif not directory.exists():
             log.warning("Putting %s back: replacing it was interrupted", directory)
             with writing(directory):
                 old.rename(directory)

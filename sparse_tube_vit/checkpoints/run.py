@@ -27,7 +27,11 @@ from sparse_tube_vit.checkpoints.step import (
     sealed,
     step_numbers,
 )
-from sparse_tube_vit.checkpoints.workdir import UnusableWorkdir, check_workdir
+from sparse_tube_vit.checkpoints.workdir import (
+    UnusableWorkdir,
+    check_workdir,
+    make_workdir,
+)
 from sparse_tube_vit.config import ConfigDict, differences, from_json
 from sparse_tube_vit.distributed import hosts
 from sparse_tube_vit.errors import TubeViTError, UnwritableOutput
@@ -166,7 +170,7 @@ class Checkpoints:
         step, before = int(state.step), self.manager.all_steps()
         if step in before:
             return
-        with self._writing():
+        with _writing(self.directory):
             self.manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -176,7 +180,7 @@ class Checkpoints:
                 ),
             )
         if not before:
-            self._read_back(step)
+            self._check_first(step)
 
     def close(self) -> None:
         """Waits until everything is written.
@@ -184,36 +188,15 @@ class Checkpoints:
         Raises:
             UnwritableOutput: The last checkpoint cannot be written.
         """
-        with self._writing(), contextlib.closing(self.manager):
+        with _writing(self.directory), contextlib.closing(self.manager):
             self.manager.wait_until_finished()
 
-    def _read_back(self, step):
-        """Checks that the work directory gives back what is written to it."""
-        with self._writing():
+    def _check_first(self, step):
+        with _writing(self.directory):
             self.manager.wait_until_finished()
         if jax.process_index() == 0:
-            try:
-                check_whole(self.directory / str(step))
-            except TubeViTError as error:
-                raise UnusableWorkdir(
-                    f"--workdir {self.directory.parent} does not give back what is "
-                    f"written to it: {error}"
-                ) from error
+            _read_back(self.directory, step)
         hosts.gather("read back", "")  # nobody goes on, or leaves, before
-
-    @contextlib.contextmanager
-    def _writing(self):
-        """Turns errors of libraries that write a checkpoint into UnwritableOutput."""
-        try:
-            yield
-        except (TubeViTError, jax.errors.JaxRuntimeError):
-            raise
-        except Exception as error:  # orbax, tensorstore, tensorflow have their own
-            raise UnwritableOutput(
-                f"{self.directory} cannot be written: {first_line(error)} Checkpoints "
-                "that were finished before are whole: once files can be written there, "
-                "the same command goes on from the latest."
-            ) from error
 
     def _check_run(self, saved):
         # Keys added since the checkpoint was saved take their defaults.
@@ -255,9 +238,12 @@ def save_params(workdir, params, run: dict) -> None:
 
     Raises:
         OtherRun: The work directory has checkpoints already.
+        UnwritableOutput: It cannot be written.
+        UnusableWorkdir: As `make_workdir`, or it cannot be read back.
     """
+    make_workdir(epath.Path(workdir))
     directory = epath.Path(absolute(workdir)) / "checkpoints"
-    with _manager(directory) as manager:
+    with _writing(directory), _manager(directory) as manager:
         if manager.all_steps():
             raise OtherRun(
                 f"{workdir} has checkpoints already. Choose another --workdir."
@@ -270,6 +256,33 @@ def save_params(workdir, params, run: dict) -> None:
                 params=ocp.args.StandardSave(params),
             ),
         )
+    _read_back(directory, 0)
+
+
+def _read_back(directory, step):
+    """Checks that a work directory gives back what is written to it."""
+    try:
+        check_whole(directory / str(step))
+    except TubeViTError as error:
+        raise UnusableWorkdir(
+            f"--workdir {directory.parent} does not give back what is written to it: "
+            f"{error}"
+        ) from error
+
+
+@contextlib.contextmanager
+def _writing(directory):
+    """Turns errors of libraries that write a checkpoint into UnwritableOutput."""
+    try:
+        yield
+    except (TubeViTError, jax.errors.JaxRuntimeError):
+        raise
+    except Exception as error:  # orbax, tensorstore, tensorflow have their own
+        raise UnwritableOutput(
+            f"{directory} cannot be written: {first_line(error)} Checkpoints that were "
+            "finished before are whole: once files can be written there, the same "
+            "command goes on from the latest."
+        ) from error
 
 
 def _manager(directory, keep=None):

@@ -23,7 +23,7 @@ from flax.traverse_util import unflatten_dict
 
 from sparse_tube_vit.config import InvalidConfig, from_json
 from sparse_tube_vit.errors import TubeViTError
-from sparse_tube_vit.storage import UnreachableStorage, absolute
+from sparse_tube_vit.storage import UnreachableStorage, absolute, is_refusal
 
 #: Version of the checkpoint format. Newer versions are refused; keys missing from older
 #: ones take their defaults. The first checkpoints had no version: they count as 0.
@@ -237,10 +237,6 @@ def _is_text(name):
     return isinstance(name, str) and name == name.encode(errors="replace").decode()
 
 
-# What tensorstore says, in a ValueError, where storage does not give a file.
-_REFUSED = "PERMISSION_DENIED|UNAUTHENTICATED|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED"
-
-
 @contextlib.contextmanager
 def reading(path):
     """Turns errors that libraries raise while reading `path` into named ones.
@@ -256,9 +252,7 @@ def reading(path):
     except (TubeViTError, jax.errors.JaxRuntimeError):
         raise
     except Exception as error:  # each reader has its own for damaged files
-        absent = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
-        refused = isinstance(error, OSError) and not isinstance(error, absent)
-        if refused or re.search(_REFUSED, str(error)):
+        if is_refusal(error):
             line = first_line(error)
             raise UnreachableStorage(f"{path} cannot be read: {line}") from error
         raise damaged(path, first_line(error)) from error

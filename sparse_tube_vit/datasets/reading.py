@@ -21,7 +21,7 @@ from sparse_tube_vit.datasets.catalog import BUILDERS, OPTIONS
 from sparse_tube_vit.datasets.times import ACTIONS, SPAN
 from sparse_tube_vit.errors import DatasetError
 from sparse_tube_vit.log import log
-from sparse_tube_vit.storage import file_size
+from sparse_tube_vit.storage import UnreachableStorage, file_size, is_refusal
 
 INFO = "dataset_info.json"  # written last: it marks a prepared data set
 UNFINISHED = "preparing."  # prefix of files of a preparation that is not finished
@@ -105,6 +105,7 @@ class Split:
 
         Raises:
             UnreadableRecord: It is damaged.
+            UnreachableStorage: It is there, but is not given: another try may do.
         """
         index = operator.index(index)
         if not 0 <= index < self.length:
@@ -116,6 +117,11 @@ class Split:
         except UnsupportedDataset:
             raise
         except Exception as error:  # whatever array_record, protobuf or TFDS raise
+            if is_refusal(error):
+                raise UnreachableStorage(
+                    f"{self.name} in {self.directory}: {self.split} record {index} "
+                    f"cannot be read: {error}"
+                ) from error
             raise self._unreadable(index, error) from error
 
     def _example(self, index, record):
@@ -246,7 +252,7 @@ def open_split(dataset: str, split: str, data_dir, kind: str = "") -> Split:
 
     Raises:
         DatasetNotPrepared: There is no such data set; names the command to prepare it.
-        UnknownSplit: There is no such split; names those that there are.
+        UnknownSplit: There is no such split, and those that there are; or it is empty.
         UnsupportedDataset: The data set is of another kind or format, or TFDS cannot
             or must not open it.
         WrongClassNames: The names of the classes are absent, too few or too many.
@@ -263,16 +269,27 @@ def open_split(dataset: str, split: str, data_dir, kind: str = "") -> Split:
             f"{dataset} in {directory} has no split {split!r};"
             f" it has {', '.join(info.splits)}"
         )
+    if not (length := info.splits[split].num_examples):
+        raise UnknownSplit(f"{dataset} in {directory} has no examples in {split!r}")
     return Split(
         name=dataset,
         split=split,
         directory=str(directory),
         kind=stored,
         class_names=tuple(label.names),
-        length=info.splits[split].num_examples,
+        length=length,
         multi_label=multi_label,
         timed=multi_label and ACTIONS in info.features,
     )
+
+
+def unfinished_files(directory: epath.Path) -> list[epath.Path]:
+    """Returns the files of a preparation in a directory that is not finished.
+
+    `epath.Path.glob` would take the directory's name for a part of the pattern.
+    """
+    paths = directory.iterdir() if directory.is_dir() else ()
+    return [path for path in paths if path.name.startswith(UNFINISHED)]
 
 
 def split_names(dataset: str, data_dir) -> tuple[str, ...]:
@@ -286,7 +303,8 @@ def _open(dataset: str, data_dir):
     directory = prepared_directory(dataset, data_dir)
     if directory is None:
         root = epath.Path(data_dir) / dataset
-        if begun := list(root.glob(f"*/{UNFINISHED}*")):
+        versions = root.iterdir() if root.is_dir() else ()
+        if begun := [x for version in versions for x in unfinished_files(version)]:
             raise DatasetNotPrepared(
                 f"{dataset} is not prepared to the end: give the command that began it"
                 f" again, and it goes on. It was begun in {begun[0].parent}"

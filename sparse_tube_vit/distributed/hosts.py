@@ -17,6 +17,7 @@ the first host prepares data; each compiles a program; and one in the training l
 would block the host until the steps queued before it are done.
 """
 
+import concurrent.futures
 import contextlib
 import json
 import os
@@ -244,7 +245,7 @@ def check_shared(workdir) -> None:
             f"{jax.process_index()} as on the first. Choose one that all hosts see: "
             "gs://BUCKET/RUN, or one on a shared disk."
         )
-    _client().wait_at_barrier("workdir", _A_DAY)  # all have read it
+    _waiting(_client().wait_at_barrier, "workdir", _A_DAY)  # all have read it
     if jax.process_index() == 0:
         path.unlink(missing_ok=True)
 
@@ -261,7 +262,7 @@ def first_host_first(name: str):
     """
     key, several = f"made/{name}", jax.process_count() > 1
     if several and jax.process_index():
-        _client().blocking_key_value_get(key, _A_DAY)
+        _waiting(_client().blocking_key_value_get, key, _A_DAY)
     yield
     if several and not jax.process_index():
         _client().key_value_set(key, "")
@@ -275,7 +276,22 @@ def _from_first_host(key: str, value: str) -> str:
     if jax.process_index() == 0:
         _client().key_value_set(key, value)
         return value
-    return _client().blocking_key_value_get(key, 1000 * _start_seconds())
+    limit = 1000 * _start_seconds()
+    return _waiting(_client().blocking_key_value_get, key, limit)
+
+
+def _waiting(function, *arguments):
+    """Returns a function's result; a signal ends the wait, as it does not in C++."""
+    future = concurrent.futures.Future()
+
+    def call():
+        try:
+            future.set_result(function(*arguments))
+        except Exception as error:
+            future.set_exception(error)
+
+    threading.Thread(target=call, daemon=True).start()
+    return future.result()
 
 
 def gather(key: str, value: str) -> list[str]:
@@ -288,7 +304,7 @@ def gather(key: str, value: str) -> list[str]:
     if jax.process_count() == 1:
         return [value]
     _client().key_value_set(f"{key}/{jax.process_index():06}", value)
-    _client().wait_at_barrier(key, _A_DAY)
+    _waiting(_client().wait_at_barrier, key, _A_DAY)
     return [value for _, value in sorted(_client().key_value_dir_get(f"{key}/"))]
 
 

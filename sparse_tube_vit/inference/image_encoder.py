@@ -7,7 +7,6 @@ and clips.
 """
 
 import jax
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sparse_tube_vit.checkpoints import image_vits, pretrained, stored
 from sparse_tube_vit.config import ConfigDict, default_config, stream
@@ -50,10 +49,7 @@ def read(path, normalization: str = "") -> stored.StoredModel:
         config, {head: len(names) for head, names in class_names.items()}
     )
 
-    def fresh():
-        return init_params(model, jax.random.key(config.seed), model.clip)
-
-    shapes = jax.eval_shape(fresh)
+    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0), model.clip))
     params, report = pretrained.initial_params(config, model, shapes, class_names)
     for note in report.notes:
         log.info("%s: %s", path, note)
@@ -64,9 +60,12 @@ def read(path, normalization: str = "") -> stored.StoredModel:
             vit.family.codebase,
             vit.pools_otherwise,
         )
-    if report.new:  # the norm after VideoMAE's trunk, which has none: 1 and 0
-        new = flatten_dict(jax.device_get(fresh()))
-        params = unflatten_dict(new | flatten_dict(params))
+    if report.new:
+        raise pretrained.WeightsDoNotMatch(
+            f"{vit.source} lacks {', '.join(sorted(report.new))}, without which its "
+            "features would be random. Take the whole file; this one can start a run: "
+            "--config.init.weights."
+        )
     return stored.StoredModel(
         name=report.source,
         run={"config": config.to_dict(), "class_names": class_names},

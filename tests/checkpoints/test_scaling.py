@@ -33,6 +33,7 @@ from sparse_tube_vit.models.variants import TUBE_SETS, VARIANTS, make_tubes
 from sparse_tube_vit.training.freezing import frozen_parts, split
 from sparse_tube_vit.training.optimizer import make_optimizer
 from sparse_tube_vit.training.state import TrainState
+from tests.saved import random_like
 from tests.tiny import shrink_moving_shapes, tiny_config
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -45,12 +46,12 @@ PATCHES = ({"kernel": (1, 4, 4), "stride": (1, 4, 4)},)
 def model_and_params(config, classes=CLASSES):
     model = make_model(config, {head: len(names) for head, names in classes.items()})
     clip = (config.clip.frames, config.clip.size, config.clip.size)
-    params = init_params(model, jax.random.key(config.seed), clip)
-    return model, jax.device_get(params)
+    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0), clip))
+    return model, random_like(shapes, config.seed)
 
 
 def write(workdir, config):
-    """A checkpoint of fresh parameters, as training them would leave one."""
+    """A checkpoint of random parameters, as training them would leave one."""
     _, params = model_and_params(config)
     save_params(workdir, params, describe_run(config, CLASSES))
     return params

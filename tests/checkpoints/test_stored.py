@@ -783,7 +783,8 @@ def test_a_model_card_tells_data_steps_and_accuracy_with_its_protocol(copy):
         [
             (steps / "5", None, "Top-1 50.0%"),
             (steps, 5, "Top-1 50.0%"),
-            (elsewhere, None, "Not measured at step 5"),
+            (elsewhere, None, "No results of step 5 are known here"),
+            (workdir / "of_step_0", None, "No results of step 5 are known here"),
         ]
     ):
         release.release(path, workdir / f"of_step_{i}", step)
@@ -889,6 +890,11 @@ def test_a_release_is_put_back_after_a_kill(run, released, tmp_path):
     remove_leftovers(tmp_path)
     (moved,) = tmp_path.iterdir()  # where nobody overlooks it
     assert re.fullmatch(r"out\..*\.old", moved.name)
+    out.mkdir()  # it is no release, so that the one that was moved stays
+    with pytest.raises(release.ReleaseExists, match="no release"):
+        release.release(run[0], out, overwrite=True)
+    assert moved.exists()
+    out.rmdir()
     with pytest.raises(release.ReleaseExists, match="--overwrite"):
         release.release(run[0], out)
     for file in released.iterdir():

@@ -10,6 +10,7 @@ from etils import epath
 
 from sparse_tube_vit import storage
 from sparse_tube_vit.checkpoints import workdir
+from sparse_tube_vit.checkpoints.run import save_params
 from tests import bucket
 
 
@@ -18,6 +19,8 @@ def test_a_path_that_is_a_pattern_is_no_work_directory(tmp_path, name):
     path = epath.Path(tmp_path) / name / "run"
     with pytest.raises(workdir.UnusableWorkdir, match="choose another"):
         workdir.make_workdir(path)
+    with pytest.raises(workdir.UnusableWorkdir, match="choose another"):
+        save_params(path, {}, {})
     assert not [*tmp_path.iterdir()]
 
 

@@ -20,6 +20,7 @@ from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.datasets.builders import moving_shapes
 from sparse_tube_vit.datasets.preparing import plan, write
 from sparse_tube_vit.input import pipeline
+from sparse_tube_vit.storage import UnreachableStorage
 from tests.datasets.builders import official
 
 SMALL = {kind: {"train": 48, "test": 24} for kind in ("images", "videos")}
@@ -79,9 +80,41 @@ def test_how_to_get_what_fine_tuning_prepared(tmp_path):
         reading.open_split("video_folder/dances", "test", tmp_path)
 
 
+@pytest.mark.parametrize(
+    "error, named",
+    [
+        (OSError(5, "Input/output error"), UnreachableStorage),
+        (RuntimeError("UNAVAILABLE: 503"), UnreachableStorage),
+        (RuntimeError("DATA_LOSS: bad checksum"), reading.UnreadableRecord),
+        (FileNotFoundError(2, "No such file"), reading.UnreadableRecord),
+    ],
+)
+def test_a_storage_that_fails_for_a_moment_is_no_damage(prepared, error, named):
+    class Source:
+        def __getitem__(self, index):
+            raise error
+
+    split = reading.open_split("image_folder/tiny", "val", prepared[0])
+    split.__dict__["_source"] = Source()
+    with pytest.raises(named, match="image_folder/tiny in .* val record 1"):
+        split[1]
+
+
 def test_slices_of_a_split(prepared):
     split = reading.open_split("image_folder/tiny", "train[:25%]", prepared[0])
     assert len(split) == 3 == len(list(split))
+    with pytest.raises(reading.UnknownSplit, match=r"no examples in 'train\[:1%\]'"):
+        reading.open_split("image_folder/tiny", "train[:1%]", prepared[0])
+
+
+def test_what_was_begun_is_said_whatever_the_folders_name(tmp_path):
+    unfinished = tmp_path / "data[0]" / "x" / "1.0.0" / "preparing.plan.jsonl"
+    unfinished.parent.mkdir(parents=True)
+    unfinished.touch()
+    with pytest.raises(
+        reading.DatasetNotPrepared, match="x is not prepared to the end"
+    ):
+        reading.open_split("x", "train", tmp_path / "data[0]")
 
 
 def test_pickles_small_and_opens_again(prepared):

@@ -291,13 +291,17 @@ def test_hosts_whose_shards_are_exchanged_are_refused(data_dir, tmp_path):
 
 @pytest.mark.slow
 def test_a_signal_before_training_ends_all():
+    """Also a host that waits for the first."""
+    started = time.monotonic()
     (code_0, _, error_0), (code_1, _, error_1) = run_hosts(
         "if jax.process_index() == 1:",
-        "    import os, signal",
-        "    os.kill(os.getpid(), signal.SIGTERM)",
-        "time.sleep(300)",
+        "    import os, signal, threading",
+        "    stop = os.kill, (os.getpid(), signal.SIGTERM)",
+        "    threading.Timer(3, *stop).start()",
+        "with hosts.first_host_first('data'):",
+        "    time.sleep(300)",
     )
-    assert (code_0, code_1) == (1, 1)
+    assert (code_0, code_1) == (1, 1) and time.monotonic() - started < 120
     assert error_1.endswith(
         "HostStopped: Stopped by a signal where there is nothing to save.\n"
     )

@@ -12,10 +12,11 @@ from safetensors.numpy import load_file, save_file
 import sparse_tube_vit as stv
 from sparse_tube_vit import features as features_command
 from sparse_tube_vit.checkpoints.image_vits import UnsupportedViT
+from sparse_tube_vit.checkpoints.pretrained import WeightsDoNotMatch
 from sparse_tube_vit.checkpoints.step import NoCheckpoint
 from sparse_tube_vit.config import InvalidConfig
 from sparse_tube_vit.models.tubevit import UnknownHead
-from tests.checkpoints.image_vits.models import GOLDEN, config_of, load
+from tests.checkpoints.image_vits.models import GOLDEN, config_of, copy, load
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +160,18 @@ def test_without_its_positions_a_vit_starts_runs_alone(tmp_path):
         load(config)
     config.model.positions, config.init.positions = "fixed", "drop"
     assert "the file has no position embeddings" in load(config)[2].notes
+
+
+def test_features_are_not_partly_random(tmp_path):
+    folder = copy("hugging_face_siglip", tmp_path / "vit")
+    arrays = load_file(folder / "model.safetensors")
+    rest = {k: x for k, x in arrays.items() if "head.mlp" not in k}
+    assert len(rest) == len(arrays) - 4
+    save_file(rest, folder / "model.safetensors")
+    with pytest.raises(
+        WeightsDoNotMatch, match="lacks pooling/mlp/down/bias, .*random"
+    ):
+        stv.load(folder)
 
 
 def test_videomae_reads_clips():

@@ -19,13 +19,7 @@ from sparse_tube_vit.models.encoder import (
     Encoder,
 )
 from tests.compiled import apply, init
-
-
-def random_like(params, seed=0):
-    """Parameters none of which is zero or one, so that each of them shows."""
-    leaves, tree = jax.tree.flatten(params)
-    rng = np.random.default_rng(seed)
-    return tree.unflatten([np.float32(0.3 * rng.normal(size=x.shape)) for x in leaves])
+from tests.saved import random_like
 
 
 def softmax(x):

@@ -1,12 +1,15 @@
 import math
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from sparse_tube_vit.config import EncoderOptions, default_config, stream
 from sparse_tube_vit.distributed.sharding import make_mesh
 from sparse_tube_vit.models.flops import compiled_flops, forward_flops, step_flops
-from sparse_tube_vit.models.tubevit import TubeViT
+from sparse_tube_vit.models.tubes import Tube
+from sparse_tube_vit.models.tubevit import TubeViT, init_params
 from sparse_tube_vit.models.variants import TUBE_SETS, VARIANTS
 from sparse_tube_vit.training.program import Program
 from sparse_tube_vit.training.step import make_train_step
@@ -57,6 +60,32 @@ def products(jaxpr):
         )
         total += sum(products(x.jaxpr) for x in inner if hasattr(x, "jaxpr"))
     return total
+
+
+def test_small_parts_are_counted_to_the_product():
+    """Of them a sum within 3 percent would not tell."""
+
+    def count(classes=5, **changes):
+        options = EncoderOptions(depth=1, width=16, mlp_dim=32, heads=2)
+        tubes = (Tube((4, 8, 8), (4, 16, 16)), Tube((1, 8, 8), (4, 8, 8)))
+        given = {"tubes": tubes, "classes": {"h": classes}, "options": options}
+        model = TubeViT(**given | changes)
+        clip, key = (8, 32, 32), jax.random.key(0)
+        shapes = jax.eval_shape(lambda: init_params(model, key, clip))
+        x = jax.ShapeDtypeStruct((1, *clip, 3), jnp.float32)
+        apply = jax.make_jaxpr(lambda p, x: model.apply({"params": p}, x, "h"))
+        formula = sum(forward_flops(model, clip, "h").values())
+        return np.array([products(apply(shapes, x).jaxpr), formula])
+
+    base = count()
+    for changes in (
+        {"classes": 50},
+        {"pooling": "map"},
+        {"pooling": "mean"},
+        {"registers": 3},
+    ):
+        counted, formula = count(**changes) - base
+        assert counted == formula != 0, changes
 
 
 @pytest.mark.parametrize(

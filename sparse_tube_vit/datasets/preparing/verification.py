@@ -19,6 +19,8 @@ from sparse_tube_vit.datasets import manifest, processes, reading
 from sparse_tube_vit.datasets.manifest import OK, Row
 from sparse_tube_vit.datasets.preparing.progress import Progress
 from sparse_tube_vit.datasets.reading import Split
+from sparse_tube_vit.datasets.times import SPAN
+from sparse_tube_vit.storage import UnreachableStorage
 
 # Data sets whose classes are in the order of their sorted names.
 SORTED = (
@@ -270,12 +272,13 @@ def _rows(task: tuple[Split, range], count) -> list[Row | str]:
     for index in task[1]:
         try:
             example = split.read(index)
-        except reading.UnreadableRecord as error:
+        except (reading.UnreadableRecord, UnreachableStorage) as error:
             rows.append(f"{type(error.__cause__).__name__}: {error.__cause__}")
         else:
             label, encoded = example["label"], example[split.kind]
             label = _class_names(split, label)
-            rows.append(Row.of(split.split, example["id"], label, encoded, split.kind))
+            row = Row.of(split.split, example["id"], label, encoded, split.kind)
+            rows.append(dataclasses.replace(row, span=example.get(SPAN)))
         count()
     return rows
 
@@ -379,10 +382,10 @@ def _compare_labels(result, pairs):
 
 
 def _find_duplicates(result, rows):
-    """Finds examples with equal files."""
+    """Finds examples of equal files, and of the same part of them."""
     by_file = collections.defaultdict(list)
     for row in rows:
-        by_file[row.sha256].append(row)
+        by_file[row.sha256, row.span].append(row)
     for same in by_file.values():
         if len(same) > 1:
             place = " = ".join(f"{r.split} {r.id} ({r.label})" for r in same)

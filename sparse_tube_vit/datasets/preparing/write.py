@@ -23,7 +23,7 @@ from sparse_tube_vit.datasets.preparing.plan import (
     whole_files,
     write_plan,
 )
-from sparse_tube_vit.datasets.reading import INFO, UNFINISHED, check_features
+from sparse_tube_vit.datasets.reading import INFO, check_features, unfinished_files
 from sparse_tube_vit.datasets.times import ACTIONS, SPAN, part_of
 from sparse_tube_vit.errors import DatasetError
 from sparse_tube_vit.storage import file_size
@@ -171,7 +171,8 @@ def _finish(builder: Builder, plan: epath.Path) -> None:
     if not any(map(sum, lengths.values())):
         raise NothingDecodes(
             f"none of the {len(rows)} examples decodes; the first, {rows[0].id}:"
-            f" {rows[0].status}"
+            f" {rows[0].status}. Mend the files, delete {builder.directory}, where this"
+            " is kept, and run the same command again"
         )
     rows += builder.listing.left_out
     with whole_files(builder.directory) as scratch:
@@ -194,7 +195,7 @@ def _finish(builder: Builder, plan: epath.Path) -> None:
 
 def _clear(directory: epath.Path) -> None:
     """Removes files of the preparation that a prepared data set does not need."""
-    for path in directory.glob(f"{UNFINISHED}*"):
+    for path in unfinished_files(directory):
         if path.is_dir():
             path.rmtree(missing_ok=True)
         else:

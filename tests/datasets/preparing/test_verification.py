@@ -6,7 +6,8 @@ import shutil
 import pytest
 
 from sparse_tube_vit.datasets import manifest, reading
-from sparse_tube_vit.datasets.builders import moving_shapes
+from sparse_tube_vit.datasets.builders import builder, moving_shapes
+from sparse_tube_vit.datasets.builders.folders import VideoFolder
 from sparse_tube_vit.datasets.preparing import verification, write
 from sparse_tube_vit.datasets.preparing.verification import Problem
 from tests.datasets.builders import official
@@ -223,6 +224,28 @@ def test_clips_that_do_not_decode_and_files_that_are_there_twice(tmp_path):
     assert not result.problems
     # Not the one that does not decode.
     assert result.first["cat"][2].id in ("train/cat/1.mp4", "train/cat/2.mp4")
+
+
+def test_parts_of_one_video_are_no_duplicates(tmp_path):
+    """As Kinetics has them, where a file is the whole video."""
+    video = tmp_path / "video.mp4"
+    video.write_bytes(official.encode(10))
+    ids = {"train": ("a", "b"), "test": ("c", "d")}
+    spans = {"a": (0.0, 0.04), "b": (0.04, 0.08), "c": (0.04, 0.08), "d": (0.0, 0.08)}
+    listing = builder.Listing(
+        class_names=("x", "y"),
+        splits={
+            split: [builder.ListedExample(name, "x", video) for name in names]
+            for split, names in ids.items()
+        },
+        spans={name: builder.Span(*span, shared=True) for name, span in spans.items()},
+    )
+    write.write_dataset(
+        VideoFolder(config="parts", listing=listing, data_dir=tmp_path / "data")
+    )
+    result = verification.verify("video_folder/parts", tmp_path / "data")
+    assert [*result.problems.pop(Problem.LEAK)] == ["train b (x) = test c (x)"]
+    assert Problem.DUPLICATE not in result.problems
 
 
 def test_a_data_set_of_tfds_has_no_manifest(tmp_path):
