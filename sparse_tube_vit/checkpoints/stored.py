@@ -56,7 +56,8 @@ class StoredModel:
 
     Attributes:
         name: What was read, in words: "step 700 of runs/x".
-        run: Config, class names and versions, as of `run.describe_run`.
+        run: Config, class names and versions, as of `run.describe_run`; of an image ViT
+            without versions.
         step: Number of optimizer steps that it was trained for.
         averaged: Whether these are averaged parameters.
         params: A nested dict of numpy arrays, float32.

@@ -183,7 +183,7 @@ class TrainedTubeViT:
         """Returns the most probable classes of a clip or an image, or of several.
 
         Args:
-            clip: A file's path, whose evaluation views are scored and averaged; or
+            clip: A file's path, whose evaluation views are scored and combined; or
                 uint8 in 0..255 or floats in [-1, 1]: an image (H, W, 3), a clip (T, H,
                 W, 3), or views of a clip (V, T, H, W, 3) to be averaged. Or a list or
                 other iterable of such, of any kinds.
@@ -273,7 +273,7 @@ class TrainedTubeViT:
             given: (temporal, spatial) views of videos in place of the evaluation's.
 
         Returns:
-            (kind, views): "image" or "video", as `decode.kind_of`, and uint8 (V, T, H,
+            (kind, views): "image" or "video", as `opening.kind_of`, and uint8 (V, T, H,
             W, 3).
 
         Raises:

@@ -1,4 +1,4 @@
-"""Model sizes (paper table 11) and sets of tubes (tables 12 and 3.4), by name."""
+"""Model sizes and sets of tubes of the paper (tables 7b, 11 and 12, section 3.4)."""
 
 import dataclasses
 from collections.abc import Iterable, Mapping

@@ -625,7 +625,7 @@ def put(*keys):
     ],
 )
 def test_a_mangled_release_is_refused_by_name(released, tmp_path, change):
-    """Within a second and little memory, and not in a trace."""
+    """In little time and memory, and not in a trace."""
     shutil.copytree(released, tmp_path / "release")
     file = tmp_path / "release" / "config.json"
     described = json.loads(file.read_text())

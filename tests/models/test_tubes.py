@@ -143,7 +143,7 @@ def test_tokens_and_gradients_are_those_of_a_convolution(tube, clips):
         ("core", (32, 224, 224), 2 * 14 * 14 + 2 * 14 * 14),
     ],
 )
-def test_token_counts_of_the_paper(tubes, clip, tokens):
+def test_tokens_are_the_sum_of_the_tubes_grids(tubes, clip, tokens):
     assert count_tokens(TUBE_SETS[tubes], clip) == tokens
     assert token_centres(TUBE_SETS[tubes], clip).shape == (tokens, 3)
 
