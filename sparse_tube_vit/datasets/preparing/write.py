@@ -169,10 +169,11 @@ def _finish(builder: Builder, plan: epath.Path) -> None:
         size = file_size(builder.directory / shard.name)
         sizes[shard.split] = sizes.get(shard.split, 0) + size
     if not any(map(sum, lengths.values())):
+        first = f"{rows[0].id}: {rows[0].status.rstrip('.')}"
         raise NothingDecodes(
-            f"none of the {len(rows)} examples decodes; the first, {rows[0].id}:"
-            f" {rows[0].status}. Mend the files, delete {builder.directory}, where this"
-            " is kept, and run the same command again"
+            f"none of the {len(rows)} examples decodes; the first, {first}. Mend the"
+            f" files, delete {builder.directory}, where this is kept, and run the same"
+            " command again"
         )
     rows += builder.listing.left_out
     with whole_files(builder.directory) as scratch:

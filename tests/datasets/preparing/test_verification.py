@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 
+import numpy as np
 import pytest
 
 from sparse_tube_vit.datasets import manifest, reading
@@ -229,9 +230,10 @@ def test_clips_that_do_not_decode_and_files_that_are_there_twice(tmp_path):
 def test_parts_of_one_video_are_no_duplicates(tmp_path):
     """As Kinetics has them, where a file is the whole video."""
     video = tmp_path / "video.mp4"
-    video.write_bytes(official.encode(10))
+    frames = np.repeat(np.arange(0, 240, 6, np.uint8), 16 * 16 * 3)
+    video.write_bytes(moving_shapes.encode_mp4(frames.reshape(40, 16, 16, 3)))
     ids = {"train": ("a", "b"), "test": ("c", "d")}
-    spans = {"a": (0.0, 0.04), "b": (0.04, 0.08), "c": (0.04, 0.08), "d": (0.0, 0.08)}
+    spans = {"a": (0.0, 1.0), "b": (1.0, 2.0), "c": (1.0, 2.0), "d": (1.5, 2.5)}
     listing = builder.Listing(
         class_names=("x", "y"),
         splits={
