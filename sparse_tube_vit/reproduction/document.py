@@ -42,7 +42,7 @@ The tasks, each with 16 clips, and 32 images where there are images, a step:
 * ucf101: 10 classes of UCF101 (BodyWeightSquats, HandstandPushups, HandstandWalking,
   JumpRope, JumpingJack, Lunges, PullUps, PushUps, TrampolineJumping, WallPushups),
   split 1, stored at 128x96 pixels, with 50 classes of Tiny-ImageNet, from scratch.
-  Clips of 16x64x64, 4 blocks of width 192, 3000 steps (15 to 45 minutes of a core):
+  Clips of 16x64x64, 4 blocks of width 192, 3000 steps (17 to 28 minutes of a core):
   after 600 at 96 pixels, videos alone are at 17.9%. Chance is 10%.
 * ucf101_directions: the same clips forwards and backwards, as 20 classes (chance: 5%).
 * ucf101_image_vit: these classes, files of 176x132 pixels, from an image ViT of size S
