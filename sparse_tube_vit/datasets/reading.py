@@ -252,7 +252,7 @@ def open_split(dataset: str, split: str, data_dir, kind: str = "") -> Split:
 
     Raises:
         DatasetNotPrepared: There is no such data set; names the command to prepare it.
-        UnknownSplit: There is no such split, and those that there are; or it is empty.
+        UnknownSplit: There is no such split, or it has no examples.
         UnsupportedDataset: The data set is of another kind or format, or TFDS cannot
             or must not open it.
         WrongClassNames: The names of the classes are absent, too few or too many.

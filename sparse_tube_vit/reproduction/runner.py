@@ -186,8 +186,10 @@ def _carry_out_locked(run, results, workdirs, data_dir, weights, device, bar, ne
                 _run(command, output, lambda: _advance(bar, before, start, most), run)
     minutes = float((folder / f"{run.digest}_minutes").read_text())
     evaluations = read_result(run, workdir)
-    # All of them: rows of other tables may share the run.
-    if missing := [x for x in run.config.evaluations if x not in evaluations]:
+    # All of them, as rows of other tables may share the run; but for those without a
+    # data set, which fine-tuning leaves out.
+    expected = [name for name, e in run.config.evaluations.items() if e.dataset]
+    if missing := [name for name in expected if name not in evaluations]:
         raise FailedRun(
             f"{run.folder}: {workdir} has no evaluation {', '.join(missing)} of step "
             f"{run.config.total_steps}."

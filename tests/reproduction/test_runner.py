@@ -240,6 +240,18 @@ def test_a_run_without_its_evaluation_has_failed(commands, tmp_path):
     assert results.get(run) is None
 
 
+def test_fine_tuning_without_images_evaluates_clips_alone(commands, tmp_path):
+    program = TRAINED.replace("1200", "330").replace('"video"', '"clips"')
+    commands["finetuning_everything"] = program.replace('"image", ', "")
+    commands["finetuning_jointly"] = commands["finetuning_everything"]
+    results, task = Results(tmp_path / "results"), "ucf101_finetuning"
+    alone, jointly = (run_of("finetuning", x, task) for x in ("everything", "jointly"))
+    given = results, tmp_path / "runs", "data", "vit"
+    (error,) = runner.carry_out([alone, jointly], *given)
+    assert "clips" in results.get(alone)["evaluations"]
+    assert "jointly/0/" in str(error) and "no evaluation images of" in str(error)
+
+
 def test_a_folder_that_cannot_be_made_is_named(commands, tmp_path):
     (tmp_path / "runs").touch()
     with pytest.raises(UnwritableOutput, match="--runs .*runs"):
