@@ -45,6 +45,7 @@ The tasks, each with 16 clips, and 32 images where there are images, a step:
   Clips of 16x64x64, 4 blocks of width 192, 3000 steps (17 to 28 minutes of a core):
   after 600 at 96 pixels, videos alone are at 17.9%. Chance is 10%.
 * ucf101_directions: the same clips forwards and backwards, as 20 classes (chance: 5%).
+  Runs on images alone are those of ucf101.
 * ucf101_image_vit: these classes, files of 176x132 pixels, from an image ViT of size S
   with patches of 14x14 (`--weights`), which the JSON files name. dinov2_small is
   DINOv2-small trained further for saliency ([its origin and

@@ -60,7 +60,8 @@ class UnreadableResults(TubeViTError, ValueError):
 class Run:
     """A training run: a row of a table on a task, with a seed.
 
-    Rows that train the same share a run; it has the name of the first of them.
+    Rows that train the same share a run; it has the name of the first of them, and of
+    the first task that has its data.
 
     Attributes:
         table: Number of the table.
@@ -76,7 +77,9 @@ class Run:
 
     @classmethod
     def of(cls, table: str, row: Row, task: str, seed: int) -> "Run":
-        """Returns the run of a row, which it may share with rows of other tables."""
+        """Returns the run of a row, which it may share with others."""
+        if task == "ucf101_directions" and row.streams == "image":
+            task = "ucf101"  # which has the same images
         for number, other in TABLES.items():
             for candidate in other.rows:
                 if shares_run(table, row, number, candidate, task):

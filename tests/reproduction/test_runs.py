@@ -85,6 +85,22 @@ def test_cheapest_first_and_each_after_the_one_that_it_starts_from(tmp_path):
     assert not any("7a_fixed" in name for name in names)  # it is 5_jointly
 
 
+def test_tasks_with_the_same_images_share_the_runs_on_images_alone(tmp_path):
+    runs = plan(
+        select(["5", "images"]), ["ucf101_directions"], 1, Results(tmp_path), tmp_path
+    )
+    alone = [run for run in runs if [*run.config.streams] == ["image"]]
+    assert {run.folder for run in alone} == {
+        "ucf101/5_images/0",
+        "ucf101/5_2d_images/0",
+    }
+    for run in alone:
+        other = dataclasses.replace(run, task="ucf101_directions")
+        assert other.digest == run.digest
+    first = run_of("5", "images_first", "ucf101_directions")
+    assert first.after.folder == "ucf101/5_images/0"
+
+
 def test_measured_minutes_say_what_is_cheap(tmp_path):
     results = Results(tmp_path)
     minutes = {"videos_alone": 9.0, "images": 8.0, "jointly": 7.0, "images_first": 1.0}
