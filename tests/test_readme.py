@@ -56,6 +56,7 @@ def test_the_readme_is_short_and_its_links_lead_somewhere():
     assert len(commands()) > 20 and len(blocks("python")) >= 3
     for target in re.findall(r"\]\((?!http)([^)#]+)", README):
         assert (ROOT / target).exists(), target
+    assert any("--push hf://user/name" in command for command in commands())
     for start in NOT_RUN:
         assert any(command.startswith(start) for command in commands()), start
 
