@@ -62,11 +62,11 @@ SMALL = {
         "images": ("image_folder/tiny_imagenet", "tiny_imagenet", 32),
         "clip": {"frames": 16, "fps": 8.0, "size": 64},
         "model": {"depth": 4, "width": 192, "mlp_dim": 768, "heads": 3},
-        "optimizer": {"learning_rate": 1e-3, "weight_decay": 0.3, "ema_decay": 0.99},
+        "optimizer": {"learning_rate": 5e-4, "weight_decay": 0.3, "ema_decay": 0.99},
         "stream": {"crop_area": (0.35, 1.0), "flip": True, "color_jitter": 0.4},
         "views": {"temporal_views": 2, "spatial_views": 3},
         "image_split": "val",
-        "steps": 3000,
+        "steps": 2000,
         "stride": 3 / 4,
     },
 }
@@ -76,6 +76,7 @@ SMALL["ucf101_directions"] = SMALL["ucf101"] | {
 SMALL["ucf101_image_vit"] = SMALL["ucf101"] | {
     "videos": ("ucf101/split1", "ucf101", 16),
     "clip": {"frames": 16, "fps": 8.0, "size": 84},
+    "optimizer": SMALL["ucf101"]["optimizer"] | {"learning_rate": 1e-3},
     "big": {**VARIANTS["S"], "gelu": "erf"},
     "big_images": ("image_folder/tiny_imagenet", "tiny_imagenet", 8),
     "steps": 1200,

@@ -4,9 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from sparse_tube_vit.config import ConfigDict, input_size
 from sparse_tube_vit.distributed.devices import ACCELERATORS
-from sparse_tube_vit.models.flops import step_flops
 from sparse_tube_vit.models.tubes import count_tokens
-from sparse_tube_vit.models.tubevit import make_model
 from sparse_tube_vit.models.variants import make_tubes
 from sparse_tube_vit.reproduction.runs import Run
 from sparse_tube_vit.reproduction.tables import TABLES, Row
@@ -20,8 +18,6 @@ MFU = 0.35
 
 #: Parameters are split over 16 of the chips, as docs/pods.md advises.
 MESH = "--config.mesh.fsdp=16"
-
-_CLASSES = {"kinetics600": 600, "imagenet2012": 1000}
 
 _PREPARE = """\
 # Once: the data sets.
@@ -64,7 +60,7 @@ def commands(rows: Mapping[str, Sequence[Row]]) -> Iterator[str]:
 
 
 def _of(run, rows, created):
-    hours = training_flops(run) / 3600 / MFU
+    hours = run.flops / 3600 / MFU
     v5e, h200 = (ACCELERATORS[name].peak_flops for name in ("v5e", "H200"))
     steps = f"a seed of {run.config.total_steps:,} steps"
     yield f"# {', '.join(rows)}: {steps}, at {MFU:.0%} MFU"
@@ -126,17 +122,3 @@ def accumulated(config: ConfigDict) -> int:
     while kept / parts > _FOR_LAYERS:
         parts *= 2
     return parts
-
-
-def training_flops(run: Run) -> int:
-    """Returns the FLOPs of a run's training, by formula.
-
-    Args:
-        run: A run at full size.
-    """
-    config = run.config
-    classes = {s.head: _CLASSES[s.dataset] for s in config.streams.values()}
-    step = step_flops(config, make_model(config, classes), heads_alone=False)
-    alone = step_flops(config, make_model(config, classes), heads_alone=True)
-    heads = config.optimizer.head_steps
-    return heads * alone + (config.total_steps - heads) * step

@@ -15,18 +15,26 @@ from etils import epath
 from sparse_tube_vit.config import ConfigDict, default_config, differences, flags
 from sparse_tube_vit.config.schema import EVALUATION, STREAM
 from sparse_tube_vit.errors import TubeViTError
+from sparse_tube_vit.models.flops import step_flops
+from sparse_tube_vit.models.tubevit import make_model
 from sparse_tube_vit.reproduction.tables import PATCH, TABLES, Row, shares_run
 from sparse_tube_vit.storage import locked, write_whole
 from sparse_tube_vit.training import recipe
 
-#: The small tasks, with a guess of the minutes that a run takes on two CPU cores.
-TASKS = {
-    "moving_shapes": 5.0,
-    "ucf101": 15.0,
-    "ucf101_directions": 16.0,
-    "ucf101_image_vit": 12.0,
-    "ucf101_finetuning": 30.0,
-}
+#: The small tasks.
+TASKS = (
+    "moving_shapes",
+    "ucf101",
+    "ucf101_directions",
+    "ucf101_image_vit",
+    "ucf101_finetuning",
+)
+
+#: FLOPs a minute of a CPU core, with decoding, until a run of the task was measured.
+_FLOPS = 2e12
+
+#: Minutes of a run of fine-tuning on a CPU core, likewise.
+_FINETUNING_MINUTES = 60.0
 
 #: An image ViT of size S, with patches of 14x14.
 WEIGHTS = "hf://facebook/dinov2-small"
@@ -185,6 +193,13 @@ class Run:
         text = json.dumps(values, sort_keys=True, default=repr)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
+    @functools.cached_property
+    def flops(self) -> int | None:
+        """FLOPs of training by formula; None if the weights tell the sizes."""
+        if self.is_finetuning:
+            return None
+        return _training_flops(self.table, self.row.name, self.task)
+
     def commands(self, runs: Path, data_dir: str, weights: str) -> Iterator[list[str]]:
         """Yields the commands of the run.
 
@@ -281,7 +296,7 @@ class Results:
                 if result["minutes"] is not None:
                     float(result["minutes"])
                 for evaluation in result["evaluations"].values():
-                    int(evaluation.get("tokens", 0))
+                    int(evaluation["tokens"])
                     if not 0 <= evaluation["top1"] <= 1:
                         raise ValueError(f"top1 is {evaluation['top1']}")
             for digests in runs.values():
@@ -360,15 +375,42 @@ class Results:
     def minutes(self, run: Run) -> float:
         """Returns the predicted minutes of a run.
 
-        The median of its other seeds, else, by its steps, of the task's runs or
-        `TASKS`' guess.
+        The median of its other seeds, else by its FLOPs, at the median rate of the
+        task's runs.
         """
-        scales = 1, run.row.steps
-        every = self._seeds(run).values(), _each(self._runs[run.task])
-        for results, scale in zip(every, scales, strict=True):
-            if known := [x["minutes"] for x in results if x["minutes"] is not None]:
-                return scale * statistics.median(known)
-        return run.row.steps * TASKS[run.task]
+        if known := _minutes(self._seeds(run).values()):
+            return statistics.median(known)
+        if run.flops is None:
+            return _FINETUNING_MINUTES
+        rates = [
+            flops / minutes
+            for name, digests in self._runs[run.task].items()
+            if (flops := _flops_of(name, run.task))
+            for seeds in digests.values()
+            for minutes in _minutes(seeds.values())
+        ]
+        return run.flops / (statistics.median(rates) if rates else _FLOPS)
+
+
+def _minutes(results):
+    return [x["minutes"] for x in results if x["minutes"]]
+
+
+@functools.cache
+def _training_flops(table, row, task):
+    config = Run(table, TABLES[table].row(row), task, 0).config
+    # By so many classes, heads take next to nothing.
+    model = make_model(config, {s.head: 100 for s in config.streams.values()})
+    heads = config.optimizer.head_steps
+    alone = step_flops(config, model, heads_alone=True) if heads else 0
+    return heads * alone + (config.total_steps - heads) * step_flops(config, model)
+
+
+def _flops_of(name, task):
+    """Returns the FLOPs of a stored run by its name; None if there is no such row."""
+    table, _, row = name.partition("_")
+    known = table in TABLES and row in {x.name for x in TABLES[table].rows}
+    return _training_flops(table, row, task) if known else None
 
 
 def _each(runs):

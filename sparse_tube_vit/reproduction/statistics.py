@@ -52,6 +52,18 @@ class Comparison:
         return "not resolvable"
 
 
+def held(ps: Sequence[float]) -> int:
+    """Returns how many of some comparisons Holm's correction for their number leaves.
+
+    Args:
+        ps: Their probabilities by chance.
+    """
+    for i, p in enumerate(sorted(ps)):
+        if p >= SIGNIFICANCE / (len(ps) - i):
+            return i
+    return len(ps)
+
+
 def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
     """Returns mean and sample standard deviation; the latter is NaN of one value."""
     deviation = np.std(values, ddof=1) if len(values) > 1 else math.nan

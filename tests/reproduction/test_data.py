@@ -79,7 +79,7 @@ def test_results_of_other_data_are_kept_apart(tmp_path):
     results, row = Results(tmp_path), TABLES["5"].row("videos_alone")
     runs = [Run.of("5", row, "ucf101", seed) for seed in (0, 1)]
     for examples in (2, 212):
-        found = {"video": {"top1": 0.5, "examples": examples}}
+        found = {"video": {"top1": 0.5, "tokens": 9, "examples": examples}}
         results.add(runs[0], {"evaluations": found, "minutes": 1.0})
         if examples == 2:
             data.check_data(runs[1:], results, data_dir)

@@ -45,7 +45,7 @@ def test_chip_hours_by_hand():
     by_parameters = 300_000 * 256 * 6 * 85e6 * 1176
     attention = 300_000 * 256 * 3 * 12 * 4 * 1176**2 * 768
     expected = by_parameters + attention
-    assert full_size.training_flops(run) == pytest.approx(expected, rel=0.03)
+    assert run.flops == pytest.approx(expected, rel=0.03)
     hours = expected / 3600 / full_size.MFU / 197e12
     text = "\n".join(full_size.commands(select(["figure4"])))
     stated = re.search(

@@ -134,7 +134,7 @@ def test_minutes_of_a_killed_run_are_not_known(commands, tmp_path):
 def test_a_model_that_is_missing_is_trained_and_its_result_stays(commands, tmp_path):
     results, runs = Results(tmp_path / "results"), tmp_path / "runs"
     images, first = (run_of("5", row) for row in ("images", "images_first"))
-    stored = {"evaluations": {"image": {"top1": 0.9}}, "minutes": 2.0}
+    stored = {"evaluations": {"image": {"top1": 0.9, "tokens": 16}}, "minutes": 2.0}
     results.add(images, stored)
     assert runner.carry_out([images, first], results, runs, "data", "") == []
     assert results.get(images) == stored and results.get(first)
@@ -143,7 +143,9 @@ def test_a_model_that_is_missing_is_trained_and_its_result_stays(commands, tmp_p
 
 def test_a_model_that_no_run_starts_from_is_not_trained_again(commands, tmp_path):
     results, run = Results(tmp_path / "results"), run_of("5", "images")
-    results.add(run, {"evaluations": {"image": {"top1": 0.9}}, "minutes": 2.0})
+    results.add(
+        run, {"evaluations": {"image": {"top1": 0.9, "tokens": 16}}, "minutes": 2.0}
+    )
     commands[run.name] = "raise SystemExit('begun again')"
     assert runner.carry_out([run], results, tmp_path / "runs", "data", "") == []
 

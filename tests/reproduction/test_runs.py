@@ -24,7 +24,7 @@ def run_of(table, row, task="moving_shapes", seed=0):
 
 
 def result(top1=0.5, minutes=2.0):
-    return {"evaluations": {"video": {"top1": top1}}, "minutes": minutes}
+    return {"evaluations": {"video": {"top1": top1, "tokens": 9}}, "minutes": minutes}
 
 
 def test_a_model_to_start_from_is_trained_again_where_only_its_result_is_kept(tmp_path):
@@ -191,15 +191,28 @@ def test_a_run_depends_on_the_one_before_it():
     assert alone.digest != run.digest
 
 
-def test_minutes_are_predicted_by_finished_runs(tmp_path):
+def test_minutes_of_other_rows_are_by_their_flops(tmp_path):
+    results = Results(tmp_path)
+    before = results.minutes(run_of("twice", "jointly_twice"))
+    assert before == pytest.approx(2 * results.minutes(run_of("5", "jointly")))
+    results.add(run_of("5", "jointly"), result(minutes=7.0))
+    minutes = {
+        name: results.minutes(run_of(*name.split(":")))
+        for name in ("twice:jointly_twice", "figure4:0.8_joint", "7a:none", "5:images")
+    }
+    assert minutes["twice:jointly_twice"] == pytest.approx(14.0)
+    assert minutes["7a:none"] == pytest.approx(7.0, rel=0.01)
+    # 255 tokens of clips for 114, with attention and images beside it; 16 of 130.
+    assert minutes["figure4:0.8_joint"] == pytest.approx(7 * 2.4, rel=0.15)
+    assert minutes["5:images"] == pytest.approx(7 * 32 / (114 * 16 / 16 + 32), rel=0.15)
+
+
+def test_minutes_of_other_seeds_go_before_those_by_flops(tmp_path):
     results, run = Results(tmp_path), run_of("5", "jointly")
-    guess = results.minutes(run)
     results.add(run_of("5", "videos_alone"), result(minutes=1.0))
-    assert results.minutes(run) == 1.0 != guess
     for seed, minutes in enumerate((4.0, None, 50.0, 3.0)):  # None: it was killed
         results.add(run_of("5", "jointly", seed=seed), result(minutes=minutes))
     assert results.minutes(run) == 4.0
-    assert results.minutes(run_of("7a", "none")) == 3.5
 
 
 def test_commands_are_those_of_a_user(tmp_path):

@@ -4,8 +4,16 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from sparse_tube_vit.reproduction.statistics import Comparison, mean_and_deviation
+from sparse_tube_vit.reproduction import document
+from sparse_tube_vit.reproduction.statistics import (
+    LEAST_SEEDS,
+    SIGNIFICANCE,
+    Comparison,
+    held,
+    mean_and_deviation,
+)
 
 
 def test_three_seeds_by_the_closed_form():
@@ -31,6 +39,19 @@ def test_what_cannot_be_resolved():
     for constant in (0.0, 1.0):
         moved = {seed: x + constant for seed, x in rising.items()}
         assert Comparison.of(moved, rising).verdict == "not resolvable"
+
+
+def test_holm_by_hand():
+    assert held([0.01, 0.04, 0.03, 0.005]) == 2  # 0.03 is above 0.05 / 2
+    assert held([0.01, 0.04, 0.02, 0.005]) == 4
+    assert held([0.03, 0.9]) == 0 and held([]) == 0
+
+
+def test_what_three_seeds_resolve_is_what_the_document_says():
+    limit = stats.t.ppf(1 - SIGNIFICANCE / 2, LEAST_SEEDS - 1)
+    least = limit * 3 * math.sqrt(2) / math.sqrt(LEAST_SEEDS)
+    text = " ".join(document.INTRODUCTION.split())
+    assert f"by 3 points resolve a difference of {least:.1f}," in text
 
 
 def test_deviation_is_that_of_a_sample():
