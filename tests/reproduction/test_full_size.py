@@ -1,10 +1,12 @@
 """Commands at full size, and the chip-hours that they are predicted to take."""
 
+import importlib
 import re
+import shlex
 
 import pytest
 
-from sparse_tube_vit.config import flags, validate
+from sparse_tube_vit.config import differences, flags, validate
 from sparse_tube_vit.reproduction import full_size
 from sparse_tube_vit.reproduction.runs import Run
 from sparse_tube_vit.reproduction.tables import PAPER, TABLES, select
@@ -27,15 +29,61 @@ def test_every_row_has_its_command_after_those_that_it_needs():
     assert text.count("sparse-tube-vit scale_up") == 2  # H and B, each for several rows
 
 
-@pytest.mark.parametrize("table", PAPER)
-def test_commands_name_configs_that_work(table):
-    lines = (
-        "\n".join(full_size.commands(select([table]))).replace("\\\n", " ").splitlines()
-    )
-    for line in lines:
-        if line.startswith("./launch/tpu_vm.sh run"):
-            found = re.search(r"--config (\S+)", line)[1]
-            validate(flags.read([f"--config={found}"]))
+class Read(Exception):
+    """The arguments of a command, which its parser has read."""
+
+
+@pytest.fixture
+def stop_at_parsers(monkeypatch):
+    """Commands raise `Read` in the place of doing what they do."""
+
+    def parsing(method):
+        parse = getattr(flags.CommandParser, method)
+
+        def parse_and_stop(self, argv=None):
+            raise Read(parse(self, argv))
+
+        monkeypatch.setattr(flags.CommandParser, method, parse_and_stop)
+
+    for method in ("parse_args", "parse_with_config"):
+        parsing(method)
+
+
+@pytest.mark.parametrize("table", [t for t in PAPER if PAPER[t].model])
+def test_every_command_is_read_by_its_parser(table, stop_at_parsers):
+    text = "\n".join(full_size.commands(select([table])))
+    text = re.sub(r" \\\n#?\s*", " ", text)
+    lines = re.findall(r"(?m)^(?:# )?(sparse-tube-vit|\./launch/tpu_vm\.sh) (.*)", text)
+    trained = {}
+    for program, line in lines:
+        command, *argv = shlex.split(line)
+        if program.endswith("tpu_vm.sh"):
+            if command != "run":
+                continue
+            # It hands these to training on the hosts, after its NAME.
+            command, argv = "train", argv[1:]
+        module = importlib.import_module(f"sparse_tube_vit.{command}")
+        with pytest.raises(Read) as read:
+            module.main(argv)
+        (found,) = read.value.args
+        if command in ("train", "preflight"):
+            validate(found.config)
+            name = argv[argv.index("--config") + 1]
+            trained.setdefault(name, []).append((command, found.config))
+    assert trained
+    for found in trained.values():
+        commands = [command for command, _ in found]
+        assert commands == ["preflight", "train", "train"]
+        # They differ in what depends on the machine alone.
+        one, *others = (config for _, config in found)
+        for other in others:
+            changed = {key for key, *_ in differences(one.to_dict(), other.to_dict())}
+            assert changed <= {
+                "data_dir",
+                "init.weights",
+                "mesh.fsdp",
+                "optimizer.accumulate_steps",
+            }
 
 
 def test_chip_hours_by_hand():
