@@ -15,6 +15,7 @@ from sparse_tube_vit.log import log, to_stderr
 from sparse_tube_vit.reproduction import data, document, full_size, runner
 from sparse_tube_vit.reproduction.runs import TASKS, WEIGHTS, Results, Run, plan
 from sparse_tube_vit.reproduction.tables import TABLES, select
+from sparse_tube_vit.storage import absolute
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -72,7 +73,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         def write():
             document.write(Results(args.results), args.document)  # others' runs, too
 
-        given = Path(args.runs), args.data_dir, args.weights
+        # Runs hold such paths, and go on from any folder.
+        given = Path(args.runs).absolute(), args.data_dir, absolute(args.weights)
         try:
             failed = runner.carry_out(runs, results, *given, finished=write)
         except KeyboardInterrupt:

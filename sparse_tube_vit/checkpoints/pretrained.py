@@ -294,7 +294,7 @@ def _from_vit(vit, config, model, shapes):
 
 _WITHOUT_POSITIONS = (
     "to start a run without them, --config.model.positions=fixed "
-    "--config.init.positions=drop"
+    "--config.model.position_gain=0.02 --config.init.positions=drop"
 )
 _WHOLE_TOKENS = (
     "a ViT's kernel makes whole tokens; take tubes without space-to-depth, as set '4', "

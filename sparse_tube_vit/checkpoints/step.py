@@ -35,6 +35,9 @@ METADATA = "_CHECKPOINT_METADATA"
 #: The end of errors of reading, which a run that resumes does not show.
 ADVICE = " Copy it again, or take another one."
 
+#: What takes weights that are of no run and no release.
+FOR_IMAGE_VITS = "predict, features, probe and --config.init.weights"
+
 #: Items of a step that are trees of arrays.
 ARRAYS = ("params", "ema", "optimizer")
 
@@ -204,7 +207,7 @@ def unsealed(run, where) -> dict:
     ):
         raise ForeignCheckpoint(
             f"{where} is not of sparse_tube_vit: it does not say its "
-            f"{', '.join(needed)}."
+            f"{', '.join(needed)}. An image ViT's weights are for {FOR_IMAGE_VITS}."
         )
     if type(number := run.get("format", 0)) is not int:
         raise damaged(where, f"its format is {number!r}, no number")

@@ -23,6 +23,7 @@ from flax.traverse_util import unflatten_dict
 from sparse_tube_vit import storage
 from sparse_tube_vit.checkpoints.hub import HubPath, is_hub
 from sparse_tube_vit.checkpoints.step import (
+    FOR_IMAGE_VITS,
     METADATA,
     ForeignCheckpoint,
     NoCheckpoint,
@@ -245,8 +246,8 @@ def _no_model(root, name):
     """Returns why a path that is no directory is no model, and what may be meant."""
     if root.exists():
         return (
-            "is a file of another kind: a model is a directory, or an image ViT's "
-            "weights, .safetensors or .npz."
+            "is a file, and a model is a directory. Weights of an image ViT are for "
+            f"{FOR_IMAGE_VITS}."
         )
     why = "is no directory: there is no model to load."
     if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):

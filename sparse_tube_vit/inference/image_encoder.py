@@ -79,7 +79,7 @@ def read(path, normalization: str = "") -> stored.StoredModel:
 def encoder_config(path: str, vit: image_vits.ImageViT, class_names) -> ConfigDict:
     """Returns the config of an image ViT as a model with its patches as one tube."""
     config = default_config()
-    config.total_steps = 1  # a stored config has some
+    config.total_steps, config.optimizer.warmup_steps = 1, 0  # as a run has some
     t, h, w = vit.patch
     if t == 1:
         config.clip.update(frames=FRAMES, fps=FPS, size=vit.size)

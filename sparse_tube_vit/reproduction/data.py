@@ -167,7 +167,7 @@ class OtherData(DatasetError):
 
 
 #: What to do about stored results of other data or weights.
-_APART = "To keep the two apart, give --results and --document of your own."
+_APART = "To keep the two apart, give --runs, --results and --document of your own."
 
 
 def check_weights(runs: Sequence[Run], results: Results, weights: str) -> None:

@@ -160,8 +160,21 @@ def _carry_out(run, results, workdirs, *given):
             log.info("%s is left to another runner", run.folder)
 
 
+def _wait_until_free(workdir):
+    """Waits for a training that goes on although its runner was killed outright."""
+    if not workdir.is_dir():
+        return
+    with storage.locked(workdir, wait_seconds=0) as free:
+        if free:
+            return
+    log.info("A training in %s goes on, whose runner has ended: waiting", workdir)
+    with storage.locked(workdir):
+        pass
+
+
 def _carry_out_locked(run, results, workdirs, data_dir, weights, device, bar, needed):
     folder, workdir = workdirs / run.folder, run.workdir(workdirs)
+    _wait_until_free(workdir)
     results.reload(run.task)
     stored = results.get(run)
     if stored and (read_result(run, workdir) or not needed):

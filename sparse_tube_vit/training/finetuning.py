@@ -7,6 +7,7 @@ as `recipe` has them for such weights.
 """
 
 import contextlib
+import shlex
 
 from etils import epath
 
@@ -22,12 +23,13 @@ from sparse_tube_vit.config import (
     from_json,
     head_loss,
     open_keys,
+    validate,
 )
 from sparse_tube_vit.log import log
 from sparse_tube_vit.models.losses import LOSSES
 from sparse_tube_vit.models.variants import make_tubes
 from sparse_tube_vit.training import recipe
-from sparse_tube_vit.training.folder_dataset import prepare_folder
+from sparse_tube_vit.training.folder_dataset import check_folder, prepare_folder
 
 #: Name of the stream and the evaluation of the folder `data.images`.
 IMAGES = "images"
@@ -75,6 +77,7 @@ def complete(config: ConfigDict, workdir=None, data: bool = True) -> ConfigDict:
         _leave_out_images(config)
     _take_settings(config, workdir)
     if data:
+        validate(config, data=False)  # before folders are read and prepared
         _take_data_sets(config)
         _take_flips(config, workdir)
         _take_schedule(config)
@@ -201,7 +204,8 @@ def _take_settings(config, workdir):
     if takes_sizes:
         _log_model(config, source)
     if told := [key for key in filled if key in defaults]:
-        lines = [f"\n  --config.{key}={_get(config, key)!r}" for key in told]
+        settings = [(key, str(_get(config, key))) for key in told]
+        lines = [f"\n  --config.{key}={shlex.quote(x)}" for key, x in settings]
         log.info("Defaults for fine-tuning, where none was set:%s", "".join(lines))
 
 
@@ -257,8 +261,8 @@ def _fill(config, values):
 def _log_model(config, source):
     clip = config.clip
     log.info(
-        "Clips of %d frames at %g fps, %dx%d pixels, and a model of %d layers of width "
-        "%d, as in %s",
+        "Clips of %d frames at %g fps, %dx%d pixels; a model of %d layers of width %d, "
+        "as in %s",
         clip.frames,
         clip.fps,
         clip.size,
@@ -277,12 +281,13 @@ def _leave_out_images(config):
 
 
 def _check_images(config):
-    """Raises InvalidConfig if there is no stream for `data.images`."""
+    """Raises an error if there is no stream for `data.images`, or no such folder."""
     if IMAGES not in config.streams or config.streams[IMAGES].dataset:
         raise InvalidConfig(
             f"config.data.images is {config.data.images!r}, but the config has no "
             f"stream {IMAGES!r} without a data set; configs/finetune.py has one."
         )
+    check_folder(config, IMAGES)
 
 
 def _add_images(config, images, head):

@@ -69,15 +69,29 @@ def prepare_folder(
         UnknownSplit: The folder has splits, but not `train` and one to test on.
         DatasetError: The other named errors of listing and preparing it.
     """
-    if why := storage.unread(config.data[key]):
-        raise folders.NoClassFolders(f"config.data.{key} is {config.data[key]}: {why}")
+    check_folder(config, key)
     with storage.reaching(config.data[key]):
         return _prepare_folder(config, key, tuple(classes))
 
 
+def check_folder(config: ConfigDict, key: str) -> None:
+    """Raises NoClassFolders if a folder of section `data` is not there to be read."""
+    if why := storage.unread(config.data[key]):
+        raise folders.NoClassFolders(f"config.data.{key} is {config.data[key]}: {why}")
+    with storage.reaching(config.data[key]):
+        if not _path(config, key).is_dir():
+            raise folders.NoClassFolders(
+                f"config.data.{key} is {config.data[key]}, which is no folder."
+            )
+
+
+def _path(config, key):
+    return epath.Path(os.path.expanduser(config.data[key]))  # no shell does behind a =
+
+
 def _prepare_folder(config, key, classes):
     data = config.data
-    folder = epath.Path(os.path.expanduser(data[key]))  # no shell does behind a =
+    folder = _path(config, key)
     _check_apart(folder, config.data_dir)
     split_list = data.split_list if key == "folder" else ""
     kind = "image" if key == "images" else folders.folder_kind(folder)

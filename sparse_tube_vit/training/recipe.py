@@ -53,8 +53,9 @@ def from_image_vit(
     """Returns values of `clip`, `model` and `KEYS` for weights of an image ViT.
 
     `optimizer.head_steps` is None where it depends on the steps of the run, see below.
-    Where layers are frozen, the tube of single frames reads the clip alone: what is
-    frozen has to come from the weights.
+    Where layers are frozen, the tube of the ViT's patches reads the clip alone: what is
+    frozen has to come from the weights. Beside patches of several frames, images have a
+    tube of their own.
 
     Args:
         config: The config. Keys of it that are set are heeded.
@@ -80,16 +81,21 @@ def from_image_vit(
         "data.epochs": 10,
     }
     values["model.tubes"] += (image_tube(frames, patch),)
+    if patch[0] > 1 and any(s.kind == "image" for s in config.streams.values()):
+        values["model.tubes"] += (image_tube(frames, (1, *patch[1:])),)
     if config.model.positions is None:
-        values["model.positions"] = "learned"
-        values["model.position_gain"] = 0.0 if everything else None
-    if (config.model.positions or "learned") == "learned":
+        dropped = config.init.positions == "drop"
+        values["model.positions"] = "fixed" if dropped else "learned"
+        # Fixed ones of amplitude 1 would swamp a ViT's tokens.
+        gain = 0.02 if dropped else 0.0 if everything else None
+        values["model.position_gain"] = gain
+    if (config.model.positions or values["model.positions"]) == "learned":
         values["init.positions"] = "keep"
     ours = config.model.tubes is None
     values["init.inflate"] = "central_frame" if ours and everything else "none"
-    if everything:  # inflated ones know something already
+    if everything and patch[0] == 1:  # else the ViT's own would have this rate, too
         inflated = config.init.inflate or values["init.inflate"]
-        known = inflated in ("repeat", "central_frame")
+        known = inflated in ("repeat", "central_frame")  # something already
         values["optimizer.video_tubes_rate"] = 0.05 if known else 0.3
     return values
 

@@ -217,7 +217,7 @@ def test_nothing_and_things_of_others_are_told_apart(run, tmp_path):
     with pytest.raises(NoCheckpoint, match="is no directory"):
         stored.read(tmp_path / "nowhere")
     (tmp_path / "weights.h5").touch()
-    with pytest.raises(NoCheckpoint, match="another kind: .*safetensors or .npz"):
+    with pytest.raises(NoCheckpoint, match="is a file, .* are for predict"):
         stored.read(tmp_path / "weights.h5")
     (tmp_path / "empty").mkdir()
     with pytest.raises(NoCheckpoint, match="is empty"):

@@ -233,6 +233,31 @@ def test_a_run_that_another_runner_carries_out_is_left_to_it(
     ] * (not finishes)
 
 
+def test_a_training_that_outlives_its_runner_is_waited_for(commands, tmp_path):
+    run, results = run_of("5", "jointly"), Results(tmp_path / "results")
+    workdir = run.workdir(tmp_path / "runs")
+    workdir.mkdir(parents=True)
+    program = (
+        "import sys, time\n"
+        "from sparse_tube_vit.storage import locked\n"
+        "with locked(sys.argv[1]):\n"
+        "    print('locked', flush=True); time.sleep(1)\n"
+        "    exec(sys.argv[2])"
+    )
+    left = [sys.executable, "-c", program, str(workdir), TRAINED]
+    with subprocess.Popen(left, stdout=subprocess.PIPE, cwd=ROOT) as process:
+        assert process.stdout.readline() == b"locked\n"
+        # What goes on from its last step has nothing to do.
+        commands[run.name] = (
+            "import pathlib, sys; from sparse_tube_vit.storage import locked\n"
+            "with locked(sys.argv[1], wait_seconds=0) as free: assert free\n"
+            "assert (pathlib.Path(sys.argv[1]) / 'evaluations').is_dir()"
+        )
+        failed = runner.carry_out([run], results, tmp_path / "runs", "data", "")
+    assert failed == []
+    assert results.get(run)["evaluations"]["video"]["top1"] == 0.6
+
+
 def test_a_run_without_its_evaluation_has_failed(commands, tmp_path):
     """Its own, and those of table 7d, whose rows share it."""
     commands["5_jointly"] = TRAINED.replace('"image", "tokens_768", ', "")

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shlex
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from sparse_tube_vit.checkpoints.stored import locate
 from sparse_tube_vit.config import InvalidConfig, from_json, validate
 from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.datasets.builders import folders
+from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.models.tubevit import init_params, make_model
 from sparse_tube_vit.models.variants import make_tubes
 from sparse_tube_vit.train import train
@@ -28,6 +30,7 @@ from sparse_tube_vit.training import finetuning, folder_dataset, forecast, recip
 from sparse_tube_vit.training.description import describe
 from sparse_tube_vit.training.freezing import check_new, frozen_parts
 from sparse_tube_vit.training.inspection import examples_of_step
+from sparse_tube_vit.training.optimizer import rate_scale
 from tests.datasets.builders import official
 from tests.saved import save_model
 from tests.tiny import tiny_config
@@ -133,6 +136,60 @@ def test_gated_mlps_of_an_image_vit_are_taken():
     config = finetuning.complete(config_of("", "data", weights), data=False)
     validate(config, data=False)
     assert config.model.gated_mlp and config.model.mlp_dim == 16
+
+
+def test_without_a_vits_positions_fixed_ones_are_small():
+    dropped = from_image_vit("--config.init.positions=drop")
+    assert (dropped.model.positions, dropped.model.position_gain) == ("fixed", 0.02)
+    assert dropped.init.positions == "drop"
+    from_image_vit("--config.init.positions=drop", train="head_only")
+
+
+def test_patches_of_several_frames_train_as_the_vits_layer(tmp_path):
+    weights = Path(__file__).parents[1] / "golden/image_vits/hugging_face_videomae"
+
+    def completed(*arguments):
+        config = config_of("", "data", weights, *arguments)
+        return finetuning.complete(config, data=False)
+
+    alone = completed()
+    *_, patches = make_tubes(alone.model.tubes)
+    assert patches.kernel[0] == 2
+    index = len(alone.model.tubes) - 1
+    depth = alone.model.depth
+    first = alone.optimizer.trunk_rate * alone.optimizer.layer_decay ** (depth + 1)
+    assert rate_scale(alone, f"stem/tube_{index}/kernel") == pytest.approx(first)
+    jointly = completed(f"--config.data.images={tmp_path}")
+    *_, before, images = make_tubes(jointly.model.tubes)
+    assert before == patches and images.kernel == (1, *patches.kernel[1:])
+    assert images.reads_images
+
+
+@pytest.mark.parametrize(
+    "argument, train, error",
+    [
+        ("--config.optimizer.trained_layers=5", "", "trained_layers is 5"),
+        ("--config.data.images=nowhere", "", "nowhere, which is no folder"),
+    ],
+)
+def test_what_cannot_be_is_said_before_a_folder_is_prepared(
+    clips, tmp_path, argument, train, error
+):
+    (tmp_path / "data").mkdir()
+    config = config_of(clips, tmp_path / "data", IMAGE_VIT, argument, train=train)
+    with pytest.raises(TubeViTError, match=error):
+        finetuning.complete(config)
+    assert not [*(tmp_path / "data").iterdir()]
+
+
+def test_logged_defaults_are_read_as_they_stand(caplog, tmp_path):
+    caplog.set_level(logging.INFO, "sparse_tube_vit")
+    config = from_image_vit()
+    (text,) = [m for m in caplog.messages if m.startswith("Defaults for fine-tuning")]
+    arguments = shlex.split(text.partition(":")[2])
+    assert len(arguments) > 8 and all(x.startswith("--config.") for x in arguments)
+    again = from_image_vit(*arguments)
+    assert again.to_dict() == config.to_dict()
 
 
 def test_what_is_set_is_heeded_by_the_recipe():

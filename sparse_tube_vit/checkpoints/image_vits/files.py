@@ -30,6 +30,9 @@ _PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".tar", ".pkl")
 _CONVERTED = {".msgpack": "from_flax", ".h5": "from_tf"}
 _UNREAD = (*_PICKLES, *_CONVERTED)
 
+#: The end of the name of one of several files.
+_SHARD = r"-\d+-of-\d+[.]safetensors$"
+
 #: Files of weights in a folder, the first that there is.
 _NAMES = ("model.safetensors", f"model{INDEX}")
 
@@ -129,6 +132,11 @@ def find(path) -> Files:
                 raise UnreadableWeights(f"{weights} does not exist.")
             pickled = weights.name.endswith(_PICKLES)
             raise UnreadableWeights((_pickled if pickled else _converted)(weights))
+        if re.search(_SHARD, weights.name):
+            raise UnreadableWeights(
+                f"{weights} has a part of the weights: download all of them and "
+                f"model{INDEX}, which lists them, and give the folder."
+            )
         config = _json(folder / stored.CONFIG)
         if "release" in config:
             raise UnreadableWeights(
@@ -154,11 +162,19 @@ def _weights_in(folder):
             f"{', '.join(names[:8]) or 'nothing'}."
         )
     others = [n for n in names if n.endswith(ends) and n not in _NAMES]
-    if name not in _NAMES and len(others) > 1:
+    if name not in _NAMES and len(others) > 1 and not re.search(_SHARD, name):
         raise UnreadableWeights(
             f"{folder} has several files of weights: name one of {', '.join(others)}."
         )
     return folder / name
+
+
+def _download(path):
+    """Returns the line that copies a repository of the Hub to the current folder."""
+    if not isinstance(path, HubPath):
+        return ""
+    name = path.repository.rpartition("/")[2]
+    return f"  hf download {path.repository} --local-dir {name}; cd {name}\n"
 
 
 def _pickled(path):
@@ -174,7 +190,9 @@ def _pickled(path):
         )
     return (
         f"{path} is a pickle, which can run code when it is read: it is not read here. "
-        "To convert it, where torch and safetensors are installed:\n"
+        "To convert it in its folder, where its config.json and "
+        "preprocessor_config.json stay, with torch and safetensors installed:\n"
+        f"{_download(path)}"
         "  import argparse, glob, torch; from safetensors.torch import save_file\n"
         "  torch.serialization.add_safe_globals([argparse.Namespace])\n"
         f"  {read}\n"
@@ -187,11 +205,11 @@ def _pickled(path):
 
 def _converted(path):
     option = next(x for kind, x in _CONVERTED.items() if path.name.endswith(kind))
-    folder = str(path.parent)
+    folder = "." if isinstance(path, HubPath) else str(path.parent)
     return (
         f"{path} has the weights of another library, which are not read here. To "
         "convert them, where torch, transformers below 5 and that library are "
-        "installed:\n"
+        f"installed:\n{_download(path)}"
         "  from transformers import AutoModel\n"
         f"  model = AutoModel.from_pretrained({folder!r}, {option}=True)\n"
         f"  model.save_pretrained({folder!r})"

@@ -137,6 +137,29 @@ def test_files_that_are_not_what_they_should_be_are_named(tmp_path, name, conten
         image_vits.read(tmp_path / name)
 
 
+def test_shards_without_their_index_are_named(tmp_path):
+    for i in (1, 2):
+        shutil.copy(
+            VIT / "model.safetensors", tmp_path / f"model-0000{i}-of-00002.safetensors"
+        )
+    for path in (tmp_path, tmp_path / "model-00002-of-00002.safetensors"):
+        with pytest.raises(UnreadableWeights, match="a part of the weights: .*index"):
+            image_vits.read(path)
+
+
+def test_what_the_hub_has_of_others_is_downloaded_to_be_converted(
+    monkeypatch, tmp_path
+):
+    with stand_in.running(monkeypatch, tmp_path / "cache") as server:
+        server.repositories["me/old"] = {"flax_model.msgpack": b""}
+        server.repositories["me/torch"] = {"pytorch_model.bin": b""}
+        with pytest.raises(UnreadableWeights, match="hf download me/old .*; cd old\n"):
+            image_vits.read("hf://me/old")
+        with pytest.raises(UnreadableWeights, match="hf download me/torch ") as error:
+            image_vits.read("hf://me/torch")
+    assert "torch.load('pytorch_model.bin'" in str(error.value)
+
+
 @pytest.mark.parametrize("kind, option", [("msgpack", "from_flax"), ("h5", "from_tf")])
 def test_other_libraries_weights_are_refused_with_the_way_to_convert_them(
     tmp_path, kind, option
