@@ -37,6 +37,14 @@ _SHARD = r"-\d+-of-\d+[.]safetensors$"
 _NAMES = ("model.safetensors", f"model{INDEX}")
 
 
+#: Types of what is read of JSON files, by key.
+_TYPES = (
+    dict.fromkeys(("num_attention_heads", "num_heads", "num_frames"), int)
+    | dict.fromkeys(("hidden_act", "act_layer", "architecture", "global_pool"), str)
+    | dict.fromkeys(("model_args", "pretrained_cfg", "image_processor"), dict)
+    | {"layer_norm_eps": (int, float), "image_size": (int, list, dict)}
+)
+
 #: Arrays of weights that are not those of a model, by pattern, and what to do.
 _ALTERED = {
     r"\blora_|\.base_layer\.|\bmodules_to_save\.": "is of an adapter (LoRA). Merge "
@@ -225,6 +233,7 @@ def _json(path):
         if not isinstance(content, dict):
             raise ValueError("it is no JSON object")
         content = _without_nulls(content)
+        _check_types(content)
     except UnreachableStorage:
         raise
     except (ValueError, RecursionError) as error:  # of brackets too deep
@@ -236,6 +245,17 @@ def _without_nulls(x):
     if not isinstance(x, dict):
         return x
     return {key: _without_nulls(value) for key, value in x.items() if value is not None}
+
+
+def _check_types(x):
+    """Raises ValueError if a key that is read, at any depth, has another type."""
+    for key, value in x.items() if isinstance(x, dict) else ():
+        wrong = isinstance(value, bool) or not isinstance(
+            value, _TYPES.get(key, object)
+        )
+        if key in _TYPES and wrong:
+            raise ValueError(f"its {key} is {value!r}")
+        _check_types(value)
 
 
 def read_arrays(path) -> dict[str, np.ndarray]:

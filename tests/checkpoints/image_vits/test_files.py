@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 import textwrap
 
@@ -135,6 +136,26 @@ def test_files_that_are_not_what_they_should_be_are_named(tmp_path, name, conten
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UnreadableWeights, match=f"{name} cannot be read: .*{why}"):
         image_vits.read(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("hidden_act", ["gelu"]),
+        ("num_attention_heads", "2"),
+        ("layer_norm_eps", "1e-6"),
+        ("pretrained_cfg", "vit"),
+        ("vision_config", {"num_attention_heads": True}),
+    ],
+)
+def test_what_a_config_has_of_another_type_is_named(tmp_path, key, value):
+    shutil.copytree(VIT, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {key: value}))
+    key, value = [*value.items()][0] if isinstance(value, dict) else (key, value)
+    said = rf"config.json cannot be read: its {key} is {re.escape(repr(value))}"
+    with pytest.raises(UnreadableWeights, match=said):
+        image_vits.read(tmp_path)
 
 
 def test_shards_without_their_index_are_named(tmp_path):
