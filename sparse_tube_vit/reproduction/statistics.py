@@ -23,11 +23,13 @@ class Comparison:
         difference: Mean difference, better minus worse by the paper.
         seeds: Number of seeds.
         p: Two-sided probability of such a difference by chance; NaN without a test.
+        unpaired: The same by Welch's test, for which equal seeds share nothing.
     """
 
     difference: float
     seeds: int
     p: float
+    unpaired: float
 
     @classmethod
     def of(cls, better: Mapping[int, float], worse: Mapping[int, float]):
@@ -37,10 +39,11 @@ class Comparison:
             return None
         pairs = np.array([(better[seed], worse[seed]) for seed in common])
         differences = pairs[:, 0] - pairs[:, 1]
-        p = math.nan
+        p = unpaired = math.nan
         if len(common) >= LEAST_SEEDS and np.ptp(differences) > 1e-9:
             p = float(stats.ttest_rel(*pairs.T).pvalue)
-        return cls(float(differences.mean()), len(common), p)
+            unpaired = float(stats.ttest_ind(*pairs.T, equal_var=False).pvalue)
+        return cls(float(differences.mean()), len(common), p, unpaired)
 
     @property
     def verdict(self) -> str:

@@ -23,6 +23,12 @@ def test_three_seeds_by_the_closed_form():
     t = differences.mean() / (differences.std(ddof=1) / math.sqrt(3))
     assert found.p == pytest.approx(1 - t / math.sqrt(t**2 + 2))
     assert (found.difference, found.seeds) == (5.0, 3)
+    # Welch's, of variances 7 and 3 over 3 seeds.
+    pairs = np.array([[80.0, 84.0, 79.0], [75.0, 78.0, 75.0]])
+    assert pairs.var(axis=1, ddof=1) == pytest.approx([7.0, 3.0])
+    freedom = (10 / 3) ** 2 / ((7 / 3) ** 2 / 2 + (3 / 3) ** 2 / 2)
+    expected = 2 * stats.t.sf(5 / math.sqrt(10 / 3), freedom)
+    assert found.unpaired == pytest.approx(expected)
     assert found.verdict == "confirmed"
     assert Comparison.of(worse, better).verdict == "not confirmed, the reverse"
 
