@@ -29,12 +29,12 @@ other by the paper's figures, and those that it speaks of. A direction of the pa
 two-sided t-test over three seeds or more, p < 0.05; else it is not resolvable at this
 size. Fewer seeds are not tested. Beside it is p of Welch's unpaired test: seeds of two
 rows share the order of examples, and often no more. {TESTED} Three seeds of rows that
-deviate by 3 points resolve a difference of 10.5, and most of the paper's are smaller. p is of one
-comparison, and of training's seeds: all have the same test examples, and many rows
-share a run. One test example is 0.2% of moving_shapes, 0.5% of ucf101. Minutes are by
-the clock, on the device that the JSON files name, often beside other work: they do not
-compare rows. Seeds of a row may be of different commits; the JSON files name those of
-results since November 29.
+deviate by 3 points resolve a difference of 10.5, and most of the paper's are smaller. p
+is of one comparison, and of training's seeds: all have the same test examples, and many
+rows share a run. One test example is 0.2% of moving_shapes, 0.5% of ucf101. Minutes are
+by the clock, on the device that the JSON files name, often beside other work: they do
+not compare rows. Seeds of a row may be of different commits; the JSON files name those
+of results since November 29.
 
 {RUN}
 
