@@ -55,6 +55,24 @@ def test_what_is_done_needs_neither_data_nor_weights(tmp_path, capsys):
     assert "OtherData: ucf101_finetuning: " in capsys.readouterr().err
 
 
+def test_runs_hold_absolute_paths_and_go_on_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = []
+
+    def carry_out(runs, results, workdirs, data_dir, weights, finished):
+        given.extend([str(workdirs), weights])
+
+    monkeypatch.setattr(reproduce.runner, "carry_out", carry_out)
+    monkeypatch.setattr(reproduce.data, "prepare_data", lambda *args: None)
+    folders = ["--data_dir=data", "--runs=runs", "--results=results"]
+    folders += ["--document=document.md", "--seeds=1"]
+    reproduce.main(["5:images", "--tasks=moving_shapes", "--weights=vit", *folders])
+    assert given == [str(tmp_path / "runs"), str(tmp_path / "vit")]
+    hub = ["--weights=hf://user/name"]
+    reproduce.main(["5:images", "--tasks=moving_shapes", *hub, *folders])
+    assert given[3] == "hf://user/name"
+
+
 def test_a_task_that_a_table_has_not_is_named():
     rows = select(["7f", "8"])
     with pytest.raises(InvalidConfig, match="7f, 8 are not run on moving_shapes, but"):

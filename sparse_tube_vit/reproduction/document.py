@@ -124,17 +124,21 @@ def _run(results):
     """Returns a sentence on the tables that have results, by task."""
     found = []
     for task in TASKS:
-        names = [
-            name
-            for name, table in TABLES.items()
-            if task in table.tasks
-            and sum(bool(accuracies(results, name, x, task)) for x in table.rows) > 1
-        ]
+        names = [name for name in TABLES if _is_begun(name, task, results)]
         if names:
             found.append(f"{task} ({', '.join(names)})")
     names = ", ".join(found) or "nothing"
     text = f"Run, in part: {names}. An empty cell has not been run."
     return textwrap.fill(text, 88)
+
+
+def _is_begun(number, task, results):
+    """Whether a table has a result on a task that is more than another table's row."""
+    table = TABLES[number]
+    if task not in table.tasks:
+        return False
+    rows = [row for row in table.rows if accuracies(results, number, row, task)]
+    return len(rows) > 1 or any(not _is_shared(number, row, task) for row in rows)
 
 
 def _tested(compared):
@@ -203,10 +207,16 @@ def _shared(number, table, tasks) -> str:
     rows_of = {}
     for row in table.rows:
         for task in tasks:
-            run = Run.of(number, row, task, 0)
-            if (run.table, run.row.name) != (number, row.name):
+            if _is_shared(number, row, task):
+                run = Run.of(number, row, task, 0)
                 rows_of.setdefault(f"{run.table}:{run.row.name}", {})[row.name] = None
     return "; ".join(f"{', '.join(rows)} and {run}" for run, rows in rows_of.items())
+
+
+def _is_shared(number, row, task):
+    """Whether the run of a row has the name of another row."""
+    run = Run.of(number, row, task, 0)
+    return (run.table, run.row.name) != (number, row.name)
 
 
 def compare(number, table, results, tasks):

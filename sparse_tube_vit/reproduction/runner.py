@@ -74,7 +74,9 @@ def carry_out(
                     "one of the code that planned it. Give the same command again."
                 )
             # Those whose model another runner is at come last.
-            busy = (_is_busy(run.after, workdirs) for run in left)
+            busy = (
+                run.after and _is_locked(workdirs / run.after.folder) for run in left
+            )
             run = left.pop(
                 next((i for i, is_busy in enumerate(busy) if not is_busy), 0)
             )
@@ -122,12 +124,20 @@ def _commit():
     return ""
 
 
-def _is_busy(run, workdirs):
-    """Whether another runner carries out a run."""
-    if not run or not (folder := workdirs / run.folder).is_dir():
+def _is_locked(folder):
+    """Whether another process has locked a folder, which may not be there."""
+    if not folder.is_dir():
         return False
     with storage.locked(folder, wait_seconds=0) as free:
         return not free
+
+
+def _wait_until_free(folder, why):
+    """Waits until no other process has locked a folder; logs that it does."""
+    if _is_locked(folder):
+        log.info("%s", why)
+        with storage.locked(folder):
+            pass
 
 
 def _wait_for(run, failed, workdirs):
@@ -135,10 +145,8 @@ def _wait_for(run, failed, workdirs):
     before = run.after
     if before.folder in failed:
         raise FailedRun(f"{run.folder}: {before.folder} failed before.")
-    if _is_busy(before, workdirs):
-        log.info("%s waits for %s of another runner", run.folder, before.folder)
-        with storage.locked(workdirs / before.folder):
-            pass
+    why = f"{run.folder} waits for {before.folder} of another runner"
+    _wait_until_free(workdirs / before.folder, why)
     if not read_result(before, before.workdir(workdirs)):
         raise FailedRun(
             f"{run.folder}: {before.folder} is not done. Give the same command again."
@@ -152,7 +160,7 @@ def _carry_out(run, results, workdirs, *given):
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UnwritableOutput(f"--runs {folder} cannot be made: {error}") from error
-    # Others lock it for a moment to see whether it is free, see `_is_busy`.
+    # Others lock it for a moment to see whether it is free, see `_is_locked`.
     with storage.locked(folder, wait_seconds=1) as locked:
         if locked:
             _carry_out_locked(run, results, workdirs, *given)
@@ -160,21 +168,10 @@ def _carry_out(run, results, workdirs, *given):
             log.info("%s is left to another runner", run.folder)
 
 
-def _wait_until_free(workdir):
-    """Waits for a training that goes on although its runner was killed outright."""
-    if not workdir.is_dir():
-        return
-    with storage.locked(workdir, wait_seconds=0) as free:
-        if free:
-            return
-    log.info("A training in %s goes on, whose runner has ended: waiting", workdir)
-    with storage.locked(workdir):
-        pass
-
-
 def _carry_out_locked(run, results, workdirs, data_dir, weights, device, bar, needed):
     folder, workdir = workdirs / run.folder, run.workdir(workdirs)
-    _wait_until_free(workdir)
+    # One goes on where its runner was killed outright.
+    _wait_until_free(workdir, f"{run.folder} waits for the training in {workdir}")
     results.reload(run.task)
     stored = results.get(run)
     if stored and (read_result(run, workdir) or not needed):

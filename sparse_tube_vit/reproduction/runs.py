@@ -212,7 +212,7 @@ class Run:
         # Seeds, and rows of one shape, share compiled programs.
         overrides = [
             f"--config.data_dir={data_dir}",
-            f"--config.compilation_cache={(runs / 'compiled').absolute()}",
+            f"--config.compilation_cache={runs / 'compiled'}",
         ]
         if self.after and self.row.big:
             small, created = self.after.workdir(runs), self.created(runs, weights)

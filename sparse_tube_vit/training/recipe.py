@@ -95,7 +95,8 @@ def from_image_vit(
     values["init.inflate"] = "central_frame" if ours and everything else "none"
     if everything and patch[0] == 1:  # else the ViT's own would have this rate, too
         inflated = config.init.inflate or values["init.inflate"]
-        known = inflated in ("repeat", "central_frame")  # something already
+        # Inflated ones know something already.
+        known = inflated in ("repeat", "central_frame")
         values["optimizer.video_tubes_rate"] = 0.05 if known else 0.3
     return values
 

@@ -74,6 +74,14 @@ def from_image_vit(*arguments, train=""):
     return config
 
 
+def report_of(config):
+    """What is taken from the weights of a completed config."""
+    model = make_model(config, {"clips": 2})
+    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0), model.clip))
+    names = {"clips": ("a", "b")}
+    return pretrained.initial_params(config, model, shapes, names)[1]
+
+
 def test_an_image_vit_gives_its_sizes_and_a_recipe_the_rest(caplog):
     caplog.set_level(logging.INFO, "sparse_tube_vit")
     config = from_image_vit("--config.optimizer.layer_decay=0.9")
@@ -163,6 +171,10 @@ def test_patches_of_several_frames_train_as_the_vits_layer(tmp_path):
     *_, before, images = make_tubes(jointly.model.tubes)
     assert before == patches and images.kernel == (1, *patches.kernel[1:])
     assert images.reads_images
+    # Its kernel is the patches', summed over their frames.
+    report = report_of(jointly)
+    (how,) = [x for x in report.resized if f"tube_{index + 1}/kernel" in x]
+    assert "summed over 2 frames" in report.resized[how]
 
 
 @pytest.mark.parametrize(
@@ -182,7 +194,7 @@ def test_what_cannot_be_is_said_before_a_folder_is_prepared(
     assert not [*(tmp_path / "data").iterdir()]
 
 
-def test_logged_defaults_are_read_as_they_stand(caplog, tmp_path):
+def test_logged_defaults_are_read_as_they_stand(caplog):
     caplog.set_level(logging.INFO, "sparse_tube_vit")
     config = from_image_vit()
     (text,) = [m for m in caplog.messages if m.startswith("Defaults for fine-tuning")]
@@ -221,12 +233,7 @@ def test_what_is_frozen_comes_from_the_image_vit(train, trained, trunk):
     (tube,) = config.model.tubes
     assert tube == {"kernel": (1, 16, 16), "stride": (4, 16, 16)}
     assert config.clip.size == 160
-    model = make_model(config, {"clips": 2})
-    shapes = jax.eval_shape(
-        lambda: init_params(model, jax.random.key(0), (16, 160, 160))
-    )
-    names = {"clips": ("a", "b")}
-    _, report = pretrained.initial_params(config, model, shapes, names)
+    report = report_of(config)
     check_new(report.new, config)
     assert {name.partition("/")[0] for name in report.new} == {"pooling", "head_clips"}
 
@@ -286,9 +293,7 @@ def test_learned_positions_of_a_model_are_kept(tmp_path, size, how):
     given = config_of("", tmp_path, run, f"--config.clip.size={size}", train="last=1")
     config = finetuning.complete(given, data=False)
     assert config.init.positions == "keep"
-    model = make_model(config, {"clips": 2})
-    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0), model.clip))
-    _, report = pretrained.initial_params(config, model, shapes, {"clips": ("x", "y")})
+    report = report_of(config)
     assert {f"positions/tube_{i}" for i in (0, 1)} <= getattr(report, how).keys()
     check_new(report.new, config)
     given.model.positions = "fixed"
@@ -312,9 +317,7 @@ def test_the_head_of_videomae_trains_alone(tmp_path):
     weights = IMAGE_VIT.parent / "image_vits" / "hugging_face_videomae"
     given = config_of("", tmp_path, weights, train="head_only")
     config = finetuning.complete(given, data=False)
-    model = make_model(config, {"clips": 2})
-    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0), model.clip))
-    _, report = pretrained.initial_params(config, model, shapes, {"clips": ("x", "y")})
+    report = report_of(config)
     check_new(report.new, config)
 
 

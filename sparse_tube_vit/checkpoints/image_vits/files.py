@@ -10,6 +10,7 @@ import json
 import re
 import zipfile
 from collections.abc import Mapping
+from pathlib import PurePosixPath
 
 import ml_dtypes
 import numpy as np
@@ -36,14 +37,6 @@ _SHARD = r"-\d+-of-\d+[.]safetensors$"
 #: Files of weights in a folder, the first that there is.
 _NAMES = ("model.safetensors", f"model{INDEX}")
 
-
-#: Types of what is read of JSON files, by key.
-_TYPES = (
-    dict.fromkeys(("num_attention_heads", "num_heads", "num_frames"), int)
-    | dict.fromkeys(("hidden_act", "act_layer", "architecture", "global_pool"), str)
-    | dict.fromkeys(("model_args", "pretrained_cfg", "image_processor"), dict)
-    | {"layer_norm_eps": (int, float), "image_size": (int, list, dict)}
-)
 
 #: Arrays of weights that are not those of a model, by pattern, and what to do.
 _ALTERED = {
@@ -178,11 +171,12 @@ def _weights_in(folder):
 
 
 def _download(path):
-    """Returns the line that copies a repository of the Hub to the current folder."""
+    """Returns the line that copies a repository of the Hub and goes to a file."""
     if not isinstance(path, HubPath):
         return ""
     name = path.repository.rpartition("/")[2]
-    return f"  hf download {path.repository} --local-dir {name}; cd {name}\n"
+    folder = PurePosixPath(name) / path.path.parent
+    return f"  hf download {path.repository} --local-dir {name}; cd {folder}\n"
 
 
 def _pickled(path):
@@ -233,7 +227,6 @@ def _json(path):
         if not isinstance(content, dict):
             raise ValueError("it is no JSON object")
         content = _without_nulls(content)
-        _check_types(content)
     except UnreachableStorage:
         raise
     except (ValueError, RecursionError) as error:  # of brackets too deep
@@ -245,17 +238,6 @@ def _without_nulls(x):
     if not isinstance(x, dict):
         return x
     return {key: _without_nulls(value) for key, value in x.items() if value is not None}
-
-
-def _check_types(x):
-    """Raises ValueError if a key that is read, at any depth, has another type."""
-    for key, value in x.items() if isinstance(x, dict) else ():
-        wrong = isinstance(value, bool) or not isinstance(
-            value, _TYPES.get(key, object)
-        )
-        if key in _TYPES and wrong:
-            raise ValueError(f"its {key} is {value!r}")
-        _check_types(value)
 
 
 def read_arrays(path) -> dict[str, np.ndarray]:

@@ -141,6 +141,7 @@ def read(path, asked: str = "") -> ImageViT:
     _refuse_by_config(path, found.config)
     file = _split_gates(_unstack(files.read_arrays(found.weights)))
     family, prefix = _family(path, found, file)
+    _check_types(found.config, found.weights.parent / stored.CONFIG)
     in_file = _names_in_file(family, prefix, file)
     depth = family.depth(in_file)
     names = {a: in_file[b] for a, b in family.names(depth).items() if b in in_file}
@@ -198,6 +199,25 @@ def read(path, asked: str = "") -> ImageViT:
         pools_otherwise=_pools_otherwise(family, found.config, model, before_head),
         loss=classifier.loss(found.config),
     )
+
+
+#: Types of what is read of configs, by key; those of other models have others.
+_TYPES = (
+    dict.fromkeys(("num_attention_heads", "num_heads", "num_frames"), int)
+    | dict.fromkeys(("hidden_act", "act_layer", "architecture"), str)
+    | dict.fromkeys(("model_args", "pretrained_cfg"), dict)
+    | {"layer_norm_eps": (int, float), "image_size": (int, list, dict)}
+)
+
+
+def _check_types(config, path):
+    """Raises UnreadableWeights if a key that is read, at any depth, is no such."""
+    for key, value in config.items():
+        kinds = _TYPES.get(key)
+        if kinds and (isinstance(value, bool) or not isinstance(value, kinds)):
+            raise UnreadableWeights(f"{path} cannot be read: its {key} is {value!r}")
+        if isinstance(value, dict):
+            _check_types(value, path)
 
 
 #: Keys of sizes in configs of transformers and timm, by ours.
