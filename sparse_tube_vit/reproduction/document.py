@@ -3,8 +3,11 @@
 import math
 import os
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
+
+from matplotlib.figure import Figure
 
 from sparse_tube_vit.figures.canvas import new_figure, save
 from sparse_tube_vit.reproduction.runs import TASKS, Results, Run
@@ -21,24 +24,33 @@ from sparse_tube_vit.storage import write_whole
 INTRODUCTION = """\
 # The paper's tables, tested again
 
-Written by `./launch/reproduce.sh` from the results of runs; do not edit it. Rows are
-Top-1 in percent: the paper's at its size, ours with mean ± standard deviation, the
-seeds, and the minutes of the quickest run. Compared are the rows that are next to each
-other by the paper's figures, and those that it speaks of. A direction of the paper is
-**confirmed** or **not confirmed**, which means that the reverse is found, by a paired
-two-sided t-test over three seeds or more, p < 0.05; else it is not resolvable at this
-size. Fewer seeds are not tested. Beside it is p of Welch's unpaired test: seeds of two
-rows share the order of examples, and often no more. {TESTED} Three seeds of rows that
-deviate by 3 points resolve a difference of 10.5, and most of the paper's are smaller. p
-is of one comparison, and of training's seeds: all have the same test examples, and many
-rows share a run. One test example is 0.2% of moving_shapes, 0.5% of ucf101. Minutes are
-by the clock, on the device that the JSON files name, often beside other work: they do
-not compare rows. Seeds of a row may be of different commits; the JSON files name those
-of results since November 29.
+Written by `./launch/reproduce.sh` from the results of runs; do not edit it.
 
-{RUN}
+## What was found
 
-The tasks, each with 16 clips, and 32 images where there are images, a step:
+{FINDINGS}
+
+## How to read the tables
+
+* Rows are Top-1 in percent: the paper's at its size, ours with mean ± standard
+  deviation, the seeds, the tokens of a clip and the minutes of the quickest run.
+  Minutes are by the clock, on the device that the JSON files name, often beside other
+  work: they do not compare rows. Seeds of a row may be of different commits; the JSON
+  files name those of results since November 29.
+* Compared are the rows that are next to each other by the paper's figures, and those
+  that it speaks of. A direction is **confirmed** or **not confirmed**, which means that
+  the reverse is found, by a paired two-sided t-test over three seeds or more, p < 0.05;
+  else it is not resolvable at this size. Fewer seeds are not tested. Beside it is p of
+  Welch's unpaired test: seeds of two rows share the order of examples, and often no
+  more.
+* Three seeds of rows that deviate by 3 points resolve a difference of 10.5, and most of
+  the paper's are smaller. p is of one comparison, and of training's seeds: all have the
+  same test examples, and many rows share a run. One test example is 0.2% of
+  moving_shapes, 0.5% of ucf101.
+
+## The tasks
+
+Each step has 16 clips, and 32 images where there are images.
 
 * moving_shapes: the embedded data, 24 classes of shape and motion (chance: 4.2%), whose
   6 shapes are the classes of its images. Clips of 16x64x64, 4 blocks of width 128, 1200
@@ -98,23 +110,16 @@ def write(results: Results, path) -> None:
         number: dict(compare(number, table, results, table.tasks))
         for number, table in TABLES.items()
     }
-    introduction = INTRODUCTION.replace("{RUN}", _run(results))
-    title, about, *rest = introduction.split("\n\n")
-    about = textwrap.fill(about.replace("{TESTED}", _tested(compared)), 88)
-    lines = ["\n\n".join([title, about, *rest])]
+    findings = "\n".join([_run(results), "", *_findings(compared)])
+    lines = [INTRODUCTION.replace("{FINDINGS}", findings)]
     for number, table in TABLES.items():
         lines += _section(number, table, results, compared[number])
-    pictures = _pictures(results)
-    for name, (figure, caption) in pictures.items():
-        target = Path(results.directory) / f"{name}.png"
-        target.parent.mkdir(parents=True, exist_ok=True)
-        save(figure, target)
-        lines += [
-            "",
-            f"![{caption}]({os.path.relpath(target, path.parent)})",
-            "",
-            caption,
-        ]
+        if number in PICTURES and (figure := PICTURES[number].draw(results)):
+            target = Path(results.directory) / f"{PICTURES[number].name}.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            save(figure, target)
+            caption = PICTURES[number].caption
+            lines += [f"![{caption}]({os.path.relpath(target, path.parent)})", ""]
     if outdated := results.outdated():
         lines += ["", "Left out, as their config has changed: " + ", ".join(outdated)]
     write_whole(path, ("\n".join(lines).rstrip() + "\n").encode())
@@ -141,23 +146,36 @@ def _is_begun(number, task, results):
     return len(rows) > 1 or any(not _is_shared(number, row, task) for row in rows)
 
 
-def _tested(compared):
-    """Returns a sentence on how many comparisons have enough seeds for a test."""
-    found = {  # once each: rows of two tables may be the same runs
-        (task, comparison)
-        for claims in compared.values()
-        for by_task in claims.values()
-        for task, comparison in by_task.items()
-        if comparison and not math.isnan(comparison.p)
-    }
-    chance = SIGNIFICANCE * len(found)
-    ps = [comparison.p for _, comparison in found]
-    few = sum(p < SIGNIFICANCE for p in ps)
-    return (
-        f"Of the {len(ps)} that are tested, {few} have such a p; if nothing differed, "
-        f"{chance:.1f} would on average. Holm's correction for {len(ps)} leaves "
-        f"{held(ps)}, those of the smallest p."
+def _findings(compared):
+    """Yields how many directions are tested, and which of them are resolved."""
+    tested = {}  # each once: rows of two tables may be the same runs
+    for number, claims in compared.items():
+        for claim, by_task in claims.items():
+            for task, comparison in by_task.items():
+                if comparison and not math.isnan(comparison.p):
+                    tested.setdefault((task, comparison), f"{claim} (`{number}`")
+    ps = sorted(comparison.p for _, comparison in tested)
+    kept = ps[: held(ps)]
+    resolved = {}
+    for (task, comparison), claim in tested.items():
+        if comparison.p < SIGNIFICANCE:
+            mark = "†" if comparison.p in kept else ""
+            text = f"{claim}, {comparison.difference:+.1f}){mark}"
+            where = f"{comparison.verdict.capitalize()}, {task}"
+            resolved.setdefault(where, []).append(text)
+    few, chance = sum(map(len, resolved.values())), SIGNIFICANCE * len(ps)
+    yield textwrap.fill(
+        f"Of the {len(ps)} directions that three seeds test, {few} have p < "
+        f"{SIGNIFICANCE}; if nothing differed, {chance:.1f} would on average. Holm's "
+        f"correction for {len(ps)} leaves {len(kept)} (†). The others are not "
+        "resolvable at this size.",
+        88,
     )
+    if resolved:
+        yield ""
+    for where, claims in sorted(resolved.items()):
+        text = f"* {where}: {'; '.join(claims)}."
+        yield textwrap.fill(text, 88, subsequent_indent="  ")
 
 
 def accuracies(results: Results, table: str, row: Row, task: str) -> dict[int, float]:
@@ -263,17 +281,7 @@ def _verdict(comparison: Comparison | None) -> str:
     return f"{comparison.verdict} ({comparison.difference:+.1f}, {p})"
 
 
-def _pictures(results):
-    """Returns figures with their captions by name, of the tasks that have results."""
-    found = {}
-    if figure := draw_tokens(results):
-        found["tokens"] = figure, "Accuracy against tokens in training (figure 4)."
-    if figure := draw_joint(results):
-        found["joint"] = figure, "Joint training beside its alternatives (table 5)."
-    return found
-
-
-def draw_tokens(results: Results):
+def draw_tokens(results: Results) -> Figure | None:
     """Draws figure 4; returns None where no curve has two points."""
     number, table = "figure4", TABLES["figure4"]
     curves = {}
@@ -303,7 +311,7 @@ def draw_tokens(results: Results):
     return figure
 
 
-def draw_joint(results: Results):
+def draw_joint(results: Results) -> Figure | None:
     """Draws table 5: seeds as dots, their mean as a line, the paper's as a ring.
 
     Returns None where no task has two rows.
@@ -335,3 +343,18 @@ def draw_joint(results: Results):
     axes[0].plot([], [], color="C0", label="their mean")
     figure.legend(loc="outside upper center", ncols=3, fontsize="small")
     return figure
+
+
+class Picture(NamedTuple):
+    """A picture below a table: its file's name, its caption and what draws it."""
+
+    name: str
+    caption: str
+    draw: Callable[[Results], Figure | None]
+
+
+#: By table.
+PICTURES = {
+    "5": Picture("joint", "Joint training beside its alternatives.", draw_joint),
+    "figure4": Picture("tokens", "Accuracy against tokens in training.", draw_tokens),
+}
