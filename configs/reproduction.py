@@ -30,6 +30,7 @@ import math
 
 from sparse_tube_vit.checkpoints.scaling import scale_config
 from sparse_tube_vit.config import (
+    InvalidConfig,
     arguments,
     default_config,
     evaluation,
@@ -97,8 +98,15 @@ def get_config(argument: str = ""):
     table = PAPER[args.table]
     row = table.row(args.row or table.rows[0].name)
     small = SMALL.get(args.task)
+    if small and args.task not in table.tasks:
+        raise InvalidConfig(
+            f"Table {args.table} is not run on {args.task}, but on "
+            f"{', '.join(table.tasks)}."
+        )
 
     config = default_config()
+    if not args.seed.isdecimal():
+        raise InvalidConfig(f"seed={args.seed} is no number of 0 or more.")
     config.seed = int(args.seed)
     large = (table.big if row.big else table.variant) in ("L", "H")
     created = row.big and row.after
@@ -155,8 +163,8 @@ def get_config(argument: str = ""):
         _start_from_image_vit(config, big, patch)
     if small and row.big:
         _take_recipe(config, row)
-    if row.after:
-        config.init.weights = f"runs/{args.task}/{args.table}_{row.after}/{args.seed}"
+    if row.after:  # a path that is none until --config.init.weights sets it
+        config.init.weights = f"MODEL_OF_ROW_{row.after}"
     for key, value in row.changes.items():
         section, _, name = key.partition(".")
         config[section][name] = value

@@ -44,9 +44,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     to_stderr()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # runs save before
     with reported():
+        code = runner.digest_of_code()
         rows = select(args.tables or TABLES)
         if args.full:
-            print("\n".join(full_size.commands(rows)))
+            for line in full_size.commands(rows):
+                print(line, flush=True)  # a row takes a second
             return
         results = Results(args.results)
         if args.document_only:
@@ -76,7 +78,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         # Runs hold such paths, and go on from any folder.
         given = Path(args.runs).absolute(), args.data_dir, absolute(args.weights)
         try:
-            failed = runner.carry_out(runs, results, *given, finished=write)
+            failed = runner.carry_out(runs, results, *given, write, code)
         except KeyboardInterrupt:
             sys.exit("Stopped. The same command goes on from here.")
         finally:

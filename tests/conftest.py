@@ -4,11 +4,12 @@ import os
 import tempfile
 from pathlib import Path
 
-# Eight devices on one CPU, for the tests of meshes. Tests compile more than they run,
-# and the fusion emitters take half of the time to compile.
+# Eight devices on one CPU, for the tests of meshes. Tests compile more than they run:
+# the fusion emitters take half of the time to compile, and modules that are split for
+# more threads than there are cores a fifth of the rest.
 os.environ["XLA_FLAGS"] = (
     "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 "
-    "--xla_cpu_use_fusion_emitters=false"
+    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 )
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["EPATH_USE_TF"] = "0"  # gs:// by gcsfs, also where tensorflow is there

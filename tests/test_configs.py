@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 
+from sparse_tube_vit.checkpoints.step import NoCheckpoint
 from sparse_tube_vit.config import InvalidConfig, arguments, validate
 from sparse_tube_vit.datasets.catalog import BUILDERS
 from sparse_tube_vit.models.tubes import count_tokens
@@ -101,7 +102,7 @@ def test_every_config_trains_for_two_steps(name, data_dir, tmp_path):
     sources = (*config.streams.values(), *config.evaluations.values())
     for source in sources:
         source.batch_size = jax.device_count()
-    if not argument:  # made for a CPU: smaller alone, on the embedded data
+    if "smoke" not in argument:  # made for a CPU: smaller alone, on the embedded data
         config.model.update(depth=1, width=24, mlp_dim=32, heads=2)
         for source in sources:
             source.dataset = f"moving_shapes/{source.kind}s"
@@ -114,6 +115,25 @@ def test_every_config_trains_for_two_steps(name, data_dir, tmp_path):
     assert len(list((tmp_path / "evaluations").glob("*.json"))) == len(
         config.evaluations
     )
+
+
+@pytest.mark.parametrize(
+    "argument, message",
+    [
+        ("table=14,task=moving_shapes", "not run on moving_shapes, but on ucf101"),
+        ("table=8,task=ucf101", "not run on ucf101, but on ucf101_image_vit"),
+        ("seed=x", "seed=x is no number"),
+    ],
+)
+def test_what_reproduction_does_not_have_is_named(argument, message):
+    with pytest.raises(InvalidConfig, match=message):
+        get_config("reproduction", argument)
+
+
+def test_a_row_after_another_does_not_train_without_its_model(tmp_path):
+    config = get_config("reproduction", "table=5,row=images_first,task=moving_shapes")
+    with pytest.raises(NoCheckpoint, match="MODEL_OF_ROW_images"):
+        train(config, tmp_path)
 
 
 # Table 10 of the paper, and table 12's tubes.

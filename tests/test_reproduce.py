@@ -59,7 +59,7 @@ def test_runs_hold_absolute_paths_and_go_on_from_any_folder(tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     given = []
 
-    def carry_out(runs, results, workdirs, data_dir, weights, finished):
+    def carry_out(runs, results, workdirs, data_dir, weights, *_):
         given.extend([str(workdirs), weights])
 
     monkeypatch.setattr(reproduce.runner, "carry_out", carry_out)

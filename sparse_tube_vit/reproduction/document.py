@@ -13,6 +13,7 @@ from sparse_tube_vit.figures.canvas import new_figure, save
 from sparse_tube_vit.reproduction.runs import TASKS, Results, Run
 from sparse_tube_vit.reproduction.statistics import (
     LEAST_SEEDS,
+    REVERSE,
     SIGNIFICANCE,
     Comparison,
     held,
@@ -33,20 +34,25 @@ Written by `./launch/reproduce.sh` from the results of runs; do not edit it.
 ## How to read the tables
 
 * Rows are Top-1 in percent: the paper's at its size, ours with mean ± standard
-  deviation, the seeds, the tokens of a clip and the minutes of the quickest run.
-  Minutes are by the clock, on the device that the JSON files name, often beside other
-  work: they do not compare rows. Seeds of a row may be of different commits; the JSON
-  files name those of results since November 29.
+  deviation, the seeds, the tokens of a clip and the minutes of the quickest run, where
+  they were counted. Minutes are by the clock, on the device that the JSON files name,
+  often beside other work: they do not compare rows. Seeds of a row may be of different
+  commits, which the JSON files name for {NAMED} of the results.
 * Compared are the rows that are next to each other by the paper's figures, and those
   that it speaks of. A direction is **confirmed** or **not confirmed**, which means that
   the reverse is found, by a paired two-sided t-test over three seeds or more, p < 0.05;
   else it is not resolvable at this size. Fewer seeds are not tested. Beside it is p of
   Welch's unpaired test: seeds of two rows share the order of examples, and often no
-  more.
+  more. p is of one comparison; those that Holm's correction for all of them leaves have
+  a †.
 * Three seeds of rows that deviate by 3 points resolve a difference of 10.5, and most of
-  the paper's are smaller. p is of one comparison, and of training's seeds: all have the
-  same test examples, and many rows share a run. One test example is 0.2% of
-  moving_shapes, 0.5% of ucf101.
+  the paper's are smaller. p is of training's seeds: all have the same test examples,
+  and many rows share a run. One test example is 0.2% of moving_shapes, 0.5% of ucf101.
+* There is no third split: rate and steps of ucf101 were chosen by Top-1 of
+  videos_alone, seed 0, on its test clips, and the recipe of fine-tuning by the same
+  clips ([how](measurements.md#the-papers-tables-at-a-small-scale)). Such rows may be a
+  little high beside those that were not chosen so.
+* The word that opens a section is its TABLE for `./launch/reproduce.sh TABLE`.
 
 ## The tasks
 
@@ -65,17 +71,17 @@ Each step has 16 clips, and 32 images where there are images.
   with patches of 14x14 (`--weights`), which the JSON files name. dinov2_small is
   DINOv2-small trained further for saliency ([its origin and
   SHA-256](measurements.md#from-an-image-vit)). Clips of 16x84x84, 8 images a step: 120
-  steps, and 240 of the large models of tables 6 and 9, whose small one is as in ucf101,
-  at this size, with 1200 steps.
+  steps, and 240 of the large models of tables 6 and 9. Their small one is ucf101's, on
+  these files and clips, with strides of a half, a rate of 1e-3 and 1200 steps.
 * ucf101_finetuning: these files by `configs/finetune.py` from such a ViT, 330 steps;
   jointly with 16 images a step.
 
 All else of a run is `configs/reproduction.py`, whose full size is the paper's:
 `./launch/reproduce.sh --full TABLE` prints its commands. Small ones have clips of a
-quarter of the frames (16 for 64), half the frames of kernels and strides, and smaller
-strides in space; RandAugment gives way to crops and, on UCF101, colour jitter; learning
-rate, weight decay, Adam's second moment and the average of parameters are those of a
-short run.
+quarter of the frames (16 for 64), half the frames of kernels and strides, two at least,
+and smaller strides in space; RandAugment gives way to crops of 80 to 100% of a frame on
+moving_shapes, of 35 to 100% and colour jitter on UCF101; learning rate, weight decay,
+Adam's second moment and the average of parameters are those of a short run.
 
 ## What is ours, and not the paper's
 
@@ -110,10 +116,14 @@ def write(results: Results, path) -> None:
         number: dict(compare(number, table, results, table.tasks))
         for number, table in TABLES.items()
     }
-    findings = "\n".join([_run(results), "", *_findings(compared)])
-    lines = [INTRODUCTION.replace("{FINDINGS}", findings)]
+    tested = _tested(compared)
+    ps = [comparison.p for _, comparison in tested]
+    kept = {*sorted(ps)[: held(ps)]}
+    findings = "\n".join([_run(results), "", *_findings(tested, kept)])
+    introduction = INTRODUCTION.replace("{FINDINGS}", findings)
+    lines = [introduction.replace("{NAMED}", _with_commit(results))]
     for number, table in TABLES.items():
-        lines += _section(number, table, results, compared[number])
+        lines += _section(number, table, results, compared[number], kept)
         if number in PICTURES and (figure := PICTURES[number].draw(results)):
             target = Path(results.directory) / f"{PICTURES[number].name}.png"
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -137,6 +147,12 @@ def _run(results):
     return textwrap.fill(text, 88)
 
 
+def _with_commit(results):
+    """Returns how many of the results name their commit."""
+    stored = [result for task in TASKS for result in results.each(task)]
+    return f"{sum(bool(x.get('commit')) for x in stored)} of {len(stored)}"
+
+
 def _is_begun(number, task, results):
     """Whether a table has a result on a task that is more than another table's row."""
     table = TABLES[number]
@@ -146,16 +162,22 @@ def _is_begun(number, task, results):
     return len(rows) > 1 or any(not _is_shared(number, row, task) for row in rows)
 
 
-def _findings(compared):
-    """Yields how many directions are tested, and which of them are resolved."""
-    tested = {}  # each once: rows of two tables may be the same runs
+def _tested(compared):
+    """Returns the comparisons with enough seeds for a test, with their claims.
+
+    Each once: rows of two tables may be the same runs.
+    """
+    tested = {}
     for number, claims in compared.items():
         for claim, by_task in claims.items():
             for task, comparison in by_task.items():
                 if comparison and not math.isnan(comparison.p):
                     tested.setdefault((task, comparison), f"{claim} (`{number}`")
-    ps = sorted(comparison.p for _, comparison in tested)
-    kept = ps[: held(ps)]
+    return tested
+
+
+def _findings(tested, kept):
+    """Yields how many comparisons are tested, and which of them are resolved."""
     resolved = {}
     for (task, comparison), claim in tested.items():
         if comparison.p < SIGNIFICANCE:
@@ -163,11 +185,11 @@ def _findings(compared):
             text = f"{claim}, {comparison.difference:+.1f}){mark}"
             where = f"{comparison.verdict.capitalize()}, {task}"
             resolved.setdefault(where, []).append(text)
-    few, chance = sum(map(len, resolved.values())), SIGNIFICANCE * len(ps)
+    few, chance = sum(map(len, resolved.values())), SIGNIFICANCE * len(tested)
     yield textwrap.fill(
-        f"Of the {len(ps)} directions that three seeds test, {few} have p < "
+        f"Of the {len(tested)} directions that three seeds test, {few} have p < "
         f"{SIGNIFICANCE}; if nothing differed, {chance:.1f} would on average. Holm's "
-        f"correction for {len(ps)} leaves {len(kept)} (†). The others are not "
+        f"correction for {len(tested)} leaves {len(kept)} (†). The others are not "
         "resolvable at this size.",
         88,
     )
@@ -187,7 +209,7 @@ def accuracies(results: Results, table: str, row: Row, task: str) -> dict[int, f
     }
 
 
-def _section(number, table: Table, results, compared) -> Iterator[str]:
+def _section(number, table: Table, results, compared, kept) -> Iterator[str]:
     tasks = [
         task
         for task in table.tasks
@@ -202,22 +224,27 @@ def _section(number, table: Table, results, compared) -> Iterator[str]:
     if not tasks:
         yield "Not run yet.\n"
         return
-    yield f"| row | paper | {' | '.join(tasks)} |"
-    yield "|---" * (2 + len(tasks)) + "|"
+    theirs = any(row.paper is not None for row in table.rows)
+    columns = [*(["paper"] if theirs else []), *tasks]
+    yield f"| row | {' | '.join(columns)} |"
+    yield "|---" * (1 + len(columns)) + "|"
     for row in table.rows:
         cells = [_cell(results, number, row, task) for task in tasks]
-        paper = "" if row.paper is None else f"{row.paper:g}"
-        yield f"| {row.name} | {paper} | {' | '.join(cells)} |"
+        if theirs:
+            cells.insert(0, "" if row.paper is None else f"{row.paper:g}")
+        yield f"| {row.name} | {' | '.join(cells)} |"
     if shared := _shared(number, table, tasks):
         yield f"\nThe same runs: {shared}."
-    theirs = any(row.paper is not None for row in table.rows)
     direction = "the paper's direction" if theirs else "direction"
     yield f"\n| {direction} | {' | '.join(tasks)} |"
     yield "|---" * (1 + len(tasks)) + "|"
     for claim, by_task in compared.items():
-        verdicts = [_verdict(by_task[task]) for task in tasks]
+        verdicts = [_verdict(by_task[task], kept) for task in tasks]
         yield f"| {claim} | {' | '.join(verdicts)} |"
     yield ""
+    found = {x.verdict for by_task in compared.values() for x in by_task.values() if x}
+    if REVERSE in found and table.tried:
+        yield textwrap.fill(f"Where the reverse is found: {table.tried}", 88) + "\n"
 
 
 def _shared(number, table, tasks) -> str:
@@ -271,14 +298,16 @@ def _cell(results, number, row, task) -> str:
     return f"{mean:.1f}{spread} ({seeds}; {tokens} tokens{took})"
 
 
-def _verdict(comparison: Comparison | None) -> str:
+def _verdict(comparison: Comparison | None, kept) -> str:
     if comparison is None:
         return ""
-    if comparison.seeds < LEAST_SEEDS:
-        return comparison.verdict
-    p = f"p = {comparison.p:.2g}, unpaired {comparison.unpaired:.2g}"
-    p = "in every seed" if math.isnan(comparison.p) else p
-    return f"{comparison.verdict} ({comparison.difference:+.1f}, {p})"
+    about = f"{comparison.difference:+.1f}"
+    if not math.isnan(comparison.p):
+        mark = "†" if comparison.p in kept else ""
+        about += f", p = {comparison.p:.2g}{mark}, unpaired {comparison.unpaired:.2g}"
+    elif comparison.seeds >= LEAST_SEEDS:
+        about += " in every seed"
+    return f"{comparison.verdict} ({about})"
 
 
 def draw_tokens(results: Results) -> Figure | None:

@@ -51,23 +51,31 @@ def commands(rows: Mapping[str, Sequence[Row]]) -> Iterator[str]:
             for needed in filter(None, (run.after, run)):
                 runs.setdefault(needed.name, needed)
             rows_of.setdefault(run.name, []).append(f"{table}:{row.name}")
-    created = set()
+    created, flops = set(), 0
     for i, run in enumerate(runs.values()):
         if not i:
             yield _PREPARE
         yield ""
         yield from _of(run, rows_of.get(run.name, ["others start from it"]), created)
+        flops += run.flops
+    if runs:
+        yield f"\n# In all, a seed of {len(runs)} runs: {_hours(flops)}."
+
+
+def _hours(flops):
+    """Returns the chip-hours that training by such FLOPs takes, in words."""
+    v5e, h200 = (
+        f"{flops / 3600 / MFU / ACCELERATORS[name].peak_flops:,.0f}"
+        for name in ("v5e", "H200")
+    )
+    both = f"{v5e} chip-hours of v5e or, unmeasured, {h200} of an H200"
+    return f"{both}, without evaluations"
 
 
 def _of(run, rows, created):
-    hours = run.flops / 3600 / MFU
-    v5e, h200 = (ACCELERATORS[name].peak_flops for name in ("v5e", "H200"))
     steps = f"a seed of {run.config.total_steps:,} steps"
     yield f"# {', '.join(rows)}: {steps}, at {MFU:.0%} MFU"
-    yield (
-        f"# {hours / v5e:,.0f} chip-hours of v5e or, unmeasured, {hours / h200:,.0f} "
-        "of an H200, without evaluations."
-    )
+    yield f"# {_hours(run.flops)}."
     weights = ""
     if run.after and run.row.big:
         big, small = TABLES[run.table].big, run.after.name

@@ -39,6 +39,7 @@ def carry_out(
     data_dir: str,
     weights: str,
     finished: Callable[[], None] = lambda: None,
+    code: bytes = b"",
 ) -> list[FailedRun]:
     """Carries out runs, keeps the result of each, and shows the time that is left.
 
@@ -53,22 +54,23 @@ def carry_out(
         data_dir: Folder of the prepared data sets.
         weights: Weights of an image ViT.
         finished: Called after each run.
+        code: Of `digest_of_code`, when the runs were planned; default: now.
 
     Returns:
         The errors of runs that failed.
 
     Raises:
-        ChangedCode: A run would begin with other code than the first.
+        ChangedCode: A run would begin with other code than planned it.
     """
     device = _device() if runs else ""
-    code = _code()
+    code = code or digest_of_code()
     failed: dict[str, FailedRun] = {}
     text = "{desc} {bar} {n:.0f}/{total:.0f} min"
     shown = sys.stderr.isatty()  # in a log, a line for every run is better
-    left, begun = list(runs), time.monotonic()
+    left, begun, took, predicted = list(runs), time.monotonic(), 0.0, 0.0
     with tqdm(total=1, bar_format=text, disable=not shown) as bar:
         while left:
-            if _code() != code:
+            if digest_of_code() != code:
                 raise ChangedCode(
                     "The code has changed since this began, and a run is stored as "
                     "one of the code that planned it. Give the same command again."
@@ -80,8 +82,11 @@ def carry_out(
             run = left.pop(
                 next((i for i, is_busy in enumerate(busy) if not is_busy), 0)
             )
-            rest = sum(map(results.minutes, [run, *left]))
             spent = (time.monotonic() - begun) / 60
+            # Predictions are of other machines, or of this one with other work.
+            pace = took / predicted if took else 1.0
+            expected = results.minutes(run)
+            rest = pace * (expected + sum(map(results.minutes, left)))
             bar.total = spent + rest
             bar.update(spent - bar.n)
             about = f"{len(runs) - len(left)} of {len(runs)} runs, {rest:.0f} min left"
@@ -92,8 +97,10 @@ def carry_out(
                 if run.after:
                     _wait_for(run, failed, workdirs)
                 starts = {other.after.folder for other in left if other.after}
-                given = data_dir, weights, device, bar, run.folder in starts
-                _carry_out(run, results, workdirs, *given)
+                needed = run.folder in starts
+                given = data_dir, weights, device, bar, pace * expected, needed
+                if minutes := _carry_out(run, results, workdirs, *given):
+                    took, predicted = took + minutes, predicted + expected
             except FailedRun as error:
                 failed[run.folder] = error
                 log.error("%s", error)
@@ -101,7 +108,7 @@ def carry_out(
     return [*failed.values()]
 
 
-def _code():
+def digest_of_code() -> bytes:
     """Returns a digest of what a command of a run would read: package and configs."""
     digest = hashlib.sha256()
     package = Path(__file__).parents[1]
@@ -112,15 +119,24 @@ def _code():
 
 
 def _commit():
-    """Returns the commit of the clone, with "-dirty" if changed; "" in no clone."""
+    """Returns the commit of the clone, with "-dirty" if changed; "" in no clone.
+
+    What runs write does not count as a change.
+    """
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return ""
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
+
+    def git(*arguments):
+        command = ["git", "-C", str(root), *arguments]
+        found = subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL)
+        return found.strip()
+
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        return subprocess.check_output(
-            command, text=True, stderr=subprocess.DEVNULL
-        ).strip()
+        commit = git("describe", "--always", "--exclude=*")
+        files = ("--", ".", ":(exclude)docs/reproduction*")
+        changed = git("status", "--porcelain", "--untracked-files=no", *files)
+        return f"{commit}-dirty" if changed else commit
     return ""
 
 
@@ -154,7 +170,7 @@ def _wait_for(run, failed, workdirs):
 
 
 def _carry_out(run, results, workdirs, *given):
-    """Carries out a run, unless another runner does."""
+    """Carries out a run, unless another runner does; returns its minutes if known."""
     folder = workdirs / run.folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -163,22 +179,23 @@ def _carry_out(run, results, workdirs, *given):
     # Others lock it for a moment to see whether it is free, see `_is_locked`.
     with storage.locked(folder, wait_seconds=1) as locked:
         if locked:
-            _carry_out_locked(run, results, workdirs, *given)
-        else:
-            log.info("%s is left to another runner", run.folder)
+            return _carry_out_locked(run, results, workdirs, *given)
+    log.info("%s is left to another runner", run.folder)
+    return None
 
 
-def _carry_out_locked(run, results, workdirs, data_dir, weights, device, bar, needed):
+def _carry_out_locked(
+    run, results, workdirs, data_dir, weights, device, bar, most, needed
+):
     folder, workdir = workdirs / run.folder, run.workdir(workdirs)
     # One goes on where its runner was killed outright.
     _wait_until_free(workdir, f"{run.folder} waits for the training in {workdir}")
     results.reload(run.task)
     stored = results.get(run)
     if stored and (read_result(run, workdir) or not needed):
-        return  # another runner was quicker
+        return None  # another runner was quicker
     resumed = (workdir / "checkpoints").is_dir()
     start, before, commit = time.monotonic(), bar.n, _commit()
-    most = results.minutes(run)
     with _counted(folder / f"{run.digest}_minutes", resumed):
         for command in run.commands(workdirs, data_dir, weights):
             if "sparse_tube_vit.scale_up" in command:
@@ -204,14 +221,15 @@ def _carry_out_locked(run, results, workdirs, data_dir, weights, device, bar, ne
             f"{run.folder}: {workdir} has no evaluation {', '.join(missing)} of step "
             f"{run.config.total_steps}."
         )
+    minutes = None if math.isnan(minutes) else round(minutes, 2)
     if stored:
-        return  # the model alone was missing
+        return minutes  # the model alone was missing
     results.add(
         run,
         {
             "evaluations": evaluations,
             "steps": run.config.total_steps,
-            "minutes": None if math.isnan(minutes) else round(minutes, 2),
+            "minutes": minutes,
             "device": device,
             "date": datetime.date.today().isoformat(),
             "jax": metadata.version("jax"),
@@ -219,6 +237,7 @@ def _carry_out_locked(run, results, workdirs, data_dir, weights, device, bar, ne
             **({"weights": name_of(weights)} if run.takes_weights else {}),
         },
     )
+    return minutes
 
 
 @contextlib.contextmanager

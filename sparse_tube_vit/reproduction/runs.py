@@ -356,21 +356,21 @@ class Results:
         seeds = self._seeds(Run.of(table, row, task, 0))
         return {int(seed): result for seed, result in seeds.items()}
 
+    def each(self, task: str) -> Iterator[Mapping]:
+        """Yields all results of a task, those of other configs too."""
+        yield from _each(self._runs[task])
+
     def examples(self, task: str, evaluation: str) -> set[int]:
         """Returns the numbers of test examples that an evaluation's results are of."""
         found = {
             result["evaluations"].get(evaluation, {}).get("examples")
-            for result in _each(self._runs[task])
+            for result in self.each(task)
         }
         return found - {None}
 
     def weights(self, task: str) -> set[str]:
         """Returns the names of the image ViTs that a task's results start from."""
-        return {
-            result["weights"]
-            for result in _each(self._runs[task])
-            if "weights" in result
-        }
+        return {result["weights"] for result in self.each(task) if "weights" in result}
 
     def minutes(self, run: Run) -> float:
         """Returns the predicted minutes of a run.

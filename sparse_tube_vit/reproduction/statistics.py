@@ -12,6 +12,8 @@ SIGNIFICANCE = 0.05
 
 LEAST_SEEDS = 3
 
+REVERSE = "not confirmed, the reverse"
+
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
@@ -47,11 +49,16 @@ class Comparison:
 
     @property
     def verdict(self) -> str:
-        """The paper's direction: confirmed, not confirmed (the reverse), or neither."""
+        """The paper's direction: confirmed, not confirmed (the reverse), or neither.
+
+        Where there is no test: the number of seeds, or that all differ by as much.
+        """
         if self.seeds < LEAST_SEEDS:
             return f"{self.seeds} seed{'s' * (self.seeds > 1)}"
+        if math.isnan(self.p):
+            return "not tested" if self.difference else "equal"
         if self.p < SIGNIFICANCE:
-            return "confirmed" if self.difference > 0 else "not confirmed, the reverse"
+            return "confirmed" if self.difference > 0 else REVERSE
         return "not resolvable"
 
 

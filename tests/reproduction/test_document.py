@@ -62,7 +62,7 @@ def test_directions_are_tested_and_not_seen_by_eye(written):
     (told,) = re.findall(
         r"Of the (\d+) directions that three seeds test, (\d+) have", one_line(text)
     )
-    verdicts = re.findall(r"p = ([\d.e-]+), unpaired", text)
+    verdicts = re.findall(r"p = ([\d.e-]+)†?, unpaired", text)
     assert len(verdicts) == 4
     verdicts = {*verdicts}
     assert [int(n) for n in told] == [
@@ -104,7 +104,7 @@ def test_equal_rows_are_said_to_be(tmp_path):
         add(results, "positions", row, "ucf101_finetuning", (40, 50, 45), "clips")
     document.write(results, tmp_path / "doc.md")
     assert (
-        "| kept_and_fixed above kept | not resolvable (+0.0, in every seed) |"
+        "| kept_and_fixed above kept | equal (+0.0 in every seed) |"
         in (tmp_path / "doc.md").read_text()
     )
 
@@ -163,19 +163,20 @@ def test_the_introduction_tells_the_tasks_sizes():
     )
     images = f"{size(large)}, {large.streams.image.batch_size} images a step"
     assert f"{images}: {large.total_steps} steps, and {created.total_steps}" in text
-    assert f"with {small.total_steps} steps. *" in text
+    rate = f"{small.optimizer.learning_rate:.0e}".replace("-0", "-")
+    assert f"a rate of {rate} and {small.total_steps} steps. *" in text
+    assert size(small) == size(large)
     tuned = config_of("finetuning", "jointly", "ucf101_finetuning")
     assert f"from such a ViT, {tuned.total_steps} steps;" in text
     assert f"jointly with {tuned.streams.images.batch_size} images a step" in text
 
 
 def test_results_of_another_config_are_named(tmp_path):
-    results = Results(tmp_path)
     (tmp_path / "ucf101.json").write_text('{"7a_gone": {"0": {}}}')
     document.write(Results(tmp_path), tmp_path / "document.md")
     text = (tmp_path / "document.md").read_text()
     assert "their config has changed: ucf101/7a_gone" in text
-    assert results.outdated() == []
+    assert Results(tmp_path).outdated() == ["ucf101/7a_gone"]
 
 
 def test_pictures_may_lie_elsewhere(tmp_path):
@@ -212,3 +213,56 @@ def test_the_committed_document_is_that_of_the_committed_results(tmp_path):
     document.write(Results(tmp_path / "reproduction"), tmp_path / "reproduction.md")
     written = (tmp_path / "reproduction.md").read_text()
     assert written == (docs / "reproduction.md").read_text()
+
+
+def test_what_was_tried_is_told_where_the_reverse_is_found(tmp_path):
+    results = Results(tmp_path)
+    add(results, "images", "images_alone", "moving_shapes", (90, 91, 92), "image")
+    add(results, "images", "jointly", "moving_shapes", (80, 82, 82), "image")
+    document.write(results, tmp_path / "document.md")
+    text = one_line((tmp_path / "document.md").read_text())
+    tried = TABLES["images"].tried
+    assert tried and f"Where the reverse is found: {tried}" in text
+    assert text.count("Where the reverse is found:") == 1
+
+
+def test_every_reverse_of_the_committed_results_tells_what_was_tried():
+    docs = Path(__file__).parents[2] / "docs"
+    text = (docs / "reproduction.md").read_text()
+    for section in re.split(r"(?m)^## ", text):
+        reverse = re.search(r"\| not confirmed, the reverse \(", section)
+        assert bool(reverse) == ("Where the reverse is found:" in one_line(section))
+
+
+def test_results_that_name_their_commit_are_counted(tmp_path):
+    results = Results(tmp_path)
+    add(results, "5", "videos_alone", "ucf101", (30, 32))
+    run = Run.of("5", TABLES["5"].row("videos_alone"), "ucf101", 2)
+    found = {"video": {"top1": 0.3, "tokens": 69}}
+    named = {"evaluations": found, "minutes": None, "commit": "0a1b2c3"}
+    results.add(run, named)
+    document.write(results, tmp_path / "document.md")
+    text = one_line((tmp_path / "document.md").read_text())
+    assert "the JSON files name for 1 of 3 of the results." in text
+
+
+def test_those_that_holms_correction_leaves_are_marked(tmp_path):
+    results = Results(tmp_path)
+    for row, top1s in {
+        "videos_alone": (40, 42, 44),
+        "images_first": (45, 52, 50),
+        "jointly": (70, 73, 75),
+        "2d_patches": (30, 60, 45),
+    }.items():
+        add(results, "5", row, "ucf101", top1s)
+    document.write(results, tmp_path / "document.md")
+    text = (tmp_path / "document.md").read_text()
+    weak = re.search(
+        r"images_first above videos_alone \| confirmed .*p = ([\d.]+),", text
+    )
+    assert 0.01 < float(weak[1]) < 0.05
+    assert re.search(r"jointly above videos_alone \| confirmed .*p = [\de.-]+†,", text)
+    text = one_line(text)
+    assert "jointly above videos_alone (`5`, +30.7)†" in text
+    assert "images_first above videos_alone (`5`, +7.0)" in text
+    assert "(`5`, +7.0)†" not in text

@@ -96,6 +96,10 @@ def test_chip_hours_by_hand():
     assert run.flops == pytest.approx(expected, rel=0.03)
     hours = expected / 3600 / full_size.MFU / 197e12
     text = "\n".join(full_size.commands(select(["figure4"])))
+    numbers = re.findall(r"\n# ([\d,]+) chip-hours", text)
+    total = re.search(r"\n# In all, a seed of 6 runs: ([\d,]+) chip-hours", text)[1]
+    total, *numbers = (int(n.replace(",", "")) for n in (total, *numbers))
+    assert len(numbers) == 6 and total == pytest.approx(sum(numbers), abs=3)
     stated = re.search(
         r"figure4:1_video: a seed of 300,000 .*\n# ([\d,]+) chip-hours", text
     )[1]
@@ -103,15 +107,15 @@ def test_chip_hours_by_hand():
 
 
 def test_parts_of_a_batch_fit_an_h200():
-    def kept(table, row):
-        """GiB of a batch by docs/gpu.md, of a clip and an image of B and of L."""
+    def parts(table, row):
         config = Run(table, TABLES[table].row(row), full_size.TASK, 0).config
         return full_size.accumulated(config)
 
-    assert kept("7a", "fixed") == 2  # 256 x 0.51 GiB
-    assert kept("5", "jointly") == 2  # 256 x 0.68 GiB
-    assert kept("6", "everything") == 4  # 32 blocks of 1,280: 1.2 GiB
-    assert kept("6", "head") == 1  # nothing is kept of what is frozen
+    # GiB by docs/gpu.md, of a clip and an image of B and of L.
+    assert parts("7a", "fixed") == 2  # 256 x 0.51 GiB
+    assert parts("5", "jointly") == 2  # 256 x 0.68 GiB
+    assert parts("6", "everything") == 4  # 32 blocks of 1,280: 1.2 GiB
+    assert parts("6", "head") == 1  # nothing is kept of what is frozen
 
 
 @pytest.mark.parametrize("table", ["finetuning", "positions", "twice"])

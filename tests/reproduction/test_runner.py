@@ -165,6 +165,61 @@ def test_no_run_begins_with_other_code(commands, tmp_path, monkeypatch):
     assert finished == [0] and results.get(runs[0]) and not results.get(runs[1])
 
 
+def test_no_run_begins_with_code_that_changed_while_data_was_prepared(
+    commands, tmp_path, monkeypatch
+):
+    (tmp_path / "small.py").write_text("steps = 1")
+    monkeypatch.setattr(runner.files, "SHIPPED", tmp_path)
+    code = runner.digest_of_code()
+    (tmp_path / "small.py").write_text("steps = 2")
+    results = Results(tmp_path / "results")
+    with pytest.raises(runner.ChangedCode):
+        given = [run_of("5", "jointly")], results, tmp_path / "runs", "", ""
+        runner.carry_out(*given, code=code)
+
+
+def test_what_runs_write_is_no_change_of_the_commit(tmp_path, monkeypatch):
+    def git(*arguments):
+        command = ["git", "-c", "user.name=a", "-c", "user.email=a@b", *arguments]
+        subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+
+    written = ("docs/reproduction.md", "docs/reproduction/ucf101.json")
+    for name in ("code.py", *written):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "all")
+    package = tmp_path / "sparse_tube_vit" / "reproduction" / "runner.py"
+    monkeypatch.setattr(runner, "__file__", str(package))
+    clean = runner._commit()
+    assert len(clean) >= 7
+    for name in written:
+        (tmp_path / name).write_text("a result")
+    assert runner._commit() == clean
+    (tmp_path / "code.py").write_text("changed")
+    assert runner._commit() == f"{clean}-dirty"
+
+
+def test_the_time_left_follows_that_of_the_runs_before(tmp_path, monkeypatch, caplog):
+    runs = [run_of("5", row) for row in ("videos_alone", "jointly")]
+    results = Results(tmp_path)
+    predicted = [results.minutes(run) for run in runs]
+
+    def carry_out(run, *_):
+        return 3 * results.minutes(run)
+
+    monkeypatch.setattr(runner, "_device", lambda: "2 CPU cores")
+    monkeypatch.setattr(runner, "_carry_out", carry_out)
+    with caplog.at_level("INFO"):
+        runner.carry_out(runs, results, tmp_path / "runs", "", "")
+    told = [record.getMessage().partition("runs, ")[2] for record in caplog.records]
+    assert told == [
+        f"{sum(predicted):.0f} min left",
+        f"{3 * predicted[1]:.0f} min left",
+    ]
+
+
 def test_a_run_that_another_runner_has_finished_is_left(commands, tmp_path):
     run, folder = run_of("5", "jointly"), tmp_path / "runs"
     mine, other = Results(tmp_path / "results"), Results(tmp_path / "results")
@@ -298,14 +353,16 @@ def test_a_created_model_that_is_half_written_is_made_again(commands, tmp_path):
 
     def both(self, runs, data_dir, weights):
         yield [sys.executable, "-c", scale_up, *command[1:]]  # found by its name
-        yield [sys.executable, "-c", TRAINED, str(self.workdir(runs))]
+        program = TRAINED.replace("1200", str(self.config.total_steps))
+        yield [sys.executable, "-c", program, str(self.workdir(runs))]
 
     small = [sys.executable, "-c", TRAINED, str(run.after.workdir(tmp_path / "runs"))]
     subprocess.run(small, check=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Run, "commands", both)
         results = Results(tmp_path / "results")
-        runner.carry_out([run], results, tmp_path / "runs", "data", "vit")
+        assert not runner.carry_out([run], results, tmp_path / "runs", "data", "vit")
+    assert results.get(run)["steps"] == 240
     assert created.exists() and not (created / "half").exists()
 
 

@@ -3,10 +3,13 @@
 import dataclasses
 import json
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
-from sparse_tube_vit.config import leave_open
+from sparse_tube_vit.config import default_config, leave_open
+from sparse_tube_vit.config.keys import REQUIRED
+from sparse_tube_vit.config.schema import EVALUATION, STREAM
 from sparse_tube_vit.reproduction import tables
 from sparse_tube_vit.reproduction.runs import (
     Results,
@@ -77,7 +80,8 @@ def test_cheapest_first_and_each_after_the_one_that_it_starts_from(tmp_path):
     runs = plan(select(["6", "5", "7a"]), tasks, 2, Results(tmp_path), tmp_path)
     names = [run.folder for run in runs]
     assert len({*names}) == len(names)
-    assert [run.task for run in runs] == sorted(run.task for run in runs)
+    alone = [Results(tmp_path).minutes(run) for run in runs if not run.after]
+    assert alone == sorted(alone) and alone[0] < alone[-1] / 2
     for run in runs:
         if run.after:
             assert names.index(run.after.folder) < names.index(run.folder)
@@ -163,6 +167,19 @@ def test_a_result_is_of_one_config(tmp_path, monkeypatch):
     assert run_of("7a", "learned").digest != run.digest
     assert results.get(run_of("7a", "learned")) is None
     assert results.outdated() == ["moving_shapes/7a_learned"]
+
+
+def test_no_default_has_changed_since_the_results():
+    """A digest is of what differs from the defaults: they must stay what they were.
+
+    A new key belongs into the file, by a default that leaves results as they are.
+    """
+    defaults = default_config().to_dict()
+    for name, schema in (("streams", STREAM), ("evaluations", EVALUATION)):
+        keys = {k: key.default for k, key in schema.items()}
+        defaults[name] = {k: x for k, x in keys.items() if x is not REQUIRED}
+    path = Path(__file__).parents[1] / "golden" / "reproduction_defaults.json"
+    assert json.loads(path.read_text()) == json.loads(json.dumps(defaults))
 
 
 def test_what_the_recipe_sets_counts(monkeypatch):
