@@ -12,6 +12,9 @@ from tests.compiled import apply
 
 CLIP = (8, 16, 16)
 
+#: A second block would take as long to compile again.
+ONE_BLOCK = EncoderOptions(depth=1, width=24, mlp_dim=48, heads=2)
+
 
 @pytest.fixture(scope="module")
 def model():
@@ -158,7 +161,7 @@ def with_option(model, **option):
 
 @pytest.mark.parametrize("pooling", ["attention", "mean", "class_token"])
 def test_videos_and_images_together_are_as_alone(model, videos, pooling):
-    model, params = with_option(model, pooling=pooling)
+    model, params = with_option(model, options=ONE_BLOCK, pooling=pooling)
     params = {"params": jax.tree.map(lambda x: x + 0.1, params)}
     given = {"a": videos, "b": videos[:1, 0], "c": videos[:, :1]}
     heads = {"a": "motions", "b": "shapes", "c": "motions"}
@@ -193,7 +196,7 @@ def test_a_class_token_joins_the_sequence(model, videos):
 
 @pytest.mark.parametrize("pooling", ["mean", "class_token"])
 def test_registers_join_the_sequence_and_are_not_pooled(model, videos, pooling):
-    model, params = with_option(model, pooling=pooling, registers=2)
+    model, params = with_option(model, options=ONE_BLOCK, pooling=pooling, registers=2)
     out = apply(model, {"params": params}, videos, method="features")
 
     def by_hand(model, x):
@@ -220,7 +223,8 @@ def test_registers_join_the_sequence_and_are_not_pooled(model, videos, pooling):
 def test_one_tree_serves_images_and_videos_whatever_the_options(
     model, videos, positions, pooling
 ):
-    model, params = with_option(model, positions=positions, pooling=pooling, clip=CLIP)
+    options = {"positions": positions, "pooling": pooling, "clip": CLIP}
+    model, params = with_option(model, options=ONE_BLOCK, **options)
     key = jax.random.key(0)
     from_image = jax.eval_shape(lambda: init_params(model, key, (1, 16, 16)))
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, from_image)
