@@ -6,6 +6,7 @@
 #   ./launch/reproduce.sh 5 --tasks moving_shapes       needs no data
 #   ./launch/reproduce.sh --ucf101 DIR --images DIR     prepares UCF101 (DIR/videos, and the
 #                                                       lists in DIR) and Tiny-ImageNet
+#   ./launch/reproduce.sh 8 --weights DIR               from an image ViT of size S, /14
 #   ./launch/reproduce.sh --dry_run                     what is left, with minutes
 #   ./launch/reproduce.sh --full 5                      the commands at full size
 #
