@@ -66,7 +66,6 @@ Each step has 16 clips, and 32 images where there are images.
   split 1, stored at 128x96 pixels, with 50 classes of Tiny-ImageNet, from scratch.
   Clips of 16x64x64, 4 blocks of width 192, 2000 steps. Chance is 10%.
 * ucf101_directions: the same clips forwards and backwards, as 20 classes (chance: 5%).
-  Runs on images alone are those of ucf101.
 * ucf101_image_vit: these classes, files of 176x132 pixels, from an image ViT of size S
   with patches of 14x14 (`--weights`), which the JSON files name. dinov2_small is
   DINOv2-small trained further for saliency ([its origin and
@@ -235,6 +234,9 @@ def _section(number, table: Table, results, compared, kept) -> Iterator[str]:
         yield f"| {row.name} | {' | '.join(cells)} |"
     if shared := _shared(number, table, tasks):
         yield f"\nThe same runs: {shared}."
+    if not compared:
+        yield ""
+        return
     direction = "the paper's direction" if theirs else "direction"
     yield f"\n| {direction} | {' | '.join(tasks)} |"
     yield "|---" * (1 + len(tasks)) + "|"
@@ -292,7 +294,11 @@ def _cell(results, number, row, task) -> str:
     runs = [results.seeds(number, row, task)[seed] for seed in found]
     minutes = [run["minutes"] for run in runs if run["minutes"] is not None]
     took = f", {min(minutes):.1f} min" if minutes else ""
-    tokens = runs[0]["evaluations"][row.evaluation]["tokens"]
+    evaluations = [run["evaluations"][row.evaluation] for run in runs]
+    tokens = evaluations[0]["tokens"]
+    if all("class_top1" in x for x in evaluations):
+        right = 100 * mean_and_deviation([x["class_top1"] for x in evaluations])[0]
+        tokens = f"class in either direction {right:.1f}; {tokens}"
     seeds = ", ".join(f"{x:.1f}" for x in found.values())
     seeds = seeds if len(found) > 1 else "1 seed"
     return f"{mean:.1f}{spread} ({seeds}; {tokens} tokens{took})"

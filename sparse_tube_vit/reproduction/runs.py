@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import re
 import statistics
@@ -68,8 +69,7 @@ class UnreadableResults(TubeViTError, ValueError):
 class Run:
     """A training run: a row of a table on a task, with a seed.
 
-    Rows that train the same share a run; it has the name of the first of them, and of
-    the first task that has its data.
+    Rows that train the same share a run; it has the name of the first of them.
 
     Attributes:
         table: Number of the table.
@@ -86,8 +86,6 @@ class Run:
     @classmethod
     def of(cls, table: str, row: Row, task: str, seed: int) -> "Run":
         """Returns the run of a row, which it may share with others."""
-        if task == "ucf101_directions" and row.streams == "image":
-            task = "ucf101"  # which has the same images
         for number, other in TABLES.items():
             for candidate in other.rows:
                 if shares_run(table, row, number, candidate, task):
@@ -446,4 +444,16 @@ def read_result(run: Run, workdir: Path) -> dict[str, Mapping]:
             keys = ("top1", "top5", "examples", "tokens", "temporal_views")
             keys += ("spatial_views",)
             found[result["evaluation"]] = {k: result[k] for k in keys if k in result}
+            if run.task == "ucf101_directions":
+                right = _right_in_either_direction(result)
+                found[result["evaluation"]]["class_top1"] = right
     return found
+
+
+def _right_in_either_direction(result):
+    """Returns the fraction of clips of the right class, whatever their direction."""
+    classes = [name.rpartition("_")[0] for name in result["per_class"]]
+    pairs = itertools.product(classes, repeat=2)
+    counts = itertools.chain.from_iterable(result["confusion"])
+    right = sum(n for (a, b), n in zip(pairs, counts, strict=True) if a == b)
+    return right / result["examples"]

@@ -59,7 +59,7 @@ def runs_of(task, *names):
 
 def prepare(folder, *tasks):
     """Prepares what tasks read of the clips in a folder; returns where."""
-    tables = {"ucf101_image_vit": "8"}
+    tables = {"ucf101_image_vit": "8", "ucf101_directions": "directions"}
     runs = [run for task in tasks for run in runs_of(task, tables.get(task, "5"))]
     data_dir = str(folder / "data")
     data.prepare_data(runs, data_dir, str(folder / "ucf101"), None, 0)
@@ -105,7 +105,8 @@ def test_a_clip_is_written_in_both_directions(tmp_path):
     write_ucf101(tmp_path / "ucf101")
     for _ in range(2):  # the second time nothing is left to do
         prepare(tmp_path, "ucf101_directions")
-    assert missing("ucf101_directions", "5", tmp_path / "data") == IMAGES
+    runs = runs_of("ucf101_directions", "directions")
+    data.check_data(runs, Results(tmp_path), str(tmp_path / "data"))
     assert "ucf101/split1_small" in missing("ucf101", "5", tmp_path / "data")
     folder = tmp_path / "data" / "ucf101_directions"
     names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*.mp4"))
@@ -180,8 +181,8 @@ def test_what_is_missing_is_named(tmp_path):
     embedded = runs_of("moving_shapes", "5")
     data.check_data(embedded, Results(tmp_path), str(tmp_path))
     assert missing("ucf101", "5", tmp_path) == f"{IMAGES} and ucf101/split1_small"
-    directions = missing("ucf101_directions", "5", tmp_path)
-    assert directions == f"{IMAGES} and video_folder/ucf101_directions_small"
+    directions = missing("ucf101_directions", "directions", tmp_path)
+    assert directions == "video_folder/ucf101_directions_small"
     alone = missing("ucf101_finetuning", "finetuning:last_4", tmp_path)
     assert alone == "ucf101/split1"
     # Created from a small model, which is trained jointly.

@@ -266,3 +266,16 @@ def test_those_that_holms_correction_leaves_are_marked(tmp_path):
     assert "jointly above videos_alone (`5`, +30.7)†" in text
     assert "images_first above videos_alone (`5`, +7.0)" in text
     assert "(`5`, +7.0)†" not in text
+
+
+def test_classes_in_either_direction_are_told(tmp_path):
+    results = Results(tmp_path)
+    row = TABLES["directions"].row("videos_alone")
+    for seed, right in enumerate((0.25, 0.27)):
+        run = Run.of("directions", row, "ucf101_directions", seed)
+        found = {"video": {"top1": 0.13, "tokens": 69, "class_top1": right}}
+        results.add(run, {"evaluations": found, "minutes": None})
+    document.write(results, tmp_path / "document.md")
+    text = (tmp_path / "document.md").read_text()
+    cell = "13.0 ± 0.0 (13.0, 13.0; class in either direction 26.0; 69 tokens)"
+    assert f"| videos_alone | {cell} |" in text

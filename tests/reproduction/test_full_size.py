@@ -118,7 +118,7 @@ def test_parts_of_a_batch_fit_an_h200():
     assert parts("6", "head") == 1  # nothing is kept of what is frozen
 
 
-@pytest.mark.parametrize("table", ["finetuning", "positions", "twice"])
+@pytest.mark.parametrize("table", ["finetuning", "positions", "twice", "directions"])
 def test_what_is_not_the_papers_has_no_full_size(table):
     (line,) = full_size.commands(select([table]))
     assert "no full size" in line

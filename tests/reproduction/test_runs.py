@@ -17,6 +17,7 @@ from sparse_tube_vit.reproduction.runs import (
     UnreadableResults,
     name_of,
     plan,
+    read_result,
 )
 from sparse_tube_vit.reproduction.tables import TABLES, select
 from sparse_tube_vit.training import recipe
@@ -89,20 +90,22 @@ def test_cheapest_first_and_each_after_the_one_that_it_starts_from(tmp_path):
     assert not any("7a_fixed" in name for name in names)  # it is 5_jointly
 
 
-def test_tasks_with_the_same_images_share_the_runs_on_images_alone(tmp_path):
-    runs = plan(
-        select(["5", "images"]), ["ucf101_directions"], 1, Results(tmp_path), tmp_path
-    )
-    alone = [run for run in runs if [*run.config.streams] == ["image"]]
-    assert {run.folder for run in alone} == {
-        "ucf101/5_images/0",
-        "ucf101/5_2d_images/0",
+def test_the_class_counts_in_either_direction(tmp_path):
+    run = run_of("directions", "videos_alone", "ucf101_directions")
+    names = ("Jump_Rope_backwards", "Jump_Rope_forwards", "PushUps_forwards")
+    found = {
+        "evaluation": "video",
+        "step": run.config.total_steps,
+        "top1": 0.5,
+        "examples": 12,
+        "per_class": {name: {"top1": 0.5, "count": 4} for name in names},
+        "confusion": [[2, 1, 1], [3, 1, 0], [1, 0, 3]],
     }
-    for run in alone:
-        other = dataclasses.replace(run, task="ucf101_directions")
-        assert other.digest == run.digest
-    first = run_of("5", "images_first", "ucf101_directions")
-    assert first.after.folder == "ucf101/5_images/0"
+    evaluations = run.workdir(tmp_path) / "evaluations"
+    evaluations.mkdir(parents=True)
+    (evaluations / "video.json").write_text(json.dumps(found))
+    (read,) = read_result(run, run.workdir(tmp_path)).values()
+    assert read["class_top1"] == (2 + 1 + 3 + 1 + 3) / 12
 
 
 def test_measured_minutes_say_what_is_cheap(tmp_path):
