@@ -134,8 +134,8 @@ def _commit():
 
     with contextlib.suppress(OSError, subprocess.CalledProcessError):
         commit = git("describe", "--always", "--exclude=*")
-        files = ("--", ".", ":(exclude)docs/reproduction*")
-        changed = git("status", "--porcelain", "--untracked-files=no", *files)
+        paths = ("--", ".", ":(exclude)docs/reproduction*")
+        changed = git("status", "--porcelain", "--untracked-files=no", *paths)
         return f"{commit}-dirty" if changed else commit
     return ""
 
