@@ -57,6 +57,11 @@ SMALL = {
         "image_split": "test",
         "steps": 1200,
         "stride": 1 / 2,
+        # Strides of so few pixels make other numbers of tokens.
+        "evaluations": {
+            "tokens_768": {"stride_scale": 0.93},
+            "tokens_1024": {"stride_scale": 0.9},
+        },
     },
     "ucf101": {
         "videos": ("ucf101/split1_small", "ucf101", 16),
@@ -290,8 +295,10 @@ def _add_evaluations(config, table, row, task, videos, images):
         keys = {"kind": kind, "dataset": dataset, "head": head}
         keys |= {"split": split, "batch_size": batch}
         if kind == "video":
-            others = evaluations_of(table, row, task)
-            for name, changes in {"video": {}, **others}.items():
+            others = {"video": {}} | evaluations_of(table, row, task)
+            own = SMALL[task].get("evaluations", {}) if task in SMALL else {}
+            for name, changes in others.items():
+                changes = changes | own.get(name, {})
                 config.evaluations[name] = evaluation(**keys | views | changes)
         else:
             config.evaluations[kind] = evaluation(**keys)
