@@ -16,8 +16,8 @@ docs/reproduction.md. Arguments, after a colon and separated by commas:
         moving_shapes       the embedded data, 24 classes of shape and motion
         ucf101              videos of data set ucf101/split1_small, images of
                             image_folder/tiny_imagenet, from scratch
-        ucf101_directions   the same clips forwards and backwards, as two classes each:
-                            one frame does not tell which
+        ucf101_directions   the same clips forwards and backwards, as two classes each,
+                            for table=directions
         ucf101_image_vit    ucf101/split1, for rows that start from an image ViT of
                             size S
 
@@ -168,7 +168,7 @@ def get_config(argument: str = ""):
         _start_from_image_vit(config, big, patch)
     if small and row.big:
         _take_recipe(config, row)
-    if row.after:  # a path that is none until --config.init.weights sets it
+    if row.after:  # training fails on it where --config.init.weights is not set
         config.init.weights = f"MODEL_OF_ROW_{row.after}"
     for key, value in row.changes.items():
         section, _, name = key.partition(".")

@@ -1,6 +1,8 @@
 """Errors whose message says what was wrong, where, and what to do."""
 
 import contextlib
+import os
+import select
 import sys
 import traceback
 
@@ -26,7 +28,9 @@ class MissingPackage(TubeViTError, ModuleNotFoundError):
 
 @contextlib.contextmanager
 def reported():
-    """Context manager that ends a command without a trace: by a named error or Ctrl-C.
+    """Context manager that ends a command without a trace.
+
+    By a named error, Ctrl-C, or the end of what reads its output.
 
     Names of files that are not in UTF-8 are printed with escapes, as in JSON.
     """
@@ -46,6 +50,23 @@ def reported():
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         sys.exit(130)
+    except BrokenPipeError:
+        if not _reader_has_ended():
+            raise
+        # Else Python flushes once more at the end, and fails again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)  # as of SIGPIPE
+
+
+def _reader_has_ended():
+    """Whether nothing reads what is printed any longer, as after `| head`."""
+    try:
+        stdout = sys.stdout.fileno()
+    except (AttributeError, OSError):  # a notebook's
+        return False
+    poll = select.poll()
+    poll.register(stdout, 0)
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def report_uncaught(kind, error, trace) -> None:

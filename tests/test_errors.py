@@ -102,3 +102,24 @@ def test_the_extra_brings_all_of_its_packages(monkeypatch):
     for package in TRAIN:
         by = {name.replace("_", "-").lower() for name in provided[package]}
         assert by & wanted, package
+
+
+def test_a_reader_may_end_before_all_is_printed():
+    code = """if True:
+        from sparse_tube_vit.errors import reported
+        with reported():
+            for _ in range(100_000):
+                print("a line", flush=True)
+    """
+    command = [sys.executable, "-c", code]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, **pipes, text=True) as process:
+        assert process.stdout.readline() == "a line\n"
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
+
+
+def test_other_broken_pipes_are_no_end_of_the_output():
+    with pytest.raises(BrokenPipeError), reported():
+        raise BrokenPipeError("a worker's")

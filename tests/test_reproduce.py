@@ -56,18 +56,25 @@ def test_what_is_done_needs_neither_data_nor_weights(tmp_path, capsys):
 
 
 def test_runs_hold_absolute_paths_and_go_on_from_any_folder(tmp_path, monkeypatch):
+    """And are of the code that planned them."""
     monkeypatch.chdir(tmp_path)
-    given = []
+    given, code_now = [], [b"planned"]
 
-    def carry_out(runs, results, workdirs, data_dir, weights, *_):
+    def prepare(*_):
+        code_now[0] = b"changed"
+
+    def carry_out(runs, results, workdirs, data_dir, weights, finished, code):
         given.extend([str(workdirs), weights])
+        assert code == b"planned"
 
     monkeypatch.setattr(reproduce.runner, "carry_out", carry_out)
-    monkeypatch.setattr(reproduce.data, "prepare_data", lambda *args: None)
+    monkeypatch.setattr(reproduce.data, "prepare_data", prepare)
+    monkeypatch.setattr(reproduce.runner, "digest_of_code", lambda: code_now[0])
     folders = ["--data_dir=data", "--runs=runs", "--results=results"]
     folders += ["--document=document.md", "--seeds=1"]
     reproduce.main(["5:images", "--tasks=moving_shapes", "--weights=vit", *folders])
     assert given == [str(tmp_path / "runs"), str(tmp_path / "vit")]
+    code_now[0] = b"planned"
     hub = ["--weights=hf://user/name"]
     reproduce.main(["5:images", "--tasks=moving_shapes", *hub, *folders])
     assert given[3] == "hf://user/name"

@@ -336,32 +336,36 @@ def _checksum(x, xp):
     return x.view(f"uint{8 * x.dtype.itemsize}").sum(dtype=xp.uint32)
 
 
+def _orbax():
+    """Returns orbax's module: a fifth of all imports, which releases do not need."""
+    import orbax.checkpoint
+
+    return orbax.checkpoint
+
+
 def _reader(handler):
     """Returns a checkpointer that reads on this host, without waiting for the others.
 
     Args:
-        handler: The name of orbax's handler.
+        handler: The class of a handler.
     """
-    import orbax.checkpoint as ocp  # a fifth of all imports; releases need none
-
+    ocp = _orbax()
     alone = ocp.options.MultiprocessingOptions(
         primary_host=jax.process_index(), active_processes={jax.process_index()}
     )
     return ocp.Checkpointer(
-        getattr(ocp, handler)(multiprocessing_options=alone),
-        multiprocessing_options=alone,
+        handler(multiprocessing_options=alone), multiprocessing_options=alone
     )
 
 
 def _read_json(path):
-    return _reader("JsonCheckpointHandler").restore(path)
+    return _reader(_orbax().JsonCheckpointHandler).restore(path)
 
 
 def _restore_arrays(root, item, exclude=()):
     """Returns an item's arrays by path, in numpy, except those of `exclude`."""
-    import orbax.checkpoint as ocp
-
-    checkpointer, path = _reader("PyTreeCheckpointHandler"), root / item
+    ocp = _orbax()
+    checkpointer, path = _reader(ocp.PyTreeCheckpointHandler), root / item
     with reading(path):
         if not (path / "_METADATA").exists():
             raise damaged(path, "its _METADATA is gone")

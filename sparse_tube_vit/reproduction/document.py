@@ -1,5 +1,6 @@
 """docs/reproduction.md: the paper's figures beside ours, and two pictures."""
 
+import itertools
 import math
 import os
 import textwrap
@@ -10,16 +11,21 @@ from typing import NamedTuple
 from matplotlib.figure import Figure
 
 from sparse_tube_vit.figures.canvas import new_figure, save
+from sparse_tube_vit.reproduction.directions import (
+    Direction,
+    accuracies,
+    compare,
+    corrected,
+    distinct,
+)
 from sparse_tube_vit.reproduction.runs import TASKS, Results, Run
 from sparse_tube_vit.reproduction.statistics import (
     LEAST_SEEDS,
     REVERSE,
     SIGNIFICANCE,
-    Comparison,
-    held,
     mean_and_deviation,
 )
-from sparse_tube_vit.reproduction.tables import TABLES, Row, Table
+from sparse_tube_vit.reproduction.tables import TABLES, Table
 from sparse_tube_vit.storage import write_whole
 
 INTRODUCTION = """\
@@ -34,29 +40,33 @@ Written by `./launch/reproduce.sh` from the results of runs; do not edit it.
 ## How to read the tables
 
 * Rows are Top-1 in percent: the paper's at its size, ours with mean ± standard
-  deviation, the seeds, the tokens of a clip and the minutes of the quickest run, where
-  they were counted. Minutes are by the clock, on the device that the JSON files name,
-  often beside other work: they do not compare rows. Seeds of a row may be of different
-  commits, which the JSON files name for {NAMED} of the results.
-* Compared are the rows that are next to each other by the paper's figures, and those
-  that it speaks of. A direction is **confirmed** or **not confirmed**, which means that
-  the reverse is found, by a paired two-sided t-test over three seeds or more, p < 0.05;
-  else it is not resolvable at this size. Fewer seeds are not tested. Beside it is p of
-  Welch's unpaired test: seeds of two rows share the order of examples, and often no
-  more. p is of one comparison; those that Holm's correction for all of them leaves have
-  a †.
+  deviation, the seeds, the tokens of a clip (in rows on images, of an image) and the
+  minutes of the quickest run, where they were counted. Minutes are by the clock, on the
+  device that the JSON files name, often beside other work: they do not compare rows.
+  Runs are of different commits, which the JSON files name for {NAMED}.
+* Directions are between rows that are next to each other by the paper's figures, and
+  those that the paper, or we, speak of. They are tested by a paired two-sided t-test
+  over three seeds or more. With p < 0.05 a direction is **confirmed** or, where the
+  reverse is found, **not confirmed**; else it is not resolvable at this size. A
+  direction is marked by † if p also passes Holm's correction for the number of tests,
+  for the paper's directions and for ours apart. Fewer seeds are not tested, nor are
+  rows that differ by as much in every seed ("equal" if by 0). Beside p is that of
+  Welch's unpaired test: seeds of two rows often share no more than the order of
+  examples.
 * Three seeds of rows that deviate by 3 points resolve a difference of 10.5, and most of
-  the paper's are smaller. p is of training's seeds: all have the same test examples,
-  and many rows share a run. One test example is 0.2% of moving_shapes, 0.5% of ucf101.
-* There is no third split: rate and steps of ucf101 were chosen by Top-1 of
-  videos_alone, seed 0, on its test clips, and the recipe of fine-tuning by the same
-  clips ([how](measurements.md#the-papers-tables-at-a-small-scale)). Such rows may be a
-  little high beside those that were not chosen so.
+  the paper's are smaller. What p leaves out: all seeds have the same test examples, and
+  many rows share a run. One test example is 0.2% of moving_shapes, 0.5% of ucf101.
+* There is no third split, and settings were chosen by looking at test clips: rate and
+  steps of ucf101 [by seed 0 of
+  videos_alone](measurements.md#the-papers-tables-at-a-small-scale), for time too, and
+  the recipe of fine-tuning [by seed 0 of
+  everything](measurements.md#from-an-image-vit). Such rows may be a little high beside
+  others.
 * The word that opens a section is its TABLE for `./launch/reproduce.sh TABLE`.
 
 ## The tasks
 
-Each step has 16 clips, and 32 images where there are images.
+Each step has 16 clips, and 32 images where there are images, unless said.
 
 * moving_shapes: the embedded data, 24 classes of shape and motion (chance: 4.2%), whose
   6 shapes are the classes of its images. Clips of 16x64x64, 4 blocks of width 128, 1200
@@ -77,10 +87,11 @@ Each step has 16 clips, and 32 images where there are images.
 
 All else of a run is `configs/reproduction.py`, whose full size is the paper's:
 `./launch/reproduce.sh --full TABLE` prints its commands. Small ones have clips of a
-quarter of the frames (16 for 64), half the frames of kernels and strides, two at least,
-and smaller strides in space; RandAugment gives way to crops of 80 to 100% of a frame on
-moving_shapes, of 35 to 100% and colour jitter on UCF101; learning rate, weight decay,
-Adam's second moment and the average of parameters are those of a short run.
+quarter of the frames (16 for 64), half the frames of kernels and strides, two at least
+in kernels of several, and smaller strides in space; RandAugment gives way to crops of
+80 to 100% of a frame on moving_shapes, of 35 to 100% and colour jitter on UCF101;
+learning rate, weight decay, Adam's second moment and the average of parameters are
+those of a short run.
 
 ## What is ours, and not the paper's
 
@@ -93,8 +104,9 @@ pooling trains with the head; table 9's gate is in its rows of some layers and o
 everything. images_first trains twice for 300,000 steps. Where widths have no whole
 ratio, the first channels of neighbouring windows are kept.
 
-The paper's B has 90.9 in its main result and 84.5 in the ablations (tables 7 and 8), on
-559 tokens; ours are on 64 frames in all tables, 1,176 tokens (32 frames make 539).
+The paper's B has 90.9 in its main result and 84.5 at most in the ablations (tables 7
+and 8), on 559 tokens; ours are on 64 frames in all tables, 1,176 tokens (32 frames make
+539).
 
 Small runs also have batches of 16 for 256, float32 for bfloat16, 2x1 views on
 moving_shapes and 2x3 on UCF101 for 4x3, no flips on moving_shapes, and from scratch
@@ -111,18 +123,14 @@ def write(results: Results, path) -> None:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    compared = {
-        number: dict(compare(number, table, results, table.tasks))
-        for number, table in TABLES.items()
-    }
-    tested = _tested(compared)
-    ps = [comparison.p for _, comparison in tested]
-    kept = {*sorted(ps)[: held(ps)]}
-    findings = "\n".join([_run(results), "", *_findings(tested, kept)])
+    directions = {number: compare(number, results) for number in TABLES}
+    everything = [*itertools.chain.from_iterable(directions.values())]
+    kept = corrected(everything)
+    findings = "\n".join([*_run(results), *_findings(everything, kept)])
     introduction = INTRODUCTION.replace("{FINDINGS}", findings)
     lines = [introduction.replace("{NAMED}", _with_commit(results))]
     for number, table in TABLES.items():
-        lines += _section(number, table, results, compared[number], kept)
+        lines += _section(number, table, results, directions[number], kept)
         if number in PICTURES and (figure := PICTURES[number].draw(results)):
             target = Path(results.directory) / f"{PICTURES[number].name}.png"
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -135,80 +143,76 @@ def write(results: Results, path) -> None:
 
 
 def _run(results):
-    """Returns a sentence on the tables that have results, by task."""
-    found = []
+    """Yields which tables have results, by task."""
+    states = {"With three seeds": [], "In part": []}
     for task in TASKS:
-        names = [name for name in TABLES if _is_begun(name, task, results)]
-        if names:
-            found.append(f"{task} ({', '.join(names)})")
-    names = ", ".join(found) or "nothing"
-    text = f"Run, in part: {names}. An empty cell has not been run."
-    return textwrap.fill(text, 88)
+        by_state = {}
+        for number in TABLES:
+            if state := _state(number, task, results):
+                by_state.setdefault(state, []).append(number)
+        for state, numbers in by_state.items():
+            states[state].append(f"{task} ({', '.join(numbers)})")
+    if not any(states.values()):
+        yield "Nothing has been run."
+        return
+    for state, found in states.items():
+        if found:
+            yield textwrap.fill(f"{state}: {', '.join(found)}.", 88) + "\n"
+    yield "A task's empty cell has not been run."
+
+
+def _state(number, task, results):
+    """Returns how much of a table is run on a task; "" if nothing that is its own."""
+    table = TABLES[number]
+    if task not in table.tasks:
+        return ""
+    own = [row for row in table.rows if not _is_shared(number, row, task)]
+    seeds = {
+        row.name: len(accuracies(results, number, row, task)) for row in table.rows
+    }
+    # Of a table that is one run, in several evaluations, the first may be another's.
+    begun = [row for row in own or table.rows[1:] if seeds[row.name]]
+    if not begun:
+        return ""
+    return "With three seeds" if min(seeds.values()) >= LEAST_SEEDS else "In part"
 
 
 def _with_commit(results):
     """Returns how many of the results name their commit."""
     stored = [result for task in TASKS for result in results.each(task)]
-    return f"{sum(bool(x.get('commit')) for x in stored)} of {len(stored)}"
+    return f"{sum(bool(x.get('commit')) for x in stored)} of the {len(stored)} results"
 
 
-def _is_begun(number, task, results):
-    """Whether a table has a result on a task that is more than another table's row."""
-    table = TABLES[number]
-    if task not in table.tasks:
-        return False
-    rows = [row for row in table.rows if accuracies(results, number, row, task)]
-    return len(rows) > 1 or any(not _is_shared(number, row, task) for row in rows)
-
-
-def _tested(compared):
-    """Returns the comparisons with enough seeds for a test, with their claims.
-
-    Each once: rows of two tables may be the same runs.
-    """
-    tested = {}
-    for number, claims in compared.items():
-        for claim, by_task in claims.items():
-            for task, comparison in by_task.items():
-                if comparison and not math.isnan(comparison.p):
-                    tested.setdefault((task, comparison), f"{claim} (`{number}`")
-    return tested
-
-
-def _findings(tested, kept):
-    """Yields how many comparisons are tested, and which of them are resolved."""
-    resolved = {}
-    for (task, comparison), claim in tested.items():
-        if comparison.p < SIGNIFICANCE:
-            mark = "†" if comparison.p in kept else ""
-            text = f"{claim}, {comparison.difference:+.1f}){mark}"
-            where = f"{comparison.verdict.capitalize()}, {task}"
-            resolved.setdefault(where, []).append(text)
-    few, chance = sum(map(len, resolved.values())), SIGNIFICANCE * len(tested)
-    yield textwrap.fill(
-        f"Of the {len(tested)} directions that three seeds test, {few} have p < "
-        f"{SIGNIFICANCE}; if nothing differed, {chance:.1f} would on average. Holm's "
-        f"correction for {len(tested)} leaves {len(kept)} (†). The others are not "
-        "resolvable at this size.",
-        88,
-    )
-    if resolved:
+def _findings(directions, kept):
+    """Yields how many directions are tested, and which of them are resolved."""
+    for whose, papers in (("the paper's", True), ("our own", False)):
+        found = [x for x in distinct(directions).values() if x.is_papers == papers]
+        if not found:
+            continue
+        few = [x for x in found if x.comparison.p < SIGNIFICANCE]
+        marked = sum(x.runs in kept for x in few)
+        chance = SIGNIFICANCE * len(found)
         yield ""
-    for where, claims in sorted(resolved.items()):
-        text = f"* {where}: {'; '.join(claims)}."
-        yield textwrap.fill(text, 88, subsequent_indent="  ")
+        yield textwrap.fill(
+            f"Of {whose} directions {len(found)} are tested. Holm's correction for "
+            f"{len(found)} leaves {marked} (†); {len(few) - marked} more have p < "
+            f"{SIGNIFICANCE} alone (by chance, {chance:.1f} of {len(found)} have). The "
+            f"other {len(found) - len(few)} are not resolvable at this size. "
+            "Differences are in points.",
+            88,
+        )
+        yield ""
+        by_verdict = {}
+        for x in few:
+            where = f"{x.comparison.verdict.capitalize()}, {x.task}"
+            text = f"{x.words} (`{x.table}`, {_difference(x, kept)})"
+            by_verdict.setdefault(where, []).append(text)
+        for where, texts in sorted(by_verdict.items()):
+            text = f"* {where}: {'; '.join(texts)}."
+            yield textwrap.fill(text, 88, subsequent_indent="  ")
 
 
-def accuracies(results: Results, table: str, row: Row, task: str) -> dict[int, float]:
-    """Returns Top-1 in percent of a row by seed."""
-    return {
-        seed: 100 * result["evaluations"][row.evaluation]["top1"]
-        for seed, result in results.seeds(table, row, task).items()
-        if row.evaluation in result["evaluations"]
-    }
-
-
-def _section(number, table: Table, results, compared, kept) -> Iterator[str]:
+def _section(number, table: Table, results, directions, kept) -> Iterator[str]:
     tasks = [
         task
         for task in table.tasks
@@ -234,19 +238,24 @@ def _section(number, table: Table, results, compared, kept) -> Iterator[str]:
         yield f"| {row.name} | {' | '.join(cells)} |"
     if shared := _shared(number, table, tasks):
         yield f"\nThe same runs: {shared}."
-    if not compared:
+    if not table.directions:
         yield ""
         return
-    direction = "the paper's direction" if theirs else "direction"
-    yield f"\n| {direction} | {' | '.join(tasks)} |"
+    whose = "the paper's direction" if theirs else "direction"
+    yield f"\n| {whose} | {' | '.join(tasks)} |"
     yield "|---" * (1 + len(tasks)) + "|"
-    for claim, by_task in compared.items():
-        verdicts = [_verdict(by_task[task], kept) for task in tasks]
-        yield f"| {claim} | {' | '.join(verdicts)} |"
+    by_words = {}
+    for x in directions:
+        if x.task in tasks:
+            by_words.setdefault(x.words, []).append(_verdict(x, kept))
+    for words, verdicts in by_words.items():
+        yield f"| {words} | {' | '.join(verdicts)} |"
     yield ""
-    found = {x.verdict for by_task in compared.values() for x in by_task.values() if x}
-    if REVERSE in found and table.tried:
-        yield textwrap.fill(f"Where the reverse is found: {table.tried}", 88) + "\n"
+    for x in directions:
+        if x.comparison and x.comparison.verdict == REVERSE:
+            tried = table.tried.get((*x.rows, x.task), "nothing further was tried.")
+            text = f"Why the reverse of {x.words} on {x.task}, and what was tried:"
+            yield textwrap.fill(f"{text} {tried}", 88) + "\n"
 
 
 def _shared(number, table, tasks) -> str:
@@ -264,24 +273,6 @@ def _is_shared(number, row, task):
     """Whether the run of a row has the name of another row."""
     run = Run.of(number, row, task, 0)
     return (run.table, run.row.name) != (number, row.name)
-
-
-def compare(number, table, results, tasks):
-    """Yields each direction of the paper in words, with its comparisons by task."""
-
-    def of(name, task):
-        return accuracies(results, number, table.row(name), task)
-
-    def difference(pair, task):
-        a, b = (of(name, task) for name in pair)
-        return {seed: a[seed] - b[seed] for seed in a.keys() & b.keys()}
-
-    for a, b in table.directions:
-        yield f"{a} above {b}", {t: Comparison.of(of(a, t), of(b, t)) for t in tasks}
-    for first, second in table.interactions:
-        pairs = {t: (difference(first, t), difference(second, t)) for t in tasks}
-        words = " more than ".join(f"{a} above {b}" for a, b in (first, second))
-        yield words, {t: Comparison.of(*pair) for t, pair in pairs.items()}
 
 
 def _cell(results, number, row, task) -> str:
@@ -304,16 +295,21 @@ def _cell(results, number, row, task) -> str:
     return f"{mean:.1f}{spread} ({seeds}; {tokens} tokens{took})"
 
 
-def _verdict(comparison: Comparison | None, kept) -> str:
-    if comparison is None:
+def _verdict(direction: Direction, kept) -> str:
+    if direction.comparison is None:
         return ""
-    about = f"{comparison.difference:+.1f}"
-    if not math.isnan(comparison.p):
-        mark = "†" if comparison.p in kept else ""
-        about += f", p = {comparison.p:.2g}{mark}, unpaired {comparison.unpaired:.2g}"
-    elif comparison.seeds >= LEAST_SEEDS:
-        about += " in every seed"
-    return f"{comparison.verdict} ({about})"
+    return f"{direction.comparison.verdict} ({_difference(direction, kept)})"
+
+
+def _difference(direction, kept):
+    """Returns the difference of a comparison with its p, if it is tested."""
+    comparison = direction.comparison
+    text = f"{comparison.difference:+.1f}"
+    if direction.is_tested:
+        mark = "†" if direction.runs in kept else ""
+        p, unpaired = f"p = {comparison.p:.2g}{mark}", f"{comparison.unpaired:.2g}"
+        return f"{text}, {p}, unpaired {unpaired}"
+    return f"{text} in every seed" if comparison.seeds >= LEAST_SEEDS else text
 
 
 def draw_tokens(results: Results) -> Figure | None:

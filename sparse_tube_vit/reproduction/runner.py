@@ -67,6 +67,9 @@ def carry_out(
     failed: dict[str, FailedRun] = {}
     text = "{desc} {bar} {n:.0f}/{total:.0f} min"
     shown = sys.stderr.isatty()  # in a log, a line for every run is better
+    # As predicted before, by other machines or beside other work; by the runs that are
+    # carried out, this one's pace.
+    minutes = {run.folder: results.minutes(run) for run in runs}
     left, begun, took, predicted = list(runs), time.monotonic(), 0.0, 0.0
     with tqdm(total=1, bar_format=text, disable=not shown) as bar:
         while left:
@@ -83,10 +86,9 @@ def carry_out(
                 next((i for i, is_busy in enumerate(busy) if not is_busy), 0)
             )
             spent = (time.monotonic() - begun) / 60
-            # Predictions are of other machines, or of this one with other work.
             pace = took / predicted if took else 1.0
-            expected = results.minutes(run)
-            rest = pace * (expected + sum(map(results.minutes, left)))
+            expected = minutes[run.folder]
+            rest = pace * (expected + sum(minutes[x.folder] for x in left))
             bar.total = spent + rest
             bar.update(spent - bar.n)
             about = f"{len(runs) - len(left)} of {len(runs)} runs, {rest:.0f} min left"
@@ -99,8 +101,8 @@ def carry_out(
                 starts = {other.after.folder for other in left if other.after}
                 needed = run.folder in starts
                 given = data_dir, weights, device, bar, pace * expected, needed
-                if minutes := _carry_out(run, results, workdirs, *given):
-                    took, predicted = took + minutes, predicted + expected
+                if measured := _carry_out(run, results, workdirs, *given):
+                    took, predicted = took + measured, predicted + expected
             except FailedRun as error:
                 failed[run.folder] = error
                 log.error("%s", error)
@@ -128,7 +130,7 @@ def _commit():
         return ""
 
     def git(*arguments):
-        command = ["git", "-C", str(root), *arguments]
+        command = ["git", "--no-optional-locks", "-C", str(root), *arguments]
         found = subprocess.check_output(command, text=True, stderr=subprocess.DEVNULL)
         return found.strip()
 
@@ -195,7 +197,9 @@ def _carry_out_locked(
     if stored and (read_result(run, workdir) or not needed):
         return None  # another runner was quicker
     resumed = (workdir / "checkpoints").is_dir()
-    start, before, commit = time.monotonic(), bar.n, _commit()
+    start, before = time.monotonic(), bar.n
+    commits = folder / f"{run.digest}_commits"
+    _note_commit(commits, resumed)
     with _counted(folder / f"{run.digest}_minutes", resumed):
         for command in run.commands(workdirs, data_dir, weights):
             if "sparse_tube_vit.scale_up" in command:
@@ -233,11 +237,17 @@ def _carry_out_locked(
             "device": device,
             "date": datetime.date.today().isoformat(),
             "jax": metadata.version("jax"),
-            "commit": commit,
+            "commit": commits.read_text(),
             **({"weights": name_of(weights)} if run.takes_weights else {}),
         },
     )
     return minutes
+
+
+def _note_commit(path, resumed):
+    """Adds the commit to a file's if a run resumes by another one."""
+    before = path.read_text().split(", ") if resumed and path.exists() else []
+    storage.write_whole(path, ", ".join(dict.fromkeys([*before, _commit()])).encode())
 
 
 @contextlib.contextmanager

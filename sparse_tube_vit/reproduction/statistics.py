@@ -51,7 +51,8 @@ class Comparison:
     def verdict(self) -> str:
         """The paper's direction: confirmed, not confirmed (the reverse), or neither.
 
-        Where there is no test: the number of seeds, or that all differ by as much.
+        Without a test it is the number of seeds; or, where the difference is the same
+        in every seed, "equal" if it is 0, else "not tested".
         """
         if self.seeds < LEAST_SEEDS:
             return f"{self.seeds} seed{'s' * (self.seeds > 1)}"

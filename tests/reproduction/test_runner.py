@@ -201,13 +201,33 @@ def test_what_runs_write_is_no_change_of_the_commit(tmp_path, monkeypatch):
     assert runner._commit() == f"{clean}-dirty"
 
 
+def test_a_run_that_resumes_by_another_commit_names_both(
+    commands, tmp_path, monkeypatch
+):
+    run, results = run_of("5", "jointly"), Results(tmp_path / "results")
+    given = [run], results, tmp_path / "runs", "data", ""
+    begin = "import pathlib, sys; pathlib.Path(sys.argv[1], 'checkpoints').mkdir({})"
+    commands[run.name] = begin.format("parents=True") + "; sys.exit(1)"
+    monkeypatch.setattr(runner, "_commit", lambda: "abc")
+    assert runner.carry_out(*given)
+    commands[run.name] = "import sys; sys.exit(1)"
+    assert runner.carry_out(*given)
+    commands[run.name] = TRAINED
+    monkeypatch.setattr(runner, "_commit", lambda: "def-dirty")
+    assert not runner.carry_out(*given)
+    assert results.get(run)["commit"] == "abc, def-dirty"
+
+
 def test_the_time_left_follows_that_of_the_runs_before(tmp_path, monkeypatch, caplog):
     runs = [run_of("5", row) for row in ("videos_alone", "jointly")]
     results = Results(tmp_path)
     predicted = [results.minutes(run) for run in runs]
 
     def carry_out(run, *_):
-        return 3 * results.minutes(run)
+        minutes = 3 * predicted[runs.index(run)]
+        found = {"video": {"top1": 0.5, "tokens": 9}}
+        results.add(run, {"evaluations": found, "minutes": minutes})
+        return minutes
 
     monkeypatch.setattr(runner, "_device", lambda: "2 CPU cores")
     monkeypatch.setattr(runner, "_carry_out", carry_out)
