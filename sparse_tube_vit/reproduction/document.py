@@ -80,8 +80,9 @@ Each step has 16 clips, and 32 images where there are images, unless said.
   with patches of 14x14 (`--weights`), which the JSON files name. dinov2_small is
   DINOv2-small trained further for saliency ([its origin and
   SHA-256](measurements.md#from-an-image-vit)). Clips of 16x84x84, 8 images a step: 120
-  steps, and 240 of the large models of tables 6 and 9. Their small one is ucf101's, on
-  these files and clips, with strides of a half, a rate of 1e-3 and 1200 steps.
+  steps, and 240 of the large models of tables 6 and 9. Their small model is
+  that of ucf101, on these files and clips, with strides of a half, a rate of 1e-3 and
+  1200 steps.
 * ucf101_finetuning: these files by `configs/finetune.py` from such a ViT, 330 steps;
   jointly with 16 images a step.
 

@@ -229,7 +229,7 @@ PAPER = {
         "the gate follows block 26 of 32, as in the paper's text. Small runs train the "
         "ViT by the rates of configs/finetune.py, pooling and heads alone at first, "
         "and keep its positions beside the fixed ones: by these alone it does not "
-        "learn in so few steps, in which the gate opens to at most some 0.07.",
+        "learn in so few steps.",
     ),
     "9": Table(
         "Scaling up from Ti: what trains of the large model",
@@ -339,10 +339,10 @@ PAPER = {
             "tokens_1536": {"stride_scale": 0.7},
         },
         remark="Rows are the paper's numbers of tokens, 1.4, 1.8 and 2.7 times those "
-        "of training. Ours are by strides of 0.9, 0.8 and 0.7 of training's, in whole "
-        "pixels: on UCF101 1.3, 1.8 and 2.7 times; on moving_shapes, by 0.93, 0.9 and "
-        "0.7, 1.5, 1.8 and 2.9. Such strides put windows at other places than "
-        "training's, too.",
+        "of training. Ours have 1.3, 1.8 and 2.7 times on UCF101, by strides of 0.9, "
+        "0.8 and 0.7 of training's, in whole pixels, and 1.5, 1.8 and 2.9 times on "
+        "moving_shapes, by 0.93, 0.9 and 0.7. Such strides put windows at other places "
+        "than training's, too.",
     ),
     "7e": Table(
         "One kernel, interpolated, against one for every tube",
@@ -531,10 +531,11 @@ _FINETUNING = Table(
         ("jointly", "everything"),
     ),
     tasks=("ucf101_finetuning",),
-    remark="By configs/finetune.py, 330 steps of 16 clips. Where all trains, at 112 "
-    "pixels, by four tubes, in image_tube by the ViT's patches alone. last_4 and "
-    "head_only: by these, at 168 pixels, or at 112. random: without weights, at a rate "
-    "of 1e-3, by learned positions alone.",
+    remark="By configs/finetune.py, 330 steps of 16 clips. last_4 and head_only train "
+    "pooling, head and the last four blocks, or none, of a model that has the ViT's "
+    "patches alone, on 168 pixels, or 112. In the other rows all trains, on 112 "
+    "pixels: four tubes, but in image_tube the patches alone. random: without weights, "
+    "at a rate of 1e-3, by learned positions alone.",
 )
 
 _POSITIONS = Table(
@@ -557,8 +558,8 @@ _POSITIONS = Table(
     tasks=("ucf101_finetuning",),
     remark="By configs/finetune.py, all trained, shortened: 120 steps at 84 pixels. "
     "kept_and_fixed: the default, positions of the ViT, and fixed ones by a gain from "
-    "0, which so few steps leave below 0.001. kept: without fixed ones. fixed: the "
-    "ViT's are dropped. fixed_small: fixed ones alone, by a gain from 0.02.",
+    "0. kept: without fixed ones. fixed: the ViT's are dropped. fixed_small: fixed "
+    "ones alone, by a gain from 0.02.",
 )
 
 #: All tables; those of fine-tuning by configs/finetune.py are none of the paper.

@@ -201,10 +201,12 @@ def test_remarks_have_the_tokens_that_small_tasks_have():
     for task, words in (
         (
             "ucf101",
-            "by strides of {}, {} and {} of training's, in whole pixels: on "
-            "UCF101 {}, {} and {} times",
+            "{3}, {4} and {5} times on UCF101, by strides of {0}, {1} and {2} of",
         ),
-        ("moving_shapes", "on moving_shapes, by {}, {} and {}, {}, {} and {}."),
+        (
+            "moving_shapes",
+            "{3}, {4} and {5} times on moving_shapes, by {0}, {1} and {2}.",
+        ),
     ):
         config = config_of("5", "jointly", task)
         clip = config.clip.frames, config.clip.size, config.clip.size
