@@ -282,10 +282,10 @@ def _add_streams(config, row, settings, videos, images):
 
 def _add_evaluations(config, table, row, task, videos, images):
     """Adds accuracy of videos and images, and what other tables measure of this run."""
-    views = {"temporal_views": 4, "spatial_views": 3}
+    views, own = {"temporal_views": 4, "spatial_views": 3}, {}
     splits, batches = ("validation", "validation"), (256, 1024)
     if task in SMALL:
-        views = SMALL[task]["views"]
+        views, own = SMALL[task]["views"], SMALL[task].get("evaluations", {})
         splits, batches = ("test", SMALL[task]["image_split"]), (16, 50)
     for kind, (dataset, head, _), split, batch in zip(
         ("video", "image"), (videos, images), splits, batches, strict=True
@@ -296,7 +296,6 @@ def _add_evaluations(config, table, row, task, videos, images):
         keys |= {"split": split, "batch_size": batch}
         if kind == "video":
             others = {"video": {}} | evaluations_of(table, row, task)
-            own = SMALL[task].get("evaluations", {}) if task in SMALL else {}
             for name, changes in others.items():
                 changes = changes | own.get(name, {})
                 config.evaluations[name] = evaluation(**keys | views | changes)

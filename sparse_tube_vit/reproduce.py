@@ -44,7 +44,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     to_stderr()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # runs save before
     with reported():
-        code = runner.digest_of_code()
         rows = select(args.tables or TABLES)
         if args.full:
             for line in full_size.commands(rows):
@@ -55,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             document.write(results, args.document)
             return
         tasks = tasks_of(rows, args.tasks)
+        code = runner.digest_of_code()
         runs = plan(rows, tasks, args.seeds, results, Path(args.runs))
         if not runs:
             log.info("Of these tables nothing is left to run on %s.", ", ".join(tasks))

@@ -4,18 +4,14 @@ import pytest
 
 from sparse_tube_vit.reproduction.directions import compare, corrected, distinct
 from sparse_tube_vit.reproduction.runs import Results
-from tests.reproduction.test_document import add
+from tests.reproduction.results import add, add_rows
 
 
 def test_a_difference_of_differences_is_tested(tmp_path):
     results = Results(tmp_path)
-    for row, top1s in {
-        "1_video": (50, 52, 51),
-        "0.8_video": (40, 41, 41),
-        "1_joint": (60, 61, 62),
-        "0.8_joint": (59, 59, 60),
-    }.items():
-        add(results, "figure4", row, "ucf101", top1s)
+    rows = {"1_video": (50, 52, 51), "0.8_video": (40, 41, 41)}
+    rows |= {"1_joint": (60, 61, 62), "0.8_joint": (59, 59, 60)}
+    add_rows(results, "figure4", "ucf101", rows)
     words = "1_video above 0.8_video more than 1_joint above 0.8_joint"
     found = {(x.words, x.task): x.comparison for x in compare("figure4", results)}
     alone = found[words, "ucf101"]
@@ -26,8 +22,8 @@ def test_a_difference_of_differences_is_tested(tmp_path):
 
 def test_rows_that_tables_share_are_tested_once(tmp_path):
     results = Results(tmp_path)
-    for row, top1s in {"videos_alone": (40, 42, 44), "jointly": (70, 73, 75)}.items():
-        add(results, "5", row, "moving_shapes", top1s)
+    rows = {"videos_alone": (40, 42, 44), "jointly": (70, 73, 75)}
+    add_rows(results, "5", "moving_shapes", rows)
     both = compare("5", results) + compare("twice", results)
     assert sum(x.is_tested for x in both) == 2
     (one,) = distinct(both).values()
@@ -37,8 +33,8 @@ def test_rows_that_tables_share_are_tested_once(tmp_path):
 
 def test_equal_accuracies_of_other_runs_are_tested_apart(tmp_path):
     results = Results(tmp_path)
-    for row in ("2xT", "2xS"):
-        add(results, "7c", row, "moving_shapes", (70, 73, 75))
+    rows = dict.fromkeys(("2xT", "2xS"), (70, 73, 75))
+    add_rows(results, "7c", "moving_shapes", rows)
     add(results, "7b", "4", "moving_shapes", (40, 42, 44))
     found = [x.words for x in distinct(compare("7c", results)).values()]
     assert found == ["2xT above none", "2xS above none"]
@@ -47,12 +43,11 @@ def test_equal_accuracies_of_other_runs_are_tested_apart(tmp_path):
 def test_our_directions_do_not_correct_the_papers(tmp_path):
     """p of 0.03 alone is kept; beside many of ours it would not be."""
     results = Results(tmp_path)
-    add(results, "5", "jointly", "moving_shapes", (50, 52, 53))
-    add(results, "5", "videos_alone", "moving_shapes", (45, 44, 47))
+    rows = {"jointly": (50, 52, 53), "videos_alone": (45, 44, 47)}
+    add_rows(results, "5", "moving_shapes", rows)
     noise = {"kept_and_fixed": (40, 50, 45), "kept": (44, 43, 48)}
     noise |= {"fixed": (48, 41, 44), "fixed_small": (41, 48, 45)}
-    for row, top1s in noise.items():
-        add(results, "positions", row, "ucf101_finetuning", top1s, "clips")
+    add_rows(results, "positions", "ucf101_finetuning", noise, "clips")
     both = compare("5", results) + compare("positions", results)
     assert len(distinct(both)) == 4
     (papers,) = (x for x in distinct(both).values() if x.is_papers)

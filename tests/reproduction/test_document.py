@@ -10,13 +10,7 @@ import pytest
 from sparse_tube_vit.reproduction import document
 from sparse_tube_vit.reproduction.runs import Results, Run
 from sparse_tube_vit.reproduction.tables import TABLES
-
-
-def add(results, table, row, task, top1s, evaluation="video", minutes=2.0):
-    for seed, top1 in enumerate(top1s):
-        found = {evaluation: {"top1": top1 / 100, "tokens": 114}}
-        run = Run.of(table, TABLES[table].row(row), task, seed)
-        results.add(run, {"evaluations": found, "minutes": minutes})
+from tests.reproduction.results import add, add_rows
 
 
 @pytest.fixture(scope="module")
@@ -226,15 +220,11 @@ def test_results_that_name_their_commit_are_counted(tmp_path):
 
 def test_those_that_holms_correction_leaves_are_marked(tmp_path):
     results = Results(tmp_path)
-    for row, top1s in {
-        "videos_alone": (40, 42, 44),
-        "images_first": (45, 52, 50),
-        "jointly": (70, 73, 75),
-        "2d_patches": (30, 60, 45),
-    }.items():
-        add(results, "5", row, "ucf101", top1s)
-    for row, top1s in {"kept_and_fixed": (60, 61, 62), "fixed": (10, 12, 11)}.items():
-        add(results, "positions", row, "ucf101_finetuning", top1s, "clips")
+    rows = {"videos_alone": (40, 42, 44), "images_first": (45, 52, 50)}
+    rows |= {"jointly": (70, 73, 75), "2d_patches": (30, 60, 45)}
+    add_rows(results, "5", "ucf101", rows)
+    rows = {"kept_and_fixed": (60, 61, 62), "fixed": (10, 12, 11)}
+    add_rows(results, "positions", "ucf101_finetuning", rows, "clips")
     document.write(results, tmp_path / "document.md")
     text = (tmp_path / "document.md").read_text()
     weak = re.search(
