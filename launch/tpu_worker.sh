@@ -80,14 +80,16 @@ start() { # TREE ARGUMENTS
 }
 
 train() { # ARGUMENTS
+    local run="" shutdown="" exit_code=0
+    trap 'shutdown=yes; [ -z "$run" ] || kill -TERM "$run" 2>/dev/null || true' TERM
     echo "---- $(date '+%F %T') $label: train.py $*"
     # Where the TPU is not to be had jax ends the run, rather than to train on the CPU.
     export JAX_PLATFORMS="${JAX_PLATFORMS:-tpu,cpu}"
     export JAX_COMPILATION_CACHE_DIR="$PWD/cache" # to resume without compiling again
     cd code
     ../venv/bin/python -m sparse_tube_vit.train "$@" &
-    local run=$! shutdown="" exit_code=0
-    trap 'shutdown=yes; kill -TERM $run 2>/dev/null' TERM
+    run=$!
+    [ -z "$shutdown" ] || kill -TERM "$run" 2>/dev/null || true # asked before it was there
     wait "$run" || exit_code=$?
     while kill -0 "$run" 2>/dev/null; do # the signal ended wait; the run saves now
         exit_code=0
@@ -162,6 +164,10 @@ stop() { # SECONDS save|kill|lost
             "after $1 s. It may be saving: stop again, or stop --kill"
         sleep 0.2
     done
+    if [ "$2" != lost ] && [ ! -f exit_code ]; then # it ended before it could tell how
+        clear_group "$(cat pid)"
+        echo 143 >exit_code
+    fi
     tell "$(state)"
 }
 

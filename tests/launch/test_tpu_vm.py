@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from tests.launch.cloud import switch_off
+from tests.launch.cloud import executable, switch_off
 from tests.launch.conftest import ROOT, commit
 
 POD = ("pod", "--accelerator_type", "v5litepod-16")
@@ -327,6 +327,22 @@ def test_a_run_that_its_machine_ends_is_lost(cloud):
     subprocess.run(["kill", "-TERM", *pids(cloud)[0].split()], check=True)
     wait_for(lambda: "Saved" in (home / "sparse_tube_vit/log").read_text())
     wait_for(lambda: "pod/0 lost: Saved" in cloud.launch("status", "pod").stdout)
+
+
+@pytest.mark.parametrize("how", [(), ("--kill",)])
+def test_a_run_that_is_stopped_as_it_begins_is_stopped_and_not_lost(cloud, how):
+    cloud.workers = 1
+    ready(cloud)
+    nohup = cloud.path / "on_workers/nohup"  # what a run begins with
+    executable(nohup, 'touch "$HOME/begins"; while :; do sleep 0.02; done')
+    cloud.does("run", "pod", *RUN)
+    (home,) = cloud.homes
+    wait_for((home / "begins").exists)
+    done = cloud.launch("stop", "pod", *how)
+    assert done.stdout.startswith("pod/0 stopped (exit code 1"), done.stdout
+    nohup.unlink()
+    cloud.does("run", "pod", *RUN)
+    assert "pod/0 running" in cloud.launch("status", "pod").stdout
 
 
 def test_a_run_that_does_not_stop_is_told(cloud):
