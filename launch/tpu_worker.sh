@@ -30,7 +30,7 @@ fail() {
 state() {
     if [ ! -f pid ]; then
         echo idle
-    elif ps -o args= -p "$(cat pid)" | grep -q tpu_worker.sh; then
+    elif ps -ww -o args= -p "$(cat pid)" | grep -q tpu_worker.sh; then
         echo running
     elif [ ! -f exit_code ]; then
         echo lost

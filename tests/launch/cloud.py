@@ -228,6 +228,7 @@ class Cloud:
             ours = ("JAX_PLATFORMS", "PYTHON")
             environment = {k: v for k, v in os.environ.items() if k not in ours}
             environment |= {"HOME": str(home), "PATH": path, "HOSTNAME": host}
+            environment["COLUMNS"] = "80"  # as ssh may have it: programs cut lines there
             environment["ON_WORKERS"] = f"{self.path}/on_workers"
             processes.append(
                 subprocess.Popen(
