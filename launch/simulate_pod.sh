@@ -33,21 +33,23 @@ print(s.getsockname()[1])')"
 export JAX_COORDINATOR_ADDRESS="localhost:$port"
 
 pids=()
+signalled=
+# A terminal's Ctrl-C reaches the hosts too, who take it once they train, and twice.
+trap 'signalled=yes; kill -TERM "${pids[@]}" 2>/dev/null || true' INT TERM
 for ((host = 0; host < hosts; host++)); do
     JAX_PROCESS_ID="$host" python -u -m "sparse_tube_vit.$program" "$@" \
         > >(sed -u -e '/^\[Gloo\]/d' -e "s/^/[$host] /") 2>&1 &
     pids+=("$!")
     echo "[$host] process $!"
 done
-# A terminal's Ctrl-C reaches the hosts too, who take it once they train, and twice.
-trap 'kill -TERM "${pids[@]}" 2>/dev/null || true' INT TERM
+[ -z "$signalled" ] || kill -TERM "${pids[@]}" 2>/dev/null || true # those started after it
 
 failed=0
 for host in "${!pids[@]}"; do
     while
-        code=0
+        code=0 signalled=
         wait "${pids[host]}" 2>/dev/null || code=$?
-        kill -0 "${pids[host]}" 2>/dev/null # then a signal ended the wait
+        [ -n "$signalled" ] # which ended wait
     do :; done
     echo "[$host] ended with $code"
     [ "$code" = 0 ] || failed=1

@@ -80,8 +80,9 @@ start() { # TREE ARGUMENTS
 }
 
 train() { # ARGUMENTS
-    local run="" shutdown="" exit_code=0
-    trap 'shutdown=yes; [ -z "$run" ] || kill -TERM "$run" 2>/dev/null || true' TERM
+    local run="" shutdown="" signalled="" exit_code=0
+    trap 'shutdown=yes signalled=yes
+        [ -z "$run" ] || kill -TERM "$run" 2>/dev/null || true' TERM
     echo "---- $(date '+%F %T') $label: train.py $*"
     # Where the TPU is not to be had jax ends the run, rather than to train on the CPU.
     export JAX_PLATFORMS="${JAX_PLATFORMS:-tpu,cpu}"
@@ -90,11 +91,11 @@ train() { # ARGUMENTS
     ../venv/bin/python -m sparse_tube_vit.train "$@" &
     run=$!
     [ -z "$shutdown" ] || kill -TERM "$run" 2>/dev/null || true # asked before it was there
-    wait "$run" || exit_code=$?
-    while kill -0 "$run" 2>/dev/null; do # the signal ended wait; the run saves now
-        exit_code=0
+    while
+        signalled="" exit_code=0
         wait "$run" || exit_code=$?
-    done
+        [ -n "$signalled" ] # which ended wait; the run saves now
+    do :; done
     cd ..
     # Asked by none but the machine, which goes down: the run is lost, not failed.
     [ -n "$shutdown" ] && [ ! -f stopping ] || echo "$exit_code" >exit_code

@@ -11,9 +11,12 @@ import time
 
 
 def find() -> str | None:
-    """The browser's path, if it is installed."""
+    """The browser's path, if it is installed and starts: it may be but a name."""
     names = ("chromium", "chromium-browser", "google-chrome")
-    return next(filter(None, map(shutil.which, names)), None)
+    for path in filter(None, map(shutil.which, names)):
+        if subprocess.run([path, "--version"], capture_output=True).returncode == 0:
+            return path
+    return None
 
 
 class Chromium:

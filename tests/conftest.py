@@ -14,6 +14,25 @@ os.environ["XLA_FLAGS"] = (
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["EPATH_USE_TF"] = "0"  # gs:// by gcsfs, also where tensorflow is there
 
+# What is set where tests run: programs that they start would write or do other things.
+for name in [name for name in os.environ if name.startswith("GIT_")]:
+    del os.environ[name]
+os.environ.pop("FORCE_COLOR", None)
+os.environ |= {
+    "LC_ALL": "C.UTF-8",
+    "PYTHON_COLORS": "0",
+    "NO_PROXY": "127.0.0.1,localhost",
+    "no_proxy": "127.0.0.1,localhost",
+    # gcsfs looks for credentials, and where there are none waits for a cloud's machine.
+    "NO_GCE_CHECK": "true",
+    "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
+    "GIT_CONFIG_COUNT": "2",
+    "GIT_CONFIG_KEY_0": "commit.gpgsign",
+    "GIT_CONFIG_VALUE_0": "false",
+    "GIT_CONFIG_KEY_1": "core.hooksPath",
+    "GIT_CONFIG_VALUE_1": os.devnull,
+}
+
 # Many tests train the tiny run: each of its programs is compiled once, by the first of
 # pytest's processes that needs it: they have the folder of the one that starts them.
 if "PYTEST_XDIST_WORKER" not in os.environ:

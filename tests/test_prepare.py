@@ -160,7 +160,7 @@ def test_bad_input_is_one_line_and_a_nonzero_exit(tmp_path, capsys, arguments, m
 def test_as_a_program(tmp_path):
     program = [sys.executable, "-m", "sparse_tube_vit.prepare", "ucf101"]
     program += ["--videos", "a", "--annotations", "b", "--data_dir", str(tmp_path)]
-    done = subprocess.run(program, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(program, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1
     assert done.stderr.startswith("BadAnnotations: b/classInd.txt is missing")
     assert "Traceback" not in done.stderr

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import grain
 import numpy as np
@@ -24,6 +25,7 @@ from sparse_tube_vit.input import examples, pipeline
 from sparse_tube_vit.input.randaugment import rand_augment
 from sparse_tube_vit.training import undecodable
 from sparse_tube_vit.video import limits
+from tests.processes import alive
 
 CLIP = default_config().clip.copy_and_resolve_references()
 CLIP.update(frames=4, fps=8.0, size=16)
@@ -434,20 +436,19 @@ if __name__ == "__main__":
 def test_worker_processes_end_with_a_run_that_is_killed(tmp_path):
     """And what they shared is cleared."""
     (tmp_path / "endless.py").write_text(ENDLESS)
-    before = {*os.listdir("/dev/shm")}
     run = subprocess.Popen(
         [sys.executable, tmp_path / "endless.py"], stdout=subprocess.PIPE, text=True
     )
     workers = run.stdout.readline().split()
     assert len(workers) == 2
-    shared = {*os.listdir("/dev/shm")} - before
-    assert shared
+    deadline, shared = time.monotonic() + 60, set()
+    while not shared:
+        assert time.monotonic() < deadline
+        maps = Path(f"/proc/{run.pid}/maps").read_text()
+        shared = {*re.findall(r"/dev/shm/(psm_\w+)$", maps, re.MULTILINE)}
     run.kill()
     run.communicate()
-    deadline = time.monotonic() + 30
-    while any(os.path.exists(f"/proc/{pid}") for pid in workers) or (
-        shared.intersection(os.listdir("/dev/shm"))
-    ):
+    while any(map(alive, workers)) or shared.intersection(os.listdir("/dev/shm")):
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -457,7 +458,7 @@ def test_what_was_shared_is_freed_at_a_normal_end(tmp_path):
     batches.close()
     del kept  # which a thread of grain frees
 """
-    before, _ = ENDLESS.replace("10_000", "1_000_000").split("    print(")
+    before, _ = ENDLESS.replace("10_000", "100_000").split("    print(")
     (tmp_path / "ends.py").write_text(before + end)
     command = [sys.executable, tmp_path / "ends.py"]
     run = subprocess.run(command, capture_output=True, text=True, timeout=60)

@@ -1,6 +1,7 @@
 import dataclasses
 import itertools
 import logging
+import math
 import time
 
 import numpy as np
@@ -145,6 +146,8 @@ def test_batches_read_ahead_are_those_of_all_processes():
 def test_long_evaluations_alone_start_processes(config, monkeypatch):
     views = {"temporal_views": 2, "spatial_views": 3}
     source = evaluation(kind="video", batch_size=4, **views, **SOURCE)
+
+    monkeypatch.setattr(workers, "_free_shared_memory", lambda: math.inf)
 
     def found(split, cores, hosts=1):
         args = (split, source, config.clip, config.loader, cores, hosts)

@@ -28,7 +28,9 @@ UV = """case "$1" in
     venv) mkdir -p venv/bin && cp "$ON_WORKERS/train" venv/bin/python ;;
     pip) [ "$2" = sync ] && [ -f "${@: -1}" ] ;;
 esac && echo "uv $*" >>"$HOME/installed" """
-TRAIN = """trap 'echo Saved; exit 1' TERM
+# By its own name, as Python's: env would give it another.
+TRAIN = """#!/bin/bash
+trap 'echo Saved; exit 1' TERM
 echo "step 1"
 printf '%s\\n' "$PWD" "$JAX_PLATFORMS" "$@" >"$HOME/started"
 mv "$HOME/started" "$HOME/trained_with"
@@ -38,7 +40,9 @@ exit "$(cat "$HOME/ends")" """
 
 def executable(path, script):
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(f"#!/usr/bin/env bash\n{script}\n")
+    if not script.startswith("#!"):
+        script = f"#!/usr/bin/env bash\n{script}"
+    path.write_text(f"{script}\n")
     path.chmod(0o755)
 
 
@@ -88,7 +92,7 @@ class Cloud:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
         )
 
     def does(self, *arguments):
@@ -228,7 +232,7 @@ class Cloud:
             ours = ("JAX_PLATFORMS", "PYTHON")
             environment = {k: v for k, v in os.environ.items() if k not in ours}
             environment |= {"HOME": str(home), "PATH": path, "HOSTNAME": host}
-            environment["COLUMNS"] = "80"  # as ssh may have it: programs cut lines there
+            environment["COLUMNS"] = "80"  # as ssh may say: lines are cut there
             environment["ON_WORKERS"] = f"{self.path}/on_workers"
             processes.append(
                 subprocess.Popen(

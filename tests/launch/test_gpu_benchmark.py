@@ -13,7 +13,7 @@ import pytest
 from tests.launch.conftest import ROOT
 
 INTERPRETER = f"""#!/bin/sh
-[ "$1" = - ] && exec {sys.executable} "$@"
+[ "$1" = - ] && exec "{sys.executable}" "$@"
 case "$*" in
     "-c import jax") exit "$without_jax" ;;
     "-c import sys"*) echo 3.12 ;;

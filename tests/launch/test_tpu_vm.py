@@ -12,6 +12,7 @@ import pytest
 
 from tests.launch.cloud import executable, switch_off
 from tests.launch.conftest import ROOT, commit
+from tests.processes import alive, group_alive
 
 POD = ("pod", "--accelerator_type", "v5litepod-16")
 CONFIG = ("--config", "configs/kinetics.py:variant=L")
@@ -40,6 +41,7 @@ def preempted(cloud):
 def end(home, code):
     (home / "ends").write_text(str(code))
     wait_for((home / "sparse_tube_vit/exit_code").exists)
+    wait_for(lambda: not alive((home / "sparse_tube_vit/pid").read_text().strip()))
 
 
 def ended(cloud, code):
@@ -54,7 +56,7 @@ def calls_of(text):
 
 
 def wait_for(condition):
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
@@ -218,7 +220,7 @@ def test_run_gives_train_its_arguments_as_they_are_on_every_worker(cloud):
 
 
 def pids(cloud):
-    return [(home / "sparse_tube_vit/pid").read_text() for home in cloud.homes]
+    return [(home / "sparse_tube_vit/pid").read_text().strip() for home in cloud.homes]
 
 
 def test_run_again_leaves_a_living_run_and_resumes_an_ended_one(cloud):
@@ -240,6 +242,8 @@ def test_run_again_leaves_a_living_run_and_resumes_an_ended_one(cloud):
 def test_run_on_some_workers_only_is_told(cloud):
     ready(cloud)
     cloud.does("run", "pod", *RUN)
+    for home in cloud.homes:
+        wait_for((home / "trained_with").exists)
     switch_off(cloud.homes[1])
     done = cloud.launch("run", "pod", *RUN)
     assert done.returncode == 1
@@ -263,6 +267,7 @@ def test_logs_of_one_worker_and_of_all(cloud):
     ready(cloud, slices=2)
     cloud.does("run", "pod", "--slices=2", *RUN)
     for home in cloud.homes:
+        wait_for((home / "trained_with").exists)
         (home / "ends").write_text("0")
     logs = ("logs", "pod", "--slices=2", "--lines=1")
     done = cloud.launch(*logs)  # follows until the run is done
@@ -313,9 +318,14 @@ def test_stop_lets_the_run_save_and_run_resumes(cloud):
         f"pod/{worker} stopped (exit code 1): Saved\n" for worker in (0, 1)
     )
     first = pids(cloud)
+    for home in cloud.homes:
+        (home / "trained_with").unlink()
     cloud.does("run", "pod", *RUN)
+    for home in cloud.homes:
+        wait_for((home / "trained_with").exists)
     assert cloud.launch("stop", "pod", "--kill").stdout.count("(exit code 137)") == 2
     assert len(set(first + pids(cloud))) == 4
+    assert not any(map(group_alive, pids(cloud)))
 
 
 def test_a_run_that_its_machine_ends_is_lost(cloud):
@@ -517,7 +527,7 @@ def test_a_dry_run_prints_what_a_run_calls_and_calls_nothing(cloud):
         ("logs", "pod", "--worker=all", "--no_follow"),
         ("stop", "pod"),
     ):
-        before = cloud.calls
+        before = [*cloud.calls]
         printed = cloud.launch(*command, slices, "--dry_run")
         assert (printed.returncode, cloud.calls) == (0, before), printed.stderr
         # Slices are called at once: in any order.

@@ -61,7 +61,7 @@ def test_two_processes_may_make_it_at_once(tmp_path):
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(300)
     assert [process.exitcode for process in processes] == [0, 0]
     assert [lengths.get(timeout=5) for _ in processes] == [48, 48]
     made = os.listdir(tmp_path / "moving_shapes" / "images" / "1.0.0")

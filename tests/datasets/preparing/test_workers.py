@@ -20,6 +20,7 @@ from sparse_tube_vit.distributed import cpu
 from sparse_tube_vit.storage import UnreadableFile
 from tests.datasets.preparing.conftest import CLIPS, builder
 from tests.datasets.preparing.test_write import contents
+from tests.processes import alive
 
 
 def write_and_linger(shard, count):
@@ -109,7 +110,7 @@ def test_killed_outright_and_gone_on_with(real_data, tmp_path):
     assert len(workers) >= 2
     killed.kill()
     killed.wait()
-    while any(os.path.exists(f"/proc/{pid}") for pid in workers):
+    while any(map(alive, workers)):
         assert time.monotonic() < deadline, (
             "workers outlive the process that was killed"
         )
