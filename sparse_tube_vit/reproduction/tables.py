@@ -345,8 +345,9 @@ PAPER = {
         "than training's, too.",
         tried={
             ("1024", "559", "ucf101"): "of 16 frames a tube has few moments, and a "
-            "stride in time that is a quarter shorter puts it at others, which training "
-            "had not. [Of seed 2](measurements.md#the-papers-tables-at-a-small-scale), "
+            "stride in time that is a quarter shorter puts it at others, which "
+            "training had not. [Of seed 2]"
+            "(measurements.md#the-papers-tables-at-a-small-scale), "
             "18.9 for 33.0, the row has 29.2 with the stride in time of the tube 4x8x8 "
             "alone left at 8 frames.",
         },
