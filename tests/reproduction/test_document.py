@@ -8,6 +8,7 @@ import matplotlib.image
 import pytest
 
 from sparse_tube_vit.reproduction import document
+from sparse_tube_vit.reproduction.directions import compare
 from sparse_tube_vit.reproduction.runs import Results, Run
 from sparse_tube_vit.reproduction.tables import TABLES
 from tests.reproduction.results import add, add_rows
@@ -204,6 +205,12 @@ def test_every_reverse_of_the_committed_results_tells_what_was_tried():
     for section in re.split(r"(?m)^## ", text):
         reverse = section.count("| not confirmed, the reverse (")
         assert reverse == section.count("Why the reverse of ")
+
+
+def test_what_was_tried_is_of_directions_that_there_are(tmp_path):
+    for name, table in TABLES.items():
+        found = {(*x.rows, x.task) for x in compare(name, Results(tmp_path))}
+        assert {*table.tried} <= found
 
 
 def test_results_that_name_their_commit_are_counted(tmp_path):
