@@ -78,6 +78,7 @@ def use(monkeypatch) -> Storage:
         "STORAGE_EMULATOR_HOST": storage.url,  # gcsfs, google-cloud-storage
         "TENSORSTORE_GCS_HTTP_URL": storage.url,
         "TENSORSTORE_GCS_HTTP_VERSION": "1",
+        "NO_PROXY": "127.0.0.1",
     }.items():
         monkeypatch.setenv(name, value)
     # Clients keep addresses and listings.

@@ -21,8 +21,6 @@ os.environ.pop("FORCE_COLOR", None)
 os.environ |= {
     "LC_ALL": "C.UTF-8",
     "PYTHON_COLORS": "0",
-    "NO_PROXY": "127.0.0.1,localhost",
-    "no_proxy": "127.0.0.1,localhost",
     # gcsfs looks for credentials, and where there are none waits for a cloud's machine.
     "NO_GCE_CHECK": "true",
     "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
