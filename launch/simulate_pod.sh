@@ -34,15 +34,21 @@ export JAX_COORDINATOR_ADDRESS="localhost:$port"
 
 pids=()
 signalled=
+stop() {
+    signalled=yes
+    kill -TERM "${pids[@]}" 2>/dev/null || true
+}
 # A terminal's Ctrl-C reaches the hosts too, who take it once they train, and twice.
-trap 'signalled=yes; kill -TERM "${pids[@]}" 2>/dev/null || true' INT TERM
+trap stop INT TERM
 for ((host = 0; host < hosts; host++)); do
     JAX_PROCESS_ID="$host" python -u -m "sparse_tube_vit.$program" "$@" \
         > >(sed -u -e '/^\[Gloo\]/d' -e "s/^/[$host] /") 2>&1 &
     pids+=("$!")
     echo "[$host] process $!"
 done
-[ -z "$signalled" ] || kill -TERM "${pids[@]}" 2>/dev/null || true # those started after it
+# Once is enough, and a signal that meets the end of a host can take its exit code.
+trap 'trap "" INT TERM; stop' INT TERM
+[ -z "$signalled" ] || stop # the hosts that started after it
 
 failed=0
 for host in "${!pids[@]}"; do

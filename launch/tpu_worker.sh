@@ -81,8 +81,9 @@ start() { # TREE ARGUMENTS
 
 train() { # ARGUMENTS
     local run="" shutdown="" signalled="" exit_code=0
+    # Once is enough, and a signal that meets the end of the run can take its exit code.
     trap 'shutdown=yes signalled=yes
-        [ -z "$run" ] || kill -TERM "$run" 2>/dev/null || true' TERM
+        [ -z "$run" ] || { trap "" TERM; kill -TERM "$run" 2>/dev/null || true; }' TERM
     echo "---- $(date '+%F %T') $label: train.py $*"
     # Where the TPU is not to be had jax ends the run, rather than to train on the CPU.
     export JAX_PLATFORMS="${JAX_PLATFORMS:-tpu,cpu}"

@@ -24,11 +24,15 @@ os.environ |= {
     # gcsfs looks for credentials, and where there are none waits for a cloud's machine.
     "NO_GCE_CHECK": "true",
     "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
-    "GIT_CONFIG_COUNT": "2",
+    "GIT_CONFIG_COUNT": "4",
     "GIT_CONFIG_KEY_0": "commit.gpgsign",
     "GIT_CONFIG_VALUE_0": "false",
     "GIT_CONFIG_KEY_1": "core.hooksPath",
     "GIT_CONFIG_VALUE_1": os.devnull,
+    "GIT_CONFIG_KEY_2": "core.excludesFile",
+    "GIT_CONFIG_VALUE_2": os.devnull,
+    "GIT_CONFIG_KEY_3": "safe.directory",
+    "GIT_CONFIG_VALUE_3": "*",
 }
 
 # Many tests train the tiny run: each of its programs is compiled once, by the first of

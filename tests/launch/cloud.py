@@ -248,7 +248,7 @@ class Cloud:
         out = err = ""
         code = 0
         for process in processes:
-            said = process.communicate(timeout=30)
+            said = process.communicate(timeout=300)
             out, err = out + said[0], err + said[1]
             code = code or process.returncode
         return out, err, code
