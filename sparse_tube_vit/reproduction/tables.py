@@ -341,8 +341,8 @@ PAPER = {
         remark="Rows are the paper's numbers of tokens, 1.4, 1.8 and 2.7 times those "
         "of training. Ours have 1.3, 1.8 and 2.7 times on UCF101, by strides of 0.9, "
         "0.8 and 0.7 of training's, and 1.5, 1.8 and 2.9 times on moving_shapes, by "
-        "0.93, 0.9 and 0.7, in whole multiples of space-to-depth's factors. Such "
-        "strides put windows at other places than training's, too, those that "
+        "0.93, 0.9 and 0.7. Strides are whole multiples of space-to-depth's factors. "
+        "Shorter ones put windows at other places than training's, too, those that "
         "space-to-depth joins in a token at another distance, and some past the clip.",
         tried={
             ("768", "559", "moving_shapes"): "mostly one stride. Of seed 0, [run again]"
