@@ -13,9 +13,9 @@ def alive(pid) -> bool:
         return False
 
 
-def group_alive(pid) -> bool:
-    """Whether any process of a group has not ended."""
+def group(pid) -> set[int]:
+    """The processes of a group that have not ended."""
     command = ["pgrep", "-g", str(int(pid)), "-r", "D,R,S,T"]
     found = subprocess.run(command, capture_output=True, text=True)
     assert found.returncode in (0, 1), found.stderr
-    return found.returncode == 0
+    return {*map(int, found.stdout.split())}

@@ -14,6 +14,7 @@ import pytest
 from sparse_tube_vit.checkpoints.stored import locate
 from sparse_tube_vit.datasets.processes import STOP_SIGNALS
 from sparse_tube_vit.training.reporting import read_metrics
+from tests.processes import group
 
 KILLS = 50
 CONFIG = """
@@ -53,12 +54,7 @@ class Run:
 
     def others(self):
         """The processes of the group that are alive, beside the first."""
-        found = subprocess.run(
-            ["pgrep", "-g", str(self.process.pid), "-r", "D,R,S"],
-            capture_output=True,
-            text=True,
-        )
-        return {*map(int, found.stdout.split())} - {self.process.pid}
+        return group(self.process.pid) - {self.process.pid}
 
 
 def state(workdir):

@@ -12,7 +12,7 @@ import pytest
 
 from tests.launch.cloud import executable, switch_off
 from tests.launch.conftest import ROOT, commit
-from tests.processes import alive, group_alive
+from tests.processes import alive, group
 
 POD = ("pod", "--accelerator_type", "v5litepod-16")
 CONFIG = ("--config", "configs/kinetics.py:variant=L")
@@ -325,7 +325,7 @@ def test_stop_lets_the_run_save_and_run_resumes(cloud):
         wait_for((home / "trained_with").exists)
     assert cloud.launch("stop", "pod", "--kill").stdout.count("(exit code 137)") == 2
     assert len(set(first + pids(cloud))) == 4
-    assert not any(map(group_alive, pids(cloud)))
+    assert not any(map(group, pids(cloud)))
 
 
 def test_a_run_that_its_machine_ends_is_lost(cloud):
