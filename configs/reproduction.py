@@ -74,6 +74,11 @@ SMALL = {
         "image_split": "val",
         "steps": 2000,
         "stride": 3 / 4,
+        "evaluations": {
+            "tokens_768": {"stride_scale": 0.87},
+            "tokens_1024": {"stride_scale": 0.78},
+            "tokens_1536": {"stride_scale": 0.62},
+        },
     },
 }
 SMALL["ucf101_directions"] = SMALL["ucf101"] | {
@@ -161,7 +166,7 @@ def get_config(argument: str = ""):
             for tube in TUBE_SETS["main"]
         ]
         tubes = [_with_tokens_of(main, *tubes, config.clip)]
-    config.model.tubes = tuple(map(dataclasses.asdict, tubes))
+    config.model.tubes = tuple(tube.to_dict() for tube in tubes)
     if created:
         _scale_up(config, row, big, patch, keep_positions=bool(small))
     elif row.big:
@@ -184,7 +189,7 @@ def _shrink(config, small, row):
     config.clip.update(small["clip"])
     config.model.update(small["model"], dtype="float32", scan=False, remat="none")
     config.model.tubes = tuple(
-        dataclasses.asdict(_shrink_tube(tube, small["stride"]))
+        _shrink_tube(tube, small["stride"]).to_dict()
         for tube in make_tubes(config.model.tubes)
     )
     config.optimizer.update(small["optimizer"], beta2=0.99)

@@ -10,6 +10,8 @@
 #   ./launch/reproduce.sh --dry_run                     what is left, with minutes
 #   ./launch/reproduce.sh --full 5                      the commands at full size
 #
+# Paths are taken from the repository. Work directories stay, in runs/reproduction: of runs
+# from an image ViT 0.3 GB each.
 # In the background: nohup nice ./launch/reproduce.sh >reproduce.log 2>&1 &
 # With a GPU: JAX_PLATFORMS=cuda ./launch/reproduce.sh, in an active venv that has it.
 # All options: sparse-tube-vit reproduce --help

@@ -13,7 +13,14 @@ from sparse_tube_vit.config.flags import CommandParser, positive
 from sparse_tube_vit.errors import DatasetError, reported
 from sparse_tube_vit.log import log, to_stderr
 from sparse_tube_vit.reproduction import data, document, full_size, runner
-from sparse_tube_vit.reproduction.runs import TASKS, WEIGHTS, Results, Run, plan
+from sparse_tube_vit.reproduction.runs import (
+    TASKS,
+    WEIGHTS,
+    Results,
+    Run,
+    UnreadableResults,
+    plan,
+)
 from sparse_tube_vit.reproduction.tables import TABLES, select
 from sparse_tube_vit.storage import absolute
 
@@ -73,12 +80,21 @@ def main(argv: Sequence[str] | None = None) -> None:
             return
 
         def write():
+            if runner.digest_of_code() != code:  # the document may be newer, too
+                log.warning("%s is left as it is: the code has changed", args.document)
+                return
             document.write(Results(args.results), args.document)  # others' runs, too
+
+        def write_between():
+            try:
+                write()
+            except UnreadableResults as error:  # of any task; runs go on
+                log.error("%s is not written: %s", args.document, error)
 
         # Runs hold such paths, and go on from any folder.
         given = Path(args.runs).absolute(), args.data_dir, absolute(args.weights)
         try:
-            failed = runner.carry_out(runs, results, *given, write, code)
+            failed = runner.carry_out(runs, results, *given, write_between, code)
         except KeyboardInterrupt:
             sys.exit("Stopped. The same command goes on from here.")
         finally:

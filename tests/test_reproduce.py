@@ -29,7 +29,7 @@ def test_tasks_without_data_or_with_other_weights_are_left_out(tmp_path, capsys)
     tasks, said = runs_left(tmp_path, capsys, "5", "finetuning:last_4")
     assert tasks == {"moving_shapes"}
     assert "ucf101_finetuning is left out: " in said
-    assert "has results that start from small; --weights is hf://" in said
+    assert "has results that start from small; those of --weights are hf://" in said
 
 
 def test_a_named_task_needs_its_data(tmp_path, capsys):

@@ -143,7 +143,7 @@ def scale_config(
     if trained_layers is None:
         trained_layers = layers - int(FROZEN_FRACTION * layers)
     m.gate_after = layers - trained_layers
-    m.tubes = tuple(map(dataclasses.asdict, tubes))
+    m.tubes = tuple(tube.to_dict() for tube in tubes)
     if keep_positions:
         m.update(positions="learned", position_gain=POSITION_GAIN)
         config.init.positions = "keep"

@@ -8,6 +8,7 @@ ordered (t, h, w): frames first, then pixels down, then pixels across.
 import dataclasses
 import functools
 import math
+import operator
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -50,6 +51,9 @@ class Tube:
         channels: Output channels of the kernel. None: the width of a token divided by
             the windows per token. If the windows make more channels than the width,
             only the first ones are kept (scaling up, paper 3.6).
+        whole: Whether all windows of a token lie in the clip. Else the first one does,
+            so that space-to-depth keeps the number of tokens; others may reach past the
+            clip, where they read zeros.
 
     Raises:
         InvalidTube: A size is not three integers, is out of range, or does not divide.
@@ -60,19 +64,21 @@ class Tube:
     offset: tuple[int, int, int] = (0, 0, 0)
     space_to_depth: tuple[int, int, int] = (1, 1, 1)
     channels: int | None = None
+    whole: bool = False
 
     def __post_init__(self):
         for name, least in _LEAST.items():
-            size = getattr(self, name)
-            size = tuple(size) if isinstance(size, Sequence) else (size,)
-            if len(size) != 3 or any(
-                int(s) != s or not least <= s <= _MOST for s in size
-            ):
+            given = getattr(self, name)
+            try:
+                size = tuple(map(operator.index, given))
+            except TypeError:
+                size = ()
+            if len(size) != 3 or not all(least <= s <= _MOST for s in size):
                 raise InvalidTube(
-                    f"Tube {name} {size}: expected three whole numbers (t, h, w), "
+                    f"Tube {name} {given}: expected three whole numbers (t, h, w), "
                     f"each from {least} to {_MOST:,}."
                 )
-            object.__setattr__(self, name, tuple(int(s) for s in size))
+            object.__setattr__(self, name, size)
         if self.channels is not None and (
             type(self.channels) is not int or not 1 <= self.channels <= _MOST
         ):
@@ -80,6 +86,8 @@ class Tube:
                 f"Tube channels {self.channels!r}: expected a whole number from 1 to "
                 f"{_MOST:,}, or None."
             )
+        if type(self.whole) is not bool:
+            raise InvalidTube(f"Tube whole {self.whole!r}: expected True or False.")
         if any(s % f for s, f in zip(self.stride, self.space_to_depth, strict=True)):
             raise InvalidTube(
                 f"Tube {self}: space_to_depth {self.space_to_depth} does not divide "
@@ -146,24 +154,36 @@ class Tube:
         """Returns the tube with scaled strides, for more or fewer tokens.
 
         Each stride is rounded to the nearest multiple of its space-to-depth factor
-        (paper table 7d).
+        (paper table 7d). Tokens are whole then: a model that has seen none that reach
+        past the clip mistakes them (docs/measurements.md).
         """
+        if scale == 1:
+            return self
         stride = tuple(
             f * max(1, round(s * scale / f))
             for s, f in zip(self.stride, self.space_to_depth, strict=True)
         )
-        return dataclasses.replace(self, stride=stride)
+        return dataclasses.replace(self, stride=stride, whole=True)
+
+    def to_dict(self) -> dict[str, object]:
+        """Returns the attributes that differ from the defaults, for a config."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) != field.default
+        }
 
     def grid(self, clip: Sequence[int]) -> tuple[int, int, int]:
         """Returns the number of tokens per axis in a clip of (T, H, W).
 
-        The first window of every token lies entirely in the clip: floor((size -
-        offset - kernel) / stride) + 1 tokens, with or without space-to-depth.
+        Along an axis there are floor((size - offset - need) / stride) + 1, where a
+        token needs its `extent` if it is `whole`, else the size of the kernel.
 
         Raises:
-            ClipTooSmall: Not even one window fits.
+            ClipTooSmall: Not even one token fits.
         """
-        need = tuple(o + k for o, k in zip(self.offset, self.kernel, strict=True))
+        least = self.extent if self.whole else self.kernel
+        need = tuple(o + n for o, n in zip(self.offset, least, strict=True))
         if any(size < least for size, least in zip(clip, need, strict=True)):
             raise ClipTooSmall(
                 f"Tube {self} needs at least {need[0]} frames of {need[1]}x{need[2]} "

@@ -8,6 +8,7 @@ from pathlib import Path
 import av
 from tqdm import tqdm
 
+from sparse_tube_vit import storage
 from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.datasets.builders import folders
 from sparse_tube_vit.datasets.builders.ucf101 import Ucf101
@@ -120,6 +121,12 @@ def write_directions(listing, directory: Path) -> None:
     Raises:
         DatasetError: A clip does not decode.
     """
+    directory.mkdir(parents=True, exist_ok=True)
+    with storage.locked(directory):  # another runner may write them
+        _write_directions(listing, directory)
+
+
+def _write_directions(listing, directory):
     clips = [(split, x) for split, listed in listing.splits.items() for x in listed]
     for split, clip in tqdm(clips, desc="Clips in both directions", unit="clip"):
         file = f"{Path(clip.id).name}.mp4"
@@ -184,8 +191,8 @@ def check_weights(runs: Sequence[Run], results: Results, weights: str) -> None:
     task, taken = runs[0].task, any(run.takes_weights for run in runs)
     if taken and (other := results.weights(task) - {name_of(weights)}):
         raise OtherData(
-            f"{results.path(task)} has results that start from {min(other)}; "
-            f"--weights is {weights}. {_APART}"
+            f"{results.path(task)} has results that start from {min(other)}; those of "
+            f"--weights are {name_of(weights)}. {_APART}"
         )
 
 

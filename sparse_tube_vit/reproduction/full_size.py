@@ -25,12 +25,13 @@ sparse-tube-vit prepare kinetics600 --videos VIDEOS --annotations LISTS \\
     --data_dir gs://BUCKET/data --transcode short_side=256,gop=30,crf=23
 sparse-tube-vit prepare imagenet2012 --images ILSVRC/Data/CLS-LOC \\
     --data_dir gs://BUCKET/data
-# Once: the image ViTs of tables 6, 8 and 9 (docs/weights.md), as gs://BUCKET/vit_h.npz
-# and vit_b.npz.
+# Once: the image ViTs of tables 6, 8 and 9, as gs://BUCKET/vit_h.npz and vit_b.npz:
+# Google's .npz with patches of 14 and 16, as the GELU here is theirs (docs/weights.md).
 # Once: a TPU. Below, preflight tells whether a step fits; `run` returns at once, and
 # `./launch/tpu_vm.sh logs NAME` shows when the next row can begin.
 ./launch/tpu_vm.sh queue NAME --accelerator_type v5litepod-64 --wait --no_preflight
-./launch/tpu_vm.sh setup NAME"""
+./launch/tpu_vm.sh setup NAME
+# Below is seed 0. Another has seed=1 after its row, and workdirs of its own."""
 
 
 def commands(rows: Mapping[str, Sequence[Row]]) -> Iterator[str]:

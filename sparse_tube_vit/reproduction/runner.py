@@ -2,6 +2,7 @@
 
 import contextlib
 import datetime
+import functools
 import hashlib
 import math
 import shutil
@@ -60,7 +61,7 @@ def carry_out(
         The errors of runs that failed.
 
     Raises:
-        ChangedCode: A run would begin with other code than planned it.
+        ChangedCode: A command would begin with other code than planned the run.
     """
     device = _device() if runs else ""
     code = code or digest_of_code()
@@ -73,11 +74,6 @@ def carry_out(
     left, begun, took, predicted = list(runs), time.monotonic(), 0.0, 0.0
     with tqdm(total=1, bar_format=text, disable=not shown) as bar:
         while left:
-            if digest_of_code() != code:
-                raise ChangedCode(
-                    "The code has changed since this began, and a run is stored as "
-                    "one of the code that planned it. Give the same command again."
-                )
             # Those whose model another runner is at come last.
             busy = (
                 run.after and _is_locked(workdirs / run.after.folder) for run in left
@@ -100,7 +96,7 @@ def carry_out(
                     _wait_for(run, failed, workdirs)
                 starts = {other.after.folder for other in left if other.after}
                 needed = run.folder in starts
-                given = data_dir, weights, device, bar, pace * expected, needed
+                given = data_dir, weights, device, bar, pace * expected, needed, code
                 if measured := _carry_out(run, results, workdirs, *given):
                     took, predicted = took + measured, predicted + expected
             except FailedRun as error:
@@ -187,7 +183,7 @@ def _carry_out(run, results, workdirs, *given):
 
 
 def _carry_out_locked(
-    run, results, workdirs, data_dir, weights, device, bar, most, needed
+    run, results, workdirs, data_dir, weights, device, bar, most, needed, code
 ):
     folder, workdir = workdirs / run.folder, run.workdir(workdirs)
     # One goes on where its runner was killed outright.
@@ -198,10 +194,12 @@ def _carry_out_locked(
         return None  # another runner was quicker
     resumed = (workdir / "checkpoints").is_dir()
     start, before = time.monotonic(), bar.n
+    _check_unchanged(code)  # now that it has waited
     commits = folder / f"{run.digest}_commits"
     _note_commit(commits, resumed)
     with _counted(folder / f"{run.digest}_minutes", resumed):
         for command in run.commands(workdirs, data_dir, weights):
+            _check_unchanged(code)
             if "sparse_tube_vit.scale_up" in command:
                 if resumed:
                     continue  # the run has begun with it
@@ -211,10 +209,8 @@ def _carry_out_locked(
             if CORE in device and "sparse_tube_vit.train" in command:
                 # Decoding beside the step takes 25% less time on two cores.
                 command = [*command, "--config.loader.workers=1"]
-            with open(folder / "log.txt", "ab") as output:
-                output.write(f"$ {' '.join(command)}\n".encode())
-                output.flush()
-                _run(command, output, lambda: _advance(bar, before, start, most), run)
+            advance = functools.partial(_advance, bar, before, start, most)
+            _run(command, folder / "log.txt", advance, run)
     minutes = float((folder / f"{run.digest}_minutes").read_text())
     evaluations = read_result(run, workdir)
     # All of them, as rows of other tables may share the run; but for those without a
@@ -267,9 +263,20 @@ def _counted(path, resumed):
         storage.write_whole(path, str(minutes).encode())
 
 
-def _run(command, output, advance, run):
+def _check_unchanged(code):
+    if digest_of_code() != code:
+        raise ChangedCode(
+            "The code has changed since this began, and a run is stored as one of the "
+            "code that planned it. Give the same command again."
+        )
+
+
+def _run(command, log_file, advance, run):
     """Runs a command; whatever ends this process ends it first, so that it saves."""
-    process = subprocess.Popen(command, stdout=output, stderr=output)
+    with storage.writing(log_file), open(log_file, "ab") as output:
+        output.write(f"$ {' '.join(command)}\n".encode())
+    with open(log_file, "ab") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output)
     try:
         while process.returncode is None:
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -280,10 +287,10 @@ def _run(command, output, advance, run):
             process.terminate()
             process.wait()
     if process.returncode:
-        lines = Path(output.name).read_text(errors="replace").strip().splitlines()
+        lines = log_file.read_text(errors="replace").strip().splitlines()
         raise FailedRun(
             f"{run.folder} ended with code {process.returncode}: {lines[-1]} All of it "
-            f"is in {output.name}."
+            f"is in {log_file}."
         )
 
 

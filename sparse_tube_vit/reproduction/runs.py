@@ -13,13 +13,14 @@ from pathlib import Path
 
 from etils import epath
 
+from sparse_tube_vit import storage
+from sparse_tube_vit.checkpoints.image_vits import files
 from sparse_tube_vit.config import ConfigDict, default_config, differences, flags
 from sparse_tube_vit.config.schema import EVALUATION, STREAM
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.models.flops import step_flops
 from sparse_tube_vit.models.tubevit import make_model
 from sparse_tube_vit.reproduction.tables import PATCH, TABLES, Row, shares_run
-from sparse_tube_vit.storage import locked, write_whole
 from sparse_tube_vit.training import recipe
 
 #: The small tasks.
@@ -34,8 +35,8 @@ TASKS = (
 #: FLOPs a minute of a CPU core, with decoding, until a run of the task was measured.
 _FLOPS = 2e12
 
-#: Minutes of a run of fine-tuning on a CPU core, likewise.
-_FINETUNING_MINUTES = 60.0
+#: Minutes of a step of fine-tuning on a CPU core, until the row was measured.
+_FINETUNING_MINUTES = 60 / 330
 
 #: An image ViT of size S, with patches of 14x14.
 WEIGHTS = "hf://facebook/dinov2-small"
@@ -328,11 +329,7 @@ class Results:
         names = []
         for task, runs in self._runs.items():
             for name, stored in runs.items():
-                table, _, row = name.partition("_")
-                rows = (
-                    {r.name: r for r in TABLES[table].rows} if table in TABLES else {}
-                )
-                run = row in rows and Run(table, rows[row], task, 0)
+                run = _named(name, task)
                 if not run or run.digest not in stored:
                     names.append(f"{task}/{name}")
         return names
@@ -340,14 +337,14 @@ class Results:
     def add(self, run: Run, result: Mapping) -> None:
         """Keeps the result of a run."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        with locked(self.directory):  # other runners add to the same files
+        with storage.locked(self.directory):  # other runners add to the same files
             self.reload(run.task)
             runs = self._runs[run.task]
             seeds = self._seeds(run) | {str(run.seed): result}
             seeds = dict(sorted(seeds.items(), key=lambda x: int(x[0])))
             runs.setdefault(run.name, {})[run.digest] = seeds
             text = json.dumps(dict(sorted(runs.items())), indent=1)
-            write_whole(self.path(run.task), f"{text}\n".encode())
+            storage.write_whole(self.path(run.task), f"{text}\n".encode())
 
     def seeds(self, table: str, row: Row, task: str) -> dict[int, Mapping]:
         """Returns the results of a row by seed."""
@@ -379,11 +376,11 @@ class Results:
         if known := _minutes(self._seeds(run).values()):
             return statistics.median(known)
         if run.flops is None:
-            return _FINETUNING_MINUTES
+            return _FINETUNING_MINUTES * run.config.total_steps
         rates = [
             flops / minutes
             for name, digests in self._runs[run.task].items()
-            if (flops := _flops_of(name, run.task))
+            if (other := _named(name, run.task)) and (flops := other.flops)
             for seeds in digests.values()
             for minutes in _minutes(seeds.values())
         ]
@@ -404,11 +401,14 @@ def _training_flops(table, row, task):
     return heads * alone + (config.total_steps - heads) * step_flops(config, model)
 
 
-def _flops_of(name, task):
-    """Returns the FLOPs of a stored run by its name; None if there is no such row."""
-    table, _, row = name.partition("_")
-    known = table in TABLES and row in {x.name for x in TABLES[table].rows}
-    return _training_flops(table, row, task) if known else None
+def _named(name, task):
+    """Returns a stored run by its name; None if its table has no such row or task."""
+    number, _, row = name.partition("_")
+    table = TABLES.get(number)
+    if not table or task not in table.tasks:
+        return None
+    rows = {x.name: x for x in table.rows}
+    return Run(number, rows[row], task, 0) if row in rows else None
 
 
 def _each(runs):
@@ -418,16 +418,24 @@ def _each(runs):
             yield from seeds.values()
 
 
+@functools.cache
 def name_of(weights: str) -> str:
     """Returns the name by which results tell what they start from.
 
-    A URL as it is; of a path, whose beginning is a machine's, the name of the folder,
-    and of the file in it.
+    A URL as it is; of a path, which is a machine's, the folder's name, and the first
+    digits of the weights' SHA-256.
+
+    Raises:
+        UnreadableWeights: There are none, or they cannot be read.
     """
     if "://" in weights:
         return weights
-    path = Path(weights)
-    return "/".join(path.parts[-2:] if path.suffix else path.parts[-1:])
+    path = Path(files.find(weights).weights).absolute()
+    try:
+        digest = hashlib.sha256(storage.read_file(path)).hexdigest()
+    except storage.UnreadableFile as error:
+        raise files.UnreadableWeights(f"--weights {weights}: {error}") from error
+    return f"{path.parent.name}, SHA-256 {digest[:12]}"
 
 
 def read_result(run: Run, workdir: Path) -> dict[str, Mapping]:

@@ -14,6 +14,9 @@ LEAST_SEEDS = 3
 
 REVERSE = "not confirmed, the reverse"
 
+#: Differences of accuracies are as good as equal below it.
+_ROUNDING = 1e-9
+
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
@@ -42,7 +45,7 @@ class Comparison:
         pairs = np.array([(better[seed], worse[seed]) for seed in common])
         differences = pairs[:, 0] - pairs[:, 1]
         p = unpaired = math.nan
-        if len(common) >= LEAST_SEEDS and np.ptp(differences) > 1e-9:
+        if len(common) >= LEAST_SEEDS and np.ptp(differences) > _ROUNDING:
             p = float(stats.ttest_rel(*pairs.T).pvalue)
             unpaired = float(stats.ttest_ind(*pairs.T, equal_var=False).pvalue)
         return cls(float(differences.mean()), len(common), p, unpaired)
@@ -57,7 +60,7 @@ class Comparison:
         if self.seeds < LEAST_SEEDS:
             return f"{self.seeds} seed{'s' * (self.seeds > 1)}"
         if math.isnan(self.p):
-            return "not tested" if self.difference else "equal"
+            return "not tested" if abs(self.difference) > _ROUNDING else "equal"
         if self.p < SIGNIFICANCE:
             return "confirmed" if self.difference > 0 else REVERSE
         return "not resolvable"

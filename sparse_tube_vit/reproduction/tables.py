@@ -339,11 +339,11 @@ PAPER = {
             "tokens_1536": {"stride_scale": 0.7},
         },
         remark="Rows are the paper's numbers of tokens, 1.4, 1.8 and 2.7 times those "
-        "of training. Ours have 1.3, 1.8 and 2.7 times on UCF101, by strides of 0.9, "
-        "0.8 and 0.7 of training's, and 1.5, 1.8 and 2.9 times on moving_shapes, by "
+        "of training. Ours have 1.3, 1.9 and 2.7 times on UCF101, by strides of 0.87, "
+        "0.78 and 0.62 of training's, and 1.2, 1.6 and 2.6 times on moving_shapes, by "
         "0.93, 0.9 and 0.7. Strides are whole multiples of space-to-depth's factors. "
-        "Shorter ones put windows at other places than training's, too, those that "
-        "space-to-depth joins in a token at another distance, and some past the clip.",
+        "Shorter ones put windows at other places than training's, too, and those that "
+        "space-to-depth joins in a token at another distance.",
         tried={
             ("768", "559", "moving_shapes"): "mostly one stride. Of seed 0, [run again]"
             "(measurements.md#the-papers-tables-at-a-small-scale), 88.5 for 97.1, the "
@@ -449,8 +449,8 @@ PAPER = {
         interactions=((("1_video", "0.8_video"), ("1_joint", "0.8_joint")),),
         tasks=SCRATCH,
         remark="Rows are scales of the tubes' strides. The paper finds a drop past "
-        "1,500 tokens, more so without images; at full size rows have 437, 1,176 and "
-        "2,321. Small tasks reach 255 and 122: what they find of these strides is not "
+        "1,500 tokens, more so without images; at full size rows have 367, 1,176 and "
+        "2,168. Small tasks reach 230 and 113: what they find of these strides is not "
         "about so many tokens.",
     ),
     "twice": Table(
@@ -571,8 +571,8 @@ _POSITIONS = Table(
     tasks=("ucf101_finetuning",),
     remark="By configs/finetune.py, all trained, shortened: 120 steps at 84 pixels. "
     "kept_and_fixed: the default, positions of the ViT, and fixed ones by a gain from "
-    "0. kept: without fixed ones. fixed: the ViT's are dropped. fixed_small: fixed "
-    "ones alone, by a gain from 0.02.",
+    "0, which so few steps hardly move. kept: without fixed ones. fixed: the ViT's are "
+    "dropped. fixed_small: fixed ones alone, by a gain from 0.02.",
 )
 
 #: All tables; those of fine-tuning by configs/finetune.py are none of the paper.

@@ -12,7 +12,7 @@ from sparse_tube_vit.datasets.builders.moving_shapes import encode_mp4, render
 from sparse_tube_vit.datasets.reading import DatasetNotPrepared
 from sparse_tube_vit.errors import DatasetError
 from sparse_tube_vit.reproduction import data, document
-from sparse_tube_vit.reproduction.runs import Results, Run, plan
+from sparse_tube_vit.reproduction.runs import Results, Run, name_of, plan
 from sparse_tube_vit.reproduction.tables import TABLES, select
 from sparse_tube_vit.video.transcode import Transcode
 
@@ -91,13 +91,18 @@ def test_results_of_other_data_are_kept_apart(tmp_path):
 def test_results_of_other_weights_are_kept_apart(tmp_path):
     results, row = Results(tmp_path), TABLES["finetuning"].row("last_4")
     runs = [Run("finetuning", row, "ucf101_finetuning", seed) for seed in (0, 1)]
-    result = {"evaluations": {}, "minutes": 1.0, "weights": "small"}
-    results.add(runs[0], result)
-    with pytest.raises(data.OtherData, match="from small; --weights is hf://x/small"):
+    original, tuned, moved = (tmp_path / x / "small" for x in ("a", "b", "c"))
+    for folder, content in ((original, "1"), (tuned, "2"), (moved, "1")):
+        folder.mkdir(parents=True)
+        (folder / "model.safetensors").write_text(content)
+    name = name_of(str(original))
+    results.add(runs[0], {"evaluations": {}, "minutes": 1.0, "weights": name})
+    said = f"from {name}; those of --weights are hf://x/small"
+    with pytest.raises(data.OtherData, match=said):
         data.check_weights(runs[1:], results, "hf://x/small")
-    data.check_weights(runs[1:], results, "weights/small")
-    with pytest.raises(data.OtherData, match="small; --weights is small/a.safetensors"):
-        data.check_weights(runs[1:], results, "small/a.safetensors")
+    data.check_weights(runs[1:], results, str(moved / "model.safetensors"))
+    with pytest.raises(data.OtherData, match="those of --weights are small, SHA-256"):
+        data.check_weights(runs[1:], results, str(tuned))
     data.check_weights(runs_of("moving_shapes", "5"), results, "hf://x/small")
 
 

@@ -348,7 +348,7 @@ def test_fine_tuning_without_images_evaluates_clips_alone(commands, tmp_path):
     commands["finetuning_jointly"] = commands["finetuning_everything"]
     results, task = Results(tmp_path / "results"), "ucf101_finetuning"
     alone, jointly = (run_of("finetuning", x, task) for x in ("everything", "jointly"))
-    given = results, tmp_path / "runs", "data", "vit"
+    given = results, tmp_path / "runs", "data", "hf://a/vit"
     (error,) = runner.carry_out([alone, jointly], *given)
     assert "clips" in results.get(alone)["evaluations"]
     assert "jointly/0/" in str(error) and "no evaluation images of" in str(error)
@@ -363,12 +363,12 @@ def test_a_folder_that_cannot_be_made_is_named(commands, tmp_path):
 
 def test_a_created_model_that_is_half_written_is_made_again(commands, tmp_path):
     run = run_of("6", "head", "ucf101_image_vit")
-    created = run.created(tmp_path / "runs", "vit")
+    created = run.created(tmp_path / "runs", "hf://a/vit")
     created.mkdir(parents=True)
     (created / "half").touch()
     scale_up = f"import pathlib; pathlib.Path({str(created)!r}).mkdir()"
 
-    command, _ = COMMANDS(run, tmp_path / "runs", "data", "vit")
+    command, _ = COMMANDS(run, tmp_path / "runs", "data", "hf://a/vit")
     assert command[command.index("--workdir") + 1] == str(created)
 
     def both(self, runs, data_dir, weights):
@@ -381,7 +381,9 @@ def test_a_created_model_that_is_half_written_is_made_again(commands, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Run, "commands", both)
         results = Results(tmp_path / "results")
-        assert not runner.carry_out([run], results, tmp_path / "runs", "data", "vit")
+        assert not runner.carry_out(
+            [run], results, tmp_path / "runs", "data", "hf://a/vit"
+        )
     assert results.get(run)["steps"] == 240
     assert created.exists() and not (created / "half").exists()
 

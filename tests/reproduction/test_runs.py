@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from sparse_tube_vit.checkpoints.image_vits.files import UnreadableWeights
 from sparse_tube_vit.config import default_config, leave_open
 from sparse_tube_vit.config.keys import REQUIRED
 from sparse_tube_vit.config.schema import EVALUATION, STREAM
@@ -222,8 +223,8 @@ def test_minutes_of_other_rows_are_by_their_flops(tmp_path):
     }
     assert minutes["twice:jointly_twice"] == pytest.approx(14.0)
     assert minutes["7a:none"] == pytest.approx(7.0, rel=0.01)
-    # 255 tokens of clips for 114, with attention and images beside it; 16 of 130.
-    assert minutes["figure4:0.8_joint"] == pytest.approx(7 * 2.4, rel=0.15)
+    # 230 tokens of clips for 114, with attention and images beside it; 16 of 130.
+    assert minutes["figure4:0.8_joint"] == pytest.approx(7 * 2.15, rel=0.15)
     assert minutes["5:images"] == pytest.approx(7 * 32 / (114 * 16 / 16 + 32), rel=0.15)
 
 
@@ -237,7 +238,7 @@ def test_minutes_of_other_seeds_go_before_those_by_flops(tmp_path):
 
 def test_commands_are_those_of_a_user(tmp_path):
     def words(run):
-        lines = run.commands(tmp_path, "DATA", "WEIGHTS")
+        lines = run.commands(tmp_path, "DATA", "hf://A/VIT")
         return [" ".join(line).replace(str(tmp_path), "RUNS") for line in lines]
 
     (train,) = words(run_of("5", "images_first"))
@@ -248,12 +249,12 @@ def test_commands_are_those_of_a_user(tmp_path):
     run, small = (run_of("6", row, task) for row in ("last_8_gate", "small"))
     create, train = words(run)
     small = f"RUNS/{task}/6_small/0/{small.digest}"
-    assert f"scale_up --small {small} --big WEIGHTS" in create
-    created = f"RUNS/{task}/6_last_8_gate/0/{run.digest}_from_WEIGHTS"
+    assert f"scale_up --small {small} --big hf://A/VIT" in create
+    created = f"RUNS/{task}/6_last_8_gate/0/{run.digest}_from_hf_A_VIT"
     assert f"--workdir {created}" in create
     assert f"--config.init.weights={created}" in train
     (train,) = words(run_of("8", "2", task))
-    assert "--config.init.weights=WEIGHTS" in train
+    assert "--config.init.weights=hf://A/VIT" in train
     (train,) = words(run_of("finetuning", "last_4", "ucf101_finetuning", 1))
     assert "--config=configs/finetune.py:last=4 " in train
     assert "--config.seed=1" in train and "images.dataset" not in train
@@ -280,11 +281,18 @@ def test_a_broken_file_is_named(text, tmp_path):
         Results(tmp_path)
 
 
-def test_weights_of_one_file_name_have_names_of_their_own(tmp_path):
-    names = [name_of(f"{tmp_path}/{x}/model.safetensors") for x in "ab"]
-    assert names == ["a/model.safetensors", "b/model.safetensors"]
-    assert name_of("/home/me/dinov2_small/") == "dinov2_small"
+def test_weights_have_the_name_of_their_folder_and_content(tmp_path):
+    files = [tmp_path / x / "vit/model.safetensors" for x in "abc"]
+    for file, content in zip(files, ("1", "2", "1"), strict=True):
+        file.parent.mkdir(parents=True)
+        file.write_text(content)
+    names = [name_of(str(file)) for file in files]
+    one = "6b86b273ff34"  # of sha256sum
+    assert names[0] == names[2] == f"vit, SHA-256 {one}" != names[1]
+    assert name_of(f"{files[0].parent}/") == names[0]
+    with pytest.raises(UnreadableWeights, match="--weights .*nowhere: "):
+        name_of(str(tmp_path / "nowhere"))
     assert name_of("hf://facebook/dinov2-small") == "hf://facebook/dinov2-small"
     run = run_of("6", "last_8_gate", "ucf101_image_vit")
-    folders = {run.created(tmp_path, name).name for name in (*names, "hf://a/b")}
-    assert len(folders) == 3
+    given = [*map(str, files), "hf://a/b"]
+    assert len({run.created(tmp_path, weights).name for weights in given}) == 3
