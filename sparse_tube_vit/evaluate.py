@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--combine_views",
         choices=("mean", "max"),
-        help="of the views' probabilities; default: as in the run's config",
+        help="of the probabilities of a video's views; default: as in the run's config",
     )
     parser.add_argument("--batch_size", type=int, help="videos or images at a time")
     parser.add_argument("--data_dir", help="of the prepared data sets")
@@ -76,7 +76,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 source.batch_size = args.batch_size
             if args.stride_scale is not None:
                 source.stride_scale = args.stride_scale
-            if args.combine_views is not None:
+            if args.combine_views is not None and source.kind == "video":
                 source.combine_views = args.combine_views
             if args.views and source.kind == "video":
                 source.temporal_views, source.spatial_views = args.views

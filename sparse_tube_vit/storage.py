@@ -200,10 +200,10 @@ class GrowingFile:
                 self._content = self.path.read_bytes() if self.path.exists() else b""
 
     def append(self, content: bytes) -> None:
-        """Appends to the file.
+        """Appends to the file. A put that failed is made again, with a warning.
 
         Raises:
-            UnwritableOutput: The file cannot be written, now or by the put before.
+            UnwritableOutput: The file on a disk cannot be written.
         """
         if not is_remote(self.path):
             with writing(self.path), self.path.open("ab") as file:
@@ -211,18 +211,27 @@ class GrowingFile:
             return
         self._content += content
         if self._put is None or self._put.done():
+            try:
+                self._finish_put()
+            except UnwritableOutput as error:
+                log.warning("%s It is tried again.", error)
             self._start_put()
 
     def flush(self) -> None:
-        """Waits until the file has all that was appended; raises as `append`."""
+        """Waits until the file has all that was appended.
+
+        Raises:
+            UnwritableOutput: The file cannot be written.
+        """
         if self._put is None:
             return
         if self._written < len(self._content):
+            with contextlib.suppress(UnwritableOutput):
+                self._finish_put()
             self._start_put()
         self._finish_put()
 
     def _start_put(self):
-        self._finish_put()
         self._written = len(self._content)
         self._put = self._thread.submit(self.path.write_bytes, self._content)
 

@@ -146,9 +146,10 @@ def _train(config, workdir, lock):
         again=[evaluation.name for evaluation in left],
     )
     signals = StopSignals()
-    batches = TrainingBatches(
-        config, splits, mesh, workdir, first_step, signals, reporter
-    )
+    with reporter.time("input"):
+        batches = TrainingBatches(
+            config, splits, mesh, workdir, first_step, signals, reporter
+        )
     steps = traced_steps(config, workdir, first_step + 1, reporter)
 
     def save():
@@ -196,7 +197,7 @@ def _train(config, workdir, lock):
             previous = metrics
             state, metrics = program.train_step(state, batches.take(), step <= heads)
             reporter.dispatched(metrics)
-            if step < config.total_steps:
+            if step < config.total_steps and not signals.requested:
                 batches.prefetch()  # while the devices compute the step
             if step in (first_step + 1, heads + 1):
                 jax.block_until_ready(metrics)
@@ -227,7 +228,7 @@ def _train(config, workdir, lock):
                     quicker,
                 )
                 log.info("%s", predicted)
-            if stopping and step < config.total_steps:
+            if stopping and (step < config.total_steps or batches.too_many):
                 raise batches.stopped(f"Step {step} is saved in {workdir}.")
             if evaluating:
                 evaluate(step, evaluations)

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import re
 import subprocess
 import threading
 from pathlib import Path
@@ -222,15 +223,19 @@ def test_nothing_waits_for_a_put_and_the_next_has_all_that_came(monkeypatch):
     assert path.puts == [b"1", b"123"]
 
 
-def test_a_put_that_fails_is_no_silence(monkeypatch):
+def test_a_put_that_fails_is_tried_again_and_is_no_silence(monkeypatch, caplog):
     bucket.use(monkeypatch)
     file = storage.GrowingFile("gs://slow/file")
     file.path = path = SlowPath()
     path.free.release(10)
     file.append(b"12full")
-    for report in (file.flush, lambda: file.append(b"3")):
-        with pytest.raises(UnwritableOutput, match="gs://slow/file cannot .*quota"):
-            report()
+    with pytest.raises(UnwritableOutput, match="gs://slow/file cannot .*quota"):
+        file.flush()
+    file.append(b"3")  # a run goes on, and its next checkpoint waits for the file
+    (said,) = [m for m in caplog.messages if "slow" in m]
+    assert re.fullmatch("gs://slow/file cannot .*quota.* It is tried again.", said)
+    file.flush()
+    assert path.puts == [b"12full", b"12full3"]
 
 
 def test_json_files_are_found_below_any_path(tmp_path):

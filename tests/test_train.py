@@ -36,12 +36,13 @@ from sparse_tube_vit.errors import IndivisibleBatch
 from sparse_tube_vit.evaluation import evaluator, results
 from sparse_tube_vit.figures import run as run_pictures
 from sparse_tube_vit.input import pipeline
-from sparse_tube_vit.input.pipeline import LoaderDied
 from sparse_tube_vit.models import losses
 from sparse_tube_vit.models.losses import LossDoesNotFit
 from sparse_tube_vit.models.tubevit import make_model
-from sparse_tube_vit.training import signals
+from sparse_tube_vit.storage import UnreachableStorage
+from sparse_tube_vit.training import signals, undecodable
 from sparse_tube_vit.training import step as steps
+from sparse_tube_vit.training.batches import InputFailed
 from sparse_tube_vit.training.freezing import NewButFrozen
 from sparse_tube_vit.training.reporting import PARTS, read_metrics
 from sparse_tube_vit.video.limits import UndecodableClip
@@ -475,6 +476,41 @@ def test_what_does_not_decode_stays_counted_after_a_resume(
     assert read_metrics(tmp_path)[-1]["train/video/undecodable"] == 1
 
 
+@pytest.mark.parametrize("step", [3, 6])
+def test_the_step_at_which_too_much_does_not_decode_is_saved(
+    step, data_dir, tmp_path, monkeypatch
+):
+    """Whoever allows more, later, goes on from there."""
+    config = tiny_config(data_dir)
+    del config.evaluations.video, config.evaluations.image
+    config.checkpoint.every_steps = 100
+    note, counted = undecodable.Undecodable.note, []
+
+    def note_one(self, found, at):
+        counted.append(at)
+        return note(self, found, at)
+
+    receive = hosts.HostMessages.receive
+
+    def receive_more(self):
+        messages = receive(self)
+        if self._count == step and not counted:
+            found = {"video": {"clip": "cut short"}}
+            messages = [{"stop": False, "failed": "", "undecodable": found}]
+        return messages
+
+    monkeypatch.setattr(undecodable.Undecodable, "note", note_one)
+    monkeypatch.setattr(hosts.HostMessages, "receive", receive_more)
+    wrong = f"1 of the 48 examples .*\nStep {step} is saved in "
+    with pytest.raises(undecodable.TooManyUndecodable, match=f"(?s){wrong}"):
+        train.train(config, tmp_path)
+    assert counted == [step] and locate(tmp_path).step == step
+    with pytest.raises(undecodable.TooManyUndecodable, match="or allow more"):
+        train.train(config, tmp_path)
+    config.loader.max_undecodable = 0.1
+    assert train.train(config, tmp_path).step == 6
+
+
 def test_scores_that_are_no_numbers_end_an_evaluation(finished, monkeypatch):
     """They are no wrong answers: the step and the example are named."""
     workdir, _ = finished
@@ -691,10 +727,38 @@ def test_a_worker_that_dies_is_named_once_the_state_is_saved(
     config.loader.update(workers=1, prefetch=1)
     with monkeypatch.context() as patch:
         patch.setattr(train.Reporter, "dispatched", kill_worker)
-        with pytest.raises(LoaderDied, match=r"SIGKILL.*\nStep \d is saved") as error:
+        with pytest.raises(InputFailed, match=r"SIGKILL.*\nStep \d is saved") as error:
             train.train(config, tmp_path)
     step = int(re.search(r"Step (\d)", str(error.value))[1])
     assert locate(tmp_path).step == step < 6
+    assert_bit_identical(train.train(tiny_config(data_dir), tmp_path), finished[1])
+
+
+def test_storage_that_does_not_answer_once_costs_no_step(
+    finished, data_dir, tmp_path, monkeypatch
+):
+    take, read = train.TrainingBatches.take, reading.Split.read
+    taken, refused = [], []
+
+    def count(self):
+        taken.append(0)
+        return take(self)
+
+    def refuse_once(self, index):
+        if len(taken) == 2 and not refused:
+            refused.append(index)
+            raise UnreachableStorage("The disk does not answer.")
+        return read(self, index)
+
+    config = tiny_config(data_dir)
+    config.loader.update(workers=0, prefetch=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(train.TrainingBatches, "take", count)
+        patch.setattr(reading.Split, "read", refuse_once)
+        with pytest.raises(InputFailed, match=r"not answer\.\nStep \d is saved") as e:
+            train.train(config, tmp_path)
+    step = int(re.search(r"Step (\d)", str(e.value))[1])
+    assert refused and locate(tmp_path).step == step < 6
     assert_bit_identical(train.train(tiny_config(data_dir), tmp_path), finished[1])
 
 

@@ -43,8 +43,9 @@ _MIN_SLICE_BYTES = 64 * 1024
 
 _PACKAGES = ("sparse_tube_vit", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
 
-#: Keys that may change on resume: they do not affect the result, but `mesh` and
-#: `optimizer.accumulate_steps` what is drawn: dropout, and the pairs of mixup.
+#: Keys that may change on resume. They do not affect the result, but `mesh` and
+#: `optimizer.accumulate_steps` what is drawn (dropout, the pairs of mixup), and the
+#: limits of `loader` what counts as undecodable.
 RESUMABLE_KEYS = (
     "checkpoint",
     "compilation_cache",
@@ -112,14 +113,17 @@ class Checkpoints:
         self.directory = epath.Path(absolute(workdir)) / "checkpoints"
         self.run = run
         self.manager = _manager(self.directory, keep)
+        # The first host's, as a network disk may show others what is no more.
+        found = hosts.gather("latest step", json.dumps(latest_step(self.directory)))
+        self._latest = json.loads(found[0])
 
     @property
     def resumable(self) -> bool:
-        """Whether the work directory has a checkpoint to resume from."""
-        return latest_step(self.directory) is not None
+        """Whether the work directory had a checkpoint to resume from."""
+        return self._latest is not None
 
     def resume(self, state):
-        """Restores the latest checkpoint's state.
+        """Restores the state of what was the latest checkpoint.
 
         `set_damaged_aside` comes first, so that the latest one is whole.
 
@@ -132,7 +136,7 @@ class Checkpoints:
                 optimizer state.
             DamagedCheckpoint: A part is missing, or differs from what was saved.
         """
-        step = latest_step(self.directory)
+        step = self._latest
         root = self.directory / str(step)
         self._check_run(restore_description(root))
         if not (root / "optimizer").exists():
@@ -214,10 +218,11 @@ class Checkpoints:
                 + "\n".join(changed)
                 + "\nChoose another --workdir, or set them as they were to resume."
             )
-        if before := saved.get("data"):  # older checkpoints do not tell
+        if before := saved.get("data"):  # older checkpoints do not tell, or less
             changed = [
                 f"  {key}: {then!r} then, {now!r} now"
                 for key, then, now in differences(before, self.run["data"])
+                if then is not None
             ]
             if changed:
                 raise OtherRun(

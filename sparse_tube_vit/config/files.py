@@ -108,7 +108,7 @@ def smoke(config: ConfigDict) -> ConfigDict:
         config.model.gate_after = 1
     if config.optimizer.trained_layers:
         config.optimizer.trained_layers = 1
-    config.init.update({"weights": "", "keep_heads": (), "fresh": ()})
+    config.init.update(weights="", keep_heads=(), fresh=(), positions="drop")
     crowds = {s.head for s in config.streams.values() if s.loss == "sigmoid"}
     for source in (*config.streams.values(), *config.evaluations.values()):
         name = "crowds" if source.head in crowds else f"{source.kind}s"

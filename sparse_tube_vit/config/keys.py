@@ -90,7 +90,7 @@ TEXTS = Rule(
 )
 SWITCH = Rule(lambda x: isinstance(x, bool), "True or False")
 COUNT = whole(1)
-NOT_NEGATIVE = Rule(lambda x: x >= 0, "at least 0")
+NOT_NEGATIVE = Rule(lambda x: 0 <= x < math.inf, "at least 0 and finite")
 POSITIVE = Rule(lambda x: 0 < x < math.inf, "above 0 and finite")
 SHARE = between(0, 1)
 RATE = Rule(lambda x: 0 <= x < 1, "at least 0 and below 1")

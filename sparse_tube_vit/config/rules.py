@@ -84,7 +84,7 @@ def from_json(values: Mapping) -> ConfigDict:
                 config[section][name] = make(**source)
         for source in config.evaluations.values():
             if source.kind == "image":  # older versions kept views that nothing reads
-                source.update(temporal_views=1, spatial_views=1)
+                source.update(temporal_views=1, spatial_views=1, combine_views="mean")
         frozen = values.get("optimizer", {}).pop("frozen_layers", None)  # older ones'
         config.update(values)
         if frozen is not None:
@@ -129,7 +129,14 @@ def _wrong_in(section, schema, prefix, still_open):
 
 
 def _wrong_losses(config, heads):
-    """Yields heads with several losses, whose logits would have several meanings."""
+    """Yields heads with several losses, whose logits would have several meanings.
+
+    And streams whose losses all weigh nothing.
+    """
+    if config.streams and not any(
+        s.get("loss_weight", 1) for s in config.streams.values()
+    ):
+        yield "streams have a loss_weight of 0, all of them: nothing would train."
     for head in sorted(heads):
         losses = {
             name: s.loss
@@ -164,6 +171,11 @@ def _wrong_evaluations(config, heads):
             yield (
                 f"evaluations.{name} is of images, of which there is one view, but has "
                 f"{views}: set both to 1."
+            )
+        if e.get("kind") == "image" and e.get("combine_views", "mean") != "mean":
+            yield (
+                f"evaluations.{name} is of images, of which there is one view, but has "
+                f"combine_views {e.combine_views!r}: set it to 'mean'."
             )
 
 
@@ -202,6 +214,8 @@ def _wrong_init(config, heads):
             f"init.positions is 'keep', but model.positions {config.model.positions!r} "
             "are not learned."
         )
+    if init.positions == "keep" and not init.weights:
+        yield "init.positions is 'keep', but there are no init.weights to keep them of."
     if init.inflate != "none" and not init.weights:
         yield f"init.inflate is {init.inflate!r}, but there are no init.weights."
     elif init.inflate != "none" and config.model.kernels == "interpolated":

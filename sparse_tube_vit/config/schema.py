@@ -35,7 +35,7 @@ AXIS_SIZE = Rule(lambda x: x == -1 or COUNT.accepts(x), f"{COUNT.words}, or -1")
 
 #: Keys by name, and sections of keys, whose names are joined by dots.
 SCHEMA = {
-    "seed": Key(0, "Seed of all random numbers.", NOT_NEGATIVE),
+    "seed": Key(0, "Seed of all random numbers.", whole(0, 2**32 - 1)),
     "total_steps": Key(None, "Number of training steps.", COUNT, value_type=int),
     "data_dir": Key("data", "Directory or URL of the prepared data sets.", TEXT),
     # Own clips or images to fine-tune on, see training.finetuning.

@@ -157,13 +157,15 @@ class Split:
         return "in no shard"
 
     def listing(self) -> dict:
-        """Returns the number of examples and a digest of the manifest, if there is one.
+        """Returns version, number of examples and a digest of the manifest, if any.
 
-        A data set that is prepared again from other files has others.
+        A data set that is prepared again from other files has others. TFDS's own have
+        no manifest.
         """
         path = epath.Path(self.directory) / manifest.NAME
         listed = path.exists() and hashlib.sha256(path.read_bytes()).hexdigest()
-        return {"examples": len(self), "manifest": listed}
+        version = epath.Path(self.directory).name
+        return {"version": version, "examples": len(self), "manifest": listed}
 
     def digests(self) -> dict:
         """Returns `listing`, and a digest of records, by which copies are compared.

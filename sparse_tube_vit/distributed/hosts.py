@@ -136,7 +136,8 @@ def _join():
     where = f" at {address}" if address else ""
     missing = HostMissing(
         f"The hosts did not find each other within {start} s. The same command must "
-        f"run on all of them, and all must reach the first{where}."
+        f"run on all of them, all must reach the first{where}, and each has a "
+        "JAX_PROCESS_ID of its own, where that names it."
     )
     late = threading.Timer(start, lambda: (print_error(missing), _exit()))
     late.daemon = True
@@ -155,7 +156,8 @@ def _join():
             return  # jax finds no other hosts
         raise UnknownHosts(f"jax cannot tell which hosts there are: {error}") from error
     except jax.errors.JaxRuntimeError as error:
-        raise HostMissing(f"The first host cannot listen{where}: {error}") from error
+        failed = "This host cannot join the first" if index else "It cannot listen"
+        raise HostMissing(f"{failed}{where}: {error}") from error
     except RuntimeError as error:
         if address is None and _hosts() == 1:
             return  # jax runs here already, as in a notebook, on one host
@@ -199,12 +201,15 @@ def _seconds(name, default):
 # ---- agreeing
 
 
-def check_same(description: dict, splits: Mapping | None = None) -> None:
+def check_same(
+    description: dict, splits: Mapping | None = None, key: str = "run"
+) -> None:
     """Checks that all hosts run the same on the same data.
 
     Args:
         description: A tree of JSON types, compared with the first host's.
         splits: `datasets.reading.Split`s by any names, whose digests are compared.
+        key: Unique in the run.
 
     Raises:
         HostsDiffer: It is another; the message names the keys.
@@ -213,7 +218,7 @@ def check_same(description: dict, splits: Mapping | None = None) -> None:
         return
     data = {name: split.digests() for name, split in (splits or {}).items()}
     text, host = json.dumps(description | {"data": data}), jax.process_index()
-    first = json.loads(_from_first_host("same", text))
+    first = json.loads(_from_first_host(f"same/{key}", text))
     lines = [
         f"  {key}: {theirs!r} on host 0, {ours!r} on host {host}"
         for key, theirs, ours in differences(first, json.loads(text))

@@ -1,5 +1,6 @@
 """Evaluates a model on data sets."""
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Iterator
@@ -114,31 +115,33 @@ class Evaluator:
         batches = pipeline.evaluation_batches(
             self.split, self.name, source, self.clip, loader, *share
         )
-        for batch in batches:
-            before_batch()
-            if time.monotonic() - logged > 10:
-                log.info("%s: %d of %d %ss", self.name, scored.sum(), n, source.kind)
-                logged = time.monotonic()
-            for name, problem in zip(batch["id"], batch["problem"], strict=True):
-                if problem:
-                    log.warning("%s: %s does not decode: %s", self.name, name, problem)
-            arrays = {key: batch[key] for key in ("video", *_PER_EXAMPLE)}
-            arrays = sharding.to_devices(arrays, mesh)
-            with jax.set_mesh(mesh):
-                probabilities, arrays = jax.device_get(program(params, **arrays))
-            real = arrays["index"] >= 0  # the last batch is padded
-            index, weight = arrays["index"][real], arrays["weight"][real]
-            labels[index], scored[index] = arrays["label"][real], True
-            distinct_views[index] = arrays["distinct_views"][real]
-            scores[index] = probabilities[real]
-            decoded[index] = weight > 0
-            if len(bad := index[(weight > 0) & ~np.isfinite(scores[index]).all(1)]):
-                raise NonFiniteScores(
-                    f"{self.name}: the scores of {self.split[bad[0]]['id']} at step "
-                    f"{step} are not finite. {DIVERGED}"
-                )
-            scores[index[weight == 0]] = 0
-            undecodable += [self.split[i]["id"] for i in index[weight == 0]]
+        with contextlib.closing(batches):  # its workers, where this ends early
+            for batch in batches:
+                before_batch()
+                if time.monotonic() - logged > 10:
+                    done = f"{scored.sum()} of {n} {source.kind}s"
+                    log.info("%s: %s", self.name, done)
+                    logged = time.monotonic()
+                for x, problem in zip(batch["id"], batch["problem"], strict=True):
+                    if problem:
+                        log.warning("%s: %s does not decode: %s", self.name, x, problem)
+                arrays = {key: batch[key] for key in ("video", *_PER_EXAMPLE)}
+                arrays = sharding.to_devices(arrays, mesh)
+                with jax.set_mesh(mesh):
+                    probabilities, arrays = jax.device_get(program(params, **arrays))
+                real = arrays["index"] >= 0  # the last batch is padded
+                index, weight = arrays["index"][real], arrays["weight"][real]
+                labels[index], scored[index] = arrays["label"][real], True
+                distinct_views[index] = arrays["distinct_views"][real]
+                scores[index] = probabilities[real]
+                decoded[index] = weight > 0
+                if len(bad := index[(weight > 0) & ~np.isfinite(scores[index]).all(1)]):
+                    raise NonFiniteScores(
+                        f"{self.name}: the scores of {self.split[bad[0]]['id']} at "
+                        f"step {step} are not finite. {DIVERGED}"
+                    )
+                scores[index[weight == 0]] = 0
+                undecodable += [self.split[i]["id"] for i in index[weight == 0]]
         assert scored.all(), "the pipeline left examples out"
         result = MeanAveragePrecision if self.split.multi_label else Accuracy
         return result(

@@ -168,10 +168,11 @@ class Encoder(nn.Module):
             drop = nn.Dropout(o.dropout, deterministic=False)
             xs = [drop(x, rng=key[-1]) for x, key in zip(xs, keys, strict=True)]
         if train and o.stochastic_depth:
-            skip_rates = jnp.linspace(0, o.stochastic_depth, len(names))
+            skip_rates = jnp.linspace(o.stochastic_depth, 0, len(names))[::-1]
         inputs, gate = xs, o.gate_after or 0
         # Frozen blocks run in a loop of their own: a loop is differentiated as a whole.
-        stops = sorted({0, o.frozen_layers, gate, len(names)})
+        # So do new ones, which may train alone at first.
+        stops = sorted({0, o.frozen_layers, gate, o.depth, len(names)})
         for start, stop in itertools.pairwise(stops):
             if start and start == gate:
                 scale = jnp.tanh(self.param("gate", nn.initializers.zeros, ()))

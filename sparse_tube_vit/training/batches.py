@@ -15,6 +15,7 @@ from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.input import pipeline, workers
 from sparse_tube_vit.log import log
 from sparse_tube_vit.models.losses import check_loss
+from sparse_tube_vit.storage import UnreachableStorage
 from sparse_tube_vit.training import undecodable
 from sparse_tube_vit.training.reporting import Reporter
 from sparse_tube_vit.training.signals import Interrupted, StopSignals
@@ -35,15 +36,19 @@ def open_streams(config: ConfigDict) -> dict[str, Split]:
     return splits
 
 
+class InputFailed(TubeViTError, RuntimeError):
+    """A host could not load a batch, or not at once."""
+
+
 class TrainingBatches:
     """Batches of every stream, step after step, for `with`.
 
     At its end, and by `save_undecodable`, the work directory has what does not decode.
 
     With each step the hosts exchange which examples they could not decode, and whether
-    one of them has to stop: all of them act on it after the same step. Reasons are a
-    signal, and the death of a worker process; the batch that it owed is then loaded by
-    new workers, so that the step before the stop is complete.
+    one of them has to stop: all of them act on it after the same step, which is saved.
+    Reasons are a signal; too many examples that do not decode; and a worker process
+    that died or storage that did not answer, whose batch is then loaded once more.
 
     Args:
         config: The config of the run.
@@ -82,8 +87,9 @@ class TrainingBatches:
         self._unsent = {}  # stream -> id -> problem, new since the last exchange
         self._prefetched = None
         self._signals, self._messages = signals, hosts.HostMessages()
-        self._died = ""  # why this host has to stop, beside signals
-        self._reasons = []  # why hosts have to stop
+        self._failed = ""  # why this host has to stop, beside signals
+        self._failures = []  # why hosts have to stop, beside signals
+        self.too_many = None  # TooManyUndecodable, on all hosts after the same step
 
     def __enter__(self):
         return self
@@ -104,7 +110,7 @@ class TrainingBatches:
         batches, self._prefetched = self._prefetched or self._load(), None
         self._messages.send(
             stop=self._signals.requested,
-            died=self._died,
+            failed=self._failed,
             undecodable=dict(self._unsent),
         )
         self._unsent.clear()
@@ -119,19 +125,19 @@ class TrainingBatches:
         """Receives what the hosts sent by `take`; returns whether the run has to stop.
 
         Undecodable examples of all hosts are logged, each once.
-
-        Raises:
-            TooManyUndecodable: More of a data set than the config allows.
         """
         stop = False
         for message in self._messages.receive():
-            stop |= message["stop"] or bool(message["died"])
-            if message["died"]:
-                self._reasons.append(message["died"])
+            stop |= message["stop"] or bool(message["failed"])
+            if message["failed"]:
+                self._failures.append(message["failed"])
             self._noted |= bool(message["undecodable"])
             for name, problems in message["undecodable"].items():
-                for line in self._undecodable[name].note(problems, self._taken):
-                    log.warning(line)
+                try:
+                    for line in self._undecodable[name].note(problems, self._taken):
+                        log.warning(line)
+                except undecodable.TooManyUndecodable as error:
+                    self.too_many, stop = error, True
         return stop
 
     def save_undecodable(self) -> None:
@@ -145,13 +151,17 @@ class TrainingBatches:
         self._noted = False
 
     def stopped(self, where: str) -> TubeViTError:
-        """Returns the error that ends the run: Interrupted, or LoaderDied.
+        """Returns the error that ends the run.
+
+        It is TooManyUndecodable, InputFailed or Interrupted.
 
         Args:
             where: Which step is saved in which directory, as a sentence.
         """
-        if self._reasons:
-            return pipeline.LoaderDied("\n".join([*self._reasons, where]))
+        if self.too_many:
+            return undecodable.TooManyUndecodable(f"{self.too_many}\n{where}")
+        if self._failures:
+            return InputFailed("\n".join([*self._failures, where]))
         return Interrupted(f"Stopped by a signal. {where}")
 
     def stop_requested(self) -> bool:
@@ -182,14 +192,15 @@ class TrainingBatches:
             )
 
     def _next(self, name):
-        """Returns the next batch of a stream; new workers load it if one died."""
+        """Returns the next batch of a stream, which is loaded again if that failed."""
         try:
             return next(self._streams[name])
-        except pipeline.LoaderDied as error:
-            if self._died:
+        except (pipeline.LoaderDied, UnreachableStorage) as error:
+            if self._failed:
                 raise
-            self._died = str(error)
+            self._failed = str(error)
             log.warning("%s The run stops after the next step.", error)
+        self._streams[name].close()
         self._streams[name] = self._open(name)
         return next(self._streams[name])
 

@@ -99,6 +99,11 @@ def _take_data_sets(config):
             f"{', '.join({**streams, **evaluations})} has no data set: give "
             "--config.data.folder=CLIPS, a folder of <class>/<file>."
         )
+    if config.data.folder and not (streams or evaluations):
+        raise InvalidConfig(
+            f"data.folder is {config.data.folder!r}, but all streams and evaluations "
+            "have a data set: leave one of them out."
+        )
     if config.data.images:
         _check_images(config)
     classes = ()

@@ -1,4 +1,5 @@
 import functools
+import math
 
 import pytest
 
@@ -74,6 +75,20 @@ def test_a_config_that_makes_sense(config):
                 model={"kernels": "interpolated"}, init={"weights": "a.npz"}
             ),
             "whose patches no tube can take",
+        ),
+        (
+            lambda c: c.evaluations.video.update(kind="image", combine_views="max"),
+            "of images, of which there is one view, but has combine_views 'max'",
+        ),
+        (lambda c: c.update(seed=2**32), "seed is 4294967296: .* from 0 to 4294967295"),
+        (lambda c: c.streams.video.update(mixup=math.inf), "mixup is inf: .* finite"),
+        (lambda c: c.streams.video.update(loss_weight=0.0), "nothing would train"),
+        (
+            lambda c: (
+                c.model.update(positions="learned"),
+                c.init.update(positions="keep"),
+            ),
+            "no init.weights to keep them of",
         ),
         (lambda c: c.optimizer.update(beta2=1.0), "beta2 is 1.0"),
         (lambda c: c.optimizer.update(accumulate_steps=0), "accumulate_steps is 0"),

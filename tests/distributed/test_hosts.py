@@ -268,6 +268,27 @@ def test_hosts_that_differ_say_in_what(tmp_path):
     assert "host 1: HostsDiffer" in error_0
 
 
+def test_hosts_that_read_other_weights_are_refused():
+    """As where the run that they are of saves a step while the hosts start."""
+    (code_0, _, error_0), (code_1, _, error_1) = run_hosts(
+        "from types import SimpleNamespace",
+        "import numpy as np",
+        "from sparse_tube_vit.config import default_config",
+        "from sparse_tube_vit.training import initialization",
+        "params = {'norm': {'scale': np.full(2, jax.process_index(), np.float32)}}",
+        "report = SimpleNamespace(source='step 2 of run', new={})",
+        "initialization.pretrained.initial_params = lambda *_: (params, report)",
+        "config, state = default_config(), SimpleNamespace(params={})",
+        "config.init.weights = 'run'",
+        "program = SimpleNamespace(model=None, state=state)",
+        "initialization.initial_params(config, program, {})",
+    )
+    assert (code_0, code_1) == (1, 1)
+    assert "HostsDiffer" in error_1 and "init.weights.content: " in error_1, error_1
+    assert "init.weights.from" not in error_1
+    assert "host 1: HostsDiffer" in error_0
+
+
 def test_hosts_whose_shards_are_exchanged_are_refused(data_dir, tmp_path):
     shutil.copytree(data_dir, tmp_path / "0")
     shutil.copytree(data_dir, tmp_path / "1")
@@ -465,3 +486,4 @@ config.loader.update(threads=1, prefetch=1, max_undecodable=3 / 24)
         assert sum(f"[{host}]   " in x and "damaged on" in x for x in two.lines) == 4
     listed = json.loads((tmp_path / "run" / "undecodable.json").read_text())
     assert len(listed["image"]) == 4
+    assert f"is saved in {tmp_path / 'run'}" in two
