@@ -40,7 +40,7 @@ from sparse_tube_vit.models.tubevit import TubeViT, check_tubes
 from sparse_tube_vit.storage import remove_leftovers, writing
 from sparse_tube_vit.training import finetuning, forecast
 from sparse_tube_vit.training.batches import TrainingBatches, open_streams
-from sparse_tube_vit.training.freezing import frozen_parts, split
+from sparse_tube_vit.training.freezing import frozen_parts, partition
 from sparse_tube_vit.training.initialization import initial_params
 from sparse_tube_vit.training.optimizer import describe_rates, has_rates_by_layer
 from sparse_tube_vit.training.profiling import traced_steps
@@ -285,7 +285,7 @@ def write_overview(params, workdir: epath.Path, first_host: bool) -> None:
 def log_rates(config: ConfigDict, params) -> None:
     """Logs the learning rates of layers, where they differ."""
     if has_rates_by_layer(config):
-        trained, _ = split(params, frozen_parts(config))
+        trained, _ = partition(params, frozen_parts(config))
         log.info("%s", describe_rates(config, flatten_dict(trained, sep="/")))
 
 

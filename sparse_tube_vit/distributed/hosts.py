@@ -324,7 +324,7 @@ class HostMessages:
         self._hosts, self._count, self._sent = jax.process_count(), 0, {}
         if self._hosts > 1:
             mesh = Mesh(np.array(jax.devices()), "x", axis_types=(AxisType.Auto,))
-            self._split = NamedSharding(mesh, P("x"))
+            self._by_device = NamedSharding(mesh, P("x"))
             self._max = jax.jit(jnp.max, out_shardings=NamedSharding(mesh, P()))
 
     def send(self, **message) -> None:
@@ -340,7 +340,7 @@ class HostMessages:
                 _client().key_value_set(key, json.dumps(message))
             flags = np.full(jax.local_device_count(), sends)
             self._any = self._max(
-                jax.make_array_from_process_local_data(self._split, flags)
+                jax.make_array_from_process_local_data(self._by_device, flags)
             )
 
     def receive(self) -> list[dict]:

@@ -16,7 +16,7 @@ from sparse_tube_vit.video.decode import decode, decode_clips
 from sparse_tube_vit.video.limits import LIMITS, Limits, UndecodableClip
 
 #: Config keys of an evaluation's numbers of views, in time and in space.
-AXES = ("temporal_views", "spatial_views")
+VIEW_KEYS = ("temporal_views", "spatial_views")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +102,7 @@ class EvaluationExample(ExampleMap):
     @classmethod
     def of(cls, clip: ConfigDict, loader: ConfigDict, source: ConfigDict, **options):
         """Returns the map with an evaluation's views; streams and images have one."""
-        views = AXES if source.kind == "video" else ()
+        views = VIEW_KEYS if source.kind == "video" else ()
         given = {key: source[key] for key in views if key in source}
         return super().of(clip, loader, source, **given | options)
 

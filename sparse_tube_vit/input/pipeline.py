@@ -2,7 +2,7 @@
 
 The step number is the data position. Example i of a stream, which record and which
 random numbers, is a pure function of (seed, stream, i); step k takes examples
-kB .. kB + B - 1, and host h of n takes the h-th of n equal, contiguous parts of them.
+kB .. kB + B - 1, and share s of n is the s-th of n equal, contiguous parts of them.
 """
 
 import atexit
@@ -54,13 +54,13 @@ def training_batches(
     loader: ConfigDict,
     seed: int,
     start_step: int = 0,
-    host: int = 0,
-    hosts: int = 1,
+    share: int = 0,
+    shares: int = 1,
 ) -> Iterator[dict]:
-    """Returns this host's part of a stream's batches from `start_step` on, without end.
+    """Returns a host's share of a stream's batches from `start_step` on, without end.
 
     Raises:
-        IndivisibleBatch: The hosts do not divide the batch.
+        IndivisibleBatch: The batch has no equal shares of whole examples.
         UnsupportedDataset: Labels are to be of the clip, but no times are stored.
     """
     if stream.labels == "clip" and not split.timed:
@@ -69,12 +69,12 @@ def training_batches(
             " stores no times of its labels. Set it to 'video'; or, if it is Charades,"
             " delete the data set and prepare it again"
         )
-    size = _host_batch_size(stream.batch_size, hosts, f"streams.{name}")
+    size = _share_of(stream.batch_size, shares, f"streams.{name}")
     examples = training_examples(split, name, stream, clip, loader, seed)
     # An endless data set has no remainder; to look for one, grain counts in floats,
     # which overflow in batches of one.
     batches = examples.batch(size, drop_remainder=True)
-    batches = batches[start_step * hosts + host :: hosts]
+    batches = batches[start_step * shares + share :: shares]
     return iterate(batches, loader, f"streams.{name}")
 
 
@@ -84,18 +84,18 @@ def evaluation_batches(
     evaluation: ConfigDict,
     clip: ConfigDict,
     loader: ConfigDict,
-    host: int = 0,
-    hosts: int = 1,
+    share: int = 0,
+    shares: int = 1,
 ) -> Iterator[dict]:
-    """Yields this host's part of an evaluation's batches, every example once, in order.
+    """Yields a host's share of an evaluation's batches, every example once, in order.
 
     Batches are those of training with V views of each example, and its "index". The
     last is padded with black examples of index -1, so that all hosts have equally many.
 
     Raises:
-        IndivisibleBatch: The hosts do not divide the batch.
+        IndivisibleBatch: The batch has no equal shares of whole examples.
     """
-    size = _host_batch_size(evaluation.batch_size, hosts, f"evaluations.{name}")
+    size = _share_of(evaluation.batch_size, shares, f"evaluations.{name}")
     example = EvaluationExample.of(clip, loader, evaluation)
     padded = -(-len(split) // evaluation.batch_size) * evaluation.batch_size
 
@@ -106,15 +106,18 @@ def evaluation_batches(
         return example(split[record_index], None) | {"index": np.int32(record_index)}
 
     examples = grain.MapDataset.range(padded).map_with_index(indexed)
-    yield from iterate(examples.batch(size)[host::hosts], loader, f"evaluations.{name}")
+    yield from iterate(
+        examples.batch(size)[share::shares], loader, f"evaluations.{name}"
+    )
 
 
-def _host_batch_size(batch_size, hosts, where):
-    if batch_size % hosts:
+def _share_of(batch_size, shares, where):
+    if batch_size % shares:
         raise IndivisibleBatch(
-            f"{where}.batch_size {batch_size} is not a multiple of the {hosts} hosts."
+            f"{where}.batch_size {batch_size} is not a multiple of {shares}, the equal "
+            "shares of it that hosts load."
         )
-    return batch_size // hosts
+    return batch_size // shares
 
 
 class LoaderDied(TubeViTError, RuntimeError):

@@ -26,7 +26,7 @@ _SHARED_MEMORY = "/dev/shm"  # batches travel through it
 
 
 def training_loaders(
-    config: ConfigDict, splits: Mapping[str, Split], cores: int, hosts: int
+    config: ConfigDict, splits: Mapping[str, Split], cores: int, batch_shares: int
 ) -> dict[str, ConfigDict]:
     """Returns `config.loader` for every stream, with its number of worker processes.
 
@@ -34,7 +34,7 @@ def training_loaders(
         config: The config of a run.
         splits: The split that each stream reads, by the stream's name.
         cores: Number of cores for worker processes.
-        hosts: Number of hosts that share a batch.
+        batch_shares: Number of equal shares of a batch that hosts load.
     """
     loader, streams = config.loader, config.streams
     if loader.workers is not None:
@@ -43,9 +43,11 @@ def training_loaders(
     # With fewer, the costliest stream would have fewer processes than threads now.
     least = len(streams) - 1 + loader.threads
     if cores >= least:
-        costs, words = _costs(config, splits, hosts)
+        costs, words = _costs(config, splits, batch_shares)
         sizes = {
-            name: _batch_bytes(stream.kind, stream.batch_size // hosts, config.clip)
+            name: _batch_bytes(
+                stream.kind, stream.batch_size // batch_shares, config.clip
+            )
             for name, stream in streams.items()
         }
         counts = _fitting(cores, costs, sizes, loader.prefetch)
@@ -65,7 +67,7 @@ def evaluation_loader(
     clip: ConfigDict,
     loader: ConfigDict,
     cores: int,
-    hosts: int,
+    batch_shares: int,
 ) -> ConfigDict:
     """Returns `loader` for an evaluation, with its number of worker processes.
 
@@ -75,7 +77,7 @@ def evaluation_loader(
         clip: `clip` of the config.
         loader: `loader` of the config.
         cores: Number of cores for worker processes.
-        hosts: Number of hosts that share a batch.
+        batch_shares: Number of equal shares of a batch that hosts load.
     """
     if loader.workers is not None:
         return loader
@@ -84,8 +86,8 @@ def evaluation_loader(
         example = EvaluationExample.of(clip, loader, source)
         records = (split[i % len(split)] for i in range(1 + TIMED_EXAMPLES))
         seconds = seconds_per_example(example(record, None) for record in records)
-        if seconds * len(split) / hosts > LONG_EVALUATION:
-            size = source.batch_size // hosts
+        if seconds * len(split) / batch_shares > LONG_EVALUATION:
+            size = source.batch_size // batch_shares
             batches = -(-len(split) // source.batch_size)
             views = math.prod(example.shape[:-4])
             sizes = {"": views * _batch_bytes(source.kind, size, clip)}
@@ -131,7 +133,7 @@ def divide(workers: int, costs: Mapping[str, float]) -> dict[str, int]:
     return counts
 
 
-def _costs(config, splits, hosts):
+def _costs(config, splits, batch_shares):
     """Returns the cost of a step's examples by stream, and what to log of each."""
     if shares := config.loader.shares and worker_shares(config):
         return shares, {name: " (loader.shares)" for name in shares}
@@ -140,7 +142,9 @@ def _costs(config, splits, hosts):
     seconds = {name: stream_seconds(config, name, splits[name]) for name in splits}
     words = {name: f" ({1e3 * x:.1f} ms an example)" for name, x in seconds.items()}
     streams = config.streams
-    return {n: x * streams[n].batch_size / hosts for n, x in seconds.items()}, words
+    return {
+        n: x * streams[n].batch_size / batch_shares for n, x in seconds.items()
+    }, words
 
 
 def _fitting(workers, costs, sizes, prefetch):

@@ -12,7 +12,7 @@ from sparse_tube_vit.models.tubes import count_tokens, pixels_read, tubes_for
 from sparse_tube_vit.models.tubevit import init_params, make_model
 from sparse_tube_vit.models.variants import TUBE_SETS, VARIANTS
 from sparse_tube_vit.training import finetuning
-from sparse_tube_vit.training.freezing import frozen_parts, split
+from sparse_tube_vit.training.freezing import frozen_parts, partition
 
 # From the paper's table 11, section 5 and tables of results: parameters, and FLOPs of
 # 4x3 views. Table 7b also gives 70 to 74 billion per view of B.
@@ -69,7 +69,7 @@ def _parameters(model, config, classes):
     params = jax.eval_shape(lambda: init_params(model, jax.random.key(0), model.clip))
     unknown = [f"head_{head}" for head, n in classes.items() if n is None]
     params = {part: tree for part, tree in params.items() if part not in unknown}
-    trained_and_frozen = split(params, frozen_parts(config))
+    trained_and_frozen = partition(params, frozen_parts(config))
 
     def counts(part=None):
         trees = [x if part is None else x.get(part, {}) for x in trained_and_frozen]

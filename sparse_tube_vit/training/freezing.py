@@ -54,7 +54,7 @@ def _first_layers(config, s):
     return (*BELOW_BLOCKS, *(f"encoder/{layer}" for layer in layers), *gate)
 
 
-def split(params: Mapping, parts: tuple[str, ...]) -> tuple[dict, dict]:
+def partition(params: Mapping, parts: tuple[str, ...]) -> tuple[dict, dict]:
     """Splits parameters into (trained, frozen), the latter below the prefixes."""
     halves = ({}, {})
     for name, x in flatten_dict(params, sep="/").items():

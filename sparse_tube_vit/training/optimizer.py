@@ -15,7 +15,7 @@ from sparse_tube_vit.training.freezing import (
     BELOW_BLOCKS,
     inside,
     join,
-    split,
+    partition,
     waiting_parts,
 )
 
@@ -83,7 +83,7 @@ def _heads_and_rest(config):
     """Returns the function that labels parameters as "heads" or "rest"."""
 
     def labels(params):
-        heads, rest = split(params, waiting_parts(config))
+        heads, rest = partition(params, waiting_parts(config))
         return join(
             jax.tree.map(lambda _: "rest", rest), jax.tree.map(lambda _: "heads", heads)
         )

@@ -86,11 +86,11 @@ class Program:
         """
         params = flatten_dict(self.state.params)
 
-        def split(name, x):
+        def shard(name, x):
             sharding = params[name].sharding
             return jax.make_array_from_callback(x.shape, sharding, x.__getitem__)
 
-        given = {name: split(name, x) for name, x in flatten_dict(given).items()}
+        given = {name: shard(name, x) for name, x in flatten_dict(given).items()}
         return self._init(unflatten_dict(given))
 
     def train_step(
@@ -111,7 +111,10 @@ class Program:
 
 
 def _batch_shapes(config, model):
-    """Shapes and dtypes of one batch per stream."""
+    """Shapes and dtypes of one batch per stream.
+
+    With a sigmoid loss they are of several labels, of which a data set may have one.
+    """
     shapes = {}
     for name, stream in config.streams.items():
         b = stream.batch_size

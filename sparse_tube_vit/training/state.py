@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from sparse_tube_vit.config import ConfigDict
-from sparse_tube_vit.training.freezing import frozen_parts, join, split
+from sparse_tube_vit.training.freezing import frozen_parts, join, partition
 
 
 @flax.struct.dataclass
@@ -29,7 +29,7 @@ class TrainState:
     @classmethod
     def create(cls, params, optimizer, config: ConfigDict):
         """Returns the state before the first step."""
-        trained, _ = split(params, frozen_parts(config))
+        trained, _ = partition(params, frozen_parts(config))
         ema = jax.tree.map(jnp.copy, trained) if config.optimizer.ema_decay else None
         return cls(jnp.zeros((), jnp.int32), params, optimizer.init(trained), ema)
 

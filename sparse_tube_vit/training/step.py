@@ -21,7 +21,12 @@ from sparse_tube_vit.models.losses import (
 )
 from sparse_tube_vit.models.tubes import normalize
 from sparse_tube_vit.models.tubevit import TubeViT
-from sparse_tube_vit.training.freezing import frozen_parts, join, split, waiting_parts
+from sparse_tube_vit.training.freezing import (
+    frozen_parts,
+    join,
+    partition,
+    waiting_parts,
+)
 from sparse_tube_vit.training.optimizer import learning_rate
 from sparse_tube_vit.training.state import TrainState
 
@@ -107,8 +112,10 @@ def make_train_step(
 
     def train_step(state: TrainState, batches):
         dropout, mixup = step_keys(config, state.step)
-        trained, frozen = split(state.params, parts)
-        moving, waiting = split(trained, waiting_parts(config) if heads_alone else ())
+        trained, frozen = partition(state.params, parts)
+        moving, waiting = partition(
+            trained, waiting_parts(config) if heads_alone else ()
+        )
         examples = {
             name: examples_of(stream, mixup[name], batches[name])
             for name, stream in streams.items()

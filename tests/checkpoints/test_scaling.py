@@ -30,7 +30,7 @@ from sparse_tube_vit.config import InvalidConfig, default_config, from_json
 from sparse_tube_vit.models.tubes import SparseTubes, Tube, resize_kernel
 from sparse_tube_vit.models.tubevit import init_params, make_model
 from sparse_tube_vit.models.variants import TUBE_SETS, VARIANTS, make_tubes
-from sparse_tube_vit.training.freezing import frozen_parts, split
+from sparse_tube_vit.training.freezing import frozen_parts, partition
 from sparse_tube_vit.training.optimizer import make_optimizer
 from sparse_tube_vit.training.state import TrainState
 from tests.saved import random_like
@@ -301,7 +301,9 @@ def test_training_moves_the_gate_and_nothing_frozen(created, tmp_path, monkeypat
     state = train.train(config, tmp_path / "run")
     after, frozen = jax.device_get(state.params), frozen_parts(config)
     jax.tree.map(
-        np.testing.assert_array_equal, split(after, frozen)[1], split(before, frozen)[1]
+        np.testing.assert_array_equal,
+        partition(after, frozen)[1],
+        partition(before, frozen)[1],
     )
     assert after["encoder"]["gate"] != 0
     up = [p["encoder"]["block_2"]["mlp"]["up"]["kernel"] for p in (before, after)]

@@ -125,13 +125,13 @@ def test_the_step_number_is_the_data_position(clips, reference, start):
 
 @pytest.mark.parametrize("hosts", [2, 3])
 def test_hosts_share_the_batches_out(clips, reference, hosts):
-    shares = [take(5, clips, host=h, hosts=hosts) for h in range(hosts)]
+    shares = [take(5, clips, share=h, shares=hosts) for h in range(hosts)]
     for k, whole in enumerate(reference):
         joined = {
             key: np.concatenate([share[k][key] for share in shares]) for key in whole
         }
         assert_same(joined, whole)
-    (resumed,) = take(1, clips, host=1, hosts=hosts, start_step=2)
+    (resumed,) = take(1, clips, share=1, shares=hosts, start_step=2)
     assert_same(resumed, shares[1][2])
 
 
@@ -158,9 +158,9 @@ def mixture(steps=slice(None), hosts=1, workers=0, names=tuple(STREAMS)):
         source = video_stream(batch_size, randaugment_layers=0)
         source.kind = kind
         first, last, _ = steps.indices(-(-EPOCHS * n // batch_size))
-        options = {"name": name, "start_step": first, "hosts": hosts}
+        options = {"name": name, "start_step": first, "shares": hosts}
         shares = [
-            take(last - first, split, source, workers, host=host, **options)
+            take(last - first, split, source, workers, share=host, **options)
             for host in range(hosts)
         ]
         found[name] = [
@@ -248,8 +248,8 @@ def test_randaugment_comes_last_and_moves_no_other_random_number(clips):
 
 
 def test_hosts_that_do_not_divide_the_batch(clips):
-    with pytest.raises(errors.IndivisibleBatch, match="6 is not a multiple of the 4"):
-        take(1, clips, hosts=4)
+    with pytest.raises(errors.IndivisibleBatch, match="6 is not a multiple of 4"):
+        take(1, clips, shares=4)
 
 
 def test_a_clip_that_does_not_decode_has_weight_zero_and_shifts_nothing(
@@ -285,10 +285,10 @@ def test_what_does_not_decode_is_counted_once_and_named_and_stops_past_a_share(c
     assert "clip 4: " in str(error.value) and "clip 7: " in str(error.value)
 
 
-def evaluate(clips, hosts=1, host=0, **views):
+def evaluate(clips, shares=1, share=0, **views):
     source = evaluation(kind="video", dataset="clips", head="h", batch_size=6, **views)
     return list(
-        pipeline.evaluation_batches(clips, "video", source, CLIP, LOADER, host, hosts)
+        pipeline.evaluation_batches(clips, "video", source, CLIP, LOADER, share, shares)
     )
 
 
@@ -304,7 +304,7 @@ def test_evaluation_shows_every_example_once_in_order_and_pads(clips):
 
 def test_evaluation_is_shared_out_among_hosts(clips):
     whole = evaluate(clips)
-    shares = [evaluate(clips, hosts=3, host=h) for h in range(3)]
+    shares = [evaluate(clips, shares=3, share=h) for h in range(3)]
     for k, batch in enumerate(whole):
         joined = {key: np.concatenate([s[k][key] for s in shares]) for key in batch}
         assert_same(joined, batch)

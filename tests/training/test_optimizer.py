@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 from sparse_tube_vit.config import InvalidConfig, default_config, stream, validate
 from sparse_tube_vit.distributed.sharding import make_mesh, state_shardings
 from sparse_tube_vit.models.tubevit import init_params, make_model
-from sparse_tube_vit.training.freezing import frozen_parts, split
+from sparse_tube_vit.training.freezing import frozen_parts, partition
 from sparse_tube_vit.training.optimizer import describe_rates, make_optimizer
 
 CLIP = (2, 8, 8)
@@ -144,7 +144,7 @@ def test_every_layer_trains_at_its_rate(decay, trunk, tubes, scales):
 def test_frozen_layers_and_shards_have_the_same_rates():
     config = make_config(layer_decay=0.5, video_tubes_rate=0.3, trained_layers=2)
     config.mesh.update(data=1, fsdp=8)
-    params, _ = split(random_params(config), frozen_parts(config))
+    params, _ = partition(random_params(config), frozen_parts(config))
     assert [*params["encoder"]] == ["block_1", "gate", "new_block_0", "norm"]
     gradients = gradients_of(params)
     expected = expected_of(config, params, gradients, SCALES)
