@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from sparse_tube_vit.checkpoints.image_vits.files import UnreadableWeights
 from sparse_tube_vit.config import InvalidConfig
 from sparse_tube_vit.config.flags import CommandParser, positive
 from sparse_tube_vit.errors import DatasetError, reported
@@ -129,17 +130,18 @@ def without_problem(
 
     Args:
         runs: The runs, on any tasks.
-        check: Raises DatasetError if there is a problem with the runs on a task.
+        check: Raises DatasetError or UnreadableWeights if there is a problem with the
+            runs on a task.
         named: Whether the user named the tasks, so that a problem ends the command.
 
     Raises:
-        DatasetError: Of a task that was named, or if no run is left.
+        DatasetError, UnreadableWeights: Of a task that was named, or if no run is left.
     """
     problems = {}
     for task in dict.fromkeys(run.task for run in runs):
         try:
             check([run for run in runs if run.task == task])
-        except DatasetError as error:
+        except (DatasetError, UnreadableWeights) as error:
             problems[task] = error
     left = [run for run in runs if run.task not in problems]
     for task, error in problems.items():

@@ -211,34 +211,35 @@ class GrowingFile:
             return
         self._content += content
         if self._put is None or self._put.done():
-            try:
-                self._finish_put()
-            except UnwritableOutput as error:
-                log.warning("%s It is tried again.", error)
+            self._finish_put()
             self._start_put()
 
     def flush(self) -> None:
         """Waits until the file has all that was appended.
 
         Raises:
-            UnwritableOutput: The file cannot be written.
+            UnwritableOutput: The file cannot be written, tried twice.
         """
-        if self._put is None:
-            return
-        if self._written < len(self._content):
-            with contextlib.suppress(UnwritableOutput):
-                self._finish_put()
+        if self._put is not None and not self._finish_put():
             self._start_put()
-        self._finish_put()
+            with writing(self.path):
+                self._put.result()
 
     def _start_put(self):
         self._written = len(self._content)
         self._put = self._thread.submit(self.path.write_bytes, self._content)
 
     def _finish_put(self):
-        if self._put is not None:
+        """Waits for the put; returns whether the file has all that was appended."""
+        if self._put is None:
+            return False
+        try:
             with writing(self.path):
                 self._put.result()
+        except UnwritableOutput as error:
+            log.warning("%s It is tried again.", error)
+            return False
+        return self._written == len(self._content)
 
 
 @contextlib.contextmanager

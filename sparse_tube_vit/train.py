@@ -197,7 +197,7 @@ def _train(config, workdir, lock):
             previous = metrics
             state, metrics = program.train_step(state, batches.take(), step <= heads)
             reporter.dispatched(metrics)
-            if step < config.total_steps and not signals.requested:
+            if step < config.total_steps:
                 batches.prefetch()  # while the devices compute the step
             if step in (first_step + 1, heads + 1):
                 jax.block_until_ready(metrics)

@@ -1,5 +1,7 @@
 """The command: tasks without data, of other weights, and tables without runs."""
 
+from pathlib import Path
+
 import pytest
 
 from sparse_tube_vit import reproduce
@@ -74,10 +76,38 @@ def test_runs_hold_absolute_paths_and_go_on_from_any_folder(tmp_path, monkeypatc
     folders += ["--document=document.md", "--seeds=1"]
     reproduce.main(["5:images", "--tasks=moving_shapes", "--weights=vit", *folders])
     assert given == [str(tmp_path / "runs"), str(tmp_path / "vit")]
+    assert not Path("document.md").exists()  # that of the other code may be there
     code_now[0] = b"planned"
     hub = ["--weights=hf://user/name"]
     reproduce.main(["5:images", "--tasks=moving_shapes", *hub, *folders])
     assert given[3] == "hf://user/name"
+
+
+def test_a_file_of_results_that_breaks_ends_no_run_of_another_task(
+    tmp_path, monkeypatch
+):
+    done = []
+
+    def carry_out(runs, results, workdirs, data_dir, weights, finished, code):
+        (tmp_path / "ucf101.json").write_text("<<<<<<< a merge")
+        finished()
+        done.append(True)
+        (tmp_path / "ucf101.json").unlink()
+
+    monkeypatch.setattr(reproduce.runner, "carry_out", carry_out)
+    folders = [f"--{name}={tmp_path}" for name in ("data_dir", "results", "runs")]
+    document = tmp_path / "document.md"
+    reproduce.main(
+        ["5:images", "--tasks=moving_shapes", *folders, f"--document={document}"]
+    )
+    assert done and document.exists()
+
+
+def test_weights_that_are_missing_leave_their_tasks_out(tmp_path, capsys):
+    weights = f"--weights={tmp_path / 'nowhere'}"
+    tasks, said = runs_left(tmp_path, capsys, "5", "8", weights)
+    assert tasks == {"moving_shapes"}
+    assert "ucf101_image_vit is left out: --weights " in said
 
 
 def test_a_task_that_a_table_has_not_is_named():

@@ -195,10 +195,10 @@ def test_a_growing_file_goes_on_after_what_is_there(tmp_path, monkeypatch):
 
 
 class SlowPath:
-    """A URL's file, each put of which waits to be let through, or fails."""
+    """A URL's file, each put of which waits to be let through; `fails` of them fail."""
 
     def __init__(self):
-        self.puts, self.free = [], threading.Semaphore(0)
+        self.puts, self.free, self.fails = [], threading.Semaphore(0), 0
 
     def __fspath__(self):
         return "gs://slow/file"
@@ -208,7 +208,8 @@ class SlowPath:
     def write_bytes(self, content):
         self.free.acquire()
         self.puts.append(content)
-        if content == b"12full":
+        if self.fails:
+            self.fails -= 1
             raise OSError("quota")
 
 
@@ -228,14 +229,19 @@ def test_a_put_that_fails_is_tried_again_and_is_no_silence(monkeypatch, caplog):
     file = storage.GrowingFile("gs://slow/file")
     file.path = path = SlowPath()
     path.free.release(10)
-    file.append(b"12full")
-    with pytest.raises(UnwritableOutput, match="gs://slow/file cannot .*quota"):
-        file.flush()
-    file.append(b"3")  # a run goes on, and its next checkpoint waits for the file
+    path.fails = 1
+    file.append(b"1")
+    file.flush()
     (said,) = [m for m in caplog.messages if "slow" in m]
     assert re.fullmatch("gs://slow/file cannot .*quota.* It is tried again.", said)
+    assert path.puts == [b"1", b"1"]
+    path.fails = 2
+    file.append(b"2")
+    with pytest.raises(UnwritableOutput, match="gs://slow/file cannot .*quota"):
+        file.flush()
+    file.append(b"3")
     file.flush()
-    assert path.puts == [b"12full", b"12full3"]
+    assert path.puts[2:] == [b"12", b"12", b"123"]
 
 
 def test_json_files_are_found_below_any_path(tmp_path):

@@ -23,6 +23,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from sklearn.metrics import average_precision_score
 
 from sparse_tube_vit import evaluate, train
+from sparse_tube_vit.checkpoints import run as run_module
 from sparse_tube_vit.checkpoints import workdir as workdirs
 from sparse_tube_vit.checkpoints.run import OtherRun
 from sparse_tube_vit.checkpoints.step import NoCheckpoint
@@ -351,6 +352,27 @@ def test_a_run_does_not_go_on_with_data_that_was_prepared_again(
     manifest.write_text(manifest.read_text() + "train,one more,0,,,,ok\n")
     with pytest.raises(OtherRun, match=r"streams.video.manifest: '\w+' then, '\w+'"):
         train.train(config, finished[0])
+
+
+def test_a_run_does_not_go_on_with_another_version_of_its_data(
+    finished, data_dir, monkeypatch
+):
+    listing = reading.Split.listing
+    monkeypatch.setattr(
+        reading.Split, "listing", lambda split: listing(split) | {"version": "5.2.0"}
+    )
+    with pytest.raises(OtherRun, match=r"streams.video.version: '1.*' then, '5.2.0'"):
+        train.train(tiny_config(data_dir), finished[0])
+    read = run_module.restore_description
+
+    def older(root):  # which do not tell the version
+        description = read(root)
+        for data in description["data"].values():
+            del data["version"]
+        return description
+
+    monkeypatch.setattr(run_module, "restore_description", older)
+    assert train.train(tiny_config(data_dir), finished[0]).step == 6
 
 
 def test_a_work_directory_of_another_config_is_refused(finished, data_dir):
@@ -744,9 +766,9 @@ def test_storage_that_does_not_answer_once_costs_no_step(
         taken.append(0)
         return take(self)
 
-    def refuse_once(self, index):
-        if len(taken) == 2 and not refused:
-            refused.append(index)
+    def refuse_once(self, index):  # each of both
+        if len(taken) == 2 and self.name not in refused:
+            refused.append(self.name)
             raise UnreachableStorage("The disk does not answer.")
         return read(self, index)
 
@@ -758,7 +780,7 @@ def test_storage_that_does_not_answer_once_costs_no_step(
         with pytest.raises(InputFailed, match=r"not answer\.\nStep \d is saved") as e:
             train.train(config, tmp_path)
     step = int(re.search(r"Step (\d)", str(e.value))[1])
-    assert refused and locate(tmp_path).step == step < 6
+    assert len(refused) == 2 and locate(tmp_path).step == step < 6
     assert_bit_identical(train.train(tiny_config(data_dir), tmp_path), finished[1])
 
 

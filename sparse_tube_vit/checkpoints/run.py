@@ -1,6 +1,7 @@
 """Checkpoints of a run: saving them, and resuming from the latest that is whole."""
 
 import contextlib
+import dataclasses
 import importlib.metadata
 import json
 from collections.abc import Mapping
@@ -36,6 +37,7 @@ from sparse_tube_vit.config import ConfigDict, differences, from_json
 from sparse_tube_vit.distributed import hosts
 from sparse_tube_vit.errors import TubeViTError, UnwritableOutput
 from sparse_tube_vit.log import log
+from sparse_tube_vit.models.variants import make_tubes
 from sparse_tube_vit.storage import absolute, files_below, is_remote
 
 #: Arrays are sliced among replicas where a slice is this large at least.
@@ -105,7 +107,8 @@ class Checkpoints:
         run: Description of the run by `describe_run`.
 
     Raises:
-        UnusableWorkdir: As `workdir.check_workdir`.
+        UnusableWorkdir: As `workdir.check_workdir`; or hosts see other checkpoints in
+            it.
     """
 
     def __init__(self, workdir, keep: int, run: dict):
@@ -113,17 +116,16 @@ class Checkpoints:
         self.directory = epath.Path(absolute(workdir)) / "checkpoints"
         self.run = run
         self.manager = _manager(self.directory, keep)
-        # The first host's, as a network disk may show others what is no more.
-        found = hosts.gather("latest step", json.dumps(latest_step(self.directory)))
-        self._latest = json.loads(found[0])
+        if jax.process_count() > 1:
+            self._check_same()
 
     @property
     def resumable(self) -> bool:
-        """Whether the work directory had a checkpoint to resume from."""
-        return self._latest is not None
+        """Whether the work directory has a checkpoint to resume from."""
+        return latest_step(self.directory) is not None
 
     def resume(self, state):
-        """Restores the state of what was the latest checkpoint.
+        """Restores the latest checkpoint's state.
 
         `set_damaged_aside` comes first, so that the latest one is whole.
 
@@ -136,7 +138,7 @@ class Checkpoints:
                 optimizer state.
             DamagedCheckpoint: A part is missing, or differs from what was saved.
         """
-        step = self._latest
+        step = latest_step(self.directory)
         root = self.directory / str(step)
         self._check_run(restore_description(root))
         if not (root / "optimizer").exists():
@@ -195,6 +197,15 @@ class Checkpoints:
         with _writing(self.directory), contextlib.closing(self.manager):
             self.manager.wait_until_finished()
 
+    def _check_same(self):
+        """Checks that all hosts see the same steps: they would wait for each other."""
+        seen = [latest_step(self.directory), *self.manager.all_steps()]
+        if len(set(hosts.gather("checkpoints", json.dumps(seen)))) > 1:
+            raise UnusableWorkdir(
+                f"{self.directory} does not have the same checkpoints on all hosts: a "
+                "network disk may show what has changed. Start again in some minutes."
+            )
+
     def _check_first(self, step):
         with _writing(self.directory):
             self.manager.wait_until_finished()
@@ -203,12 +214,11 @@ class Checkpoints:
         hosts.gather("read back", "")  # nobody goes on, or leaves, before
 
     def _check_run(self, saved):
-        # Keys added since the checkpoint was saved take their defaults.
-        saved = saved | {"config": json.loads(from_json(saved["config"]).to_json())}
+        then, now = (_comparable(run) for run in (saved, self.run))
         changed = [
-            f"  {key}: {before!r} then, {now!r} now"
+            f"  {key}: {before!r} then, {after!r} now"
             for section in ("config", "class_names")
-            for key, before, now in differences(saved[section], self.run[section])
+            for key, before, after in differences(then[section], now[section])
             if section == "class_names"
             or not f"{key}.".startswith(tuple(f"{k}." for k in RESUMABLE_KEYS))
         ]
@@ -231,6 +241,15 @@ class Checkpoints:
                     "examples that it has seen. Prepare what it was, or choose another "
                     "--workdir, with --config.init.weights to start from this run."
                 )
+
+
+def _comparable(run):
+    """Returns a run's description with what its config leaves to defaults."""
+    config = from_json(run["config"])
+    if not isinstance(config.model.tubes, str):
+        tubes = make_tubes(config.model.tubes)
+        config.model.tubes = tuple(map(dataclasses.asdict, tubes))
+    return run | {"config": json.loads(config.to_json())}
 
 
 def save_params(workdir, params, run: dict) -> None:

@@ -129,14 +129,13 @@ def _wrong_in(section, schema, prefix, still_open):
 
 
 def _wrong_losses(config, heads):
-    """Yields heads with several losses, whose logits would have several meanings.
+    """Yields losses that weigh nothing, and heads with several.
 
-    And streams whose losses all weigh nothing.
+    Logits of a head with several losses would have several meanings.
     """
-    if config.streams and not any(
-        s.get("loss_weight", 1) for s in config.streams.values()
-    ):
-        yield "streams have a loss_weight of 0, all of them: nothing would train."
+    weights = [s.get("loss_weight", 1) for s in config.streams.values()]
+    if weights and not any(weights):
+        yield "All streams have a loss_weight of 0: nothing would train."
     for head in sorted(heads):
         losses = {
             name: s.loss

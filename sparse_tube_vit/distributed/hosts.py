@@ -86,7 +86,7 @@ def connected():
     Raises:
         NoDevices: JAX_PLATFORMS names devices that this host does not have.
         UnknownHosts: The environment is incomplete or wrong.
-        HostMissing: This host is the first and cannot listen to others.
+        HostMissing: This host cannot join the others or, if it is the first, listen.
     """
     _join()
     if _hosts() == 1:
@@ -156,7 +156,7 @@ def _join():
             return  # jax finds no other hosts
         raise UnknownHosts(f"jax cannot tell which hosts there are: {error}") from error
     except jax.errors.JaxRuntimeError as error:
-        failed = "This host cannot join the first" if index else "It cannot listen"
+        failed = "The first host cannot listen" if index == 0 else "It cannot join"
         raise HostMissing(f"{failed}{where}: {error}") from error
     except RuntimeError as error:
         if address is None and _hosts() == 1:
@@ -202,14 +202,14 @@ def _seconds(name, default):
 
 
 def check_same(
-    description: dict, splits: Mapping | None = None, key: str = "run"
+    description: dict, splits: Mapping | None = None, name: str = "run"
 ) -> None:
     """Checks that all hosts run the same on the same data.
 
     Args:
         description: A tree of JSON types, compared with the first host's.
         splits: `datasets.reading.Split`s by any names, whose digests are compared.
-        key: Unique in the run.
+        name: Unique in the run.
 
     Raises:
         HostsDiffer: It is another; the message names the keys.
@@ -218,7 +218,7 @@ def check_same(
         return
     data = {name: split.digests() for name, split in (splits or {}).items()}
     text, host = json.dumps(description | {"data": data}), jax.process_index()
-    first = json.loads(_from_first_host(f"same/{key}", text))
+    first = json.loads(_from_first_host(f"same/{name}", text))
     lines = [
         f"  {key}: {theirs!r} on host 0, {ours!r} on host {host}"
         for key, theirs, ours in differences(first, json.loads(text))
@@ -227,7 +227,7 @@ def check_same(
         raise HostsDiffer(
             f"Host {host} is not to run what the first is:\n"
             + "\n".join(lines)
-            + "\nGive all hosts the same command, data and packages."
+            + "\nGive all hosts the same command, data, weights and packages."
         )
 
 
@@ -281,8 +281,7 @@ def _from_first_host(key: str, value: str) -> str:
     if jax.process_index() == 0:
         _client().key_value_set(key, value)
         return value
-    limit = 1000 * _start_seconds()
-    return _waiting(_client().blocking_key_value_get, key, limit)
+    return _waiting(_client().blocking_key_value_get, key, _A_DAY)
 
 
 def _waiting(function, *arguments):

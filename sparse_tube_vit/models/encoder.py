@@ -168,7 +168,8 @@ class Encoder(nn.Module):
             drop = nn.Dropout(o.dropout, deterministic=False)
             xs = [drop(x, rng=key[-1]) for x, key in zip(xs, keys, strict=True)]
         if train and o.stochastic_depth:
-            skip_rates = jnp.linspace(o.stochastic_depth, 0, len(names))[::-1]
+            skip_rates = jnp.linspace(0, o.stochastic_depth, len(names))
+            skip_rates = skip_rates.at[-1].set(o.stochastic_depth)  # a lone one's, too
         inputs, gate = xs, o.gate_after or 0
         # Frozen blocks run in a loop of their own: a loop is differentiated as a whole.
         # So do new ones, which may train alone at first.

@@ -8,7 +8,6 @@ ordered (t, h, w): frames first, then pixels down, then pixels across.
 import dataclasses
 import functools
 import math
-import operator
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -70,10 +69,15 @@ class Tube:
         for name, least in _LEAST.items():
             given = getattr(self, name)
             try:
-                size = tuple(map(operator.index, given))
-            except TypeError:
-                size = ()
-            if len(size) != 3 or not all(least <= s <= _MOST for s in size):
+                size = tuple(map(int, given))
+                whole = size == tuple(given)  # 8.0 is, 8.5 and "8" are not
+            except (TypeError, ValueError, OverflowError):
+                size, whole = (), False
+            if (
+                not whole
+                or len(size) != 3
+                or not all(least <= s <= _MOST for s in size)
+            ):
                 raise InvalidTube(
                     f"Tube {name} {given}: expected three whole numbers (t, h, w), "
                     f"each from {least} to {_MOST:,}."
@@ -100,6 +104,7 @@ class Tube:
         )
         if self.windows_per_token > 1:
             text += f", {'x'.join(map(str, self.space_to_depth))} windows a token"
+            text += " within the clip" if self.whole else ""
         return text
 
     @property
@@ -188,7 +193,8 @@ class Tube:
             raise ClipTooSmall(
                 f"Tube {self} needs at least {need[0]} frames of {need[1]}x{need[2]} "
                 f"pixels, but the clip has {clip[0]} of {clip[1]}x{clip[2]}. Use "
-                "longer or larger clips, or tubes with a smaller kernel or offset."
+                "longer or larger clips, or tubes with a smaller kernel or offset, or "
+                "stride, where all windows of a token lie within the clip."
             )
         return tuple(
             (size - least) // stride + 1

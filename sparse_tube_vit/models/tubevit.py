@@ -223,14 +223,18 @@ def check_tubes(config: ConfigDict) -> None:
         UnknownTubes, InvalidTube: There are no such tubes, or they do not fit the
             width.
         ClipTooSmall, NoImageTube: They cannot read the clips or images of a stream or
-            an evaluation.
+            an evaluation, at its `stride_scale`.
         InvalidModel: They make more tokens than fit into memory.
     """
     tubes = make_tubes(config.model.tubes)
     sources = (*config.streams.values(), *config.evaluations.values())
-    for kind in {source.kind for source in sources} or {"video"}:
-        size = input_size(config.clip, kind)
-        tokens, width = count_tokens(tubes, size), config.model.width
+    inputs = {(source.kind, source.get("stride_scale", 1.0)) for source in sources}
+    for kind, scale in inputs or {("video", 1.0)}:
+        size, restrided = (
+            input_size(config.clip, kind),
+            [t.restride(scale) for t in tubes],
+        )
+        tokens, width = count_tokens(restrided, size), config.model.width
         if tokens * width > MOST_VALUES:
             raise InvalidModel(
                 f"The tubes make {tokens:,} tokens of width {width} of a {kind} of "

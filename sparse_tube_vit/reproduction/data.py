@@ -121,7 +121,8 @@ def write_directions(listing, directory: Path) -> None:
     Raises:
         DatasetError: A clip does not decode.
     """
-    directory.mkdir(parents=True, exist_ok=True)
+    with storage.writing(directory):
+        directory.mkdir(parents=True, exist_ok=True)
     with storage.locked(directory):  # another runner may write them
         _write_directions(listing, directory)
 

@@ -432,9 +432,13 @@ def name_of(weights: str) -> str:
         return weights
     path = Path(files.find(weights).weights).absolute()
     try:
-        digest = hashlib.sha256(storage.read_file(path)).hexdigest()
+        content = storage.read_file(path)
+        if path.suffix == ".json":  # an index of several files
+            names = sorted(set(json.loads(content)["weight_map"].values()))
+            content = b"".join(storage.read_file(path.parent / name) for name in names)
     except storage.UnreadableFile as error:
         raise files.UnreadableWeights(f"--weights {weights}: {error}") from error
+    digest = hashlib.sha256(content).hexdigest()
     return f"{path.parent.name}, SHA-256 {digest[:12]}"
 
 

@@ -344,18 +344,6 @@ PAPER = {
         "0.93, 0.9 and 0.7. Strides are whole multiples of space-to-depth's factors. "
         "Shorter ones put windows at other places than training's, too, and those that "
         "space-to-depth joins in a token at another distance.",
-        tried={
-            ("768", "559", "moving_shapes"): "mostly one stride. Of seed 0, [run again]"
-            "(measurements.md#the-papers-tables-at-a-small-scale), 88.5 for 97.1, the "
-            "row has 95.4 with 16 pixels for the 14 of the tube 8x4x4, whose windows "
-            "space-to-depth joins in space. What of such a stride costs was not told "
-            "apart.",
-            ("1024", "559", "ucf101"): "mostly one stride. Of [seed 2]"
-            "(measurements.md#the-papers-tables-at-a-small-scale), 18.9 for 33.0, the "
-            "row has 29.2 with 8 frames for the 6 of the tube 4x8x8, whose windows "
-            "space-to-depth joins in time. What of such a stride costs was not told "
-            "apart.",
-        },
     ),
     "7e": Table(
         "One kernel, interpolated, against one for every tube",

@@ -87,7 +87,7 @@ class TrainingBatches:
         self._unsent = {}  # stream -> id -> problem, new since the last exchange
         self._prefetched = None
         self._signals, self._messages = signals, hosts.HostMessages()
-        self._failed = ""  # why this host has to stop, beside signals
+        self._failed = {}  # why this host has to stop, beside signals, by stream
         self._failures = []  # why hosts have to stop, beside signals
         self.too_many = None  # TooManyUndecodable, on all hosts after the same step
 
@@ -110,7 +110,7 @@ class TrainingBatches:
         batches, self._prefetched = self._prefetched or self._load(), None
         self._messages.send(
             stop=self._signals.requested,
-            failed=self._failed,
+            failed="\n".join(self._failed.values()),
             undecodable=dict(self._unsent),
         )
         self._unsent.clear()
@@ -118,8 +118,12 @@ class TrainingBatches:
         return batches
 
     def prefetch(self) -> None:
-        """Loads the next step's batches and starts their transfer."""
-        self._prefetched = self._load()
+        """Loads the next step's batches and starts their transfer.
+
+        But where this host has to stop: to fail in it would lose the step.
+        """
+        if not (self._signals.requested or self._failed):
+            self._prefetched = self._load()
 
     def receive(self) -> bool:
         """Receives what the hosts sent by `take`; returns whether the run has to stop.
@@ -196,9 +200,9 @@ class TrainingBatches:
         try:
             return next(self._streams[name])
         except (pipeline.LoaderDied, UnreachableStorage) as error:
-            if self._failed:
+            if name in self._failed:
                 raise
-            self._failed = str(error)
+            self._failed[name] = str(error)
             log.warning("%s The run stops after the next step.", error)
         self._streams[name].close()
         self._streams[name] = self._open(name)

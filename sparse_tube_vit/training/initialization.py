@@ -40,7 +40,7 @@ def initial_params(
         log.info("%s", report)
         if jax.process_count() > 1:  # such as another step, if their run goes on
             read = {"from": report.source, "content": _digest(params)}
-            hosts.check_same({"init.weights": read}, key="init.weights")
+            hosts.check_same({"init.weights": read}, name="init.weights")
         check_new(report.new, config)
         check_gate(params, config)
         return params

@@ -289,6 +289,20 @@ def test_hosts_that_read_other_weights_are_refused():
     assert "host 1: HostsDiffer" in error_0
 
 
+def test_hosts_that_see_other_checkpoints_are_refused(tmp_path):
+    for host, step in ((0, "20"), (1, "10")):
+        (tmp_path / str(host) / "checkpoints" / step).mkdir(parents=True)
+    (code_0, _, error_0), (code_1, _, error_1) = run_hosts(
+        "from sparse_tube_vit.checkpoints import run",
+        f"workdir = {str(tmp_path)!r} + '/' + str(jax.process_index())",
+        "run.latest_step = lambda path: int(next(path.iterdir()).name)",
+        "run.Checkpoints(workdir, 2, {})",
+    )
+    assert (code_0, code_1) == (1, 1)
+    for error in (error_0, error_1):
+        assert "does not have the same checkpoints on all hosts" in error
+
+
 def test_hosts_whose_shards_are_exchanged_are_refused(data_dir, tmp_path):
     shutil.copytree(data_dir, tmp_path / "0")
     shutil.copytree(data_dir, tmp_path / "1")

@@ -140,6 +140,11 @@ def test_stochastic_depth_grows_linearly_from_none():
         model.apply(params, x, train=True, rngs={"dropout": jax.random.key(1)})
     np.testing.assert_allclose(list(rates.values()), [0, 0.1, 0.2, 0.3, 0.4])
     assert list(rates)[2:] == ["block_2", "new_block_0", "new_block_1"]
+    one = EncoderOptions(depth=1, heads=2, mlp_dim=8, stochastic_depth=0.4)
+    params = {"params": {k: params["params"][k] for k in ("block_0", "norm")}}
+    with nn.intercept_methods(see):
+        Encoder(one).apply(params, x, train=True, rngs={"dropout": jax.random.key(1)})
+    assert rates["block_0"] == pytest.approx(0.4)  # the last one's
 
 
 @pytest.mark.parametrize(

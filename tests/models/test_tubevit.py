@@ -4,9 +4,14 @@ import numpy as np
 import pytest
 
 from sparse_tube_vit import Tube, TubeViT
-from sparse_tube_vit.config import EncoderOptions
+from sparse_tube_vit.config import EncoderOptions, default_config, evaluation, stream
 from sparse_tube_vit.models.tubes import ClipTooSmall
-from sparse_tube_vit.models.tubevit import InvalidModel, UnknownHead, init_params
+from sparse_tube_vit.models.tubevit import (
+    InvalidModel,
+    UnknownHead,
+    check_tubes,
+    init_params,
+)
 from sparse_tube_vit.models.variants import TUBE_SETS, VARIANTS
 from tests.compiled import apply
 
@@ -152,6 +157,24 @@ def test_named_errors(model, params, videos):
         apply(model, {"params": params}, videos[:, :3], "motions")
     with pytest.raises(ValueError, match=r"\(2, 8, 16, 16, 1\)"):
         apply(model, {"params": params}, videos[..., :1], "motions")
+
+
+def test_tubes_are_checked_at_the_strides_of_evaluations():
+    config = default_config()
+    config.clip.update(frames=12, size=16)
+    config.model.update(
+        width=24,
+        tubes=(
+            {"kernel": (8, 8, 8), "stride": (16, 8, 8), "space_to_depth": (2, 1, 1)},
+        ),
+    )
+    source = {"kind": "video", "dataset": "d", "head": "h", "batch_size": 1}
+    config.streams.video = stream(**source)
+    config.evaluations.video = evaluation(**source)
+    check_tubes(config)
+    config.evaluations.more = evaluation(**source, stride_scale=0.8)
+    with pytest.raises(ClipTooSmall, match="needs at least 14 frames"):
+        check_tubes(config)
 
 
 def with_option(model, **option):

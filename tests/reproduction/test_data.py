@@ -1,6 +1,7 @@
 """Data of the small tasks: clips forwards and backwards."""
 
 import io
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import av
@@ -9,6 +10,7 @@ import pytest
 
 from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.datasets.builders.moving_shapes import encode_mp4, render
+from sparse_tube_vit.datasets.builders.ucf101 import Ucf101
 from sparse_tube_vit.datasets.reading import DatasetNotPrepared
 from sparse_tube_vit.errors import DatasetError
 from sparse_tube_vit.reproduction import data, document
@@ -104,6 +106,19 @@ def test_results_of_other_weights_are_kept_apart(tmp_path):
     with pytest.raises(data.OtherData, match="those of --weights are small, SHA-256"):
         data.check_weights(runs[1:], results, str(tuned))
     data.check_weights(runs_of("moving_shapes", "5"), results, "hf://x/small")
+
+
+def test_two_that_write_directions_do_not_meet(tmp_path):
+    write_ucf101(tmp_path / "ucf101")
+    listing = Ucf101.read(tmp_path / "ucf101" / "videos", str(tmp_path / "ucf101"))
+    with ThreadPoolExecutor(4) as pool:
+        for written in [
+            pool.submit(data.write_directions, listing, tmp_path / "directions")
+            for _ in range(4)
+        ]:
+            written.result()
+    assert len([*(tmp_path / "directions").rglob("*.mp4")]) == 8
+    assert not [*(tmp_path / "directions").rglob("*.part")]
 
 
 def test_a_clip_is_written_in_both_directions(tmp_path):

@@ -2,16 +2,19 @@
 
 import re
 import shutil
+import statistics
 from pathlib import Path
 
 import matplotlib.image
 import pytest
 
 from sparse_tube_vit.reproduction import document
-from sparse_tube_vit.reproduction.directions import compare
+from sparse_tube_vit.reproduction.directions import accuracies, compare
 from sparse_tube_vit.reproduction.runs import Results, Run
 from sparse_tube_vit.reproduction.tables import TABLES
 from tests.reproduction.results import add, add_rows
+
+FINETUNING = "ucf101_finetuning"
 
 
 @pytest.fixture(scope="module")
@@ -185,6 +188,28 @@ def test_the_committed_document_is_that_of_the_committed_results(tmp_path):
     document.write(Results(tmp_path / "reproduction"), tmp_path / "reproduction.md")
     written = (tmp_path / "reproduction.md").read_text()
     assert written == (docs / "reproduction.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("row", "table", "names", "task"),
+    [
+        ("`moving_shapes`", "5", ("videos_alone", "jointly"), "moving_shapes"),
+        ("from an image ViT", "finetuning", ("everything", "jointly"), FINETUNING),
+    ],
+)
+def test_the_readme_has_the_committed_means(row, table, names, task):
+    root = Path(__file__).parents[2]
+    results = Results(root / "docs" / "reproduction")
+    means = []
+    for name in names:
+        found = accuracies(results, table, TABLES[table].row(name), task)
+        assert len(found) == 3
+        means.append(f"{statistics.mean(found.values()):.1f}%")
+    (line,) = re.findall(
+        rf"(?m)^\| .*{row}.* three seeds: videos alone, jointly .*",
+        (root / "README.md").read_text(),
+    )
+    assert line.endswith(f"| {', '.join(means)} |")
 
 
 def test_what_was_tried_is_told_where_the_reverse_is_found(tmp_path):

@@ -165,6 +165,32 @@ def test_no_run_begins_with_other_code(commands, tmp_path, monkeypatch):
     assert finished == [0] and results.get(runs[0]) and not results.get(runs[1])
 
 
+def test_no_command_of_a_run_has_other_code_than_the_one_before(tmp_path, monkeypatch):
+    run, results = run_of("5", "jointly"), Results(tmp_path / "results")
+    (tmp_path / "small.py").write_text("steps = 1")
+    change = f"open({str(tmp_path / 'small.py')!r}, 'w').write('steps = 2')"
+
+    def commands(self, runs, data_dir, weights):
+        yield [sys.executable, "-c", change]
+        yield [sys.executable, "-c", TRAINED, str(self.workdir(runs))]
+
+    monkeypatch.setattr(runner.files, "SHIPPED", tmp_path)
+    monkeypatch.setattr(runner, "_device", lambda: "2 CPU cores")
+    monkeypatch.setattr(Run, "commands", commands)
+    with pytest.raises(runner.ChangedCode):
+        runner.carry_out([run], results, tmp_path / "runs", "", "")
+    assert not run.workdir(tmp_path / "runs").exists()
+
+
+def test_a_log_that_takes_no_more_is_named(commands, tmp_path):
+    run, results = run_of("5", "jointly"), Results(tmp_path / "results")
+    folder = tmp_path / "runs" / run.folder
+    folder.mkdir(parents=True)
+    (folder / "log.txt").symlink_to("/dev/full")
+    with pytest.raises(UnwritableOutput, match=r"log.txt cannot be written: No space"):
+        runner.carry_out([run], results, tmp_path / "runs", "", "")
+
+
 def test_no_run_begins_with_code_that_changed_while_data_was_prepared(
     commands, tmp_path, monkeypatch
 ):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -290,6 +291,12 @@ def test_weights_have_the_name_of_their_folder_and_content(tmp_path):
     one = "6b86b273ff34"  # of sha256sum
     assert names[0] == names[2] == f"vit, SHA-256 {one}" != names[1]
     assert name_of(f"{files[0].parent}/") == names[0]
+    parts = tmp_path / "parts"
+    shutil.copytree(tmp_path / "a" / "vit", parts)
+    (parts / "model.safetensors").rename(parts / "model-1.safetensors")
+    index = parts / "model.safetensors.index.json"
+    index.write_text('{"weight_map": {"x": "model-1.safetensors"}}')
+    assert name_of(str(index)) == f"parts, SHA-256 {one}"
     with pytest.raises(UnreadableWeights, match="--weights .*nowhere: "):
         name_of(str(tmp_path / "nowhere"))
     assert name_of("hf://facebook/dinov2-small") == "hf://facebook/dinov2-small"

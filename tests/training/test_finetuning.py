@@ -535,6 +535,13 @@ def test_what_is_open_needs_clips(finished, tmp_path):
         finetuning.complete(config_of("", tmp_path, finished[0]), tmp_path)
 
 
+def test_a_folder_that_nothing_reads_is_refused(tmp_path):
+    config = tiny_config(tmp_path)
+    config.data.folder = str(tmp_path / "clips")
+    with pytest.raises(InvalidConfig, match="clips', but all streams and evaluations"):
+        finetuning.complete(config, tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     "key, value",
     [
