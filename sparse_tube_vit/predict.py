@@ -166,7 +166,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         type=seconds,
         metavar="SECONDS",
         help="from one window's beginning to the next one's, 0.01 or more; default: as "
-        "--window. The last window is moved to end with the video",
+        "--window. The last window is moved to end with the video, unless that ends "
+        "between two",
     )
     parser.add_argument(
         "--plot",
@@ -214,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             write(lambda file: figure.savefig(file, format="png"))
             log.info("Drew %d windows to %s", len(drawn), args.plot)
         if bad:
-            log.warning("%d of %d files could not be read", len(bad), len(paths))
+            log.warning("%d of %d files have no prediction", len(bad), len(paths))
         if bad or predictions.interrupted:
             sys.exit(130 if predictions.interrupted else 1)
 

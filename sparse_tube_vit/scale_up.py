@@ -8,7 +8,7 @@ The result is trained with configs/scale_up.py.
 from collections.abc import Sequence
 
 from sparse_tube_vit.checkpoints.scaling import scale_up
-from sparse_tube_vit.config.flags import CommandParser
+from sparse_tube_vit.config.flags import CommandParser, add_normalization
 from sparse_tube_vit.errors import reported
 from sparse_tube_vit.log import to_stderr
 from sparse_tube_vit.models.variants import VARIANTS
@@ -39,6 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         default="fixed",
         help="of the new model: fixed, as in the paper, or those of an image ViT too",
     )
+    add_normalization(parser)
     args = parser.parse_args(argv)
     sizes = VARIANTS.get(args.variant)
     to_stderr()
@@ -50,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             sizes,
             args.trained_layers,
             keep_positions=args.positions == "keep",
+            normalization=args.normalization,
         )
     model = config.model.to_dict()
     tubes = "".join(f"\n    {tube}," for tube in model.pop("tubes"))

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
+from sparse_tube_vit.log import log
 from sparse_tube_vit.storage import UnreachableStorage
 
 _URL = re.compile(r"hf://([^/@]+/[^/@]+)(?:@(refs/[^/]+/[^/]+|[^/]+))?(?:/(.*))?")
@@ -54,6 +55,8 @@ class HubPath:
             else:
                 info = hub.HfApi().model_info(repository, revision=revision)
                 files, commit = [file.rfilename for file in info.siblings], info.sha
+                # Notes in the cache which commit the revision is at, for `_cached`.
+                hub.snapshot_download(repository, revision=revision, allow_patterns=[])
         return cls(repository, commit, frozenset(files), PurePosixPath(path))
 
     def __truediv__(self, name) -> "HubPath":
@@ -111,9 +114,16 @@ class HubPath:
 
 
 def _cached(hub, repository, revision):
-    """Returns the folder of a revision in the cache; without one, of the newest."""
-    if revision:
-        return Path(hub.snapshot_download(repository, revision=revision))
+    """Returns the folder of a revision in the cache, by default of main.
+
+    Where main was never asked for, it is the newest.
+    """
+    try:
+        none = {"revision": revision, "allow_patterns": []}  # some may be missing
+        return Path(hub.snapshot_download(repository, **none))
+    except hub.errors.LocalEntryNotFoundError:
+        if revision:
+            raise
     found = [
         snapshot
         for cached in hub.scan_cache_dir().repos
@@ -122,7 +132,9 @@ def _cached(hub, repository, revision):
     ]
     if not found:
         raise FileNotFoundError("it is not in the cache, and HF_HUB_OFFLINE is set.")
-    return max(found, key=lambda snapshot: snapshot.last_modified).snapshot_path
+    newest = max(found, key=lambda snapshot: snapshot.last_modified)
+    log.warning("hf://%s is taken from commit %s", repository, newest.commit_hash)
+    return newest.snapshot_path
 
 
 def push(

@@ -161,6 +161,7 @@ class PatchViT:
         dropped: As in `pretrained.WeightsReport`.
         positions: Learned positions of a file's patches (h, w, D), or None.
         interpolation: How these are resized, as in `resizing.positions_at`.
+        notes: As in `pretrained.WeightsReport`.
     """
 
     model: dict
@@ -169,6 +170,7 @@ class PatchViT:
     dropped: dict[str, tuple]
     positions: np.ndarray | None = None
     interpolation: str = "linear"
+    notes: Sequence[str] = ()
 
 
 #: The keys of `config.model` that an encoder's parameters depend on.
@@ -178,7 +180,9 @@ _ENCODER = (
 )
 
 
-def read_image_vit(path, sizes: Mapping | None = None) -> PatchViT:
+def read_image_vit(
+    path, sizes: Mapping | None = None, normalization: str = ""
+) -> PatchViT:
     """Reads the large model.
 
     Args:
@@ -193,20 +197,21 @@ def read_image_vit(path, sizes: Mapping | None = None) -> PatchViT:
         The errors of `stored`.
     """
     if image_vits.holds_image_vit(path):
-        vit = image_vits.read(path)
+        vit = image_vits.read(path, normalization)
         _, h, w = vit.patch
         config = default_config()
         values = {key: vit.model[key] for key in _ENCODER if key in vit.model}
         config.model.update(values | dict(sizes or {}))
         config.model.tubes = ({"kernel": (1, h, w), "stride": (1, h, w)},)
-        config.init.weights = str(path)
+        config.init.update(weights=str(path), normalization=normalization)
         model = _model(config, {"classes": ()})
         params, report = pretrained.initial_params(config, *model)
-        dropped = report.dropped
+        dropped, notes = report.dropped, report.notes
         positions = vit.arrays.get("positions"), vit.family.interpolation
     else:
         source, positions = stored.read(path), ()
-        config, params, dropped = from_json(source.run["config"]), source.params, {}
+        config, params = from_json(source.run["config"]), source.params
+        dropped, notes = {}, ()
     m, (tube, *others) = config.model, make_tubes(config.model.tubes)
     images_alone = not others and tube.reads_images and tube.windows_per_token == 1
     if not images_alone or m.kernels != "separate" or m.gate_after is not None:
@@ -215,7 +220,8 @@ def read_image_vit(path, sizes: Mapping | None = None) -> PatchViT:
             "with a kernel of its own, and no gate."
         )
     values = {key: m[key] for key in _ENCODER}
-    return PatchViT(values, tube, flatten_dict(params, sep="/"), dropped, *positions)
+    params = flatten_dict(params, sep="/")
+    return PatchViT(values, tube, params, dropped, *positions, notes=notes)
 
 
 def _model(config, class_names):
@@ -236,16 +242,18 @@ def scale_up(
     sizes: Mapping | None = None,
     trained_layers: int | None = None,
     keep_positions: bool = False,
+    normalization: str = "",
 ) -> tuple[ConfigDict, pretrained.WeightsReport]:
     """Writes the created model as a checkpoint that runs can start from.
 
     The kernels of its tubes are the small model's. Patches, encoder and, if there is
     one, attention pooling are the large model's. All other parameters are new, drawn
-    with the seed of the small model's config. It has the small model's heads.
+    with the seed of the small model's config. It has the heads that the small model's
+    streams train.
 
     Args:
         small: A stored TubeViT: work directory, checkpoint or release.
-        big, sizes: As for `read_image_vit`.
+        big, sizes, normalization: As for `read_image_vit`.
         workdir: Work directory for the created model; no run may use it.
         trained_layers, keep_positions: As for `scale_config`.
 
@@ -264,13 +272,15 @@ def scale_up(
     source = stored.read(small)
     run, config = source.run, from_json(source.run["config"])
     kernels = read_kernels(source.params, config)
-    image = read_image_vit(big, sizes)
+    image = read_image_vit(big, sizes, normalization)
+    trained = {stream.head for stream in config.streams.values()}
+    classes = {h: names for h, names in run["class_names"].items() if h in trained}
     config.init.update(default_config().init)
     scale_config(config, image.model, image.patches, trained_layers, keep_positions)
     config.init.weights = absolute(workdir)
     validate(config)
     tubes = make_tubes(config.model.tubes)
-    model, shapes, _ = _model(config, run["class_names"])
+    model, shapes, _ = _model(config, classes)
     shapes = flatten_dict(shapes, sep="/")
     given, dropped = {}, dict(image.dropped)
     for i, (tube, kernel) in enumerate(zip(tubes, kernels, strict=True)):
@@ -298,6 +308,7 @@ def scale_up(
         loaded={name: (x.shape, f"of {path}") for name, (x, path) in given.items()},
         new={name: (x.shape, "") for name, x in shapes.items() if name not in given},
         dropped=dropped,
+        notes=[*image.notes],
     )
 
     @jax.jit  # computes the new parameters only
@@ -309,7 +320,7 @@ def scale_up(
     save_params(
         workdir,
         unflatten_dict(params, sep="/"),
-        describe_run(config, run["class_names"]),
+        describe_run(config, classes),
     )
     return config, report
 

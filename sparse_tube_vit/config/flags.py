@@ -116,7 +116,7 @@ def add_checkpoint_arguments(
 
 
 def add_normalization(parser: argparse.ArgumentParser) -> None:
-    """Adds --normalization, of the inputs of an image ViT that is given by --model."""
+    """Adds --normalization, of the inputs of an image ViT that another option names."""
     parser.add_argument(
         "--normalization",
         default="",

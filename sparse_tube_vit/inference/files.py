@@ -15,6 +15,7 @@ from tqdm import tqdm
 from sparse_tube_vit.distributed.cpu import usable_cores
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.log import log
+from sparse_tube_vit.models.losses import NonFiniteScores
 from sparse_tube_vit.storage import (
     UnreachableStorage,
     files_below,
@@ -76,7 +77,8 @@ def expand(paths: Iterable) -> list[str]:
 def _with_input(paths):
     for path in paths:
         if path == "-":
-            yield from (line.rstrip("\n") for line in sys.stdin if line.strip())
+            lines = (line.rstrip(b"\r\n") for line in sys.stdin.buffer)
+            yield from (os.fsdecode(line) for line in lines if line.strip())
         else:
             yield path
 
@@ -190,12 +192,19 @@ def compute(
 
     def compute_batch(group):
         numbers, videos = zip(*groups.pop(group), strict=True)
-        missing = size - len(videos)
-        try:
-            batch = of_batch(group, np.stack([*videos, *[videos[-1]] * missing]))
-        except TubeViTError as error:  # no tube reads such, say
-            batch = [error] * size
-        for number, result in zip(numbers, batch, strict=False):
+
+        def results(videos):
+            missing = size - len(videos)
+            try:
+                return of_batch(group, np.stack([*videos, *[videos[-1]] * missing]))
+            except NonFiniteScores as error:  # of any one of them
+                if len(videos) == 1:
+                    return [error]
+                return [results([video])[0] for video in videos]
+            except TubeViTError as error:  # no tube reads such, say
+                return [error] * size
+
+        for number, result in zip(numbers, results(videos), strict=False):
             finish(number, result, group)
 
     def finish(number, result, group=None):

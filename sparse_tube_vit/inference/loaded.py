@@ -231,9 +231,10 @@ class TrainedTubeViT:
 
         Each window is sampled as the evaluation samples a video of that length: one
         shorter than the model's clip loops. Windows begin at 0, `stride`, 2 `stride`
-        seconds and so on. The last one is moved to end with the video; a video that is
-        shorter than a window is one window. The video is decoded once, from its encoded
-        file in memory, and windows are computed in batches, as the caller takes them.
+        seconds and so on. The last one is moved to end with the video, unless that ends
+        between two; a video that is shorter than a window is one window. The video is
+        decoded once, from its encoded file in memory, and windows are computed in
+        batches, as the caller takes them.
 
         Args:
             path: A video's path, local or gs://.
@@ -297,7 +298,10 @@ class TrainedTubeViT:
         else:
             source = self.protocol(kind, self.choose_head(kind, head))
         config = self.config
-        return examples.EvaluationExample.of(config.clip, config.loader, source)
+        example = examples.EvaluationExample.of(config.clip, config.loader, source)
+        # A config's limit of CPU time is for clips; the default is for whole videos.
+        limits = dataclasses.replace(example.limits, cpu_seconds=Limits.cpu_seconds)
+        return dataclasses.replace(example, limits=limits)
 
     def as_views(self, clip) -> tuple[str, np.ndarray]:
         """Returns (kind, views (V, T, H, W, 3)) of an array, as for `predict`.
@@ -483,12 +487,15 @@ def _views(clip, size):
         clip: An array.
         size: The (T, H, W) of the model's clips; images have one frame.
     """
-    if not np.ndim(clip):
+    try:
+        clip = np.asarray(clip)
+    except ValueError as error:  # a nested list of parts that differ
+        raise NotAClip(f"Not an array of pixels: {error}") from error
+    if not clip.ndim:
         raise NotAClip(
             "Expected a path, an image (H, W, 3), a clip (T, H, W, 3) or its views, or "
-            f"several of them, not {type(clip).__name__}."
+            f"several of them, not {type(clip.item()).__name__}."
         )
-    clip = np.asarray(clip)
     if clip.ndim not in (3, 4, 5) or clip.shape[-1] != 3:
         raise NotAClip(
             "Expected an image (H, W, 3), a clip (T, H, W, 3) or its views (V, T, H, "

@@ -1,7 +1,6 @@
 """Predictions for the sliding windows of long videos."""
 
 import concurrent.futures
-import dataclasses
 import functools
 import itertools
 import math
@@ -16,7 +15,6 @@ from sparse_tube_vit.inference.clips import naming
 from sparse_tube_vit.inference.predictions import Prediction
 from sparse_tube_vit.log import log
 from sparse_tube_vit.storage import read_file
-from sparse_tube_vit.video.limits import Limits
 
 if TYPE_CHECKING:  # which imports this module
     from sparse_tube_vit.inference.loaded import TrainedTubeViT
@@ -129,9 +127,6 @@ def _checked(tubevit, window, stride, head, views):
             clip.frames / clip.fps,
         )
     example = tubevit.example("video", head, views)
-    # A config's limit of CPU time is for clips; the default is for whole videos.
-    limits = dataclasses.replace(example.limits, cpu_seconds=Limits.cpu_seconds)
-    example = dataclasses.replace(example, limits=limits)
     return (
         functools.partial(spans, window, stride, frame=1 / clip.fps),
         head,

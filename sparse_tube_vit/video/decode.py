@@ -104,10 +104,14 @@ def _by_count(video):
     return video.frame_times(), "count"
 
 
+#: Frames between two that are sooner decoded than left out.
+_GAP = 64
+
+
 def _far_apart(video, ticks, clock, clips):
     """Splits clips (key, indices) where decoding is to start again at a key frame.
 
-    Each start searches all packets: there are at most a hundred.
+    Each start searches all packets: there are at most a hundred, past `_GAP` frames.
     """
     if clock != "pts":  # which alone can start elsewhere
         return [clips] if clips else []
@@ -116,7 +120,7 @@ def _far_apart(video, ticks, clock, clips):
     for key, indices in clips:
         first = indices.min()
         if last is None or (
-            first - last > len(ticks) / 100
+            first - last > max(len(ticks) / 100, _GAP)
             and np.searchsorted(keys, ticks[last], "right")
             < np.searchsorted(keys, ticks[first], "right")
         ):
@@ -160,17 +164,20 @@ def _decode_at(video, ticks, times, to_rgb, clock):
     """Returns what `decode` does; None where one of the frames does not come."""
     timeline = video.timeline(ticks)
     wanted = _indices(video, timeline, times(video.seconds(ticks)))
-    missing, last, clip = {*wanted.tolist()}, wanted.max(), None
-    for i, frame in frames_by_index(video, ticks, wanted, clock):
-        if i in missing:
-            picture = to_rgb(frame)
-            if clip is None:
-                clip = np.empty((len(wanted), *picture.shape), np.uint8)
-            # Copied at once, so that the next picture reuses the memory in the cache.
-            clip[wanted == i] = picture
-            missing.remove(i)
-        if i >= last:
-            break
+    missing, clip = {*wanted.tolist()}, None
+    single = [(i, np.array([i])) for i in np.unique(wanted)]
+    for part in _far_apart(video, ticks, clock, single):
+        indices = np.array([i for i, _ in part])
+        for i, frame in frames_by_index(video, ticks, indices, clock):
+            if i in missing:
+                picture = to_rgb(frame)
+                if clip is None:
+                    clip = np.empty((len(wanted), *picture.shape), np.uint8)
+                # Copied at once: the next picture reuses the memory in the cache.
+                clip[wanted == i] = picture
+                missing.remove(i)
+            if i >= indices[-1]:
+                break
     return None if missing else (clip, (timeline[wanted] - ticks[0]) * video.tick)
 
 

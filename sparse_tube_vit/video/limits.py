@@ -139,4 +139,7 @@ class CpuLimit:
     def check(self) -> None:
         """Raises `DecodeTimeout` if the time is over."""
         if time.thread_time() - self.started > self.limit:
-            raise DecodeTimeout(f"It takes more than {self.limit:g} s to decode.")
+            raise DecodeTimeout(
+                f"It takes more than {self.limit:g} s to decode "
+                "(config.loader.decode_timeout_seconds)."
+            )

@@ -116,7 +116,8 @@ def test_what_was_downloaded_is_there_offline(server, monkeypatch):
     commit = hub.HubPath.of("hf://me/vit").commit
     server.repositories.clear()  # the Hub is not asked
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    for url in ("hf://me/vit/big/vit.npz", f"hf://me/vit@{commit}/big/vit.npz"):
+    for revision in ("", "@main", "@refs/pr/1", f"@{commit}"):
+        url = f"hf://me/vit{revision}/big/vit.npz"
         assert_equal(image_vits.read_arrays(url), arrays)
     with pytest.raises(UnreachableStorage, match="other.npz: .* has big/vit.npz"):
         image_vits.read_arrays("hf://me/vit/other.npz")

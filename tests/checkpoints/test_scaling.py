@@ -50,10 +50,10 @@ def model_and_params(config, classes=CLASSES):
     return model, random_like(shapes, config.seed)
 
 
-def write(workdir, config):
+def write(workdir, config, kept=None):
     """A checkpoint of random parameters, as training them would leave one."""
     _, params = model_and_params(config)
-    save_params(workdir, params, describe_run(config, CLASSES))
+    save_params(workdir, params, describe_run(config, CLASSES | (kept or {})))
     return params
 
 
@@ -289,6 +289,34 @@ def test_the_command_prints_the_config_to_train_with(created, tmp_path, capsys):
     with pytest.raises(SystemExit):
         scale_up_command.main(command)
     assert "OtherRun: " in capsys.readouterr().err
+
+
+def test_the_inputs_of_an_image_vit_are_normalized_as_asked(tmp_path, capsys):
+    write(tmp_path / "small", small_config())
+    command = [
+        "--small",
+        f"{tmp_path}/small",
+        "--big",
+        str(GOLDEN / "timm.safetensors"),
+    ]
+    kernels = []
+    for name, options in (("a", []), ("b", ["--normalization=imagenet"])):
+        workdir = tmp_path / name
+        scale_up_command.main([*command, "--workdir", str(workdir), *options])
+        kernels.append(read(workdir)[2]["stem"]["tube_1"]["kernel"])
+    said = re.findall(r"inputs are normalized by (\w+)", capsys.readouterr().out)
+    assert said == ["half", "imagenet"] and not np.array_equal(*kernels)
+
+
+def test_a_head_that_the_small_model_only_keeps_stays_behind(tmp_path):
+    small = small_config()
+    small.init.update(weights="elsewhere", keep_heads=("old",))
+    write(tmp_path / "small", small, {"old": ("x", "y")})
+    write(tmp_path / "big", big_config())
+    scale_up(tmp_path / "small", tmp_path / "big", tmp_path / "created")
+    _, run, params = read(tmp_path / "created")
+    assert set(run["class_names"]) == {"motions", "shapes"}
+    assert "head_old" not in params
 
 
 def test_training_moves_the_gate_and_nothing_frozen(created, tmp_path, monkeypatch):

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -291,6 +292,9 @@ def test_what_is_no_clip_is_named(tubevit, tmp_path):
     for nothing, kind in ((None, "NoneType"), (b"encoded", "bytes"), (3, "int")):
         with pytest.raises(NotAClip, match=f"Expected a path, .* not {kind}"):
             tubevit.predict(nothing)
+    frames = [np.zeros((size, 16, 3), np.uint8) for size in (16, 8)]
+    with pytest.raises(NotAClip, match="Not an array of pixels: "):
+        tubevit.as_views(frames)
     with pytest.raises(UnreadableFile, match="nothing: No such file"):
         tubevit.predict(tmp_path / "nothing")
     (tmp_path / "text").write_text("no clip")
@@ -350,7 +354,7 @@ def test_the_command_tells_of_files_in_every_format(run, files, tmp_path, capsys
     assert [c["name"] for c in first["classes"]] == [name for name, _ in expected]
     assert bad["problem"].startswith("FFmpeg cannot decode it")
     assert (last["file"], last["kind"], last["head"]) == (image, "image", "crowds")
-    assert "1 of 3 files could not be read" in told.err
+    assert "1 of 3 files have no prediction" in told.err
     assert "1 of 3 files are left out" in told.err
     # Without a head, clip and image have each their own.
     _, *rows = run_command("--format=csv", "--top=1").out.splitlines()
@@ -394,7 +398,7 @@ def test_interrupted_predictions_keep_what_is_done(
 
     monkeypatch.setattr(loaded.TrainedTubeViT, "scores", interrupted)
     names = "".join(f"{path}\n" for path in files["crowds"][:5])
-    monkeypatch.setattr(sys, "stdin", io.StringIO(names))
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(names.encode())))
     options = ["--batch_size=2", "--top=1", f"--format={format}"]
     with pytest.raises(SystemExit) as end:
         predict.main([f"--model={run}", *options, "-"])
@@ -425,6 +429,50 @@ def test_urls_that_are_not_read_cost_no_other_result(run, files, capsys, url, pr
     assert problem not in printed.err  # told once
 
 
+def test_names_from_stdin_may_end_as_on_windows_and_need_not_be_utf8(
+    run, files, tmp_path, capsys, monkeypatch
+):
+    odd = os.fsencode(tmp_path) + b"/caf\xe9.mp4"
+    shutil.copy(files["crowds"][0], odd)
+    names = os.fsencode(files["crowds"][1]) + b"\r\n\r\n" + odd + b"\n"
+    strict = io.TextIOWrapper(io.BytesIO(names), "utf-8", "strict")
+    monkeypatch.setattr(sys, "stdin", strict)
+    predict.main([f"--model={run}", "--format=json", "--top=1", "-"])
+    printed = json.loads(capsys.readouterr().out)
+    assert [bool(x["classes"]) for x in printed] == [True, True]
+
+
+def test_an_input_without_a_finite_output_costs_no_other(run, files, monkeypatch):
+    model = stv.load(run)
+    clips = [stv.read_clip(path, model.config) for path in files["crowds"][:3]]
+    expected = model.predict(clips, "crowds", batch_size=1)
+    scores = loaded.TrainedTubeViT._scores
+
+    def diverging(self, *options):
+        compute = scores(self, *options)
+
+        def some(params, videos):
+            bad = (np.asarray(videos) == clips[1]).all((1, 2, 3, 4, 5))
+            return np.where(bad[:, None], np.nan, compute(params, videos))
+
+        return some
+
+    monkeypatch.setattr(loaded.TrainedTubeViT, "_scores", diverging)
+    for size in (2, 3):
+        computed = list(
+            loaded.files.compute(
+                clips,
+                model.as_views,
+                lambda kind, videos: list(model.scores(videos, "crowds")),
+                size,
+            )
+        )
+        assert ["not finite" in x.problem for x in computed] == [False, True, False]
+        for x, best in zip(computed, expected, strict=True):
+            if not x.problem:
+                assert model.best(x.result, "crowds", 1)[0][0] == best[0][0]
+
+
 def test_a_folder_without_clips_is_an_error(run, files, tmp_path, capsys):
     (tmp_path / "notes.txt").write_text("not a clip")
     with pytest.raises(SystemExit):
@@ -434,6 +482,6 @@ def test_a_folder_without_clips_is_an_error(run, files, tmp_path, capsys):
         predict.main([f"--model={run}", str(tmp_path), str(files["images"][0])])
     printed = capsys.readouterr()
     assert "holds no clip and no image" in printed.err
-    assert "1 of 2 files could not be read" in printed.err
+    assert "1 of 2 files have no prediction" in printed.err
     assert files["images"][0].name in printed.out
     assert isinstance(stv.load(run, ema=False), loaded.TrainedTubeViT)

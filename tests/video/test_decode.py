@@ -90,6 +90,21 @@ def test_frames_that_nothing_needs_are_not_decoded(codec):
         np.testing.assert_array_equal(picture, every[time])
 
 
+def test_what_lies_between_frames_far_apart_is_not_decoded(monkeypatch):
+    data, decoded, packets = write_video(moving(400)), opening.Video._decoded, []
+
+    def counted(self, packet, codec):
+        packets.append(packet)
+        return decoded(self, packet, codec)
+
+    monkeypatch.setattr(opening.Video, "_decoded", counted)
+    shown = [201, 2, 398, 3, 200, 60]
+    clip, times = decode(data, at(*np.array(middles(400))[shown]), whole)
+    assert len(packets) < 120
+    np.testing.assert_array_equal(clip, np.stack(full_decode(data))[shown])
+    np.testing.assert_allclose(times, np.array(shown) / 25)
+
+
 # Packets of these do not tell when frames are shown, or not where to start.
 UNCLEAR = ("h264 no container", "mpeg1 mpg", "mpeg2 mpg", "mpeg2 mpg interlaced")
 UNCLEAR += ("h264 mp4 refresh", "h264 ts refresh")
