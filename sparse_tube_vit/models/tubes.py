@@ -70,14 +70,11 @@ class Tube:
             given = getattr(self, name)
             try:
                 size = tuple(map(int, given))
-                whole = size == tuple(given)  # 8.0 is, 8.5 and "8" are not
+                allowed = size == tuple(given)  # 8.0 is as 8, 8.5 and "8" are not
             except (TypeError, ValueError, OverflowError):
-                size, whole = (), False
-            if (
-                not whole
-                or len(size) != 3
-                or not all(least <= s <= _MOST for s in size)
-            ):
+                size, allowed = (), False
+            allowed &= len(size) == 3 and all(least <= s <= _MOST for s in size)
+            if not allowed:
                 raise InvalidTube(
                     f"Tube {name} {given}: expected three whole numbers (t, h, w), "
                     f"each from {least} to {_MOST:,}."
