@@ -130,8 +130,9 @@ def test_what_reproduction_does_not_have_is_named(argument, message):
         get_config("reproduction", argument)
 
 
-def test_a_row_after_another_does_not_train_without_its_model(tmp_path):
+def test_a_row_after_another_does_not_train_without_its_model(data_dir, tmp_path):
     config = get_config("reproduction", "table=5,row=images_first,task=moving_shapes")
+    config.data_dir = str(data_dir)
     with pytest.raises(NoCheckpoint, match="MODEL_OF_ROW_images"):
         train(config, tmp_path)
 
