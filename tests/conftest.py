@@ -44,6 +44,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import pytest
 
+from sparse_tube_vit.config import default_config
 from sparse_tube_vit.datasets.preparing.embedded import prepare_embedded
 from tests.tiny import COUNTS, shrink_moving_shapes, tiny_config
 
@@ -59,6 +60,15 @@ def pytest_collection_modifyitems(config, items):
         for item in items:
             if "slow" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="slow: run with --slow"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_data_of_the_repository():
+    """The embedded data is tiny in tests: launch/local.sh would train on it there."""
+    data = Path(default_config().data_dir).absolute()
+    before = data.exists()
+    yield
+    assert before or not data.exists(), f"a test has no data_dir of its own: {data}"
 
 
 @pytest.fixture(scope="session")

@@ -55,8 +55,7 @@ class HubPath:
             else:
                 info = hub.HfApi().model_info(repository, revision=revision)
                 files, commit = [file.rfilename for file in info.siblings], info.sha
-                # Notes in the cache which commit the revision is at, for `_cached`.
-                hub.snapshot_download(repository, revision=revision, allow_patterns=[])
+                _snapshot(hub, repository, revision)  # for `_cached`, later
         return cls(repository, commit, frozenset(files), PurePosixPath(path))
 
     def __truediv__(self, name) -> "HubPath":
@@ -113,14 +112,21 @@ class HubPath:
         return Path(root, self.path)
 
 
+def _snapshot(hub, repository, revision):
+    """Returns the folder of a revision in the cache, and downloads no file to it.
+
+    The cache then tells which commit a branch or tag is at.
+    """
+    return Path(hub.snapshot_download(repository, revision=revision, allow_patterns=[]))
+
+
 def _cached(hub, repository, revision):
     """Returns the folder of a revision in the cache, by default of main.
 
     Where main was never asked for, it is the newest.
     """
     try:
-        none = {"revision": revision, "allow_patterns": []}  # some may be missing
-        return Path(hub.snapshot_download(repository, **none))
+        return _snapshot(hub, repository, revision)
     except hub.errors.LocalEntryNotFoundError:
         if revision:
             raise

@@ -20,6 +20,7 @@ from sparse_tube_vit.checkpoints.resizing import positions_at
 from sparse_tube_vit.checkpoints.run import describe_run, save_params
 from sparse_tube_vit.config import (
     ConfigDict,
+    InvalidConfig,
     default_config,
     from_json,
     validate,
@@ -190,9 +191,11 @@ def read_image_vit(
             reads single frames.
         sizes: depth, width, mlp_dim and heads of an image ViT's weights; None: as
             they tell.
+        normalization: Of an image ViT's inputs, as `init.normalization`.
 
     Raises:
         NotScalable: The model is more than an image ViT.
+        InvalidConfig: There is no such normalization, or a stored model has its own.
         UnreadableWeights, WeightsDoNotMatch: The file cannot be read.
         The errors of `stored`.
     """
@@ -208,6 +211,10 @@ def read_image_vit(
         params, report = pretrained.initial_params(config, *model)
         dropped, notes = report.dropped, report.notes
         positions = vit.arrays.get("positions"), vit.family.interpolation
+    elif normalization:
+        raise InvalidConfig(
+            f"{path} is not an image ViT's weights: it takes no normalization."
+        )
     else:
         source, positions = stored.read(path), ()
         config, params = from_json(source.run["config"]), source.params
@@ -264,7 +271,7 @@ def scale_up(
     Raises:
         NotScalable: The two models do not fit, or the large one has no positions to
             keep.
-        InvalidConfig: `trained_layers` is 0, or all layers.
+        InvalidConfig: `trained_layers` is 0, or all layers; or as `read_image_vit`.
         UnreadableWeights, WeightsDoNotMatch: The file cannot be read.
         OtherRun: The work directory is in use.
         The errors of `stored`.

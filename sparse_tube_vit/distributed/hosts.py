@@ -156,7 +156,9 @@ def _join():
             return  # jax finds no other hosts
         raise UnknownHosts(f"jax cannot tell which hosts there are: {error}") from error
     except jax.errors.JaxRuntimeError as error:
-        failed = "The first host cannot listen" if index == 0 else "It cannot join"
+        failed = "This host cannot join the others"
+        if index == 0:
+            failed = "The first host cannot listen"
         raise HostMissing(f"{failed}{where}: {error}") from error
     except RuntimeError as error:
         if address is None and _hosts() == 1:

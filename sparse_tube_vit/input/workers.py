@@ -142,9 +142,8 @@ def _costs(config, splits, batch_shares):
     seconds = {name: stream_seconds(config, name, splits[name]) for name in splits}
     words = {name: f" ({1e3 * x:.1f} ms an example)" for name, x in seconds.items()}
     streams = config.streams
-    return {
-        n: x * streams[n].batch_size / batch_shares for n, x in seconds.items()
-    }, words
+    sizes = {name: stream.batch_size / batch_shares for name, stream in streams.items()}
+    return {name: x * sizes[name] for name, x in seconds.items()}, words
 
 
 def _fitting(workers, costs, sizes, prefetch):

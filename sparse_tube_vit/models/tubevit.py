@@ -230,11 +230,8 @@ def check_tubes(config: ConfigDict) -> None:
     sources = (*config.streams.values(), *config.evaluations.values())
     inputs = {(source.kind, source.get("stride_scale", 1.0)) for source in sources}
     for kind, scale in inputs or {("video", 1.0)}:
-        size, restrided = (
-            input_size(config.clip, kind),
-            [t.restride(scale) for t in tubes],
-        )
-        tokens, width = count_tokens(restrided, size), config.model.width
+        size, width = input_size(config.clip, kind), config.model.width
+        tokens = count_tokens([tube.restride(scale) for tube in tubes], size)
         if tokens * width > MOST_VALUES:
             raise InvalidModel(
                 f"The tubes make {tokens:,} tokens of width {width} of a {kind} of "

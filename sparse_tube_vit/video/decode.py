@@ -113,7 +113,7 @@ def _far_apart(video, ticks, clock, clips):
 
     Each start searches all packets: there are at most a hundred, past `_GAP` frames.
     """
-    if clock != "pts":  # which alone can start elsewhere
+    if clock != "pts" or len(clips) < 2:  # by that alone it can start elsewhere
         return [clips] if clips else []
     keys = np.array(sorted(p.pts for p in video.packets if p.is_keyframe))
     parts, last = [], None
@@ -165,9 +165,10 @@ def _decode_at(video, ticks, times, to_rgb, clock):
     timeline = video.timeline(ticks)
     wanted = _indices(video, timeline, times(video.seconds(ticks)))
     missing, clip = {*wanted.tolist()}, None
-    single = [(i, np.array([i])) for i in np.unique(wanted)]
-    for part in _far_apart(video, ticks, clock, single):
-        indices = np.array([i for i, _ in part])
+    every = np.unique(wanted)
+    near = np.split(every, np.flatnonzero(np.diff(every) > _GAP) + 1)
+    for part in _far_apart(video, ticks, clock, [*enumerate(near)]):
+        indices = np.concatenate([some for _, some in part])
         for i, frame in frames_by_index(video, ticks, indices, clock):
             if i in missing:
                 picture = to_rgb(frame)

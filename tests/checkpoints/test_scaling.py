@@ -306,6 +306,8 @@ def test_the_inputs_of_an_image_vit_are_normalized_as_asked(tmp_path, capsys):
         kernels.append(read(workdir)[2]["stem"]["tube_1"]["kernel"])
     said = re.findall(r"inputs are normalized by (\w+)", capsys.readouterr().out)
     assert said == ["half", "imagenet"] and not np.array_equal(*kernels)
+    with pytest.raises(InvalidConfig, match="a is not an image ViT's weights"):
+        read_image_vit(tmp_path / "a", normalization="half")
 
 
 def test_a_head_that_the_small_model_only_keeps_stays_behind(tmp_path):
