@@ -55,7 +55,8 @@ class HubPath:
             else:
                 info = hub.HfApi().model_info(repository, revision=revision)
                 files, commit = [file.rfilename for file in info.siblings], info.sha
-                _snapshot(hub, repository, revision)  # for `_cached`, later
+                # Read next, and the cache notes which commit the revision is at.
+                _snapshot(hub, repository, revision, ["config.json"])
         return cls(repository, commit, frozenset(files), PurePosixPath(path))
 
     def __truediv__(self, name) -> "HubPath":
@@ -112,12 +113,10 @@ class HubPath:
         return Path(root, self.path)
 
 
-def _snapshot(hub, repository, revision):
-    """Returns the folder of a revision in the cache, and downloads no file to it.
-
-    The cache then tells which commit a branch or tag is at.
-    """
-    return Path(hub.snapshot_download(repository, revision=revision, allow_patterns=[]))
+def _snapshot(hub, repository, revision, files):
+    """Returns a revision's folder in the cache, with these files if it has them."""
+    given = {"revision": revision, "allow_patterns": files}
+    return Path(hub.snapshot_download(repository, **given))
 
 
 def _cached(hub, repository, revision):
@@ -126,7 +125,7 @@ def _cached(hub, repository, revision):
     Where main was never asked for, it is the newest.
     """
     try:
-        return _snapshot(hub, repository, revision)
+        return _snapshot(hub, repository, revision, [])
     except hub.errors.LocalEntryNotFoundError:
         if revision:
             raise
