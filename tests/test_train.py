@@ -1,6 +1,5 @@
-"""The whole: train, stop, resume, evaluate, draw."""
+"""The whole: train, stop, resume. What evaluates is in evaluation/test_evaluator.py."""
 
-import dataclasses
 import functools
 import json
 import multiprocessing
@@ -15,14 +14,12 @@ import time
 from collections import Counter
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from etils import epath
 from jax.experimental.compilation_cache import compilation_cache
-from sklearn.metrics import average_precision_score
 
-from sparse_tube_vit import evaluate, train
+from sparse_tube_vit import train
 from sparse_tube_vit.checkpoints import run as run_module
 from sparse_tube_vit.checkpoints import workdir as workdirs
 from sparse_tube_vit.checkpoints.run import OtherRun
@@ -30,15 +27,11 @@ from sparse_tube_vit.checkpoints.step import NoCheckpoint
 from sparse_tube_vit.checkpoints.stored import locate
 from sparse_tube_vit.config import from_json
 from sparse_tube_vit.datasets import reading
-from sparse_tube_vit.datasets.classes import ClassNamesDiffer
 from sparse_tube_vit.datasets.reading import UnsupportedDataset
 from sparse_tube_vit.distributed import cores, hosts
 from sparse_tube_vit.errors import IndivisibleBatch
-from sparse_tube_vit.evaluation import evaluator, results
-from sparse_tube_vit.figures import run as run_pictures
+from sparse_tube_vit.evaluation import evaluator
 from sparse_tube_vit.input import pipeline
-from sparse_tube_vit.models import losses
-from sparse_tube_vit.models.losses import LossDoesNotFit
 from sparse_tube_vit.models.tubevit import make_model
 from sparse_tube_vit.storage import UnreachableStorage
 from sparse_tube_vit.training import signals, undecodable
@@ -47,11 +40,7 @@ from sparse_tube_vit.training.batches import InputFailed
 from sparse_tube_vit.training.freezing import NewButFrozen
 from sparse_tube_vit.training.reporting import PARTS, read_metrics
 from sparse_tube_vit.video.limits import UndecodableClip
-from tests.tiny import (
-    COUNTS,
-    tiny_config,
-    tiny_multi_label_config,
-)
+from tests.tiny import tiny_config
 
 
 class PowerCut(Exception):
@@ -264,69 +253,6 @@ def test_evaluations_without_result_or_metrics_are_unfinished(
     assert unfinished() == ["image", "video"]
 
 
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ("--stride_scale=-1", "stride_scale is -1.0: it must be between 0.1 and 10"),
-        ("--stride_scale=nan", "stride_scale is nan"),
-        ("--batch_size=0", "batch_size is 0: it must be a whole number"),
-    ],
-)
-def test_options_of_evaluate_follow_the_rules_of_the_config(
-    finished, options, message, capsys
-):
-    with pytest.raises(SystemExit):
-        evaluate.main([f"--workdir={finished[0]}", options])
-    assert message in capsys.readouterr().err
-
-
-def test_devices_of_any_number_evaluate_what_several_slices_trained(
-    finished, tmp_path, capsys
-):
-    workdir = shutil.copytree(finished[0], tmp_path / "run")
-    file = workdir / "checkpoints" / "6" / "run" / "metadata"
-    run = json.loads(file.read_text())
-    run["config"]["mesh"].update(data=3, slices=3)
-    del run["checksum"]
-    # The data of evaluations that are not asked for is not needed.
-    run["config"]["evaluations"]["video"]["dataset"] = "elsewhere"
-    file.write_text(json.dumps(run))
-    evaluate.main([f"--workdir={workdir}", f"--out={tmp_path}", "--only", "image"])
-    assert "image: Top-1" in capsys.readouterr().out
-
-
-def test_an_evaluation_that_fails_leaves_the_results_before_it(
-    finished, tmp_path, monkeypatch, capsys
-):
-    run = evaluator.Evaluator.run
-
-    def fail_second(self, *options):
-        if self.name == "video":
-            raise losses.NonFiniteScores("video: the scores are not finite")
-        return run(self, *options)
-
-    monkeypatch.setattr(evaluator.Evaluator, "run", fail_second)
-    with pytest.raises(SystemExit):
-        evaluate.main([f"--workdir={finished[0]}", f"--out={tmp_path}"])
-    printed = capsys.readouterr()
-    assert "NonFiniteScores: video" in printed.err
-    (path,) = tmp_path.iterdir()
-    assert json.loads(path.read_text())["summary"] in printed.out
-
-
-def test_other_strides_are_told_from_those_of_training(finished, tmp_path, capsys):
-    options = ["--only", "image", "--stride_scale=0.5", f"--out={tmp_path}"]
-    evaluate.main([f"--workdir={finished[0]}", *options])
-    said = capsys.readouterr()
-    (path,) = tmp_path.glob("*.json")
-    result = json.loads(path.read_text())
-    assert (result["tokens"], result["training_tokens"]) == (9, 4)  # 3x3 for 2x2
-    assert "9 tokens, 2.2 times as many as in training; step 6" in said.out
-    compiling, tokens = said.err.splitlines()[1:3]
-    assert compiling.endswith("Compiling the evaluation image ...")
-    assert tokens.endswith("image has 9 tokens, 2.2 times as many as in training")
-
-
 def test_the_last_checkpoints_are_kept_with_config_classes_and_versions(finished):
     workdir, state = finished
     directory = workdir / "checkpoints"
@@ -413,61 +339,6 @@ def test_metrics_tell_of_both_streams_and_of_speed(finished):
     assert "encoder/block_0/mlp/up/kernel" in (workdir / "parameters.txt").read_text()
 
 
-@pytest.mark.smoke
-def test_evaluation_result(finished, data_dir):
-    workdir, _ = finished
-    config = from_json(locate(workdir, 6).read_description()["config"])
-    (video,) = evaluator.evaluate(config, locate(workdir, 6), ["video"])
-    saved = json.loads((workdir / "evaluations" / "video_step6_2x3.json").read_text())
-    # What training wrote at its end is what evaluating the checkpoint gives.
-    assert video.to_json() == saved
-    assert saved["examples"] == COUNTS["videos"]["test"]
-    # Square crops of square pictures are all the same.
-    assert saved["mean_distinct_views"] == 2
-    assert saved["videos_with_fewer_views"] == COUNTS["videos"]["test"]
-    told = f"8 fps (2.00 distinct on average, {saved['examples']} videos have fewer)"
-    assert told in str(video)
-    expected = {"split": "test", "temporal_views": 2, "spatial_views": 3, "frames": 4}
-    expected |= {"fps": 8.0, "size": 16, "step": 6, "dataset": "moving_shapes/videos"}
-    assert {key: saved[key] for key in expected} == expected
-    assert np.sum(saved["confusion"]) == COUNTS["videos"]["test"]
-    assert (workdir / "evaluations" / "video_step6_2x3_confusion.png").exists()
-    assert saved["top1"] == np.trace(saved["confusion"]) / COUNTS["videos"]["test"]
-    with pytest.raises(evaluator.UnknownEvaluation, match="no evaluation dogs"):
-        evaluator.evaluate(config, locate(workdir, 6), ["dogs"])
-
-
-def test_undecodable_videos_count_as_wrong_and_are_named(
-    finished, data_dir, monkeypatch
-):
-    workdir, _ = finished
-    run = locate(workdir, 6).read_description()
-    read = evaluator.pipeline.EvaluationExample.read
-    calls = []
-
-    def damaged(self, encoded, rng):
-        calls.append(1)
-        if len(calls) % 4 == 0:
-            raise UndecodableClip("damaged")
-        return read(self, encoded, rng)
-
-    monkeypatch.setattr(evaluator.pipeline.EvaluationExample, "read", damaged)
-    config = from_json(run["config"])
-    config.loader.threads = 1
-    (result,) = evaluator.evaluate(config, locate(workdir, 6), ["image"])
-    bad = COUNTS["images"]["test"] // 4
-    assert len(set(result.undecodable)) == bad
-    assert f"({bad} undecodable)" in str(result)
-    assert result.to_json()["confusion"] == result.confusion().tolist()
-    assert result.confusion().sum() == COUNTS["images"]["test"] - bad
-    # Were every decodable one right, the others would still be wrong.
-    assert result.decoded.sum() == COUNTS["images"]["test"] - bad
-    scores = np.eye(6)[result.labels] * result.decoded[:, None]
-    perfect = dataclasses.replace(result, scores=scores)
-    assert perfect.top(1) == 1 - bad / COUNTS["images"]["test"]
-    assert perfect.top(6) == perfect.top(1)
-
-
 def test_what_does_not_decode_stays_counted_after_a_resume(
     data_dir, tmp_path, monkeypatch
 ):
@@ -531,140 +402,6 @@ def test_the_step_at_which_too_much_does_not_decode_is_saved(
         train.train(config, tmp_path)
     config.loader.max_undecodable = 0.1
     assert train.train(config, tmp_path).step == 6
-
-
-def test_scores_that_are_no_numbers_end_an_evaluation(finished, monkeypatch):
-    """They are no wrong answers: the step and the example are named."""
-    workdir, _ = finished
-    config = from_json(locate(workdir, 6).read_description()["config"])
-
-    def make_scores(*options):
-        scores = losses.make_scores(*options)
-        bad = jnp.arange(8)[:, None] == 5
-        return lambda *args: jnp.where(bad, np.nan, scores(*args))
-
-    monkeypatch.setattr(evaluator, "make_scores", make_scores)
-    split = reading.open_split("moving_shapes/images", "test", config.data_dir, "image")
-    named = f"image: the scores of {split[5]['id']} at step 6 are not finite"
-    with pytest.raises(losses.NonFiniteScores, match=named):
-        next(evaluator.evaluate(config, locate(workdir, 6), ["image"]))
-
-
-def test_top_k_per_class_and_confusion():
-    scores = np.array([[0.5, 0.3, 0.2], [0.1, 0.3, 0.6], [0.2, 0.5, 0.3], [0, 0, 0]])
-    result = results.Accuracy(
-        {},
-        ("a", "b", "c"),
-        np.array([0, 1, 2, 1]),
-        scores,
-        ("x",),
-        np.ones(4),
-        np.array([True, True, True, False]),
-    )
-    assert result.top(1) == 1 / 4 and result.top(2) == 3 / 4
-    assert result.confusion().tolist() == [[1, 0, 0], [0, 0, 1], [0, 1, 0]]
-    assert result.per_class() == {
-        "a": {"top1": 1.0, "count": 1},
-        "b": {"top1": 0.0, "count": 2},
-        "c": {"top1": 0.0, "count": 1},
-    }
-
-
-@pytest.fixture(scope="module")
-def multi_label(data_dir, tmp_path_factory):
-    """Work directory of a run jointly on videos of several labels and on images."""
-    workdir = tmp_path_factory.mktemp("multi_label")
-    train.train(tiny_multi_label_config(data_dir), workdir)
-    return workdir
-
-
-def test_several_labels_are_measured_by_map(multi_label):
-    run = locate(multi_label, 3).read_description()
-    config = from_json(run["config"])
-    (result,) = evaluator.evaluate(config, locate(multi_label, 3), ["video"])
-    saved = json.loads(
-        (multi_label / "evaluations" / "video_step3_2x3.json").read_text()
-    )
-    assert result.to_json() == saved
-    n, some = COUNTS["crowds"]["test"], result.labels.any(axis=0)
-    assert result.labels.shape == result.scores.shape == (n, 24)
-    expected = average_precision_score(
-        result.labels[:, some], result.scores[:, some], average="macro"
-    )
-    np.testing.assert_allclose(saved["mAP"], expected, rtol=1e-9)
-    assert "top1" not in saved and "confusion" not in saved
-    assert saved["examples"] == n and len(saved["per_class"]) == 24
-    told = {key: x for line in read_metrics(multi_label) for key, x in line.items()}
-    assert told["evaluation/video/mAP"] == saved["mAP"]
-    assert 0 <= told["train/video/precision_at_1"] <= 1
-    assert {"train/image/accuracy", "evaluation/image/top1"} < told.keys()
-    assert not list((multi_label / "evaluations").glob("video*.png"))
-    pictures = run_pictures.curves(run_pictures.Run(multi_label))
-    assert [p.name for p in pictures] == ["training_curves", "throughput"]
-    picture = next(run_pictures.confusion(run_pictures.Run(multi_label)))
-    assert picture.name == "image_step3_confusion"
-    assert str(result).startswith(
-        f"video: mAP {expected:.1%} over {some.sum()} of 24 classes, of {n} videos of "
-        "moving_shapes/crowds test (0 undecodable); 2x3 views of 4 frames at 8 fps"
-    )
-
-
-def test_map_of_each_class_and_of_what_does_not_decode():
-    labels = np.array([[1, 1, 0], [0, 1, 0], [1, 0, 0], [0, 1, 0]])
-    scores = np.array([[0.9, 0.2, 0.5], [0.8, 0.6, 0.5], [0.7, 0.4, 0.5], [0, 0, 0]])
-    protocol = {"evaluation": "e", "dataset": "d", "split": "s"}
-    result = results.MeanAveragePrecision(
-        protocol, ("a", "b", "c"), labels, scores, ("x",), np.ones(4), np.ones(4) > 0
-    )
-    # b is found at ranks 1 and 3, and in the undecodable one, at the end.
-    b = (1 / 1 + 2 / 3 + 3 / 4) / 3
-    expected = {"a": (1 + 2 / 3) / 2, "b": b, "c": None}
-    assert result.per_class() == {
-        name: {
-            "average_precision": ap and pytest.approx(ap),
-            "count": int(labels[:, i].sum()),
-        }
-        for i, (name, ap) in enumerate(expected.items())
-    }
-    np.testing.assert_allclose(result.metrics()["mAP"], (5 / 6 + b) / 2)
-    assert result.headline().endswith("over 2 of 3 classes,")
-    with pytest.raises(results.NoLabels, match="e: none of the 4 examples of d s"):
-        dataclasses.replace(result, labels=0 * labels)
-
-
-def test_a_loss_for_one_label_on_several_is_refused(multi_label, data_dir, tmp_path):
-    config = tiny_multi_label_config(data_dir)
-    config.streams.video.loss = "softmax"
-    with pytest.raises(LossDoesNotFit, match="streams.video reads .*'sigmoid'"):
-        train.train(config, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-    (tmp_path / "run").mkdir()  # this one is not the run's to remove
-    with pytest.raises(LossDoesNotFit):
-        train.train(config, tmp_path / "run")
-    assert not [*(tmp_path / "run").iterdir()]
-    # The other way round is one-against-all: a head of several labels may be trained
-    # and measured on one.
-    run = locate(multi_label, 3).read_description()
-    config = from_json(run["config"])
-    config.evaluations.video.dataset = "moving_shapes/videos"
-    (result,) = evaluator.evaluate(config, locate(multi_label, 3), ["video"])
-    assert set(result.metrics()) == {"top1", "top5"}
-    assert not np.allclose(result.scores.sum(axis=1), 1)
-    config.evaluations.image.update(config.evaluations.video, head="shapes")
-    config.evaluations.image.dataset = "moving_shapes/crowds"
-    names = run["class_names"] | {"shapes": run["class_names"]["crowds"]}
-    with pytest.raises(LossDoesNotFit, match="evaluations.image reads"):
-        evaluator.prepare(config, names)
-
-
-def test_classes_that_differ_from_the_head_are_refused(finished, data_dir):
-    workdir, _ = finished
-    run = locate(workdir, 6).read_description()
-    config = from_json(run["config"])
-    names = run["class_names"]
-    names["shapes"] = [*names["shapes"][1:], names["shapes"][0]]
-    with pytest.raises(ClassNamesDiffer, match="'square' as class 0.* has 'circle'"):
-        evaluator.prepare(config, names)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_step(data_dir, tmp_path):
@@ -889,14 +626,3 @@ def test_sigterm_saves_and_the_same_command_resumes(data_dir, tmp_path):
                 break
             assert time.monotonic() - started < 120
         process.kill()
-
-
-def test_ctrl_c_ends_an_evaluation_without_a_trace(finished):
-    command = [sys.executable, "-m", "sparse_tube_vit.evaluate"]
-    run = subprocess.Popen(
-        [*command, f"--workdir={finished[0]}"], stderr=subprocess.PIPE, text=True
-    )
-    assert "Evaluating" in run.stderr.readline()
-    run.send_signal(signal.SIGINT)
-    assert "Traceback" not in run.communicate()[1]
-    assert run.returncode == -signal.SIGINT
