@@ -77,7 +77,6 @@ SMALL = {
         "evaluations": {
             "tokens_768": {"stride_scale": 0.87},
             "tokens_1024": {"stride_scale": 0.78},
-            "tokens_1536": {"stride_scale": 0.62},
         },
     },
 }
@@ -162,8 +161,7 @@ def get_config(argument: str = ""):
     tubes = [tube.restride(scale) for tube in make_tubes(config.model.tubes)]
     if row.as_many_tokens:
         main = [
-            _shrink_tube(tube, small["stride"]) if small else tube
-            for tube in TUBE_SETS["main"]
+            _shrink_tube(tube, small) if small else tube for tube in TUBE_SETS["main"]
         ]
         tubes = [_with_tokens_of(main, *tubes, config.clip)]
     config.model.tubes = tuple(tube.to_dict() for tube in tubes)
@@ -189,8 +187,7 @@ def _shrink(config, small, row):
     config.clip.update(small["clip"])
     config.model.update(small["model"], dtype="float32", scan=False, remat="none")
     config.model.tubes = tuple(
-        _shrink_tube(tube, small["stride"]).to_dict()
-        for tube in make_tubes(config.model.tubes)
+        _shrink_tube(tube, small).to_dict() for tube in make_tubes(config.model.tubes)
     )
     config.optimizer.update(small["optimizer"], beta2=0.99)
     created = "created_steps" if row.after else "big_steps"
@@ -201,26 +198,36 @@ def _shrink(config, small, row):
     config.checkpoint.update(every_steps=config.total_steps // 2, keep=1)
 
 
-def _shrink_tube(tube, scale):
-    """Returns the tube with half the frames, and wide strides scaled."""
+def _shrink_tube(tube, small):
+    """Returns the tube with half the frames, and wide strides scaled.
+
+    Where space-to-depth would then read past the frame, strides are shorter still.
+    """
+    clip = small["clip"]
+    size = clip["frames"], clip["size"], clip["size"]
 
     def frames(n, least=1):
         return max(round(n / 2), least)
 
     def pixels(n):
-        return round(n * scale)
+        return round(n * small["stride"])
 
     several = tube.kernel[0] > 1
     kernel = frames(tube.kernel[0], 2 if several else 1)
     dense = several and tube.stride[0] == tube.kernel[0]
     stride = [kernel if dense else frames(tube.stride[0])]
     stride += [pixels(s) if s > 16 else s for s in tube.stride[1:]]
-    return dataclasses.replace(
+    tube = dataclasses.replace(
         tube,
         kernel=(kernel, *tube.kernel[1:]),
         stride=tuple(stride),
         offset=(tube.offset[0] // 2, *map(pixels, tube.offset[1:])),
     )
+    for axis in (1, 2):
+        while tube.past(size)[axis]:
+            stride[axis] -= tube.space_to_depth[axis]
+            tube = dataclasses.replace(tube, stride=tuple(stride))
+    return tube
 
 
 def _with_tokens_of(tubes, image, clip):
@@ -268,7 +275,7 @@ def _take_recipe(config, row):
     config.optimizer.head_steps = recipe.head_steps(steps, warmup)
     given = default_config()
     leave_open(given.model, ["positions", "tubes"])
-    leave_open(given.init, ["inflate"])
+    leave_open(given.init, ["inflate", "positions"])
     keys = ["optimizer.trunk_rate", "optimizer.layer_decay"]
     if not row.after:  # created models have trained tubes, and positions of their own
         keys += ["model.positions", "model.position_gain", "init.positions"]

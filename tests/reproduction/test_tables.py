@@ -152,6 +152,17 @@ def test_a_small_task_has_half_the_frames_and_smaller_strides():
     assert (dense.kernel, dense.stride) == ((2, 16, 16), (2, 16, 16))
 
 
+@pytest.mark.parametrize("table", ["5", "7b", "7c"])
+@pytest.mark.parametrize("task", SCRATCH)
+def test_windows_of_a_small_task_lie_within_the_frame(table, task):
+    for row in TABLES[table].rows:
+        config = config_of(table, row.name, task)
+        clip = config.clip.frames, config.clip.size, config.clip.size
+        for tube in make_tubes(config.model.tubes):
+            ends = tube.windows(clip)[..., 1:] + tube.kernel[1:]
+            assert ends.max() <= config.clip.size, (row.name, tube)
+
+
 @pytest.mark.parametrize("task", ["kinetics600", *SCRATCH])
 def test_2d_patches_make_about_as_many_tokens_as_the_four_tubes(task):
     config = config_of("5", "2d_patches", task)
@@ -192,6 +203,12 @@ def test_remarks_have_the_tokens_that_small_tasks_have():
     assert f"rows have {a}, {b:,} and {c:,}." in TABLES["figure4"].remark
     dense = f"{tokens(config_of('5', 'inflated_3d')):,} tokens at full size for 1,176"
     assert dense in TABLES["5"].remark
+    dense, moving_shapes, ucf101 = (
+        tokens(config_of("5", *of))
+        for of in (("inflated_3d", "ucf101"), *(("jointly", task) for task in SCRATCH))
+    )
+    of_small = f"in small tasks {dense} for {moving_shapes} and {ucf101}."
+    assert of_small in TABLES["5"].remark
     counts_14 = {
         task: [tokens(config_of("14", row.name, task)) for row in TABLES["14"].rows]
         for task in ("ucf101", "kinetics600")
@@ -224,6 +241,22 @@ def test_rows_from_an_image_vit_train_what_is_fresh_alone_for_as_long(table):
     configs = [config_of(table, row.name, "ucf101_image_vit") for row in rows]
     (steps,) = {config.optimizer.head_steps for config in configs}
     assert 0 < steps < configs[0].total_steps
+
+
+def test_an_image_vit_is_trained_as_configs_finetune_does():
+    config = config_of("8", "0", "ucf101_image_vit")
+    recipe = Run(
+        "finetuning", TABLES["finetuning"].row("everything"), "ucf101_finetuning", 0
+    ).config
+    recipe.init.weights, recipe.model.depth = str(IMAGE_VIT), config.model.depth
+    recipe = finetuning.complete(recipe, data=False)
+    for section, names in {
+        "model": ("positions", "position_gain", "pooling"),
+        "init": ("positions", "inflate"),
+        "optimizer": ("trunk_rate", "layer_decay", "video_tubes_rate", "weight_decay"),
+    }.items():
+        for name in names:
+            assert config[section][name] == recipe[section][name], name
 
 
 def test_rows_that_train_the_same_share_a_run():
