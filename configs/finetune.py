@@ -12,10 +12,10 @@ WEIGHTS is a TubeViT, that is a work directory, one of its checkpoints or a rele
 clips, sizes and tubes are as there. Or it is an image ViT: sizes are as there, clips
 have 16 frames at 8 fps and some 112 pixels a side; the ViT's patches read four frames
 of a clip, three tubes of several frames, inflated from them, read more; its positions
-are kept, beside fixed ones with a gain from 0, which short runs hardly open. For a
-third of the steps, or some 100, pooling and head train alone; then all of it does, the
-ViT at 0.3 of their rate, less by 0.75 a block. What is not set on the command line is
-logged as it could be. Arguments:
+are kept, and fixed ones added at a gain that starts at 0 and hardly grows in a short
+run. For a third of the steps, or some 100, pooling and head train alone; then all does,
+the ViT at 0.3 of their rate, times 0.75 for each block from the top. Settings chosen by
+default are logged as command-line options. Arguments:
 
     all             trains everything
     last=4          trains pooling, head and the last 4 blocks

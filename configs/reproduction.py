@@ -9,8 +9,8 @@
 Rows are listed in sparse_tube_vit/reproduction/tables.py, results in
 docs/reproduction.md. Arguments, after a colon and separated by commas:
 
-    table=7b, row=4     which
-    seed=0              of parameters, examples and augmentation
+    table=7b, row=4     the table and its row
+    seed=0              seed of parameters, examples and augmentation
     task=               kinetics600: full size, jointly with ImageNet, as
                         configs/kinetics.py; of the others a run takes minutes:
         moving_shapes       the embedded data, 24 classes of shape and motion

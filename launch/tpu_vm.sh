@@ -16,8 +16,9 @@
 #       the run saves and stops; --kill: ends a hung one without saving
 #   ./launch/tpu_vm.sh delete NAME [--quiet]
 #   ./launch/tpu_vm.sh watch NAME (options of queue and of run) [--poll_seconds 60]
-#                            [--then_delete]
-#       queue, setup and run, again after each preemption, until the run is done
+#                            [--restarts 3] [--then_delete]
+#       queue, setup and run, again after each preemption, until the run is done; a run
+#       that fails is resumed, up to 3 times without an hour of training in between
 #
 # Options of all:
 #   --zone ZONE --project PROJECT  gcloud's defaults if absent
@@ -65,7 +66,7 @@ misuse() { # NAME MESSAGE: the same of a wrong command line
 
 parse() {
     accelerator_type="" config="" workdir="" zone="" project="" runtime_version=""
-    slices=1 worker=0 lines=50 timeout_seconds=600 poll_seconds=60
+    slices=1 worker=0 lines=50 timeout_seconds=600 poll_seconds=60 restarts=3
     spot=false waiting=false follow=true dirty=false dry_run=false quiet=false
     preflight=true then_delete=false killing=false iap=false
     # Never empty, which bash 3 would object to: what is given follows.
@@ -91,7 +92,7 @@ parse() {
             --config.*) overrides+=("$1") ;;
             --accelerator_type | --config | --workdir | --zone | --project | \
                 --runtime_version | --slices | --worker | --lines | \
-                --timeout_seconds | --poll_seconds | --create_flag | \
+                --timeout_seconds | --poll_seconds | --restarts | --create_flag | \
                 --preflight_flag | --ssh_flag)
                 if [ "$option" != "$1" ]; then
                     value="${1#*=}"
@@ -115,7 +116,7 @@ parse() {
         shift
     done
     local number
-    for number in slices lines timeout_seconds poll_seconds; do
+    for number in slices lines timeout_seconds poll_seconds restarts; do
         [[ "${!number}" =~ ^(0|[1-9][0-9]*)$ ]] || # 08 would be octal
             misuse NotANumber "--$number ${!number} is not a whole number."
     done
@@ -486,7 +487,9 @@ check_run() { # sets tree, and train.py's arguments
     find_tree
     git cat-file -e "$tree:${config%%:*}" 2>/dev/null || fail UncommittedChanges \
         "${config%%:*} is not in git, and the workers get what is: commit it."
-    arguments=(--config "$config" --workdir "$workdir" "${overrides[@]:1}")
+    # jax writes compiled programs on the first host alone: the others find them there.
+    arguments=(--config "$config" --workdir "$workdir"
+        "--config.compilation_cache=$workdir/compiled" "${overrides[@]:1}")
 }
 
 run() {
@@ -584,7 +587,7 @@ watch() {
     fi
     local state before=""
     looks_blind=0 looks_partly=0 looks_failed=0 starts_failed=0 attempts_failed=0
-    seen=false
+    seen=false seconds_trained=0 runs_failed=0
     state="$(queue_state)" # the first look has to succeed
     [ -n "$state" ] || preflight
     while :; do
@@ -645,7 +648,11 @@ attend() { # the run, while the queued resource is ACTIVE
     states="$(ask_workers status "${arguments[@]}")" || states=""
     state="$(summary "$states")"
     case "$state" in
-        running) seen=true looks_partly=0 looks_failed=0 starts_failed=0 ;;
+        running)
+            seen=true looks_partly=0 looks_failed=0 starts_failed=0
+            seconds_trained=$((seconds_trained + poll_seconds))
+            [ "$seconds_trained" -lt 3600 ] || runs_failed=0
+            ;;
         partly)
             looks_partly=$((looks_partly + 1))
             tell "trains on some workers only"
@@ -670,8 +677,13 @@ attend() { # the run, while the queued resource is ACTIVE
                 fail RunStopped "$name was stopped by hand; watch again resumes it."
             elif [ "$looks_failed" -ge 2 ]; then
                 echo "$states" >&2
-                fail RunFailed "the run ended with an error, with all of $name there;" \
-                    "see logs $name. It still costs: delete $name"
+                runs_failed=$((runs_failed + 1))
+                [ "$runs_failed" -le "$restarts" ] ||
+                    fail RunFailed "the run ended with an error again, with all of" \
+                        "$name there; see logs $name. It still costs: delete $name"
+                tell "the run ended with an error, with all of $name there"
+                looks_failed=0
+                resume
             fi
             ;;
         *) resume ;; # new, lost, or not to be asked, as when it is being lost
@@ -685,7 +697,7 @@ resume() {
             "$name still costs: delete $name"
     tell "setting up, and starting or resuming the run"
     if (setup_tree && ask_workers start "$tree" "${arguments[@]}"); then
-        seen=true
+        seen=true seconds_trained=0
     else
         tell "that failed; the next look decides"
     fi

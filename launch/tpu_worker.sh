@@ -9,7 +9,7 @@
 #
 # SLICE is the name of the worker's slice. Everything lies in ~/sparse_tube_vit:
 #   code/, tree         the repository, and git's name for its content
-#   venv/, uv/, cache/  its environment, what makes it, and compiled programs
+#   venv/, uv/          its environment, and what makes it
 #   log, pid            of the run; and when it has ended by itself exit_code,
 #   arguments, stopping by request stopping as well
 set -euo pipefail
@@ -87,7 +87,6 @@ train() { # ARGUMENTS
     echo "---- $(date '+%F %T') $label: train.py $*"
     # Where the TPU is not to be had jax ends the run, rather than to train on the CPU.
     export JAX_PLATFORMS="${JAX_PLATFORMS:-tpu,cpu}"
-    export JAX_COMPILATION_CACHE_DIR="$PWD/cache" # to resume without compiling again
     cd code
     ../venv/bin/python -m sparse_tube_vit.train "$@" &
     run=$!

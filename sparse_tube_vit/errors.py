@@ -30,7 +30,7 @@ class MissingPackage(TubeViTError, ModuleNotFoundError):
 def reported():
     """Context manager that ends a command without a trace.
 
-    By a named error, Ctrl-C, or the end of what reads its output.
+    It handles named errors, Ctrl-C, and a closed output pipe.
 
     Names of files that are not in UTF-8 are printed with escapes, as in JSON.
     """

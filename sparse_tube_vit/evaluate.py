@@ -22,6 +22,7 @@ from sparse_tube_vit.errors import reported
 from sparse_tube_vit.evaluation.evaluator import evaluate
 from sparse_tube_vit.figures import draw_confusions
 from sparse_tube_vit.log import log, to_stderr
+from sparse_tube_vit.storage import try_writing, writing
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -85,6 +86,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         if not out:
             log.info("It has no work directory: give --out DIR to write the results.")
         first_host = jax.process_index() == 0
+        if first_host and out:
+            with writing(out):  # rather than to find out after hours
+                try_writing(out)
         for result in evaluate(config, model, args.only):
             if first_host:
                 print(result, flush=True)

@@ -50,7 +50,7 @@ def _is_not_of_orbax(record):
 
 
 def _print_unraisable(unraisable):
-    """Prints what cannot be raised, but of tasks of orbax that outlived their loop."""
+    """Prints unraisable errors, except of orbax's tasks that outlived their loop."""
     if str(unraisable.exc_value) != "Event loop is closed":
         sys.__unraisablehook__(unraisable)
 

@@ -45,7 +45,7 @@ def as_text(result: dict) -> str:
             f"{name.replace('_', ' ')}: Top-1 {r['top1']:.1%} ({k}{r['protocol']})"
         )
     lines.append(
-        f"of {result['measured']} files of {result['classes']} classes in "
+        f"of {result['measured_files']} files of {result['classes']} classes in "
         f"{result['folder']} ({len(result['undecodable'])} undecodable left out); "
         f"{clip}; {result['model']}"
     )

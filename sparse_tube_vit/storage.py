@@ -256,6 +256,21 @@ def writing(path) -> Iterator[None]:
         raise UnwritableOutput(f"{path} cannot be written: {why}") from error
 
 
+def try_writing(directory) -> None:
+    """Makes a directory if there is none, and writes and removes a file in it.
+
+    Raises:
+        OSError, or a bucket's client's error: It cannot.
+    """
+    directory = epath.Path(directory)
+    probe = temporary(directory / "written")
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        probe.write_text("\n")
+    finally:  # a full disk may take the name, but no content
+        probe.unlink(missing_ok=True)
+
+
 def is_remote(path) -> bool:
     """Returns whether the path is a URL, such as gs://BUCKET/FILE."""
     return "://" in os.fspath(path)
@@ -408,19 +423,19 @@ def files_below(directory) -> tuple[list[epath.Path], dict[epath.Path, str]]:
 
 
 class UnreachableStorage(TubeViTError, OSError):
-    """A URL of an unknown kind, or storage that does not give what is there."""
+    """A URL of an unknown kind, or a file that cannot be fetched from storage."""
 
 
-#: What tensorstore and Google Cloud Storage say where a file is not given.
-_REFUSED = "PERMISSION_DENIED|UNAUTHENTICATED|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED"
+#: Messages of tensorstore and Google Cloud Storage for files that cannot be fetched.
+_UNAVAILABLE = "PERMISSION_DENIED|UNAUTHENTICATED|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED"
 
 
-def is_refusal(error: Exception) -> bool:
-    """Returns whether a file is there, but was not given: another try may do."""
+def is_unavailable(error: Exception) -> bool:
+    """Returns whether storage failed, and the file may exist: a retry may succeed."""
     absent = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
     if isinstance(error, OSError):
         return not isinstance(error, absent)
-    return bool(re.search(_REFUSED, str(error)))
+    return bool(re.search(_UNAVAILABLE, str(error)))
 
 
 @contextlib.contextmanager
@@ -467,7 +482,7 @@ def on_disk(path, items: Sequence[str] | None = None) -> Iterator[Path]:
         yield copy
 
 
-def unread(path) -> str:
+def why_unread(path) -> str:
     """Returns why files of a URL of this kind are not read, or ""."""
     scheme, separator, _ = os.fspath(path).partition("://")
     if not separator or scheme in SCHEMES:
@@ -488,7 +503,7 @@ def read_file(path) -> bytes:
     Raises:
         UnreadableFile: It is missing or cannot be read.
     """
-    if why := unread(path):
+    if why := why_unread(path):
         raise UnreadableFile(why)
     try:
         return epath.Path(path).read_bytes()

@@ -101,7 +101,7 @@ def _train(config, workdir, lock):
         (stream.head, splits[name]) for name, stream in config.streams.items()
     ) | finetuning.kept_heads(config, workdir)
     evaluations = evaluator.prepare(config, class_names)
-    data = {f"streams.{name}": split.listing() for name, split in splits.items()}
+    data = {f"streams.{name}": split.fingerprint() for name, split in splits.items()}
     run = describe_run(config, class_names, data)
     hosts.check_same(
         run,
@@ -121,7 +121,7 @@ def _train(config, workdir, lock):
     else:
         state = program.init(initial_params(config, program, class_names))
         if jax.default_backend() == "cpu":  # where a new run is told what is quicker
-            quicker = finetuning.quicker(config, unfilled)
+            quicker = finetuning.faster_configs(config, unfilled)
     first_step = int(state.step)
     write_overview(state.params, workdir, first_host)
     log_rates(config, state.params)
@@ -212,7 +212,7 @@ def _train(config, workdir, lock):
                 values = {k: float(v) for k, v in jax.device_get(metrics).items()}
                 check_finite(values, step)
                 values |= batches.undecodable_counts()
-                reporter.training(step, values)
+                reporter.report_step(step, values)
             evaluating = is_due(step, config.evaluate_every_steps)
             if stopping or evaluating or is_due(step, config.checkpoint.every_steps):
                 check_finite(metrics, step)

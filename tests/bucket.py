@@ -22,6 +22,7 @@ class Storage:
         objects: (bucket, name) -> (bytes, generation).
         requests: (method, path) of every request.
         forbidden: (bucket, beginning of names) that nobody may read, "" for none.
+        hidden: Buckets that nobody may look up, by `storage.buckets.get`.
     """
 
     def __init__(self):
@@ -29,6 +30,7 @@ class Storage:
         self.uploads: dict[str, tuple[tuple[str, str], bytes]] = {}
         self.requests: list[tuple[str, str]] = []
         self.forbidden = ("", "")
+        self.hidden: set[str] = set()
         self.lock, self.generation = threading.RLock(), 0
         handler = type("Handler", (_Handler,), {"storage": self})
         self.server = _Server(("127.0.0.1", 0), handler)
@@ -136,6 +138,8 @@ class _Handler(BaseHTTPRequestHandler):
             if found := re.fullmatch(r"/b/([^/]+)/o", path):
                 return self._list(found[1], query)
             if found := re.fullmatch(r"/b/([^/]+)", path):
+                if found[1] in self.storage.hidden:
+                    return self._json({}, 403)
                 return self._json({"name": found[1], "location": "US"})
             self._json({}, 404)
 

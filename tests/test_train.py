@@ -1,6 +1,7 @@
 """The whole: train, stop, resume. What evaluates is in evaluation/test_evaluator.py."""
 
 import functools
+import importlib.metadata
 import json
 import multiprocessing
 import os
@@ -19,6 +20,7 @@ import pytest
 from etils import epath
 from jax.experimental.compilation_cache import compilation_cache
 
+import sparse_tube_vit
 from sparse_tube_vit import train
 from sparse_tube_vit.checkpoints import run as run_module
 from sparse_tube_vit.checkpoints import workdir as workdirs
@@ -262,6 +264,7 @@ def test_the_last_checkpoints_are_kept_with_config_classes_and_versions(finished
     assert run["class_names"]["shapes"][:2] == ["circle", "square"]
     assert len(run["class_names"]["motions"]) == 24
     assert run["versions"]["jax"] == jax.__version__
+    assert run["versions"]["sparse_tube_vit"] == sparse_tube_vit.__version__
     assert_bit_identical(locate(workdir, 6).read().params, state.ema)
 
 
@@ -283,9 +286,11 @@ def test_a_run_does_not_go_on_with_data_that_was_prepared_again(
 def test_a_run_does_not_go_on_with_another_version_of_its_data(
     finished, data_dir, monkeypatch
 ):
-    listing = reading.Split.listing
+    fingerprint = reading.Split.fingerprint
     monkeypatch.setattr(
-        reading.Split, "listing", lambda split: listing(split) | {"version": "5.2.0"}
+        reading.Split,
+        "fingerprint",
+        lambda split: fingerprint(split) | {"version": "5.2.0"},
     )
     with pytest.raises(OtherRun, match=r"streams.video.version: '1.*' then, '5.2.0'"):
         train.train(tiny_config(data_dir), finished[0])
@@ -299,6 +304,24 @@ def test_a_run_does_not_go_on_with_another_version_of_its_data(
 
     monkeypatch.setattr(run_module, "restore_description", older)
     assert train.train(tiny_config(data_dir), finished[0]).step == 6
+
+
+def test_a_run_that_goes_on_with_other_packages_says_so(
+    finished, data_dir, monkeypatch, caplog
+):
+    train.train(tiny_config(data_dir), finished[0])
+    assert "other packages" not in caplog.text
+    read = run_module.restore_description
+
+    def older(root):
+        description = read(root)
+        description["versions"] |= {"grain": "0.0.1", "left": "1"}
+        return description
+
+    monkeypatch.setattr(run_module, "restore_description", older)
+    train.train(tiny_config(data_dir), finished[0])
+    grain = importlib.metadata.version("grain")
+    assert f"would have been: grain 0.0.1 then, {grain} now" in caplog.text
 
 
 def test_a_work_directory_of_another_config_is_refused(finished, data_dir):

@@ -107,14 +107,19 @@ def evaluate_a_release_elsewhere(run, storage, tmp_path):
 
 def train_and_resume(run, storage, tmp_path):
     config = tiny_config(f"{URL}/data")
-    config.total_steps = 2
+    config.total_steps = 4
     config.optimizer.warmup_steps = 1
-    config.evaluate_every_steps = 2
+    config.evaluate_every_steps = 4
+    config.checkpoint.update(every_steps=1, keep=2)
+    config.compilation_cache = f"{URL}/new/compiled"
     train.train(config, f"{URL}/new")
     names = storage.names("stand-in", "new/")
-    assert {"new/metrics.jsonl", "new/evaluations/image_step2.json"} <= {*names}
-    assert stored.locate(f"{URL}/new").step == 2
-    assert int(train.train(config, f"{URL}/new").step) == 2
+    assert {"new/metrics.jsonl", "new/evaluations/image_step4.json"} <= {*names}
+    assert any(name.startswith("new/compiled/jit_") for name in names)
+    steps = {name.split("/")[2] for name in names if "/checkpoints/" in name}
+    assert {x for x in steps if x.isdecimal()} == {"3", "4"}
+    assert stored.locate(f"{URL}/new").step == 4
+    assert int(train.train(config, f"{URL}/new").step) == 4
 
 
 def release_a_run(run, storage, tmp_path):

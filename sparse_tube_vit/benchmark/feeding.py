@@ -73,7 +73,7 @@ def _added(seconds, stage):
 
 
 @dataclasses.dataclass(frozen=True)
-class Clocked:
+class ClockedSource:
     """A source for grain whose ids are the CPU seconds of the process that reads it."""
 
     source: grain.sources.RandomAccessDataSource
@@ -86,7 +86,7 @@ class Clocked:
 
 
 @dataclasses.dataclass(frozen=True)
-class Ready:
+class ReadyBatches:
     """A source of batches that take no time to make."""
 
     shape: tuple[int, ...]
@@ -104,7 +104,7 @@ def _ready(shape):
     return np.ones(shape, np.uint8)
 
 
-class Here:
+class InProcessInput:
     """Takes a stream's batches in this process, and times their stages.
 
     Attributes:
@@ -140,8 +140,8 @@ class Here:
         return stages | {"batching": self._seconds["all"] - sum(stages.values())}
 
 
-class Delivery:
-    """Takes batches of a `Clocked` source from one worker process to the device.
+class WorkerDelivery:
+    """Takes batches of a `ClockedSource` source from one worker process to the device.
 
     Attributes:
         batches: Iterator of `pipeline`, with one worker.
@@ -206,13 +206,13 @@ def measure(config: ConfigDict, name: str, split: Split, examples: int) -> Cost:
     room = BATCH_BYTES // math.prod(example)
     stream.batch_size = max(1, min(stream.batch_size, room, examples // 8))
     loader = ConfigDict(dict(config.loader, workers=1))
-    ready = Clocked(Ready((stream.batch_size, *example)))
-    here = Here(config, name, stream, split)
+    ready = ClockedSource(ReadyBatches((stream.batch_size, *example)))
+    here = InProcessInput(config, name, stream, split)
     batches = pipeline.iterate(grain.MapDataset.source(ready), loader, "handing over")
-    handing_over = Delivery(batches)
-    whole = Delivery(
+    handing_over = WorkerDelivery(batches)
+    whole = WorkerDelivery(
         pipeline.training_batches(
-            Clocked(split), name, stream, config.clip, loader, config.seed
+            ClockedSource(split), name, stream, config.clip, loader, config.seed
         )
     )
     count = -(-examples // stream.batch_size)

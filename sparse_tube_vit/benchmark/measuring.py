@@ -31,7 +31,7 @@ from sparse_tube_vit.distributed.devices import has_gpu, peak_flops, remedy
 from sparse_tube_vit.errors import TubeViTError, UnwritableOutput
 from sparse_tube_vit.models.variants import VARIANTS
 
-#: Seconds before the end of the time in which no job starts, and that stay at its end.
+#: Seconds: no job starts in the last `_LAST_START` before the `_RESERVE` at the end.
 _LAST_START, _RESERVE = 12, 4
 
 GIB = 2**30
@@ -147,8 +147,8 @@ def _last_line(file):
 def environment(cache: Path) -> dict[str, str]:
     """Returns the environment of the processes.
 
-    What is set already stays: one GPU, almost all of its memory for jax, which is
-    alone on it, and a folder for the compiled programs of all libraries.
+    One GPU, almost all of its memory for jax, which is alone on it, and a folder for
+    the compiled programs of all libraries. Variables that are set already are kept.
     """
     env, root = dict(os.environ), str(Path(__file__).parents[2])
     env["PYTHONPATH"] = os.pathsep.join(filter(None, [root, env.get("PYTHONPATH")]))

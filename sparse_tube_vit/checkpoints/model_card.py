@@ -35,7 +35,7 @@ def model_card(
         results: Evaluations of the model, as of `release.evaluations`.
         license: The license of the weights; "" if none is stated.
     """
-    run, config = model.run, from_json(model.run["config"])
+    run, config = model.description, from_json(model.description["config"])
     count = sum(x.size for x in flatten_dict(model.params).values())
     blocks = [
         _front_matter(config, license),

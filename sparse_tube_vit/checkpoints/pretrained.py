@@ -183,8 +183,8 @@ def _from_vit(vit, config, model, shapes):
             f"of the arrays beside {vit.prefix!r}, {len(outside)} are dropped, as "
             f"{outside[0]}"
         )
-    if vit.headless and not init.head:
-        match.report.notes.append(f"there is no head: {vit.headless}")
+    if vit.why_headless and not init.head:
+        match.report.notes.append(f"there is no head: {vit.why_headless}")
 
     # Other arrays than a trunk's: known ones are dropped, others an error.
     for name, shape in vit.left_over.items():
@@ -252,17 +252,17 @@ def _from_vit(vit, config, model, shapes):
         elif init.head:
             match.load(name.replace("head", f"head_{init.head}"), x)
         else:
-            match.drop(vit.names[name], x, vit.headless or "init.head is not set")
+            match.drop(vit.names[name], x, vit.why_headless or "init.head is not set")
 
     options = vars(model.options)
     for key, theirs in vit.model.items():
         if key not in options or options[key] == theirs:
             continue
-        if key == "heads" and key in vit.told:
+        if key == "heads" and key in vit.known:
             match.wrong["model.heads"] = f"{theirs} is {options[key]} here", ""
         elif key in ("gated_mlp", "pre_norm"):
             match.wrong[f"model.{key}"] = f"{theirs} is {options[key]} here", ""
-        elif key in vit.told and key in ("gelu", "norm_epsilon"):
+        elif key in vit.known and key in ("gelu", "norm_epsilon"):
             match.report.notes.append(
                 f"model.{key} is {options[key]!r}; that of the file is {theirs!r}"
             )
@@ -271,23 +271,23 @@ def _from_vit(vit, config, model, shapes):
                 f"model.{key} is {options[key]!r}; a file does not tell, but most "
                 f"{vit.family.name} models of {vit.family.codebase} have {theirs!r}"
             )
-    if "heads" not in vit.told:
+    if "heads" not in vit.known:
         match.report.notes.append(
             f"model.heads is {options['heads']}; a file does not tell them"
         )
-    if vit.family.name in ("CLIP", "SigLIP") and "gelu" not in vit.told:
+    if vit.family.name in ("CLIP", "SigLIP") and "gelu" not in vit.known:
         match.report.notes.append(
             f"model.gelu is {options['gelu']!r}; a file does not tell it, and models "
             f"of {vit.family.name} differ"
         )
-    if vit.guesses_heads and options["heads"] == vit.model["heads"]:
+    if vit.why_heads_guessed and options["heads"] == vit.model["heads"]:
         log.warning(
             "%s: %d heads are a guess, width / 64, and features may be wrong: %s. Add "
             'theirs, "num_attention_heads": N, to the config.json beside the file, or '
             'where there is none, write one of {"num_attention_heads": N}.',
             vit.source,
             options["heads"],
-            vit.guesses_heads,
+            vit.why_heads_guessed,
         )
     return match
 
@@ -354,7 +354,7 @@ def _patch_kernel(match, vit, inflate, model, shapes):
 def _from_run(path, config, shapes, class_names):
     """Matches a checkpoint or release to our parameters, heads by their classes."""
     source = stored.read(path)
-    run, params = source.run, _flat(source.params)
+    run, params = source.description, _flat(source.params)
     fresh = tuple(f"{part}/" for part in config.init.fresh)
     new = ["head_", "encoder/new_block_", "encoder/gate", "positions/gain", *fresh]
     if config.init.positions == "drop":
@@ -406,15 +406,15 @@ def _from_run(path, config, shapes, class_names):
 
 
 def _tubes_from_run(match, params, theirs, config, fresh):
-    """Matches 2-D patches of a run to the tubes that take them from another tube.
+    """Matches a run's 2-D patch kernels to tubes of another index, size or length.
 
     Tubes of one frame take them wherever they stand among the run's tubes, and with
     `init.inflate` tubes of several frames take them too.
 
     Returns:
-        (used, refused, places): Names of the run's arrays that are taken; the paths of
-        tubes that cannot take any; and by the numbers of tubes that take patches those
-        of the run's tubes that these are of.
+        (used, refused, places): Names of the run's arrays that are used; paths of our
+        tubes that cannot take patches; and, by the index of each of our tubes that
+        takes patches, the index of the run's tube that has them.
     """
     used, refused, places = set(), (), {}
     inflate, ours = config.init.inflate, make_tubes(config.model.tubes)
@@ -485,9 +485,9 @@ def _positions_from_run(match, params, shapes, how, places, fresh):
             match.load(name, x, of_other)
         elif how == "keep":
             size = (*shapes[name][:3], x.shape[3])
-            told = f"from {'x'.join(map(str, x.shape[:3]))} tokens"
-            told = ", ".join(filter(None, [of_other, told]))
-            match.resize(name, np.asarray(jax.image.resize(x, size, "linear")), told)
+            remark = f"from {'x'.join(map(str, x.shape[:3]))} tokens"
+            remark = ", ".join(filter(None, [of_other, remark]))
+            match.resize(name, np.asarray(jax.image.resize(x, size, "linear")), remark)
         else:
             continue
         left.pop(source, None)

@@ -33,12 +33,12 @@ from sparse_tube_vit.storage import (
     writing,
 )
 
-#: Files that a release may hold beside parameters, which upload does not keep.
+#: Patterns of exported programs: uploading removes those that the release lacks.
 PROGRAMS = ("*.stablehlo", "export.json")
 
 
 def release(
-    workdir,
+    path,
     directory,
     step: int | None = None,
     ema: bool = True,
@@ -52,7 +52,7 @@ def release(
     """Writes a stored model as a release; returns the model.
 
     Args:
-        workdir: The model: a work directory, one step of its checkpoints, or another
+        path: The model: a work directory, one step of its checkpoints, or another
             release; local, gs:// or hf://.
         directory: The release's folder, on a local disk.
         step, ema: As for `stored.read`.
@@ -63,12 +63,13 @@ def release(
         add: As for `write_folder`.
 
     Raises:
-        UnreachableStorage: It cannot be read or uploaded; it is written by then.
+        UnreachableStorage: The model cannot be read; or the release, which is written
+            by then, cannot be uploaded.
         The other errors of `stored.read` and `write_folder`.
     """
     if push:
         hub.check_repository(push)
-    model = stored.read(workdir, step, ema)
+    model = stored.read(path, step, ema)
     folder = Path(directory).resolve()
     if folder.name == "release":  # as training writes it, to WORKDIR/release
         folder = folder.parent
@@ -87,7 +88,7 @@ def release(
 
 def evaluations(model: StoredModel) -> list[dict]:
     """Returns the results that the model's run wrote for these very parameters."""
-    config = from_json(model.run["config"])
+    config = from_json(model.description["config"])
     if model.workdir is None or (config.optimizer.ema_decay and not model.averaged):
         return []  # where there are averaged parameters, only they are evaluated
     results = read_evaluations(model.workdir).values()
@@ -152,10 +153,12 @@ def write_folder(
         new.mkdir(parents=True)
         with locked(new, wait_seconds=0):
             (new / ARRAYS).write_bytes(data)
-            text = json.dumps(sealed(model.run | {"release": release}), indent=1)
+            text = json.dumps(
+                sealed(model.description | {"release": release}), indent=1
+            )
             (new / CONFIG).write_text(f"{text}\n")
             more = f"\n{add(new, model)}\n" if add else ""
-            (new / CARD).write_text(card + more)
+            (new / CARD).write_text(card + more, encoding="utf-8")
         if directory.exists():
             directory.rename(directory.parent / f"{new.name[1:]}.old")
         new.rename(directory)

@@ -11,6 +11,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from sparse_tube_vit import __version__
 from sparse_tube_vit.checkpoints.step import (
     ADVICE,
     FORMAT,
@@ -43,7 +44,11 @@ from sparse_tube_vit.storage import absolute, files_below, is_remote
 #: Arrays are sliced among replicas where a slice is this large at least.
 _MIN_SLICE_BYTES = 64 * 1024
 
-_PACKAGES = ("sparse_tube_vit", "jax", "flax", "optax", "orbax-checkpoint", "numpy")
+#: Packages beside our own that a run's result depends on.
+_PACKAGES = (
+    *("jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "numpy"),
+    *("grain", "av", "opencv-python-headless"),
+)
 
 #: Keys that may change on resume. They do not affect the result, but `mesh` and
 #: `optimizer.accumulate_steps` what is drawn (dropout, the pairs of mixup), and the
@@ -81,14 +86,12 @@ def describe_run(
     Args:
         config: The config of the run.
         class_names: The class names of every head.
-        data: What its streams read, `Split.listing` by name; None: not told.
+        data: What its streams read, `Split.fingerprint` by name; None: not told.
     """
-    versions = {}
+    versions = {"sparse_tube_vit": __version__}
     for package in _PACKAGES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:  # run from a source tree
-            versions[package] = "not installed"
     return {
         "format": FORMAT,
         "config": json.loads(config.to_json()),
@@ -228,6 +231,7 @@ class Checkpoints:
                 + "\n".join(changed)
                 + "\nChoose another --workdir, or set them as they were to resume."
             )
+        self._warn_of_versions(saved["versions"])
         if before := saved.get("data"):  # older checkpoints do not tell, or less
             changed = [
                 f"  {key}: {then!r} then, {now!r} now"
@@ -242,9 +246,23 @@ class Checkpoints:
                     "--workdir, with --config.init.weights to start from this run."
                 )
 
+    def _warn_of_versions(self, then):
+        now = self.run["versions"]
+        changed = [
+            f"{package} {then[package]} then, {now[package]} now"
+            for package in then.keys() & now.keys()
+            if then[package] != now[package]
+        ]
+        if changed and jax.process_index() == 0:
+            log.warning(
+                "The run goes on with other packages, with which it may not be what it "
+                "would have been: %s",
+                "; ".join(sorted(changed)),
+            )
+
 
 def _comparable(run):
-    """Returns a run's description with what its config leaves to defaults."""
+    """Returns a run's description with the defaults of absent keys filled in."""
     config = from_json(run["config"])
     if not isinstance(config.model.tubes, str):
         tubes = make_tubes(config.model.tubes)
@@ -338,7 +356,7 @@ def set_damaged_aside(workdir) -> None:
         DamagedCheckpoint, UnfinishedCheckpoint, ForeignCheckpoint: None is whole; all
             stay where they are.
         NewerCheckpoint, InvalidConfig: A newer version wrote the latest one.
-        UnreachableStorage: One is not given; none is moved.
+        UnreachableStorage: One cannot be fetched from storage; none is moved.
         UnusableWorkdir: They cannot be moved.
     """
     directory = epath.Path(absolute(workdir)) / "checkpoints"

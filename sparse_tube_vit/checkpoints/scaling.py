@@ -26,6 +26,7 @@ from sparse_tube_vit.config import (
     validate,
 )
 from sparse_tube_vit.errors import TubeViTError
+from sparse_tube_vit.log import log
 from sparse_tube_vit.models.tubes import Tube, kernel_channels, resize_kernel
 from sparse_tube_vit.models.tubevit import init_params, make_model
 from sparse_tube_vit.models.variants import make_tubes
@@ -217,7 +218,7 @@ def read_image_vit(
         )
     else:
         source, positions = stored.read(path), ()
-        config, params = from_json(source.run["config"]), source.params
+        config, params = from_json(source.description["config"]), source.params
         dropped, notes = {}, ()
     m, (tube, *others) = config.model, make_tubes(config.model.tubes)
     images_alone = not others and tube.reads_images and tube.windows_per_token == 1
@@ -277,7 +278,15 @@ def scale_up(
         The errors of `stored`.
     """
     source = stored.read(small)
-    run, config = source.run, from_json(source.run["config"])
+    run, config = source.description, from_json(source.description["config"])
+    if source.step < config.total_steps:
+        log.warning(
+            "%s is at step %d of the %d of its run: the large model gets the tubes "
+            "that it has by then.",
+            source.name,
+            source.step,
+            config.total_steps,
+        )
     kernels = read_kernels(source.params, config)
     image = read_image_vit(big, sizes, normalization)
     trained = {stream.head for stream in config.streams.values()}
@@ -311,7 +320,7 @@ def scale_up(
         elif not name.startswith("stem/"):
             dropped[name] = x.shape, f"of {big}"
     report = pretrained.WeightsReport(
-        source=f"{small} and {big}",
+        source=f"{source.name} and {big}",
         loaded={name: (x.shape, f"of {path}") for name, (x, path) in given.items()},
         new={name: (x.shape, "") for name, x in shapes.items() if name not in given},
         dropped=dropped,

@@ -22,7 +22,7 @@ from flax.traverse_util import unflatten_dict
 
 from sparse_tube_vit.config import InvalidConfig, from_json
 from sparse_tube_vit.errors import TubeViTError
-from sparse_tube_vit.storage import UnreachableStorage, absolute, is_refusal
+from sparse_tube_vit.storage import UnreachableStorage, absolute, is_unavailable
 
 #: Version of the checkpoint format. Newer versions are refused; keys missing from older
 #: ones take their defaults. The first checkpoints had no version: they count as 0.
@@ -31,10 +31,10 @@ FORMAT = 1
 #: Orbax's file of a step with its items and the time at which it was finished.
 METADATA = "_CHECKPOINT_METADATA"
 
-#: The end of errors of reading, which a run that resumes does not show.
+#: Advice at the end of reading errors, which `run.set_damaged_aside` removes.
 ADVICE = " Copy it again, or take another one."
 
-#: What takes weights that are of no run and no release.
+#: Where weights of image ViTs are accepted, for messages.
 FOR_IMAGE_VITS = "predict, features, probe and --config.init.weights"
 
 #: Items of a step that are trees of arrays.
@@ -246,7 +246,7 @@ def reading(path):
     Errors of jax (out of memory, a lost host) and named errors pass through.
 
     Raises:
-        UnreachableStorage: A file is there, but is not given: another try may do.
+        UnreachableStorage: A file exists, but cannot be fetched: a retry may succeed.
         DamagedCheckpoint: It is absent, or not what was written.
     """
     try:
@@ -254,7 +254,7 @@ def reading(path):
     except (TubeViTError, jax.errors.JaxRuntimeError):
         raise
     except Exception as error:  # each reader has its own for damaged files
-        if is_refusal(error):
+        if is_unavailable(error):
             line = first_line(error)
             raise UnreachableStorage(f"{path} cannot be read: {line}") from error
         raise damaged(path, first_line(error)) from error
@@ -265,7 +265,7 @@ def first_line(error):
         return f"It lacks {error}."
     line, *_ = str(error).strip().splitlines() or [type(error).__name__]
     line = re.sub(r" \[(os_error_code|tensorstore_spec)=.*", "", line).rstrip(".")
-    # What tensorstore was doing is said first, and its cause last.
+    # tensorstore's messages begin with the operation and end with the cause.
     return f"{line[:100]} ... {line[-200:]}." if len(line) > 300 else f"{line}."
 
 

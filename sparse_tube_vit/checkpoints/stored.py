@@ -57,23 +57,23 @@ class StoredModel:
 
     Attributes:
         name: What was read, in words: "step 700 of runs/x".
-        run: Config, class names and versions, as of `run.describe_run`; of an image ViT
-            without versions.
+        description: Config, class names and versions, as of `run.describe_run`; of an
+            image ViT without versions.
         step: Number of optimizer steps that it was trained for.
         averaged: Whether these are averaged parameters.
         params: A nested dict of numpy arrays, float32.
         workdir: The work directory of a checkpoint; None for a release, and for a step
             that was copied away from its run.
-        headless: Why an image ViT's classifier is no head; "" for other models.
+        why_headless: Why an image ViT's classifier is no head; "" for other models.
     """
 
     name: str
-    run: dict
+    description: dict
     step: int
     averaged: bool
     params: dict
     workdir: epath.Path | None = None
-    headless: str = ""
+    why_headless: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,7 +118,7 @@ class Location:
         with self._on_disk(*items) as folder:
             return StoredModel(
                 name=self.name,
-                run=restore_description(folder),
+                description=restore_description(folder),
                 step=self.step,
                 averaged=ema and (folder / "ema").exists(),
                 params=restore_params(folder, ema),
@@ -148,7 +148,7 @@ class Location:
             params = unflatten_dict(params, sep="/")
         return StoredModel(
             name=self.name,
-            run=run,
+            description=run,
             step=release["step"],
             averaged=release["averaged"],
             params=params,

@@ -11,7 +11,7 @@ from etils import epath
 
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.log import log
-from sparse_tube_vit.storage import absolute, is_remote, locked, temporary, writing
+from sparse_tube_vit.storage import absolute, is_remote, locked, try_writing, writing
 
 
 class UnusableWorkdir(TubeViTError, OSError):
@@ -41,32 +41,49 @@ def check_workdir(workdir) -> None:
 
 
 def make_workdir(workdir: epath.Path) -> list[epath.Path]:
-    """Makes a run's work directory and checks that files can be written to it.
+    """Makes a run's work directory and checks that a run can write and delete there.
 
     Returns:
         The directories that it had to make, inner ones first.
 
     Raises:
-        UnusableWorkdir: Its disk is full or read-only, it cannot be made, or its path
-            is none for `check_workdir`.
+        UnusableWorkdir: Its disk is full or read-only, it cannot be made, its bucket
+            does not let checkpoints be deleted, or its path is none for
+            `check_workdir`.
     """
     check_workdir(workdir)
     made = []
     for directory in (workdir, workdir / "checkpoints"):
-        probe = temporary(directory / "written")
         try:
             if not directory.exists():
                 made.insert(0, directory)
-            directory.mkdir(parents=True, exist_ok=True)
-            try:
-                probe.write_text("\n")
-            finally:  # a full disk may take the name, but no content
-                probe.unlink(missing_ok=True)
+            try_writing(directory)
         except OSError as error:
             raise UnusableWorkdir(
                 f"--workdir {directory} cannot be made or written to: {error}"
             ) from error
+    if (path := absolute(workdir)).startswith("gs://"):
+        _check_deletion(path)
     return made
+
+
+def _check_deletion(path):
+    """Raises UnusableWorkdir if orbax could not delete a bucket's old checkpoints.
+
+    It asks whether the bucket has folders. Files can be written, read and deleted
+    without that permission: a run would end only where it has more than it keeps.
+    """
+    bucket = path.removeprefix("gs://").partition("/")[0]
+    try:
+        from google.cloud import storage  # an extra
+
+        storage.Client().get_bucket(bucket)
+    except Exception as error:  # clients have their own
+        raise UnusableWorkdir(
+            f"--workdir {path}: old checkpoints could not be deleted there, as gs://"
+            f"{bucket} itself cannot be looked up: {error}. Grant the permission "
+            "storage.buckets.get, which roles/storage.legacyBucketReader has."
+        ) from error
 
 
 def remove_empty(directories: Iterable[epath.Path]) -> None:

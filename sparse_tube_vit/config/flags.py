@@ -53,7 +53,7 @@ class CommandParser(argparse.ArgumentParser):
     def parse_with_config(self, argv: Sequence[str] | None) -> argparse.Namespace:
         """Parses `--config FILE` and any `--config.key=value` beside the arguments.
 
-        The file becomes its config; the program ends where there is none to override.
+        `args.config` becomes the config. Overrides without a file end the program.
         """
         args, overrides = self.parse_known_args(argv)
         if getattr(args, "config", None):

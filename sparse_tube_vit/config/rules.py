@@ -151,7 +151,7 @@ def _wrong_losses(config, heads):
 
 
 def _wrong_evaluations(config, heads):
-    """Yields evaluations of heads that are not trained, strides and views in vain."""
+    """Yields evaluations of untrained heads, and strides or views that do not apply."""
     positions = config.model.positions
     for name, e in config.evaluations.items():
         if "head" in e and str(e.head) not in heads:

@@ -177,8 +177,8 @@ SCHEMA = {
     },
     "compilation_cache": Key(
         "",
-        "Local directory that keeps compiled programs for the next start. Empty: as "
-        "JAX_COMPILATION_CACHE_DIR.",
+        "Directory, local or gs://, that keeps compiled programs for the next start; "
+        "of several hosts the first alone writes. Empty: JAX_COMPILATION_CACHE_DIR.",
         TEXT,
     ),
     "loader": {

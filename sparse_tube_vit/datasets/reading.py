@@ -21,7 +21,7 @@ from sparse_tube_vit.datasets.catalog import BUILDERS, OPTIONS
 from sparse_tube_vit.datasets.times import ACTIONS, SPAN
 from sparse_tube_vit.errors import DatasetError
 from sparse_tube_vit.log import log
-from sparse_tube_vit.storage import UnreachableStorage, file_size, is_refusal
+from sparse_tube_vit.storage import UnreachableStorage, file_size, is_unavailable
 
 INFO = "dataset_info.json"  # written last: it marks a prepared data set
 UNFINISHED = "preparing."  # prefix of files of a preparation that is not finished
@@ -105,7 +105,7 @@ class Split:
 
         Raises:
             UnreadableRecord: It is damaged.
-            UnreachableStorage: It is there, but is not given: another try may do.
+            UnreachableStorage: It exists, but cannot be fetched: a retry may succeed.
         """
         index = operator.index(index)
         if not 0 <= index < self.length:
@@ -117,7 +117,7 @@ class Split:
         except UnsupportedDataset:
             raise
         except Exception as error:  # whatever array_record, protobuf or TFDS raise
-            if is_refusal(error):
+            if is_unavailable(error):
                 raise UnreachableStorage(
                     f"{self.name} in {self.directory}: {self.split} record {index} "
                     f"cannot be read: {error}"
@@ -156,7 +156,7 @@ class Split:
                 return f"number {skipped + index - first} of {path.name}"
         return "in no shard"
 
-    def listing(self) -> dict:
+    def fingerprint(self) -> dict:
         """Returns version, number of examples and a digest of the manifest, if any.
 
         A data set that is prepared again from other files has others. TFDS's own have
@@ -168,7 +168,7 @@ class Split:
         return {"version": version, "examples": len(self), "manifest": listed}
 
     def digests(self) -> dict:
-        """Returns `listing`, and a digest of records, by which copies are compared.
+        """Returns `fingerprint`, and a digest of records, by which copies are compared.
 
         The digest of `records` covers the size and the first record of every shard.
 
@@ -190,7 +190,7 @@ class Split:
                 for record in pool.map(copy.read, firsts[start : start + 64]):
                     every.update(f"{record['id']} {record['label']}\n".encode())
                     every.update(record[self.kind])
-        return self.listing() | {"records": every.hexdigest()}
+        return self.fingerprint() | {"records": every.hexdigest()}
 
     def _shards(self):
         """Yields each shard's first index, number of records, records before, path."""

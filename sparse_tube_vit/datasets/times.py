@@ -9,14 +9,14 @@ SPAN = "clip_seconds"
 ACTIONS = "action_seconds"
 
 
-def part_of(
+def span_in_file(
     seconds: float, start: float, end: float, shared: bool = False
 ) -> tuple[float, float] | None:
     """Returns which part of a file is the clip from `start` to `end` of its video.
 
-    A file of about the clip's length, or that ends before the clip does and is at most
-    twice as long, as where it was cut at key frames, is the clip itself; or any of
-    several clips of one video.
+    A file is the clip itself if it has about the clip's length; or if it ends before
+    the clip does in the video and is at most twice as long, as when cut at key frames.
+    If `shared`, such a file may be any of the video's clips.
 
     Args:
         seconds: Duration of the file.

@@ -214,7 +214,7 @@ def check_same(
         name: Unique in the run.
 
     Raises:
-        HostsDiffer: It is another; the message names the keys.
+        HostsDiffer: This host's differ from the first's; the message names the keys.
     """
     if jax.process_count() == 1:
         return

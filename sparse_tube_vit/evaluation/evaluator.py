@@ -155,7 +155,7 @@ class Evaluator:
         )
 
     def _program(self, model, mesh):
-        """Compiled for the first run: a batch to scores and the rest of it, whole."""
+        """Returns the jitted map from a batch to scores and its other arrays."""
         if self._compiled is None:
             combine = self.source.combine_views
             scores = make_scores(model, self.source.head, self.loss, combine)
@@ -196,7 +196,7 @@ class Evaluator:
         }
 
 
-# What comes back from the devices of every example, beside its scores.
+# Arrays of a batch that come back from the devices with the scores.
 _PER_EXAMPLE = ("label", "weight", "index", "distinct_views")
 
 

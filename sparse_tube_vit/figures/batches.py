@@ -67,7 +67,7 @@ def batch_grids(
 
 
 def _text(example: StepExample, letters: int, most: int = 6) -> list[str]:
-    lines = [example.target, *example.names]
+    lines = [example.target, *example.ids]
     lines += [f"weight 0: {example.problem}"] if example.problem else []
     return [part for s in lines for part in textwrap.wrap(s, letters)][:most]
 

@@ -1,7 +1,9 @@
 """Figures without a window, and their files."""
 
 import pathlib
+import re
 import tempfile
+import warnings
 
 import matplotlib
 from matplotlib.animation import Animation, PillowWriter
@@ -10,9 +12,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
+from sparse_tube_vit.log import log
 from sparse_tube_vit.storage import whole_file, write_whole
 
 DPI = 120
+
+_REPORTED: set[str] = set()  # characters that the font lacks, as the log says
 
 #: Colors of the tubes, in their order.
 COLORS = ("#d62728", "#1f77b4", "#2ca02c", "#ff7f0e", "#9467bd", "#8c564b", "#e377c2")
@@ -23,10 +28,33 @@ class _Unparsed(Figure):
 
     def draw(self, renderer):
         # The default is for texts that drawing makes, as of ticks.
-        with matplotlib.rc_context({"text.parse_math": False}):
+        with (
+            matplotlib.rc_context({"text.parse_math": False}),
+            warnings.catch_warnings(record=True) as caught,
+        ):
             for text in self.findobj(Text):
                 text.set_parse_math(False)
             super().draw(renderer)
+        _report(caught)
+
+
+def _report(caught):
+    """Shows warnings; those of characters without a glyph as one in the log."""
+    missing = set()
+    for warning in caught:
+        if found := re.match(r"Glyph (\d+) .* missing from", str(warning.message)):
+            missing.add(chr(int(found[1])))
+        else:
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
+    if missing - _REPORTED:
+        log.warning(
+            "The font of figures has no %s: install one that has, and name it in a "
+            "matplotlibrc, as font.family: DejaVu Sans, Noto Sans CJK JP.",
+            "".join(sorted(missing - _REPORTED)),
+        )
+        _REPORTED.update(missing)
 
 
 def new_figure(

@@ -118,7 +118,7 @@ def add_to_release(
         "platforms": exported.platforms,
         "parameters": {"file": ARRAYS, "dtype": dtype},
         "programs": programs,
-        "versions": model.run["versions"],
+        "versions": model.description["versions"],
     }
     text = json.dumps(description, indent=1)
     (folder / DESCRIPTION).write_text(f"{text}\n")

@@ -22,6 +22,7 @@ def pooled(
     paths: Sequence[str],
     views: tuple[int, int] = (1, 1),
     batch_size: int | None = None,
+    kind: str | None = None,
 ) -> Iterator[files.Computed]:
     """Yields the pooled features (D,) of files in order, averaged over views.
 
@@ -32,10 +33,11 @@ def pooled(
         paths: Files.
         views: (temporal, spatial) views of videos.
         batch_size: Files per batch; None: 4, or the number of files if smaller.
+        kind: As for `TrainedTubeViT.read`.
     """
 
     def read(path):
-        return tubevit.read(path, given=views)
+        return tubevit.read(path, views=views, kind=kind)
 
     def of_batch(kind, videos):
         return tubevit.pooled(videos)

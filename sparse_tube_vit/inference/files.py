@@ -2,9 +2,11 @@
 
 import collections
 import concurrent.futures
+import contextlib
 import dataclasses
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 
@@ -18,6 +20,7 @@ from sparse_tube_vit.log import log
 from sparse_tube_vit.models.losses import NonFiniteScores
 from sparse_tube_vit.storage import (
     UnreachableStorage,
+    file_size,
     files_below,
     is_remote,
     reaching,
@@ -25,6 +28,9 @@ from sparse_tube_vit.storage import (
 from sparse_tube_vit.video.opening import SUFFIXES
 
 _SUFFIXES = set.union(*SUFFIXES.values())
+
+#: Bytes of files that are read at once, a larger one alone. Decoding takes twice that.
+_BYTES_AT_ONCE = 2**32
 
 
 class NoFiles(TubeViTError, FileNotFoundError):
@@ -34,7 +40,7 @@ class NoFiles(TubeViTError, FileNotFoundError):
 def expand(paths: Iterable) -> list[str]:
     """Returns files as they are, and all clips and images below folders.
 
-    Among others, a folder that holds none stays, to be named with what cannot be read.
+    A folder without any is kept, and reported with the files that cannot be read.
 
     Args:
         paths: Files and folders, local or gs://; "-" stands for those that standard
@@ -270,11 +276,14 @@ def _ahead(read, inputs, most):
         most: Number of inputs to read ahead, where there are cores for them.
     """
 
+    room = _Room(_BYTES_AT_ONCE)
+
     def attempt(item):
-        try:
-            return read(item)
-        except TubeViTError as error:
-            return error
+        with room.taken(_size(item)):
+            try:
+                return read(item)
+            except TubeViTError as error:
+                return error
 
     threads = usable_cores()
     with concurrent.futures.ThreadPoolExecutor(threads) as executor:
@@ -285,3 +294,36 @@ def _ahead(read, inputs, most):
                 yield pending.popleft().result()
         while pending:
             yield pending.popleft().result()
+
+
+class _Room:
+    """Room for the files that threads read: others wait until it is free.
+
+    Args:
+        size: Bytes.
+    """
+
+    def __init__(self, size):
+        self._size = self._free = size
+        self._changed = threading.Condition()
+
+    @contextlib.contextmanager
+    def taken(self, size):
+        size = min(size, self._size)
+        with self._changed:
+            self._changed.wait_for(lambda: self._free >= size)
+            self._free -= size
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._free += size
+                self._changed.notify_all()
+
+
+def _size(item):
+    """Returns the bytes of a file; 0 for arrays, and where reading it tells why."""
+    try:
+        return file_size(item) if is_path(item) else 0
+    except Exception:  # clients of buckets have their own
+        return 0

@@ -42,7 +42,7 @@ def read(path, normalization: str = "") -> stored.StoredModel:
             f"{vit.source} has no position embeddings, which its features need. Take a "
             "file that has them; without, it can start a run: --config.init.weights."
         )
-    class_names = {HEAD: vit.labels} if vit.labels and not vit.headless else {}
+    class_names = {HEAD: vit.labels} if vit.labels and not vit.why_headless else {}
     config = encoder_config(str(path), vit, class_names)
     config.init.normalization = normalization
     model = make_model(
@@ -53,12 +53,12 @@ def read(path, normalization: str = "") -> stored.StoredModel:
     params, report = pretrained.initial_params(config, model, shapes, class_names)
     for note in report.notes:
         log.info("%s: %s", path, note)
-    if vit.pools_otherwise:
+    if vit.why_pooled_differs:
         log.warning(
             "%s: pooled features are not those of %s, tokens are: %s.",
             vit.source,
             vit.family.codebase,
-            vit.pools_otherwise,
+            vit.why_pooled_differs,
         )
     if report.new:
         raise pretrained.WeightsDoNotMatch(
@@ -68,11 +68,11 @@ def read(path, normalization: str = "") -> stored.StoredModel:
         )
     return stored.StoredModel(
         name=report.source,
-        run={"config": config.to_dict(), "class_names": class_names},
+        description={"config": config.to_dict(), "class_names": class_names},
         step=0,
         averaged=False,
         params=params,
-        headless=vit.headless,
+        why_headless=vit.why_headless,
     )
 
 

@@ -82,9 +82,11 @@ def from_stored(source: stored.StoredModel) -> "TrainedTubeViT":
     Raises:
         DamagedCheckpoint: Its parameters are not those of its config.
     """
-    config = from_json(source.run["config"])
+    config = from_json(source.description["config"])
     config.model.attention = "auto"  # the devices here may be others
-    class_names = {h: tuple(names) for h, names in source.run["class_names"].items()}
+    class_names = {
+        h: tuple(names) for h, names in source.description["class_names"].items()
+    }
     try:
         model = make_model(config, {h: len(names) for h, names in class_names.items()})
         check_params(source.params, model, source.name)
@@ -100,7 +102,7 @@ def from_stored(source: stored.StoredModel) -> "TrainedTubeViT":
         model,
         source.params,
         source.averaged,
-        source.headless,
+        source.why_headless,
     )
 
 
@@ -157,7 +159,7 @@ class TrainedTubeViT:
         model: A Flax Linen module.
         params: A nested dict of float32 arrays.
         averaged: Whether the parameters are a moving average of those in training.
-        headless: Why the classifier of an image ViT is no head, if it has one.
+        why_headless: Why the classifier of an image ViT is no head, if it has one.
     """
 
     name: str
@@ -167,7 +169,7 @@ class TrainedTubeViT:
     model: TubeViT
     params: dict
     averaged: bool
-    headless: str = ""
+    why_headless: str = ""
 
     def __repr__(self):
         heads = ", ".join(f"{h} ({len(c)})" for h, c in self.class_names.items())
@@ -264,18 +266,20 @@ class TrainedTubeViT:
         self,
         path,
         head: str | None = None,
-        given: tuple[int, int] | None = None,
+        views: tuple[int, int] | None = None,
+        kind: str | None = None,
     ) -> tuple[str, np.ndarray]:
         """Reads a file as the evaluation of its head does.
 
         Args:
             path: A clip in any container or an image, local or gs://.
-            head: As for `predict`; not used with views `given`.
-            given: (temporal, spatial) views of videos in place of the evaluation's.
+            head: As for `predict`; not used with `views`.
+            views: (temporal, spatial) views of videos in place of the evaluation's.
+            kind: "image" or "video", as in a data set of one kind: of an animation,
+                "image" reads the first picture. None: `opening.kind_of`.
 
         Returns:
-            (kind, views): "image" or "video", as `opening.kind_of`, and uint8 (V, T, H,
-            W, 3).
+            (kind, views): the kind, and uint8 (V, T, H, W, 3).
 
         Raises:
             TubeViTError: As `predict`.
@@ -283,18 +287,18 @@ class TrainedTubeViT:
         with naming(path):
             encoded = storage.read_file(path)
             limits = Limits.of(self.config.loader)
-            kind = kind_of(encoded, limits)
-            return kind, self.example(kind, head, given).read(encoded, None)["video"]
+            kind = kind or kind_of(encoded, limits)
+            return kind, self.example(kind, head, views).read(encoded, None)["video"]
 
     def example(
         self,
         kind: str,
         head: str | None = None,
-        given: tuple[int, int] | None = None,
+        views: tuple[int, int] | None = None,
     ) -> examples.EvaluationExample:
         """Returns the map from files of a kind to views; arguments as for `read`."""
-        if given:
-            source = examples.unlabelled(kind, *given)
+        if views:
+            source = examples.unlabelled(kind, *views)
         else:
             source = self.protocol(kind, self.choose_head(kind, head))
         config = self.config
@@ -358,7 +362,7 @@ class TrainedTubeViT:
     def _central_view(self, clip):
         """Returns a group, as for `files.compute`, and views (1, T, H, W, 3)."""
         if files.is_path(clip):
-            kind, views = self.read(clip, given=(1, 1))
+            kind, views = self.read(clip, views=(1, 1))
         else:
             kind, views = self.as_views(clip)
         if len(views) > 1:
@@ -406,7 +410,7 @@ class TrainedTubeViT:
             AmbiguousHead: None, or several heads were trained on inputs of that kind.
         """
         if not self.class_names:
-            why = f": {self.headless}" if self.headless else ""
+            why = f": {self.why_headless}" if self.why_headless else ""
             raise UnknownHead(
                 f"{self.name} has no head to predict with, features alone{why}. Train "
                 "one: configs/finetune.py with --config.init.weights."
@@ -429,9 +433,9 @@ class TrainedTubeViT:
         return heads[0]
 
     def protocol(self, kind: str, head: str) -> ConfigDict:
-        """Returns a head's evaluation on inputs of a kind, or one of one view.
+        """Returns the config of a head's evaluation on inputs of a kind.
 
-        Of several it is the first by name of those with the strides of training.
+        Of several, the first by name with the strides of training; of none, one view.
         """
         matching = [
             source

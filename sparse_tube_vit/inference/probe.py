@@ -60,7 +60,8 @@ def probe(
     fitted, measured = _splits(listing.splits)
     examples = [e for split in {fitted: 0, measured: 0} for e in listing.splits[split]]
     paths = [str(example.source) for example in examples]
-    computed, names = [*pooled(tubevit, paths, views, batch_size)], listing.class_names
+    computed = [*pooled(tubevit, paths, views, batch_size, kind)]
+    names = listing.class_names
     for file in computed:
         if file.problem:
             log.warning("%s: %s", file.path, file.problem)
@@ -94,7 +95,7 @@ def probe(
         "kind": kind,
         "classes": len(names),
         "files": len(good),
-        "measured": len(y),
+        "measured_files": len(y),
         "undecodable": [
             example.id
             for example, file in zip(examples, computed, strict=True)
@@ -121,7 +122,7 @@ def _splits(splits):
 
 
 def _check(y, train):
-    """Returns the number of folds, if the readable files make a probe."""
+    """Returns the number of folds. Raises NotProbeable for too few files or classes."""
     counts = np.bincount(y if train is None else y[train])
     counts = counts[counts > 0]
     if len(counts) < 2 or (train is None and counts.min() < 2):

@@ -50,8 +50,8 @@ def spans(
         window: Length of a window.
         stride: From one start to the next.
         duration: Duration of the video.
-        frame: Time between two frames of a clip. Less than that at the video's end is
-            not worth a window.
+        frame: Time between two frames of a clip. A remainder at the video's end that
+            is shorter gets no window.
     """
     found, end = [], 0.0
     for i in itertools.count():

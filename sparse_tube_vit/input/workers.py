@@ -147,7 +147,7 @@ def _costs(config, splits, batch_shares):
 
 
 def _fitting(workers, costs, sizes, prefetch):
-    """Divides as many workers as shared memory has room for; 0 each for too few."""
+    """Divides as many workers as fit in shared memory; 0 each if not one a stream."""
     room = _free_shared_memory() / 2
     for count in range(workers, len(costs) - 1, -1):
         counts = divide(count, costs)

@@ -58,9 +58,9 @@ def choose(implementation: str, queries, keys, dtype) -> str:
 
 
 def _has_fused_kernel():
-    """Returns whether cuDNN has one for the GPU that is attached, if one is.
+    """Returns whether cuDNN's fused kernel supports the attached GPU; True without one.
 
-    Its compute capability must be 8.0; AMD's GPUs have names in its place.
+    It needs compute capability 8.0; AMD's GPUs report a name instead.
     """
     capability = getattr(jax.local_devices()[0], "compute_capability", "8.0")
     return capability[:1].isdigit() and float(capability) >= 8
@@ -95,7 +95,7 @@ def attention(q, k, v, implementation: str = "auto", tokens: int | None = None):
 def heads_first(q, k, v):
     """Computes attention with heads next to the batch, as one batched matmul.
 
-    XLA runs it faster on CPUs than with the heads where the projections leave them.
+    On CPUs, XLA runs this faster than the projections' layout (B, N, heads, d).
     """
     weights = attention_weights(q, k).astype(v.dtype)  # (B, heads, M, N)
     return (weights @ v.transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3)

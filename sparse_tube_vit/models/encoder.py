@@ -224,8 +224,8 @@ class Encoder(nn.Module):
 class AttentionPooling(nn.Module):
     """Attention of a learned probe to all tokens: (B, N, D) to (B, D).
 
-    With `mlp`, what it gives goes through a block's second half, x + MLP(LN x), which
-    makes it the MAP head of SigLIP and big_vision (Zhai et al., 2022).
+    With `mlp`, a block's second half, x + MLP(LN x), follows, as in the MAP head of
+    SigLIP and big_vision (Zhai et al., 2022).
     """
 
     options: EncoderOptions

@@ -19,7 +19,7 @@ class NonFiniteScores(TubeViTError, FloatingPointError):
     """Scores or features that are infinite or not a number."""
 
 
-#: What NonFiniteScores says of the cause.
+#: Likely causes, for messages of NonFiniteScores.
 DIVERGED = (
     "Training diverged, or the parameters overflow in the dtype that they are computed "
     "in: take an earlier checkpoint, or model.dtype float32."
@@ -32,15 +32,15 @@ class Loss:
 
     Attributes:
         cross_entropy: Maps logits and targets in 0..1, both (B, C), to losses (B,).
-        uninformed: Maps the number of classes C to the target of label smoothing, the
-            same for every class.
+        smoothing_target: Maps the number of classes C to the target that label
+            smoothing mixes in, the same for every class.
         probabilities: Maps logits (B, C) to probabilities (B, C).
         multi_label: Whether an example may have any number of labels; labels then are
             multi-hot (B, C), else class numbers (B,).
     """
 
     cross_entropy: Callable
-    uninformed: Callable[[int], float]
+    smoothing_target: Callable[[int], float]
     probabilities: Callable
     multi_label: bool
 
@@ -60,7 +60,7 @@ LOSSES = {
     # Exactly one class is correct; smoothing is uniform over classes.
     "softmax": Loss(
         cross_entropy=optax.softmax_cross_entropy,
-        uninformed=lambda classes: 1 / classes,
+        smoothing_target=lambda classes: 1 / classes,
         probabilities=jax.nn.softmax,
         multi_label=False,
     ),
@@ -68,7 +68,7 @@ LOSSES = {
     # uniform over present and absent.
     "sigmoid": Loss(
         cross_entropy=_binary_cross_entropy,
-        uninformed=lambda classes: 1 / 2,
+        smoothing_target=lambda classes: 1 / 2,
         probabilities=jax.nn.sigmoid,
         multi_label=True,
     ),
@@ -105,9 +105,9 @@ def multi_hot(labels, classes: int):
 
 
 def smooth(targets, amount: float, loss: str):
-    """Returns targets (B, C) with label smoothing: mixed with the uninformed target."""
-    uninformed = LOSSES[loss].uninformed(targets.shape[-1])
-    return (1 - amount) * targets + amount * uninformed
+    """Returns targets (B, C) with label smoothing: mixed with `smoothing_target`."""
+    smoothing_target = LOSSES[loss].smoothing_target(targets.shape[-1])
+    return (1 - amount) * targets + amount * smoothing_target
 
 
 def mean_weights(weights):

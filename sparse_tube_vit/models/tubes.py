@@ -156,8 +156,8 @@ class Tube:
         """Returns the tube with scaled strides, for more or fewer tokens.
 
         Each stride is rounded to the nearest multiple of its space-to-depth factor
-        (paper table 7d). Tokens are whole then: a model that has seen none that reach
-        past the clip mistakes them (docs/measurements.md).
+        (paper table 7d). The result is `whole`: a model that was not trained on tokens
+        that reach past the clip misreads them (docs/measurements.md).
         """
         if scale == 1:
             return self

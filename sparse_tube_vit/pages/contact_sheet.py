@@ -89,12 +89,14 @@ def contact_sheet(
     Examples that decode, but that training cannot sample, are added to the problems.
     """
     # 700 classes with small frames take 17 MB.
-    side = SIDE if len(result.first) < MANY_CLASSES else SMALL_SIDE
-    tasks = [(split, i, example, side) for split, i, _ in result.first.values()]
+    side = SIDE if len(result.first_examples) < MANY_CLASSES else SMALL_SIDE
+    tasks = [
+        (split, i, example, side) for split, i, _ in result.first_examples.values()
+    ]
     strips = {}
     of_tasks = processes.run(_sample, tasks, workers)
-    for name, strip in zip(result.first, of_tasks, strict=True):
-        row = result.first[name][-1]
+    for name, strip in zip(result.first_examples, of_tasks, strict=True):
+        row = result.first_examples[name][-1]
         if isinstance(strip, str):
             result.add(Problem.UNDECODABLE, f"{row.split} {row.id}: {strip}")
         else:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from etils import epath
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -41,6 +40,7 @@ from sparse_tube_vit.figures.run import (
 )
 from sparse_tube_vit.input import examples
 from sparse_tube_vit.pages import html
+from sparse_tube_vit.storage import UnreachableStorage
 from sparse_tube_vit.training.description import describe
 from sparse_tube_vit.training.reporting import PARTS, TRAINING, training_metrics
 from sparse_tube_vit.training.utilization import examples_per_second, in_flops, in_gib
@@ -54,7 +54,9 @@ WORST = 10
 #: Most undecodable examples that are listed by name.
 NAMED = 50
 
-# Videos on the page are for a look alone: small files matter more than quality.
+# Videos on the page are for a look alone: small files matter more than quality, and of
+# long ones the middle is shown.
+_SHOWN_SECONDS = 10.0
 _SAMPLE = Transcode(short_side=144, gop=60, crf=30)
 _ANIMATION = Transcode(short_side=480, gop=60, crf=26)
 
@@ -317,7 +319,10 @@ def _samples(run, clips):
 def _sample(run, name, split, index) -> str:
     """HTML of an example with its labels and the best three predictions."""
     source, trained = run.config.evaluations[name], run.trained
-    record = split[index]
+    try:
+        record = split[index]
+    except (reading.UnreadableRecord, UnreachableStorage) as error:
+        return _figure(html.escape(str(error)))
     labels = labels_of(record, trained.class_names[source.head])
     title = f"{record['id']}: {', '.join(labels) or 'no class'}"
     config = run.config
@@ -327,11 +332,11 @@ def _sample(run, name, split, index) -> str:
         if split.kind == "image":
             shown = html.picture(_still(views[0, 0]), "jpeg", title)
         else:
-            span = record.get(SPAN)
-            shown = _video(_SAMPLE(record[split.kind], span), title)
+            encoded = record[split.kind]
+            span = _middle(*record.get(SPAN, (0.0, manifest.seconds(encoded))))
+            shown = _video(_SAMPLE(encoded, span), title)
     except UndecodableClip as error:
-        text = html.escape(f"{title}. It does not decode: {error}")
-        return f"<figure><figcaption>{text}</figcaption></figure>"
+        return _figure(html.escape(f"{title}. It does not decode: {error}"))
     (scores,) = trained.scores(views[None], source.head)
     best = trained.best(scores, source.head, 3)
     verdict = "correct" if best[0][0] in labels else "wrong"
@@ -340,10 +345,18 @@ def _sample(run, name, split, index) -> str:
         f" <span>{probability:.0%}</span>"
         for predicted, probability in best
     )
-    return (
-        f"<figure>{shown}<figcaption>{html.escape(title)}"
-        f'<b class="{verdict}">{verdict}</b><ol>{lines}</ol></figcaption></figure>'
-    )
+    told = f'{html.escape(title)}<b class="{verdict}">{verdict}</b><ol>{lines}</ol>'
+    return _figure(told, shown)
+
+
+def _figure(caption, shown="") -> str:
+    return f"<figure>{shown}<figcaption>{caption}</figcaption></figure>"
+
+
+def _middle(start: float, end: float) -> tuple[float, float]:
+    """Returns the part of a video, from start to end in seconds, that is shown."""
+    cut = max(end - start - _SHOWN_SECONDS, 0.0) / 2
+    return start + cut, end - cut
 
 
 def _tubes(run):
@@ -429,12 +442,11 @@ def _data(run):
 
 def _left_out(dataset: str, data_dir) -> list[manifest.Row] | None:
     """Files left out when a data set was prepared; None if it has no manifest."""
-    directory = epath.Path(data_dir) / dataset  # perhaps with its version
-    paths = [*directory.glob(manifest.NAME)]
-    paths += sorted(directory.glob(f"*/{manifest.NAME}"))
-    if not paths:
+    directory = reading.prepared_directory(dataset, data_dir)
+    if directory is None or not (directory / manifest.NAME).exists():
         return None
-    return [row for row in manifest.read(paths[-1]) if row.status != manifest.OK]
+    rows = manifest.read(directory / manifest.NAME)
+    return [row for row in rows if row.status != manifest.OK]
 
 
 _STYLE = """\

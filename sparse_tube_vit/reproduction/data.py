@@ -15,7 +15,12 @@ from sparse_tube_vit.datasets.builders.ucf101 import Ucf101
 from sparse_tube_vit.datasets.preparing.prepare import prepare
 from sparse_tube_vit.errors import DatasetError
 from sparse_tube_vit.log import log
-from sparse_tube_vit.reproduction.runs import Results, Run, name_of
+from sparse_tube_vit.reproduction.runs import (
+    Results,
+    Run,
+    name_of,
+    same_weights,
+)
 from sparse_tube_vit.video.limits import UndecodableClip
 from sparse_tube_vit.video.opening import naming_failures
 from sparse_tube_vit.video.transcode import Transcode
@@ -34,8 +39,8 @@ CLASSES = (
     "WallPushups",
 )
 
-#: Of clips that models of 64 pixels read. A step of such a run takes as long as to
-#: decode its clips as they come; these take half of it.
+#: Transcoding for models of 64 pixels. Decoding the original clips takes as long as a
+#: step of such a model; decoding these takes half as long.
 SMALL_CLIPS = Transcode(short_side=96, gop=12, crf=18)
 
 #: Directions of a clip, by the step through its frames.
@@ -43,7 +48,7 @@ DIRECTIONS = {"forwards": 1, "backwards": -1}
 
 
 def needed(runs: Sequence[Run]) -> set[str]:
-    """Returns names of data sets that runs read and that are not made by themselves."""
+    """Returns the data sets that runs read, without those that are made on demand."""
     streams = (s for run in runs for s in run.config.streams.values())
     return {s.dataset for s in streams if not _embedded(s.dataset)}
 
@@ -190,10 +195,12 @@ def check_weights(runs: Sequence[Run], results: Results, weights: str) -> None:
         OtherData: A table would mix results of both.
     """
     task, taken = runs[0].task, any(run.takes_weights for run in runs)
-    if taken and (other := results.weights(task) - {name_of(weights)}):
+    given = name_of(weights) if taken else ""
+    stored = sorted(results.weights(task)) if taken else []
+    if other := [name for name in stored if not same_weights(name, given)]:
         raise OtherData(
-            f"{results.path(task)} has results that start from {min(other)}; those of "
-            f"--weights are {name_of(weights)}. {_APART}"
+            f"{results.path(task)} has results that start from {other[0]}; those of "
+            f"--weights are {given}. {_APART}"
         )
 
 

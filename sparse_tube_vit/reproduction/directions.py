@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 from sparse_tube_vit.reproduction.runs import Results, Run
-from sparse_tube_vit.reproduction.statistics import Comparison, held
+from sparse_tube_vit.reproduction.statistics import Comparison, count_significant
 from sparse_tube_vit.reproduction.tables import TABLES, Row
 
 
@@ -101,7 +101,7 @@ def distinct(directions: Iterable[Direction]) -> Mapping[tuple, Direction]:
 
 
 def corrected(directions: Iterable[Direction]) -> set[tuple]:
-    """Returns what is compared by the directions that Holm's correction leaves.
+    """Returns `runs` of the directions that are significant after Holm's correction.
 
     The paper's directions are corrected for their number, and ours for theirs.
     """
@@ -109,6 +109,6 @@ def corrected(directions: Iterable[Direction]) -> set[tuple]:
     for papers in (True, False):
         family = [x for x in distinct(directions).values() if x.is_papers == papers]
         family.sort(key=lambda x: x.comparison.p)
-        count = held([x.comparison.p for x in family])
+        count = count_significant([x.comparison.p for x in family])
         kept |= {x.runs for x in family[:count]}
     return kept

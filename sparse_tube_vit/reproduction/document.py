@@ -104,8 +104,8 @@ decoupled from Adam; pooling is attention by a learned probe without an MLP; Ran
 is without Cutout; images are evaluated by a central crop of their short side. Created
 models train for 50,000 steps, as the paper's from Ti to B, 2,000 of them warm-up;
 pooling trains with the head; table 9's gate is in its rows of some layers and of
-everything. images_first trains twice for 300,000 steps. Where widths have no whole
-ratio, the first channels of neighbouring windows are kept.
+everything. images_first and inflated_3d train twice for 300,000 steps. Where widths
+have no whole ratio, the first channels of neighbouring windows are kept.
 
 The paper's B has 90.9 in its main result and 85.4 at most in the ablations (tables 7
 and 8), 84.5 with the main tubes, on 559 tokens; ours are on 64 frames in all tables,

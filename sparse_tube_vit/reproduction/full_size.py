@@ -19,7 +19,7 @@ MFU = 0.35
 #: Parameters are split over 16 of the chips, as docs/pods.md advises.
 MESH = "--config.mesh.fsdp=16"
 
-_PREPARE = """\
+_DATA = """\
 # Once: the data sets.
 sparse-tube-vit prepare kinetics600 --videos VIDEOS --annotations LISTS \\
     --data_dir gs://BUCKET/data --transcode short_side=256,gop=30,crf=23
@@ -27,8 +27,11 @@ sparse-tube-vit prepare imagenet2012 --images ILSVRC/Data/CLS-LOC \\
     --data_dir gs://BUCKET/data
 # Once: the image ViTs of tables 6, 8 and 9, as gs://BUCKET/vit_h.npz and vit_b.npz:
 # Google's .npz with patches of 14 and 16, as the GELU here is theirs (docs/weights.md).
-# Once: a TPU. Below, preflight tells whether a step fits; `run` returns at once, and
-# `./launch/tpu_vm.sh logs NAME` shows when the next row can begin.
+# Once, without a TPU: whether the steps fit it."""
+
+_TPU = """\
+# Once: a TPU. `run` returns at once, and `./launch/tpu_vm.sh logs NAME` shows when the
+# next row can begin.
 ./launch/tpu_vm.sh queue NAME --accelerator_type v5litepod-64 --wait --no_preflight
 ./launch/tpu_vm.sh setup NAME
 # Below is seed 0. Another has seed=1 after its row, and workdirs of its own."""
@@ -52,15 +55,32 @@ def commands(rows: Mapping[str, Sequence[Row]]) -> Iterator[str]:
             for needed in filter(None, (run.after, run)):
                 runs.setdefault(needed.name, needed)
             rows_of.setdefault(run.name, []).append(f"{table}:{row.name}")
+    if not runs:
+        return
+    yield _DATA
+    for run in runs.values():
+        lines = " \\\n    ".join(["--topology v5e:8x8", *_on_tpu(run)])
+        yield f"sparse-tube-vit preflight {_config(run)} \\\n    {lines}"
+    yield _TPU
     created, flops = set(), 0
-    for i, run in enumerate(runs.values()):
-        if not i:
-            yield _PREPARE
+    for run in runs.values():
         yield ""
         yield from _of(run, rows_of.get(run.name, ["others start from it"]), created)
         flops += run.flops
-    if runs:
-        yield f"\n# In all, a seed of {len(runs)} runs: {_hours(flops)}."
+    yield f"\n# In all, a seed of {len(runs)} runs: {_hours(flops)}."
+
+
+def _config(run):
+    return f"--config configs/reproduction.py:table={run.table},row={run.row.name}"
+
+
+def _on_tpu(run):
+    """Returns the options of a step on 64 chips of v5e."""
+    return [MESH, *_accumulate(accumulated(run.config, "v5e", 64))]
+
+
+def _accumulate(parts):
+    return [f"--config.optimizer.accumulate_steps={parts}"] if parts > 1 else []
 
 
 def _hours(flops):
@@ -92,14 +112,12 @@ def _of(run, rows, created):
         weights = f"gs://BUCKET/{run.after.name}"
     elif run.row.big:
         weights = "gs://BUCKET/vit_b.npz"
-    config = f"--config configs/reproduction.py:table={run.table},row={run.row.name}"
-    yield f"sparse-tube-vit preflight {config} \\\n    --topology v5e:8x8 {MESH}"
     given = [f"--workdir gs://BUCKET/{run.name}", "--config.data_dir=gs://BUCKET/data"]
     given += [f"--config.init.weights={weights}"] if weights else []
-    lines = " \\\n    ".join([config, *given, MESH])
+    lines = " \\\n    ".join([_config(run), *given, *_on_tpu(run)])
     yield f"./launch/tpu_vm.sh run NAME {lines}"
-    parts = f"--config.optimizer.accumulate_steps={accumulated(run.config)}"
-    lines = " \\\n#     ".join([f"sparse-tube-vit train {config}", *given, parts])
+    given += _accumulate(accumulated(run.config, "H200"))
+    lines = " \\\n#     ".join([f"sparse-tube-vit train {_config(run)}", *given])
     yield f"# On one H200:\n# {lines}"
 
 
@@ -107,17 +125,20 @@ def _of(run, rows, created):
 #: 0.27 GiB of B, 0.68 of L, of a clip and an image with 1,372 tokens (docs/gpu.md).
 _KEPT = {"none": 43, "dots": 23}
 
-#: Of the H200's 139 GiB, beside parameters, their state and what is not counted.
-_FOR_LAYERS = 115 * 2**30
+#: Of a chip's memory, 139 GiB and 15.8, beside parameters, their state and what is not
+#: counted.
+_FOR_LAYERS = {"H200": 115 * 2**30, "v5e": 12 * 2**30}
 
 
-def accumulated(config: ConfigDict) -> int:
-    """Returns the parts of a batch of which each should fit an H200's memory.
+def accumulated(config: ConfigDict, chip: str, chips: int = 1) -> int:
+    """Returns the parts of a batch of which each should fit the memory of chips.
 
     That is what the trained layers keep for the gradient, as docs/gpu.md measures it.
 
     Args:
         config: A config at full size.
+        chip: "H200" or "v5e".
+        chips: Their number.
     """
     tubes = make_tubes(config.model.tubes)
     tokens = sum(
@@ -128,6 +149,6 @@ def accumulated(config: ConfigDict) -> int:
     layers = model.depth if trained is None else trained
     kept = tokens * model.width * layers * _KEPT[model.remat]
     parts = 1
-    while kept / parts > _FOR_LAYERS:
+    while kept / parts > _FOR_LAYERS[chip] * chips:
         parts *= 2
     return parts

@@ -19,7 +19,13 @@ from sparse_tube_vit import storage
 from sparse_tube_vit.config import files
 from sparse_tube_vit.errors import TubeViTError, UnwritableOutput
 from sparse_tube_vit.log import log
-from sparse_tube_vit.reproduction.runs import Results, Run, name_of, read_result
+from sparse_tube_vit.reproduction.runs import (
+    Results,
+    Run,
+    UnreadableResults,
+    name_of,
+    read_result,
+)
 
 #: What is counted where there is no other device.
 CORE = "CPU core"
@@ -65,11 +71,11 @@ def carry_out(
     """
     device = _device() if runs else ""
     code = code or digest_of_code()
-    failed: dict[str, FailedRun] = {}
+    failed: dict[str, TubeViTError] = {}
     text = "{desc} {bar} {n:.0f}/{total:.0f} min"
     shown = sys.stderr.isatty()  # in a log, a line for every run is better
-    # As predicted before, by other machines or beside other work; by the runs that are
-    # carried out, this one's pace.
+    # Predictions are of other machines or loads; `pace` corrects them by the runs that
+    # are finished here.
     minutes = {run.folder: results.minutes(run) for run in runs}
     left, begun, took, predicted = list(runs), time.monotonic(), 0.0, 0.0
     with tqdm(total=1, bar_format=text, disable=not shown) as bar:
@@ -99,7 +105,7 @@ def carry_out(
                 given = data_dir, weights, device, bar, pace * expected, needed, code
                 if measured := _carry_out(run, results, workdirs, *given):
                     took, predicted = took + measured, predicted + expected
-            except FailedRun as error:
+            except (FailedRun, UnreadableResults) as error:  # others may do
                 failed[run.folder] = error
                 log.error("%s", error)
             finished()
@@ -155,7 +161,7 @@ def _wait_until_free(folder, why):
 
 
 def _wait_for(run, failed, workdirs):
-    """Waits until no runner is at the run that another starts from, and it is done."""
+    """Waits for the run that another needs; raises FailedRun if it is not done."""
     before = run.after
     if before.folder in failed:
         raise FailedRun(f"{run.folder}: {before.folder} failed before.")
@@ -241,14 +247,14 @@ def _carry_out_locked(
 
 
 def _note_commit(path, resumed):
-    """Adds the commit to a file's if a run resumes by another one."""
+    """Writes the commit to a file, after those in it if a run resumes."""
     before = path.read_text().split(", ") if resumed and path.exists() else []
     storage.write_whole(path, ", ".join(dict.fromkeys([*before, _commit()])).encode())
 
 
 @contextlib.contextmanager
 def _counted(path, resumed):
-    """Adds the minutes within to a file's if a run resumes; NaN where it was killed."""
+    """Writes the body's minutes to a file: added up on resume, NaN while it runs."""
     before = 0.0
     if resumed:
         before = math.nan

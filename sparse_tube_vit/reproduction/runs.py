@@ -167,9 +167,9 @@ class Run:
     def digest(self) -> str:
         """A digest of the config, without defaults and keys that change no result.
 
-        Of keys that are open those count that the recipe fills in, and not those that
-        the weights do, so that a key added to the schema does not outdate results. What
-        the row sets counts even if it is the default.
+        Open keys count if the recipe fills them in, not if the weights do, so that a
+        new key of the schema does not outdate results. Keys that the row sets count
+        even at their default.
         """
         config = self.config.to_dict()
         for section, schema in (("streams", STREAM), ("evaluations", EVALUATION)):
@@ -290,7 +290,8 @@ class Results:
     def _read(self, task):
         path = self.path(task)
         try:
-            runs = json.loads(path.read_text()) if path.exists() else {}
+            text = path.read_text() if path.exists() else "{}"
+            runs = json.loads(text, object_pairs_hook=_without_repeats)
             for result in _each(runs):
                 if result["minutes"] is not None:
                     float(result["minutes"])
@@ -416,6 +417,21 @@ def _each(runs):
     for digests in runs.values():
         for seeds in digests.values():
             yield from seeds.values()
+
+
+def _without_repeats(pairs):
+    """Returns the pairs as a dict: merged files may have a run twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"{max(keys, key=keys.count)} is there twice")
+    return found
+
+
+def same_weights(one: str, other: str) -> bool:
+    """Returns whether names by `name_of` are of the same weights, in any folder."""
+    digest = "SHA-256 "
+    return one.rpartition(digest)[1:] == other.rpartition(digest)[1:]
 
 
 @functools.cache

@@ -66,8 +66,8 @@ class Comparison:
         return "not resolvable"
 
 
-def held(ps: Sequence[float]) -> int:
-    """Returns how many of some comparisons Holm's correction for their number leaves.
+def count_significant(ps: Sequence[float]) -> int:
+    """Returns how many comparisons are significant after Holm's correction.
 
     Args:
         ps: Their probabilities by chance.

@@ -72,7 +72,7 @@ class Preflight:
     Attributes:
         topology: Chips that it was compiled for.
         mesh: Sizes of the mesh's axes by name.
-        compiling: Seconds that compiling took here.
+        compile_seconds: Seconds that compiling took here.
         memory: Bytes on every chip.
         estimate: Predicted time.
         model_flops: FLOPs of the model's products, forward and backward, on all chips.
@@ -84,7 +84,7 @@ class Preflight:
 
     topology: Topology
     mesh: Mapping[str, int]
-    compiling: float
+    compile_seconds: float
     memory: Memory
     estimate: Estimate
     model_flops: int
@@ -138,7 +138,7 @@ def measure(
     return Preflight(
         topology=topology,
         mesh=dict(mesh.shape),
-        compiling=compiling,
+        compile_seconds=compiling,
         memory=memory,
         estimate=estimate(hlo.parse(compiled.as_text()), _network(mesh, topology)),
         model_flops=step_flops(config, program.model),

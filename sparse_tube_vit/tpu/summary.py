@@ -20,7 +20,7 @@ def to_json(result: Preflight) -> dict:
         "chips": result.topology.chips,
         "mesh": dict(result.mesh),
         "batch": dict(result.batch),
-        "compile_seconds": result.compiling,
+        "compile_seconds": result.compile_seconds,
         "chip_bytes": dataclasses.asdict(result.memory) | {"peak": result.memory.peak},
         "flops": {
             "model": result.model_flops,
@@ -66,7 +66,7 @@ def to_text(result: Preflight) -> str:
     speeds = ", ".join(f"{n / e.seconds:,.0f} {s}/s" for s, n in result.batch.items())
     lines = [
         f"{topology}: {topology.chips} chips, mesh {axes}; {batch} a step; compiled in "
-        f"{result.compiling:.0f} s",
+        f"{result.compile_seconds:.0f} s",
         "Times are predictions of the TPU compiler, not measurements.",
         "",
         *_memory_table(result.memory),

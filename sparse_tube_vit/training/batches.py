@@ -41,9 +41,9 @@ class InputFailed(TubeViTError, RuntimeError):
 
 
 class TrainingBatches:
-    """Batches of every stream, step after step, for `with`.
+    """Batches of every stream, step after step; a context manager.
 
-    At its end, and by `save_undecodable`, the work directory has what does not decode.
+    On exit, as by `save_undecodable`, it writes the list of undecodable examples.
 
     With each step the hosts exchange which examples they could not decode, and whether
     one of them has to stop: all of them act on it after the same step, which is saved.
@@ -76,18 +76,18 @@ class TrainingBatches:
         self._loaders = workers.training_loaders(
             config, splits, cores.worker_cores(), self._share[1]
         )
-        self._loaded = self._taken = first_step  # the steps whose batches were, last
+        self._loaded = self._taken = first_step  # last steps whose batches were
         self._streams = {name: self._open(name) for name in config.streams}
         self._undecodable = {
             name: undecodable.Undecodable(split, config.loader.max_undecodable)
             for name, split in splits.items()
         }
         undecodable.restore(workdir, self._undecodable, first_step)
-        self._noted = False  # whether there is more than the work directory has
+        self._unsaved = False  # whether the work directory lacks some of them
         self._unsent = {}  # stream -> id -> problem, new since the last exchange
         self._prefetched = None
         self._signals, self._messages = signals, hosts.HostMessages()
-        self._failed = {}  # why this host has to stop, beside signals, by stream
+        self._own_failures = {}  # why this host has to stop, beside signals, by stream
         self._failures = []  # why hosts have to stop, beside signals
         self.too_many = None  # TooManyUndecodable, on all hosts after the same step
 
@@ -110,7 +110,7 @@ class TrainingBatches:
         batches, self._prefetched = self._prefetched or self._load(), None
         self._messages.send(
             stop=self._signals.requested,
-            failed="\n".join(self._failed.values()),
+            failed="\n".join(self._own_failures.values()),
             undecodable=dict(self._unsent),
         )
         self._unsent.clear()
@@ -120,9 +120,9 @@ class TrainingBatches:
     def prefetch(self) -> None:
         """Loads the next step's batches and starts their transfer.
 
-        But where this host has to stop: to fail in it would lose the step.
+        Does nothing if this host has to stop: a failure here would lose the step.
         """
-        if not (self._signals.requested or self._failed):
+        if not (self._signals.requested or self._own_failures):
             self._prefetched = self._load()
 
     def receive(self) -> bool:
@@ -135,7 +135,7 @@ class TrainingBatches:
             stop |= message["stop"] or bool(message["failed"])
             if message["failed"]:
                 self._failures.append(message["failed"])
-            self._noted |= bool(message["undecodable"])
+            self._unsaved |= bool(message["undecodable"])
             for name, problems in message["undecodable"].items():
                 try:
                     for line in self._undecodable[name].note(problems, self._taken):
@@ -150,9 +150,9 @@ class TrainingBatches:
         Raises:
             UnwritableOutput: The file cannot be written.
         """
-        if self._noted and jax.process_index() == 0:
+        if self._unsaved and jax.process_index() == 0:
             undecodable.save(self._workdir, self._undecodable)
-        self._noted = False
+        self._unsaved = False
 
     def stopped(self, where: str) -> TubeViTError:
         """Returns the error that ends the run.
@@ -200,9 +200,9 @@ class TrainingBatches:
         try:
             return next(self._streams[name])
         except (pipeline.LoaderDied, UnreachableStorage) as error:
-            if name in self._failed:
+            if name in self._own_failures:
                 raise
-            self._failed[name] = str(error)
+            self._own_failures[name] = str(error)
             log.warning("%s The run stops after the next step.", error)
         self._streams[name].close()
         self._streams[name] = self._open(name)

@@ -56,9 +56,9 @@ def complete(config: ConfigDict, workdir=None, data: bool = True) -> ConfigDict:
     Folders are prepared below `data_dir`, unless the same files are there already:
     `data.images` for the stream and the evaluation "images", which are removed where no
     such folder is given, `data.folder` for all others without a data set. Open keys
-    `flip` are taken from that run's streams of the same kind. `total_steps`,
-    `optimizer.warmup_steps`, `optimizer.head_steps`, `log_every_steps` and
-    `checkpoint.every_steps` follow from the number of examples.
+    `flip` follow streams of the same kind in the run resumed or started from.
+    `total_steps`, `optimizer.warmup_steps`, `optimizer.head_steps`, `log_every_steps`
+    and `checkpoint.every_steps` follow from the number of examples.
 
     Args:
         config: The config, which is not changed.
@@ -142,7 +142,7 @@ def _take_schedule(config):
         config.checkpoint.every_steps = min(-(-config.total_steps // 5), most)
 
 
-def quicker(config: ConfigDict, given: ConfigDict) -> dict[str, ConfigDict]:
+def faster_configs(config: ConfigDict, given: ConfigDict) -> dict[str, ConfigDict]:
     """Returns configs of runs that may be quicker, by the option that leads to them.
 
     Smaller clips; from weights, a third of the blocks trained, or none, with the clips
@@ -151,7 +151,7 @@ def quicker(config: ConfigDict, given: ConfigDict) -> dict[str, ConfigDict]:
 
     Args:
         config: What `complete` returned.
-        given: What it was made of.
+        given: The config before `complete`.
 
     Raises:
         UnreachableStorage: That of the weights does not answer.
@@ -208,8 +208,8 @@ def _take_settings(config, workdir):
     filled = _fill(config, values)
     if takes_sizes:
         _log_model(config, source)
-    if told := [key for key in filled if key in defaults]:
-        settings = [(key, str(_get(config, key))) for key in told]
+    if defaulted := [key for key in filled if key in defaults]:
+        settings = [(key, str(_get(config, key))) for key in defaulted]
         lines = [f"\n  --config.{key}={shlex.quote(x)}" for key, x in settings]
         log.info("Defaults for fine-tuning, where none was set:%s", "".join(lines))
 

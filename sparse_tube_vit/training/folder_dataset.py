@@ -76,7 +76,7 @@ def prepare_folder(
 
 def check_folder(config: ConfigDict, key: str) -> None:
     """Raises NoClassFolders if a folder of section `data` is not there to be read."""
-    if why := storage.unread(config.data[key]):
+    if why := storage.why_unread(config.data[key]):
         raise folders.NoClassFolders(f"config.data.{key} is {config.data[key]}: {why}")
     with storage.reaching(config.data[key]):
         if not _path(config, key).is_dir():

@@ -33,7 +33,7 @@ def forecast(
         examples: Number of examples of every evaluation.
         done: Number of steps taken.
         step_seconds: Measured seconds of a step.
-        quicker: Options that a long run is told of, `finetuning.quicker`.
+        quicker: Options that a long run is told of, `finetuning.faster_configs`.
     """
     seconds_per_flop = step_seconds / _flops_of_step(config, model, done)
     times = len([step for step in _evaluated(config) if step > done])
@@ -52,10 +52,10 @@ def forecast(
     )
     if training + evaluating < LONG:
         return text
-    shares = list(_shares(config, model, examples, quicker or {}))
-    if not shares:
+    savings = list(_savings(config, model, examples, quicker or {}))
+    if not savings:
         return text
-    return "\n  ".join([f"{text} In a new --workdir these are quicker:", *shares])
+    return "\n  ".join([f"{text} In a new --workdir these are quicker:", *savings])
 
 
 def _count(number, what):
@@ -102,7 +102,7 @@ def evaluation_flops(
     return flops
 
 
-def _shares(config, model, examples, quicker) -> Iterator[str]:
+def _savings(config, model, examples, quicker) -> Iterator[str]:
     """Yields the options that save a tenth of the time of a whole run, or more."""
 
     def flops(config):

@@ -22,13 +22,13 @@ class StepExample:
     Attributes:
         video: (T, H, W, 3) uint8.
         target: The target in words, such as "0.62 goal, 0.38 dive".
-        names: Its id; with mixup the ids of both, with their weights.
+        ids: Its id; with mixup the ids of both, with their weights.
         problem: Why its weight is 0; otherwise empty.
     """
 
     video: np.ndarray
     target: str
-    names: tuple[str, ...]
+    ids: tuple[str, ...]
     problem: str = ""
 
 
@@ -81,14 +81,14 @@ def _example(key, stream, batch, i, split) -> StepExample:
     return StepExample(
         video=video,
         target=_target_text(target, stream, split.class_names),
-        names=tuple(names),
+        ids=tuple(names),
         problem="" if weight else "; ".join(filter(None, batch["problem"][which])),
     )
 
 
 def _target_text(target, stream, class_names) -> str:
-    """The classes whose target (C,) exceeds the uninformed one of label smoothing."""
-    least = stream.label_smoothing * LOSSES[stream.loss].uninformed(len(target))
+    """The classes whose target (C,) exceeds that of label smoothing."""
+    least = stream.label_smoothing * LOSSES[stream.loss].smoothing_target(len(target))
     order = np.argsort(-target, kind="stable")
     words = [
         class_names[c] if target[c] == 1 else f"{target[c]:.2f} {class_names[c]}"

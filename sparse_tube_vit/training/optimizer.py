@@ -56,7 +56,7 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
 
 
 def _adam(config, first_step=0):
-    """The transformations from gradients to updates; the schedule's first step."""
+    """Returns Adam's transformations; the schedule counts from `first_step`."""
     o = config.optimizer
     decayed = functools.partial(_decayed, _untrained_tubes(config))
     by_layer = [_scale_rates(config)] if has_rates_by_layer(config) else []

@@ -1,4 +1,4 @@
-"""Defaults of fine-tuning, for what the weights and the trained layers are.
+"""Defaults of fine-tuning, by the kind of weights and the layers that train.
 
 `finetuning.complete` sets a config's open keys to these. They suit some ten classes of
 some fifty clips, and two CPU cores.
@@ -24,8 +24,8 @@ KEYS = (
 #: Clips of an image ViT: frames, at frames per second.
 FRAMES, FPS = 16, 8.0
 
-#: About so many pixels a side, where everything trains and where layers are frozen:
-#: without their gradients, a step of the last 4 of 12 blocks takes as many FLOPs.
+#: Approximate sides in pixels, where everything trains and where layers are frozen: a
+#: step of the last 4 of 12 blocks takes as many FLOPs at 168 as one of all at 112.
 PIXELS, PIXELS_FROZEN = 112, 168
 
 
@@ -58,7 +58,7 @@ def from_image_vit(
     tube of their own.
 
     Args:
-        config: The config. Keys of it that are set are heeded.
+        config: The config, whose set keys influence the others.
         patch: Size of the ViT's patches as a tube's kernel, (frames, pixels, pixels).
         trained: Number of last blocks that train; None: everything.
     """
@@ -71,7 +71,7 @@ def from_image_vit(
         "clip.size": patch[1] * max(round(pixels / patch[1]), 4),
         "model.tubes": video_tubes(frames, patch) if everything else (),
         "model.pooling": "attention",
-        # Without a block, a ViT that never missed one tells little.
+        # Stochastic depth harms a ViT that was trained without it.
         "model.stochastic_depth": 0.0,
         "optimizer.learning_rate": 1e-3,
         "optimizer.trunk_rate": 1.0 if trained == 0 else 0.3,
@@ -119,7 +119,7 @@ def patch_of(tubes: Iterable[Tube]) -> tuple[int, int, int]:
     """Returns the kernel of the image ViT's patches: of the fewest frames, the largest.
 
     Args:
-        tubes: Those of a model. By no recipe of these, it is a guess, for forecasts.
+        tubes: A model's tubes. If they are not of a recipe here, the result is a guess.
     """
     kernels = [tube.kernel for tube in tubes]
     fewest = min(t for t, *_ in kernels)

@@ -62,8 +62,8 @@ def read_metrics(workdir) -> list[dict]:
 def drop_from(workdir: epath.Path, start: int, again: Iterable[str] = ()) -> None:
     """Removes the metrics that a run resumed after step `start` writes again.
 
-    These are all of later steps, from metrics.jsonl, and from the files of TensorBoard,
-    which would show both.
+    Removed are all of later steps, and those of the evaluations `again`, from
+    metrics.jsonl and TensorBoard's files, which would show them twice.
 
     Args:
         workdir: The work directory of the run.
@@ -168,8 +168,8 @@ class Reporter:
         start: The number of steps already taken.
         total: The number of steps of the run.
         first_host: Whether this host writes.
-        steps_left: How many times the time of a given step is left; by default, the
-            number of steps after it.
+        steps_left: Maps a step to the time left, in units of that step's time; by
+            default the number of steps after it.
         utilization: Computes the rates that are reported beside step time.
         again: Names of evaluations that run again at `start`.
     """
@@ -222,14 +222,14 @@ class Reporter:
         return self._timed_steps
 
     def step_seconds(self) -> float:
-        """Returns the mean time of the timed steps, as `training` reports it."""
+        """Returns the mean time of the timed steps, as `report_step` reports it."""
         return (self._training_seconds() - self._seconds_before) / self._timed_steps
 
     def _training_seconds(self):
         seconds = self._watch.elapsed()
         return sum(self._total[part] + seconds[part] for part in TRAINING)
 
-    def training(self, step: int, metrics: dict):
+    def report_step(self, step: int, metrics: dict):
         """Reports the metrics of a step, and the time spent since the last report.
 
         Step time is that of training, input, step and logging, on the first host:

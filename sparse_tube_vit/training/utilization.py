@@ -159,7 +159,7 @@ class Utilization:
 
 
 def _memory():
-    """Returns the memory of that local device of which most is used, where it tells.
+    """Returns the largest memory statistics of local devices, where jax has them.
 
     Bytes "in_use" now, at their "peak" since the process began, and their "limit".
     """

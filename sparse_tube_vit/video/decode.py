@@ -38,7 +38,7 @@ def decode(
     """
     with opened(data, limits, kind) as video:
         to_rgb = ToRgb(video, crop)
-        return video.attempt(
+        return video.with_times(
             lambda ticks, clock: _decode_at(video, ticks, times, to_rgb, clock)
         )
 
@@ -104,14 +104,15 @@ def _by_count(video):
     return video.frame_times(), "count"
 
 
-#: Frames between two that are sooner decoded than left out.
-_GAP = 64
+#: Up to so many frames in between, decoding on is cheaper than seeking.
+_SEEK_GAP = 64
 
 
 def _far_apart(video, ticks, clock, clips):
     """Splits clips (key, indices) where decoding is to start again at a key frame.
 
-    Each start searches all packets: there are at most a hundred, past `_GAP` frames.
+    A seek searches all packets, and skips more than `_SEEK_GAP` frames and 1% of all,
+    so that there are at most a hundred.
     """
     if clock != "pts" or len(clips) < 2:  # by that alone it can start elsewhere
         return [clips] if clips else []
@@ -120,7 +121,7 @@ def _far_apart(video, ticks, clock, clips):
     for key, indices in clips:
         first = indices.min()
         if last is None or (
-            first - last > max(len(ticks) / 100, _GAP)
+            first - last > max(len(ticks) / 100, _SEEK_GAP)
             and np.searchsorted(keys, ticks[last], "right")
             < np.searchsorted(keys, ticks[first], "right")
         ):
@@ -166,7 +167,7 @@ def _decode_at(video, ticks, times, to_rgb, clock):
     wanted = _indices(video, timeline, times(video.seconds(ticks)))
     missing, clip = {*wanted.tolist()}, None
     every = np.unique(wanted)
-    near = np.split(every, np.flatnonzero(np.diff(every) > _GAP) + 1)
+    near = np.split(every, np.flatnonzero(np.diff(every) > _SEEK_GAP) + 1)
     for part in _far_apart(video, ticks, clock, [*enumerate(near)]):
         indices = np.concatenate([some for _, some in part])
         for i, frame in frames_by_index(video, ticks, indices, clock):

@@ -27,12 +27,15 @@ from sparse_tube_vit.video.limits import (
 #: File name suffixes by kind; a GIF may be either.
 SUFFIXES = {
     "image": {
-        *(".avif", ".bmp", ".gif", ".heic", ".heif", ".jp2", ".jpeg", ".jpg", ".jxl"),
-        *(".mpo", ".png", ".tif", ".tiff", ".webp"),
+        *(".avif", ".bmp", ".gif", ".heic", ".heif", ".j2k", ".jfif", ".jp2", ".jpe"),
+        *(".jpeg", ".jpg", ".jxl", ".mpo", ".pam", ".pbm", ".pgm", ".png", ".pnm"),
+        *(".ppm", ".qoi", ".tif", ".tiff", ".webp"),
     },
     "video": {
-        *(".3gp", ".avi", ".flv", ".gif", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4"),
-        *(".mpeg", ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv"),
+        *(".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".gif"),
+        *(".ivf", ".m2ts", ".m2v", ".m4v", ".mkv", ".mov", ".mp4", ".mpe", ".mpeg"),
+        *(".mpg", ".mts", ".ogg", ".ogv", ".qt", ".ts", ".vob", ".webm", ".wmv"),
+        *(".y4m",),
     },
 }
 
@@ -229,7 +232,7 @@ class Video:
                 self.pixel_aspect = aspect
         self.clock = self._clock()
         # MPEG program streams lack some of the times, and FFmpeg guesses them.
-        self.guessed = self.format == "mpeg"
+        self.guesses_times = self.format == "mpeg"
 
     def _clock(self):
         """Returns the source of presentation times of frames that are reordered.
@@ -311,7 +314,7 @@ class Video:
         """Returns sorted presentation times of the packets; None if they lack some."""
         field = "dts" if self.clock == "dts" else "pts"
         times = [getattr(p, field) for p in self.packets]
-        if not times or None in times or self.guessed:
+        if not times or None in times or self.guesses_times:
             return None
         vp8 = self.stream.codec_context.name == "vp8"  # has frames that are not shown
         ticks = sorted(
@@ -337,10 +340,10 @@ class Video:
         if not times:
             raise UndecodableClip("It has no frames.")
         # Times that do not rise are replaced by sums of the durations.
-        good = np.all(np.diff(times) > 0) and not self.guessed
+        good = np.all(np.diff(times) > 0) and not self.guesses_times
         return np.array(times) if good else np.cumsum([0, *durations[:-1]])
 
-    def attempt(self, function: Callable[[np.ndarray, str], object]):
+    def with_times(self, function: Callable[[np.ndarray, str], object]):
         """Returns `function(presentation times, clock)`, by packets or a full decode.
 
         An image has the time 0.

@@ -82,7 +82,7 @@ class Transcode:
             UndecodableClip: Not all of the part decodes.
         """
         with opened(encoded, kind="video") as video:
-            return video.attempt(functools.partial(self._encode, video, span))
+            return video.with_times(functools.partial(self._encode, video, span))
 
     def _encode(self, video, span, ticks, clock) -> bytes | None:
         """Returns a file of the frames at these ticks; None if one does not come."""

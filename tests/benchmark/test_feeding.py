@@ -51,7 +51,7 @@ def here(config, split, **changes):
     """Takes a first batch and two of the video stream."""
     stream = config.streams.video.copy_and_resolve_references()
     stream.update(batch_size=8, **changes)
-    timed = feeding.Here(config, "video", stream, split)
+    timed = feeding.InProcessInput(config, "video", stream, split)
     for _ in range(3):
         timed.take()
     assert not timed.problems
@@ -91,7 +91,7 @@ def test_timed_examples_are_those_of_training(config, split):
     """What is timed is what training does: the same batches come out."""
     stream, loader = config.streams.video, config.loader.copy_and_resolve_references()
     loader.update(workers=0, threads=0)
-    timed = feeding.Here(config, "video", stream, split)
+    timed = feeding.InProcessInput(config, "video", stream, split)
     batches = pipeline.training_batches(
         split, "video", stream, config.clip, loader, config.seed
     )
@@ -108,7 +108,7 @@ def test_examples_that_do_not_decode_are_told(config, split, monkeypatch):
     monkeypatch.setattr(
         reading.Split, "__getitem__", lambda *index: getitem(*index) | damaged
     )
-    timed = feeding.Here(config, "video", stream, split)
+    timed = feeding.InProcessInput(config, "video", stream, split)
     timed.take()
     assert len(timed.problems) == stream.batch_size
     cost = feeding.Cost({"reading": 1.0}, 1.1, 2, timed.problems)

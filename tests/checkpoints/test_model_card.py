@@ -22,7 +22,9 @@ def model(tmp_path_factory):
 
 def card_of(model, name="dances", path=".", classes=CLASSES, results=()):
     found = stored.read(model)
-    found.run["class_names"] = {head: list(names) for head, names in classes.items()}
+    found.description["class_names"] = {
+        head: list(names) for head, names in classes.items()
+    }
     return model_card(name, path, found, "float32", [*results])
 
 

@@ -1,6 +1,7 @@
 """Scaling up: a small model's tubes on a large image ViT."""
 
 import ast
+import dataclasses
 import re
 from pathlib import Path
 
@@ -59,7 +60,7 @@ def write(workdir, config, kept=None):
 
 def read(workdir):
     found = stored.read(workdir)
-    return from_json(found.run["config"]), found.run, found.params
+    return from_json(found.description["config"]), found.description, found.params
 
 
 def small_config(data_dir="data"):
@@ -241,6 +242,22 @@ def test_positions_of_the_image_vit_are_kept(tmp_path):
     write(tmp_path / "big", big_config())
     with pytest.raises(NotScalable, match="big has no learned positions"):
         scale_up(tmp_path / "small", tmp_path / "big", tmp_path / "b", None, None, True)
+
+
+def test_a_small_model_that_still_trains_is_reported(
+    created, tmp_path, monkeypatch, caplog
+):
+    root, read = created[2].parent, stored.read
+    steps = small_config().total_steps
+    for step, warned in ((steps, False), (steps - 1, True)):
+        monkeypatch.setattr(
+            stored,
+            "read",
+            lambda path, at=step: dataclasses.replace(read(path), step=at),
+        )
+        scale_up(root / "small", root / "big", tmp_path / f"{step}")
+        said = f"is at step {steps - 1} of the {steps} of its run"
+        assert (said in caplog.text) == warned
 
 
 def test_what_cannot_be_scaled(created, tmp_path):

@@ -114,7 +114,7 @@ def test_reads_the_latest_or_one_step_averaged_or_not(run):
     assert (found.step, found.averaged) == (5, True)
     assert found.name == f"step 5 of {workdir}"
     assert_equal(found.params, params, 2)
-    assert from_json(found.run["config"]) == tiny_config("nowhere")
+    assert from_json(found.description["config"]) == tiny_config("nowhere")
     found = stored.read(str(workdir), step=3, ema=False)
     assert (found.step, found.averaged) == (3, False)
     assert_equal(found.params, params)
@@ -131,7 +131,7 @@ def test_what_a_run_was_is_told_without_its_parameters(run, released, tmp_path):
     for path in (*whole.rglob("d/*"), copy / "model.safetensors"):
         path.unlink()
     for path, of_all in found.items():
-        assert describe(path) == (of_all.name, of_all.run)
+        assert describe(path) == (of_all.name, of_all.description)
         with pytest.raises(DamagedCheckpoint):
             stored.read(path)
     assert stored.locate(whole, step=3).name == f"step 3 of {whole}"
@@ -727,7 +727,7 @@ def test_a_release_gives_the_checkpoint_back(run, tmp_path, dtype):
     given, report = pretrained.initial_params(config, MODEL, params, CLASSES)
     assert_equal(given, rounded)
     assert not report.new and report.source == f"release {tmp_path / 'out'}"
-    assert found.run == stored.read(workdir).run
+    assert found.description == stored.read(workdir).run
     assert (found.step, found.averaged) == (5, False)
     # Any reader of safetensors finds the arrays by their paths.
     with safetensors.safe_open(tmp_path / "out" / "model.safetensors", "np") as file:

@@ -86,3 +86,14 @@ def test_a_lock_that_cannot_be_read_ends_no_training(monkeypatch, caplog):
     storage.objects.pop(("locks", "unread/.training"))
     lock.check()
     assert "Whether another training uses gs://locks/unread is unknown" in caplog.text
+
+
+def test_a_bucket_that_cannot_be_looked_up_is_no_work_directory(monkeypatch):
+    storage = bucket.use(monkeypatch)
+    workdir.make_workdir(epath.Path("gs://hidden/run"))
+    monkeypatch.setattr(storage, "hidden", {"hidden"})
+    with pytest.raises(
+        workdir.UnusableWorkdir, match=r"storage\.buckets\.get"
+    ) as error:
+        workdir.make_workdir(epath.Path("gs://hidden/run"))
+    assert "403" in str(error.value)

@@ -324,7 +324,7 @@ def test_digests_of_a_copy_and_of_what_differs(prepared, tmp_path):
         file.write("\n")
     differs = {k for k, v in second.digests().items() if v != first.digests()[k]}
     assert differs == {"manifest"}
-    assert second.listing()["version"] == "1.0.0"
+    assert second.fingerprint()["version"] == "1.0.0"
     val = reading.open_split("video_folder/tiny", "val", tmp_path / "0")
     assert val.digests()["records"] != first.digests()["records"]
     shard = next((tmp_path / "1/video_folder/tiny/1.0.0").glob("*train.array_record*"))

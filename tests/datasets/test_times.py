@@ -2,7 +2,7 @@
 
 import pytest
 
-from sparse_tube_vit.datasets.times import part_of
+from sparse_tube_vit.datasets.times import span_in_file
 from sparse_tube_vit.video.limits import UndecodableClip
 
 
@@ -20,16 +20,16 @@ from sparse_tube_vit.video.limits import UndecodableClip
     ],
 )
 def test_parts(seconds, start, end, part):
-    assert part_of(seconds, start, end) == part
+    assert span_in_file(seconds, start, end) == part
 
 
 @pytest.mark.parametrize("seconds", [10.0, 7.2, 14.4])
 def test_a_file_that_may_be_any_of_several_clips(seconds):
     with pytest.raises(UndecodableClip, match="any clip .* name it <id>_<start>_<end>"):
-        part_of(seconds, 193, 203, shared=True)
-    assert part_of(300, 193, 203, shared=True) == (193, 203)
+        span_in_file(seconds, 193, 203, shared=True)
+    assert span_in_file(300, 193, 203, shared=True) == (193, 203)
 
 
 def test_a_file_that_is_neither_clip_nor_video():
     with pytest.raises(UndecodableClip, match="60.0 s, .* from 193 to 203 s"):
-        part_of(60, 193, 203)
+        span_in_file(60, 193, 203)

@@ -76,6 +76,16 @@ def test_an_evaluation_that_fails_leaves_the_results_before_it(
     assert json.loads(path.read_text())["summary"] in printed.out
 
 
+def test_results_that_cannot_be_written_are_not_computed(
+    finished, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(evaluate, "evaluate", lambda *_: pytest.fail("computed"))
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit):
+        evaluate.main([f"--workdir={finished[0]}", f"--out={tmp_path / 'file'}"])
+    assert f"UnwritableOutput: {tmp_path / 'file'} cannot be" in capsys.readouterr().err
+
+
 def test_other_strides_are_told_from_those_of_training(finished, tmp_path, capsys):
     options = ["--only", "image", "--stride_scale=0.5", f"--out={tmp_path}"]
     evaluate.main([f"--workdir={finished[0]}", *options])

@@ -23,6 +23,15 @@ def confused(*rows):
     return {"confusion": rows, "per_class": {"cat": {}, "a $dog$ ": {}}}
 
 
+def test_names_that_the_font_lacks_are_reported_once(tmp_path, caplog, recwarn):
+    result = {"confusion": ((3, 1), (2, 2)), "per_class": {"跳舞": {}, "cat": {}}}
+    for name in ("a", "b"):
+        write(tmp_path, name, **result)
+    assert len(figures.draw_confusions(tmp_path)) == 2
+    assert [x for x in caplog.messages if "has no 舞跳" in x] == caplog.messages
+    assert len(caplog.messages) == 1 and not [*recwarn]
+
+
 def test_what_lacks_a_picture_is_drawn(tmp_path):
     """As `figures.confusion` draws it with the summary above, and no other twice."""
     result = write(tmp_path, "images_step2", **confused((3, 1), (2, 2)))

@@ -50,3 +50,25 @@ def test_many_cores_read_no_more_ahead_than_a_few_batches(monkeypatch):
     for _ in files.compute(paths, of_file, of_batch, batch_size=2):
         computed += 1
     assert computed == 100 and 8 <= most <= 10
+
+
+def test_files_that_would_fill_memory_wait(tmp_path, monkeypatch):
+    """Of 100 bytes at once: a file of more is read alone."""
+    monkeypatch.setattr(files, "usable_cores", lambda: 8)
+    monkeypatch.setattr(files, "_BYTES_AT_ONCE", 100)
+    sizes, open_now, most = [30, 40, 50, 200, 10, 60, 90, 30], [], []
+    for i, size in enumerate(sizes):
+        (tmp_path / f"{i}").write_bytes(bytes(size))
+
+    def of_file(path):
+        open_now.append(size := len(path.read_bytes()))
+        most.append([*open_now])
+        time.sleep(0.02)
+        open_now.remove(size)
+        return "v", np.full((1, 1, 1, 1, 3), size)
+
+    paths = [tmp_path / f"{i}" for i in range(len(sizes))]
+    computed = files.compute(paths, of_file, lambda _, x: x[:, 0, 0, 0, 0, 0])
+    assert [x.result for x in computed] == sizes
+    assert all(sum(together) <= 100 or together == [200] for together in most)
+    assert max(map(len, most)) > 1

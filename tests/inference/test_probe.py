@@ -97,7 +97,7 @@ def test_the_command_probes_a_folder(workdir, tmp_path, capsys):
     result = json.loads(told.out)
     assert "bad.png: FFmpeg cannot decode it" in told.err
     assert result["undecodable"] == ["red/bad.png"]
-    assert (result["files"], result["measured"], result["classes"]) == (6, 6, 2)
+    assert (result["files"], result["measured_files"], result["classes"]) == (6, 6, 2)
     alone = result["nearest_neighbours"]
     assert (alone["protocol"], alone["k"]) == ("leave one out", 5)
     assert result["linear_probe"] == {"top1": 1.0, "protocol": "3 stratified folds"}
@@ -117,6 +117,32 @@ def test_the_command_probes_a_folder(workdir, tmp_path, capsys):
     assert f"NoClassFolders: {tmp_path / 'nowhere'} is not a directory" in said
     (tmp_path / "train" / "sea").rename(tmp_path / "sea")
     assert "two classes at least" in run_command(tmp_path / "train", code=1).err
+
+
+def test_an_animation_among_images_is_its_first_picture(workdir, tmp_path):
+    """As in a data set of images."""
+    write_images(tmp_path, "all", 2)
+    first, *rest = (Image.new("RGB", (16, 16), c) for c in ("red", "blue", "green"))
+    path = tmp_path / "all" / "red" / "moving.gif"
+    first.save(path, save_all=True, append_images=rest, duration=100)
+    tubevit = load(workdir)
+    (moving,) = features.pooled(tubevit, [path], kind="image")
+    first.save(tmp_path / "still.gif")
+    (still,) = features.pooled(tubevit, [tmp_path / "still.gif"])
+    assert moving.group == still.group == "image"
+    np.testing.assert_array_equal(moving.result, still.result)
+    (of_video,) = features.pooled(tubevit, [path])
+    assert of_video.group == "video"
+    seen = []
+    read = type(tubevit).read
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            type(tubevit),
+            "read",
+            lambda *a, **k: seen.append(k["kind"]) or read(*a, **k),
+        )
+        assert probe.probe(tubevit, tmp_path / "all", "image")["files"] == 5
+    assert seen == ["image"] * 5
 
 
 def test_features_are_written_without_what_is_bad(workdir, tmp_path):

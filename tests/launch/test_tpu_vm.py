@@ -17,6 +17,9 @@ from tests.processes import alive, group
 POD = ("pod", "--accelerator_type", "v5litepod-16")
 CONFIG = ("--config", "configs/kinetics.py:variant=L")
 RUN = (*CONFIG, "--workdir", "gs://bucket/a run", "--config.total_steps=7")
+#: What train.py gets of RUN: resuming compiles nothing again.
+CACHE = "--config.compilation_cache=gs://bucket/a run/compiled"
+TRAIN = (*RUN[:4], CACHE, *RUN[4:])
 WHERE = ["--zone=us-west4-a", "--project=mine"]
 
 
@@ -42,6 +45,7 @@ def end(home, code):
     (home / "ends").write_text(str(code))
     wait_for((home / "sparse_tube_vit/exit_code").exists)
     wait_for(lambda: not alive((home / "sparse_tube_vit/pid").read_text().strip()))
+    (home / "ends").unlink()  # the next one trains
 
 
 def ended(cloud, code):
@@ -214,8 +218,8 @@ def test_run_gives_train_its_arguments_as_they_are_on_every_worker(cloud):
         assert (home / "trained_with").read_text().splitlines() == [
             str(home / "sparse_tube_vit/code"),
             "tpu,cpu",
-            *("-m", "sparse_tube_vit.train", *RUN[:4], "--config.mesh.slices=2"),
-            *(*RUN[4:], strange),
+            *("-m", "sparse_tube_vit.train", *TRAIN[:5], "--config.mesh.slices=2"),
+            *(*TRAIN[5:], strange),
         ]
 
 
@@ -231,7 +235,7 @@ def test_run_again_leaves_a_living_run_and_resumes_an_ended_one(cloud):
     assert done.stdout.count("trains already") == 2 and pids(cloud) == first
     done = cloud.launch("run", "pod", *RUN, "--config.seed=1")
     assert done.returncode == 1 and pids(cloud) == first
-    assert f"pod/0 trains something else: {' '.join(RUN)}" in done.stderr
+    assert f"pod/0 trains something else: {' '.join(TRAIN)}" in done.stderr
     for home in cloud.homes:
         switch_off(home)
     assert cloud.launch("status", "pod").stdout.count(" lost: ") == 2
@@ -483,15 +487,26 @@ def test_watch_outlives_a_cloud_that_does_not_answer_for_a_while(cloud):
     assert len(cloud.sleeps) == sleeps  # its first look has to succeed
 
 
-def test_watch_ends_with_a_run_that_fails(cloud):
+def test_watch_resumes_a_run_that_fails_and_ends_where_it_fails_again(cloud):
     # More looks than it takes: workers that start slowly are seen one by one.
-    cloud.events = [None, None, ended(cloud, 3), *[None] * 4]
-    done = cloud.launch("watch", *POD, *RUN)
+    fails = [None, None, ended(cloud, 3), None]
+    cloud.events = [*fails, *fails, *[None] * 4]
+    done = cloud.launch("watch", *POD, *RUN, "--restarts=1")
     assert done.returncode == 1
-    assert verbs(cloud.calls) == (["queued-resources create"], 1)
-    assert "pod/1 failed (exit code 3)" in done.stderr
-    assert "RunFailed: the run ended with an error" in done.stderr
+    assert verbs(cloud.calls) == (["queued-resources create"], 2)
+    assert done.stderr.count("pod/1 failed (exit code 3)") == 2
+    assert done.stderr.count("the run ended with an error, with all of pod") == 1
+    assert "RunFailed: the run ended with an error again" in done.stderr
     assert "still costs" in done.stderr
+
+
+def test_watch_counts_no_failure_before_an_hour_of_training(cloud):
+    cloud.workers = 1
+    fails = [None, None, None, ended(cloud, 3), None]
+    cloud.events = [*fails, *fails, None, None, ended(cloud, 0)]
+    flags = "--restarts=1", "--poll_seconds=1800"
+    calls = cloud.does("watch", *POD, *RUN, *flags)
+    assert verbs(calls) == (["queued-resources create"], 3)
 
 
 def test_watch_resumes_what_was_stopped_before_it_and_not_after(cloud):

@@ -15,7 +15,11 @@ from sparse_tube_vit import report
 from sparse_tube_vit.checkpoints import release
 from sparse_tube_vit.checkpoints.stored import locate
 from sparse_tube_vit.config import from_json
-from sparse_tube_vit.datasets.reading import DatasetNotPrepared, open_split
+from sparse_tube_vit.datasets.reading import (
+    DatasetNotPrepared,
+    UnreadableRecord,
+    open_split,
+)
 from sparse_tube_vit.evaluation import evaluator
 from sparse_tube_vit.figures.run import Run
 from sparse_tube_vit.inference.loaded import TrainedTubeViT
@@ -232,6 +236,41 @@ def test_a_prediction_is_correct_where_the_best_is_a_label(run, data_dir, monkey
         card = pages_run._sample(run, "video", split, 0)
         assert re.findall(r"<b class=\"(\w+)\">(\w+)</b>", card) == [(verdict, verdict)]
         assert f"{split.class_names[best]} <span>70%</span>" in card
+
+
+def test_of_long_videos_the_middle_is_shown(run, data_dir, monkeypatch):
+    """An embedded clip has 20 frames, 8 a second."""
+    split = open_split("moving_shapes/videos", "test", data_dir)
+
+    def shown():
+        (at,) = re.findall(r'src="data:video/mp4;base64,([^"]+)', card())
+        return decode(
+            base64.b64decode(at),
+            lambda seconds: np.arange(0, seconds, 1 / 8),
+            lambda h, w: Crop(0, 0, h, w, h, w),
+        )[0]
+
+    def card():
+        return pages_run._sample(run, "video", split, 0)
+
+    whole = shown()
+    monkeypatch.setattr(pages_run, "_SHOWN_SECONDS", 1.0)
+    middle = shown()
+    assert (len(whole), len(middle)) == (20, 8)
+    differ = [np.abs(whole[i : i + 8] - middle.astype(float)).mean() for i in range(13)]
+    assert np.argmin(differ) == 6
+
+
+def test_a_damaged_record_leaves_the_rest_of_the_page(run, data_dir, monkeypatch):
+    def damaged(split, index):
+        raise UnreadableRecord(f"record {index} <is> damaged")
+
+    split = open_split("moving_shapes/videos", "test", data_dir)
+    monkeypatch.setattr(type(split), "read", damaged)
+    card = pages_run._sample(run, "video", split, 3)
+    assert card == (
+        "<figure><figcaption>record 3 &lt;is&gt; damaged</figcaption></figure>"
+    )
 
 
 def test_videos_are_the_clips(run, page):

@@ -93,7 +93,7 @@ def test_results_of_other_data_are_kept_apart(tmp_path):
 def test_results_of_other_weights_are_kept_apart(tmp_path):
     results, row = Results(tmp_path), TABLES["finetuning"].row("last_4")
     runs = [Run("finetuning", row, "ucf101_finetuning", seed) for seed in (0, 1)]
-    original, tuned, moved = (tmp_path / x / "small" for x in ("a", "b", "c"))
+    original, tuned, moved = (tmp_path / x for x in ("a/small", "b/small", "c/other"))
     for folder, content in ((original, "1"), (tuned, "2"), (moved, "1")):
         folder.mkdir(parents=True)
         (folder / "model.safetensors").write_text(content)

@@ -107,15 +107,18 @@ def test_chip_hours_by_hand():
 
 
 def test_parts_of_a_batch_fit_an_h200():
-    def parts(table, row):
+    def parts(table, row, chip="H200", chips=1):
         config = Run(table, TABLES[table].row(row), full_size.TASK, 0).config
-        return full_size.accumulated(config)
+        return full_size.accumulated(config, chip, chips)
 
     # GiB by docs/gpu.md, of a clip and an image of B and of L.
     assert parts("7a", "fixed") == 2  # 256 x 0.51 GiB
     assert parts("5", "jointly") == 2  # 256 x 0.68 GiB
     assert parts("6", "everything") == 4  # 32 blocks of 1,280: 1.2 GiB
     assert parts("6", "head") == 1  # nothing is kept of what is frozen
+    # By preflight (docs/measurements.md): of 21,952 and 25,088 tokens a chip.
+    assert parts("5", "jointly", "v5e", 64) == 1
+    assert parts("5", "inflated_3d", "v5e", 64) == 2
 
 
 @pytest.mark.parametrize("table", ["finetuning", "positions", "twice", "directions"])
@@ -124,12 +127,20 @@ def test_what_is_not_the_papers_has_no_full_size(table):
     assert "no full size" in line
 
 
-def test_what_runs_is_what_preflight_compiled():
-    text = "\n".join(full_size.commands(select(["6:everything"])))
+@pytest.mark.parametrize("rows", ["6:everything", "5:inflated_3d"])
+def test_what_runs_is_what_preflight_compiled_before_a_tpu_costs(rows):
+    text = "\n".join(full_size.commands(select([rows])))
     commands = text.replace("\\\n", " ").splitlines()
-    run, check = (
-        [c for c in commands if command in c]
-        for command in ("tpu_vm.sh run", "sparse-tube-vit preflight")
-    )
-    assert len(run) == 2 and check
-    assert all("--config.mesh.fsdp=16" in command for command in run + check)
+    of_step = "--config.mesh", "--config.optimizer", "configs/"
+
+    def steps(command):
+        return [
+            [word for word in shlex.split(line) if word.startswith(of_step)]
+            for line in commands
+            if line.startswith(command)
+        ]
+
+    run = steps("./launch/tpu_vm.sh run")
+    assert len(run) == 2 and run == steps("sparse-tube-vit preflight")
+    last = max(i for i, line in enumerate(commands) if " preflight " in line)
+    assert last < next(i for i, line in enumerate(commands) if " queue " in line)

@@ -96,6 +96,17 @@ def test_a_failed_run_stops_only_what_needs_it(commands, tmp_path):
     assert "5_videos_alone" not in [run.name for run in left]
 
 
+def test_results_that_break_stop_only_runs_of_their_task(commands, tmp_path):
+    results = Results(tmp_path / "results")
+    broken, whole = run_of("14", "a.iv+b.v+f.iv", "ucf101"), run_of("5", "jointly")
+    results.path("ucf101").parent.mkdir()
+    results.path("ucf101").write_text("<<<<<<< a merge")
+    runs = [broken, whole]
+    (failed,) = runner.carry_out(runs, results, tmp_path / "runs", "data", "")
+    assert "ucf101.json is not as" in str(failed)
+    assert results.get(whole)
+
+
 def test_minutes_are_those_of_all_attempts(commands, tmp_path):
     results, run = Results(tmp_path / "results"), run_of("5", "jointly")
     commands[run.name] = "import time; time.sleep(1.2); raise SystemExit('no memory')"

@@ -267,6 +267,7 @@ def test_commands_are_those_of_a_user(tmp_path):
         "{",
         "[]",
         '{"5_jointly": []}',
+        '{"5_jointly": {}, "5_images": {}, "5_jointly": {}}',
         '{"5_jointly": {"config": ""}}',
         '{"5_jointly": {"ab": {"0": {}}}}',
         '{"5_jointly": {"ab": {"0": {"minutes": 1}}}}',

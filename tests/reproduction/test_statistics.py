@@ -11,7 +11,7 @@ from sparse_tube_vit.reproduction.statistics import (
     LEAST_SEEDS,
     SIGNIFICANCE,
     Comparison,
-    held,
+    count_significant,
     mean_and_deviation,
 )
 
@@ -48,9 +48,9 @@ def test_what_cannot_be_resolved():
 
 
 def test_holm_by_hand():
-    assert held([0.01, 0.04, 0.03, 0.005]) == 2  # 0.03 is above 0.05 / 2
-    assert held([0.01, 0.04, 0.02, 0.005]) == 4
-    assert held([0.03, 0.9]) == 0 and held([]) == 0
+    assert count_significant([0.01, 0.04, 0.03, 0.005]) == 2  # 0.03 is above 0.05 / 2
+    assert count_significant([0.01, 0.04, 0.02, 0.005]) == 4
+    assert count_significant([0.03, 0.9]) == 0 and count_significant([]) == 0
 
 
 def test_what_three_seeds_resolve_is_what_the_document_says():

@@ -80,7 +80,7 @@ def feed(config, workdir, first_step, steps):
             before.block_until_ready()
             before = result
             batches.receive()
-        reporter.training(last, {"loss": 0.0})
+        reporter.report_step(last, {"loss": 0.0})
     signals.restore()
     reporter.close()
     return taken, read_metrics(workdir)[-1]["train/waiting_share"]

@@ -244,7 +244,7 @@ def test_clips_and_tubes_of_other_trained_layers(train, arguments):
     given = config_of("", "data", IMAGE_VIT, *arguments, train=train)
     config = finetuning.complete(given, data=False)
     option = "optimizer.trained_layers=0 (pooling and heads alone)"
-    other = finetuning.quicker(config, given)[option]
+    other = finetuning.faster_configs(config, given)[option]
     expected = from_image_vit(*arguments, train="head_only")
     assert other.clip.to_dict() == expected.clip.to_dict()
     assert other.model.tubes == expected.model.tubes

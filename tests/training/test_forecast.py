@@ -100,7 +100,7 @@ def test_a_long_run_is_told_what_is_quicker(config):
         text = predict(config, {"a": 1, "b": 1}, 20, 4.0, quicker)
         return dict(line.split(": ") for line in text.splitlines()[1:])
 
-    said = told(finetuning.quicker(config, given))
+    said = told(finetuning.faster_configs(config, given))
     clip, image = forward(config)
     smaller, smaller_image = forward(config, 48)
     size = (4 * smaller + 10 * smaller_image) / (4 * clip + 10 * image)
@@ -111,22 +111,26 @@ def test_a_long_run_is_told_what_is_quicker(config):
     alone = said.pop(name)
     assert 33 < int(alone[:2]) < int(last[:2]) < 60 and said == {}
     # What changes nothing, or too little, is not said.
-    assert "temporal_views" not in "".join(finetuning.quicker(config, given))
-    assert "epochs" not in "".join(finetuning.quicker(config, config))
+    assert "temporal_views" not in "".join(finetuning.faster_configs(config, given))
+    assert "epochs" not in "".join(finetuning.faster_configs(config, config))
     config.total_steps = finetuning.LEAST_STEPS
-    assert not any("epochs" in x for x in told(finetuning.quicker(config, given)))
+    assert not any(
+        "epochs" in x for x in told(finetuning.faster_configs(config, given))
+    )
     # Nor what the tubes do not fit.
     config.model.tubes = (
         *TUBES,
         {"kernel": (1, 8, 8), "stride": (8, 16, 16), "offset": (0, 56, 56)},
     )
-    assert "clip.size" not in "".join(told(finetuning.quicker(config, given)))
+    assert "clip.size" not in "".join(told(finetuning.faster_configs(config, given)))
     config.init.weights = given.init.weights = ""  # what is frozen would be random
-    assert [*finetuning.quicker(config, config)] == ["clip.size=48"]
+    assert [*finetuning.faster_configs(config, config)] == ["clip.size=48"]
 
 
 def test_a_run_that_mostly_evaluates_is_told_of_fewer_views(config):
-    said = predict(config, {"a": 1000}, 20, 4.0, finetuning.quicker(config, config))
+    said = predict(
+        config, {"a": 1000}, 20, 4.0, finetuning.faster_configs(config, config)
+    )
     clip, image = forward(config)
     training, views = 120 * 3 * (4 * clip + 10 * image), 1000 * 6 * clip
     share = (training + views / 2) / (training + views)

@@ -111,9 +111,9 @@ def test_examples_are_what_the_model_and_its_loss_get(config, step, monkeypatch)
             }
             assert {*example.target.split(", ")} == words
             if name == "plain":
-                assert example.names == (ids[i],)
+                assert example.ids == (ids[i],)
             else:
-                (mine, first), (other, second) = (n.split() for n in example.names)
+                (mine, first), (other, second) = (n.split() for n in example.ids)
                 assert (first, second) == (ids[i], ids[i - 1])
                 assert float(mine) + float(other) == pytest.approx(1, abs=0.011)
                 labels = [n.split("/")[1] for n in (first, second)]
@@ -126,7 +126,7 @@ def test_an_example_without_weight_says_why(config):
     for step in (1, 2, 3):
         for name, some in inspection.examples_of_step(config, step):
             for example in some:
-                damaged = any(DAMAGED in name for name in example.names)
+                damaged = any(DAMAGED in name for name in example.ids)
                 assert damaged == bool(example.problem)
                 if damaged:
                     assert "FFmpeg cannot decode it" in example.problem

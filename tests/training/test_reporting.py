@@ -156,7 +156,7 @@ def test_step_time_is_that_of_training_alone(clock, devices, tmp_path, caplog):
             with reporter.time(part):
                 clock.go(30)
     with caplog.at_level(logging.INFO, "sparse_tube_vit"):
-        reporter.training(3, {"loss": 1.0})
+        reporter.report_step(3, {"loss": 1.0})
     (line,) = read_metrics(tmp_path)
     assert line["train/step_seconds"] == 2
     assert line["train/a/examples_per_second"] == 4 and line["train/mfu"] == 3
@@ -167,7 +167,7 @@ def test_step_time_is_that_of_training_alone(clock, devices, tmp_path, caplog):
         clock.go(1)
     step(1)
     with caplog.at_level(logging.INFO, "sparse_tube_vit"):
-        reporter.training(4, {"loss": 1.0})
+        reporter.report_step(4, {"loss": 1.0})
     assert "50% waiting" in caplog.text  # but the advice comes once
     assert caplog.text.count("Steps wait for data") == 1
     assert ("train/a/examples_per_second", 4.0) in {e[1:] for e in events(tmp_path)}

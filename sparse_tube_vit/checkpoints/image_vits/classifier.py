@@ -40,11 +40,11 @@ def labels(config: Mapping, arrays: Mapping[str, np.ndarray]) -> tuple[str, ...]
 
 
 def loss(config: Mapping) -> str:
-    """Returns the loss that it was trained with, as of a stream."""
+    """Returns the classifier's loss, one of `models.losses.LOSSES`."""
     return "sigmoid" if _problem(config).startswith("multi") else "softmax"
 
 
-def headless(
+def why_headless(
     family: Family,
     prefix: str,
     config: Mapping,
@@ -53,7 +53,7 @@ def headless(
     before_head: Mapping[str, np.ndarray],
     dropped: Mapping[str, tuple],
 ) -> str:
-    """Returns why it is no head of the pooled features; "" if it is, or is missing.
+    """Returns why the classifier cannot be a head here; "" if it can, or is missing.
 
     Args:
         family: Family of the ViT.
@@ -85,7 +85,7 @@ def headless(
 
 
 def _by_place(prefix, head, dropped):
-    """Returns what beside a ViT may come before its head, or be it."""
+    """Returns which array outside the ViT may precede, or replace, its head."""
     beside = [n for n, (_, why) in dropped.items() if why.startswith(OUTSIDE)]
     if not head.startswith(prefix) and beside:
         return f"{beside[0]} is beside {head}, and may stand before it"
@@ -94,7 +94,7 @@ def _by_place(prefix, head, dropped):
 
 
 def _by_layers(before_head, dropped):
-    """Returns what of a ViT predicts too."""
+    """Returns which other layers take part in the ViT's predictions."""
     if before_head:
         return f"{' and '.join(before_head)} stand before the classifier"
     second = (why for n, (_, why) in dropped.items() if re.search(_SECOND, n))
@@ -104,7 +104,7 @@ def _by_layers(before_head, dropped):
 
 
 def _by_outputs(family, config, arrays):
-    """Returns what outputs are that are no classes."""
+    """Returns what the head's outputs are if they are not classes."""
     outputs, problem = arrays["head/kernel"].shape[-1], _problem(config)
     if problem == "regression" or (outputs == 1 and not problem.startswith("multi")):
         return f"its head is a regression (outputs: {outputs}), which has no classes"
@@ -118,5 +118,5 @@ def _by_outputs(family, config, arrays):
 
 
 def _problem(config):
-    """Returns the problem that transformers trained it for."""
+    """Returns `problem_type` of a config of transformers; "" without one."""
     return str(config.get("problem_type", ""))

@@ -556,11 +556,12 @@ WIDTHS = (192, 256, 320, 384, 512, 640, 768, 832, 896, 1024, *_SIXTEEN_HEADS)
 
 
 def heads_of(width: int, gated: bool, architecture: str = "") -> int:
-    """Returns the heads of a ViT that does not tell them; a guess beyond `WIDTHS`.
+    """Returns the number of heads by width; a guess for widths not in `WIDTHS`.
 
     Args:
         width: Its width.
-        gated: Whether its MLPs are: DINOv2's giant has the width of giant-opt alone.
+        gated: Whether its MLPs are gated: DINOv2's giant has giant-opt's width, but 24
+            heads, not 16.
         architecture: timm's name.
     """
     if architecture in HEADS:

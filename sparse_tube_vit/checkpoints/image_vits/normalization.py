@@ -74,8 +74,8 @@ def choose(
         path: The file, for messages.
 
     Raises:
-        InvalidConfig: There is none of the name that is asked for.
-        UnreadableWeights: The files say what no normalization is.
+        InvalidConfig: `asked` is not a key of `KINDS`.
+        UnreadableWeights: The mean or standard deviation in the files is invalid.
     """
     if asked:
         if asked not in KINDS:
@@ -84,14 +84,14 @@ def choose(
         return Normalization(*KINDS[asked], "as asked for")
     timm = config.get("pretrained_cfg", config)
     if "mean" in timm and "std" in timm:
-        return _told(path, "config.json", timm["mean"], timm["std"])
+        return _from_file(path, "config.json", timm["mean"], timm["std"])
     mean, std = preprocessor.get("image_mean"), preprocessor.get("image_std")
     if not preprocessor.get("do_normalize", True):
         mean, std = 0, 1  # whatever they are, or without any
     if mean is not None and std is not None:
         factor = preprocessor.get("rescale_factor", 1 / 255)
         factor = factor if preprocessor.get("do_rescale", True) else 1
-        return _told(path, "preprocessor_config.json", mean, std, factor)
+        return _from_file(path, "preprocessor_config.json", mean, std, factor)
     why = f"as most {family.name} models of {family.codebase}"
     if family.shared:
         other = "half" if family.normalization == "imagenet" else "imagenet"
@@ -103,7 +103,7 @@ def choose(
     return Normalization(*KINDS[family.normalization], why)
 
 
-def _told(path, file, mean, std, factor=1 / 255):
+def _from_file(path, file, mean, std, factor=1 / 255):
     """Returns what a file beside `path` does to pixels in 0..255 times the factor."""
     try:
         values = np.stack([np.broadcast_to(x, 3) for x in (mean, std)])

@@ -67,14 +67,14 @@ class ImageViT:
         model: Values of keys of `config.model`: depth, width, mlp_dim, heads, gelu
             unless MLPs are gated, gated_mlp, norm_epsilon, pre_norm, registers and
             pooling.
-        told: Keys of `model` that a config or the arrays tell; the others are guessed.
+        known: Keys of `model` that a config or the arrays tell; the others are guessed.
         normalization: Of its inputs.
         frames, size: Frames and pixels of its inputs.
         labels: Class names of its classifier, with their numbers where two are the
             same, and numbers where no config tells; () without one.
-        headless: Why its classifier is no head of the pooled features; "" where it is
-            one, or there is none.
-        pools_otherwise: Why pooled features are not those of its library, or "".
+        why_headless: Why its classifier is no head of the pooled features; "" where it
+            is one, or there is none.
+        why_pooled_differs: Why pooled features are not those of its library, or "".
         loss: Loss that its classifier was trained with, as of a stream.
     """
 
@@ -87,13 +87,13 @@ class ImageViT:
     dropped: dict[str, tuple]
     left_over: dict[str, tuple]
     model: dict
-    told: frozenset[str]
+    known: frozenset[str]
     normalization: normalization.Normalization
     frames: int
     size: int
     labels: tuple[str, ...]
-    headless: str
-    pools_otherwise: str
+    why_headless: str
+    why_pooled_differs: str
     loss: str
 
     @property
@@ -103,9 +103,9 @@ class ImageViT:
         return (1, *size) if len(size) == 2 else tuple(size)
 
     @property
-    def guesses_heads(self) -> str:
+    def why_heads_guessed(self) -> str:
         """Why neither files nor the width, as of a known ViT, tell the heads, or ""."""
-        if "heads" in self.told:
+        if "heads" in self.known:
             return ""
         if re.search(_MOCO, self.prefix):
             return "MoCo v3's ViT-S has 12"
@@ -153,7 +153,7 @@ def read(path, asked: str = "") -> ImageViT:
             dropped[name] = x.shape, why
         else:
             left_over[name] = x.shape
-    model, told = _model(family, found.config, arrays, depth)
+    model, known = _model(family, found.config, arrays, depth)
     *_, side, channels, _ = arrays["patch/kernel"].shape
     _check_sizes(found, {**model, "patch": side})
     if channels != 3:
@@ -164,7 +164,7 @@ def read(path, asked: str = "") -> ImageViT:
     _add_biases(arrays, family.without_bias)
     _fold_layer_scale(arrays)
     model["pooling"] = _pooling(found.config, arrays, before_head)
-    headless = classifier.headless(
+    why_headless = classifier.why_headless(
         family, prefix, found.config, names, arrays, before_head, dropped
     )
     if family.tubelets:
@@ -188,35 +188,40 @@ def read(path, asked: str = "") -> ImageViT:
         dropped=dropped,
         left_over=left_over,
         model=model,
-        told=frozenset(told),
+        known=frozenset(known),
         normalization=normalization.choose(
             asked, found.config, found.preprocessor, family, path
         ),
         frames=found.config.get("num_frames", 16) if family.tubelets else 1,
         size=_size(found, arrays),
         labels=classifier.labels(found.config, arrays),
-        headless=headless,
-        pools_otherwise=_pools_otherwise(family, found.config, model, before_head),
+        why_headless=why_headless,
+        why_pooled_differs=_why_pooled_differs(
+            family, found.config, model, before_head
+        ),
         loss=classifier.loss(found.config),
     )
 
+
+#: Keys of timm's configs that hold options.
+_OPTIONS = ("model_args", "pretrained_cfg")
 
 #: Types of what is read of configs, by key; those of other models have others.
 _TYPES = (
     dict.fromkeys(("num_attention_heads", "num_heads", "num_frames"), int)
     | dict.fromkeys(("hidden_act", "act_layer", "architecture"), str)
-    | dict.fromkeys(("model_args", "pretrained_cfg"), dict)
+    | dict.fromkeys(_OPTIONS, dict)
     | {"layer_norm_eps": (int, float), "image_size": (int, list, dict)}
 )
 
 
 def _check_types(config, path):
-    """Raises UnreadableWeights if a key that is read, at any depth, is no such."""
+    """Raises UnreadableWeights if a key that is read has a value of another type."""
     for key, value in config.items():
         kinds = _TYPES.get(key)
         if kinds and (isinstance(value, bool) or not isinstance(value, kinds)):
             raise UnreadableWeights(f"{path} cannot be read: its {key} is {value!r}")
-        if isinstance(value, dict):
+        if isinstance(value, dict) and key in (*_PARTS, *_OPTIONS):
             _check_types(value, path)
 
 
@@ -277,7 +282,7 @@ def _size(found, arrays):
 
 
 def _has_square_images(config):
-    """Returns whether a config tells no inputs of another height than width."""
+    """Returns False if a config's input size has another height than width."""
     timm, options = config.get("pretrained_cfg", config), _options(config)
     sizes = options.get("img_size"), options.get("image_size"), timm.get("input_size")
     size = next(filter(None, sizes), None)
@@ -286,7 +291,7 @@ def _has_square_images(config):
     return not isinstance(size, list) or len({*size[-2:]}) == 1
 
 
-def _pools_otherwise(family, config, model, before_head):
+def _why_pooled_differs(family, config, model, before_head):
     """Returns why pooled features are not those of the library, or ""."""
     if model["pooling"] == "mean" and "fc_norm.weight" in before_head:
         return "there fc_norm is of the tokens' mean, here of each token before it"
@@ -366,7 +371,7 @@ def _several(path, weights, prefixes):
 
 
 def _parts(prefix):
-    """Returns the prefixes of what holds a part of a model: of "a.b." "" and "a."."""
+    """Returns the prefixes of the modules around a part: "" and "a." for "a.b."."""
     return ["", *(prefix[: x.end()] for x in re.finditer(r"[./]", prefix))][:-1]
 
 
@@ -460,19 +465,19 @@ def _model(family, config, arrays, depth):
         "norm_epsilon": family.norm_epsilon,
         "pre_norm": "encoder/pre_norm/scale" in arrays,
     }
-    told = {"depth", "width", "mlp_dim", "gated_mlp", "pre_norm"}
+    known = {"depth", "width", "mlp_dim", "gated_mlp", "pre_norm"}
     if architecture in HEADS:
-        told.add("heads")
+        known.add("heads")
     if query.ndim == 3:
         model["heads"] = query.shape[1]
-        told.add("heads")
+        known.add("heads")
     for key, *theirs in (
         ("heads", "num_attention_heads", "num_heads"),
         ("norm_epsilon", "layer_norm_eps"),
     ):
         if values := [vision[name] for name in theirs if vision.get(name)]:
             model[key] = values[0]
-            told.add(key)
+            known.add(key)
     if gated:
         del model["gelu"]  # there is none, whatever a config says
     elif act_key := next((k for k in ("hidden_act", "act_layer") if k in vision), ""):
@@ -483,14 +488,14 @@ def _model(family, config, arrays, depth):
                 f"{', '.join(sorted(_GELUS))}."
             )
         model["gelu"] = _GELUS[act]
-        told.add("gelu")
+        known.add("gelu")
     elif architecture:
         if "quickgelu" in architecture:
             model["gelu"] = "quick"
         elif re.search(_TANH, architecture):
             model["gelu"] = "tanh"
-        told.add("gelu")
-    return model, told
+        known.add("gelu")
+    return model, known
 
 
 def _pooling(config, arrays, before_head):

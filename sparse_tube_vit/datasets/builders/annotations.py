@@ -42,8 +42,8 @@ class Entry:
         name: Unique identifier.
         label: Class name, or class names in a multi-label data set.
         stems: Possible names of its file, without suffix.
-        untrimmed: Name of the file of a whole video, tried after them. One of them
-            where no other clip is of that video.
+        untrimmed: Name of the file of the whole video, tried after `stems`. It is also
+            one of `stems` if no other clip is from that video.
         span: Start and end in seconds of the clip in that video.
         actions: (class name, start, end) of each action, in seconds.
     """

@@ -192,8 +192,8 @@ def hold_out(
     """Moves a fraction of every class from split `train` to a split `test`.
 
     Files are held out in the order of their digests, at least one of a class and not
-    all: the same ones under other names, and copies of a file together. Where files are
-    added, those change sides that the fraction then asks for, and no others.
+    all: the same ones under other names, and copies of a file together. When files are
+    added, only as many others change sides as the fraction requires.
 
     Args:
         listing: Listing of one split, `train`.
@@ -216,7 +216,7 @@ def hold_out(
                 " one to train on and one to test on"
             )
         count = round(fraction * len(files))
-        held_out = files[: min(max(count, 1), len(files) - 1)]
+        held_out = {*files[: min(max(count, 1), len(files) - 1)]}
         for example in examples:
             split = "test" if digests[example.id] in held_out else "train"
             splits[split].append(example)
@@ -285,10 +285,11 @@ def _read_split_list(directory: epath.Path, kind: str, split_list: epath.Path):
         # The last comma, so that a path may contain one.
         name, comma, split = (field.strip() for field in line.rpartition(","))
         relative = pathlib.PurePosixPath(name)
+        shown = f"expected `class/file,split`, got {line.strip()!r}"
         if not comma or not name or not split or not relative.parent.name:
-            raise BadSplitList(
-                f"{where}: expected `class/file,split`, got {line.strip()!r}"
-            )
+            raise BadSplitList(f"{where}: {shown}")
+        if relative.is_absolute():
+            raise BadSplitList(f"{where}: {shown}; paths are those below {directory}")
         dead = storage.dead_link(directory / relative)
         if not dead and not (directory / relative).is_file():
             raise BadSplitList(f"{where}: {directory / relative} does not exist")

@@ -117,15 +117,17 @@ class Verification:
         splits: All of its splits, train first.
         counts: Lines with the numbers of classes, examples and frames.
         problems: For each problem its places.
-        first: For each class its first example that decodes, of train if there is one:
-            split, index and row.
+        first_examples: For each class its first example that decodes, of train if there
+            is one: split, index and row.
     """
 
     name: str
     splits: tuple[Split, ...]
     counts: list[str] = dataclasses.field(default_factory=list)
     problems: dict[Problem, list[str]] = dataclasses.field(default_factory=dict)
-    first: dict[str, tuple[Split, int, Row]] = dataclasses.field(default_factory=dict)
+    first_examples: dict[str, tuple[Split, int, Row]] = dataclasses.field(
+        default_factory=dict
+    )
 
     @property
     def kind(self) -> str:
@@ -256,7 +258,7 @@ def _decode(result, workers) -> Iterator[Row]:
                     result.add(Problem.UNDECODABLE, place)
                 else:
                     for label in _labels(row):
-                        result.first.setdefault(label, (split, index, row))
+                        result.first_examples.setdefault(label, (split, index, row))
                 yield row
 
 

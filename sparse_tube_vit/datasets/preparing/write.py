@@ -24,11 +24,14 @@ from sparse_tube_vit.datasets.preparing.plan import (
     write_plan,
 )
 from sparse_tube_vit.datasets.reading import INFO, check_features, unfinished_files
-from sparse_tube_vit.datasets.times import ACTIONS, SPAN, part_of
+from sparse_tube_vit.datasets.times import ACTIONS, SPAN, span_in_file
 from sparse_tube_vit.errors import DatasetError
 from sparse_tube_vit.storage import file_size
-from sparse_tube_vit.video.limits import UndecodableClip
+from sparse_tube_vit.video.limits import ClipTooLarge, UndecodableClip
 from sparse_tube_vit.video.transcode import Transcode
+
+# Protobuf, in which TFDS's examples are, neither writes nor reads messages of 2 GiB.
+RECORD_BYTES = 2**31 - 2**20
 
 
 class Unfinished(DatasetError):
@@ -142,9 +145,14 @@ def _inspect(shard: Shard, example: ListedExample, encoded: bytes, kind: str):
     stored, span = encoded, None
     try:
         if example.id in shard.spans:
-            span = part_of(manifest.seconds(encoded), *shard.spans[example.id])
+            span = span_in_file(manifest.seconds(encoded), *shard.spans[example.id])
         if shard.transcode:
             stored = shard.transcode(encoded, span)
+        if len(stored) > RECORD_BYTES:
+            raise ClipTooLarge(
+                f"It has {len(stored):,} bytes, more than the {RECORD_BYTES:,} that a"
+                " record may have: cut it, or prepare it with --transcode."
+            )
     except UndecodableClip as error:
         digest = hashlib.sha256(encoded).hexdigest()
         status, label = str(error), example.label

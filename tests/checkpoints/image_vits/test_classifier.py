@@ -33,9 +33,9 @@ def test_a_classifier_that_is_no_head_of_the_features_is_dropped_and_said(tmp_pa
             file = {f"{prefix}{n}": x for n, x in (vit | added).items()}
             save_file(file, tmp_path / "vit.safetensors")
             read = image_vits.read(tmp_path / "vit.safetensors")
-            told = read.headless.replace("model.", "")
+            told = read.why_headless.replace("model.", "")
             assert re.search(why, told), told
-            assert bool(read.headless) == bool(why)
+            assert bool(read.why_headless) == bool(why)
             assert read.labels == ("0", "1", "2") and not read.left_over
     config = config_of(tmp_path / "vit.safetensors", heads=2)
     _, _, report = load(config)
@@ -50,7 +50,7 @@ def test_the_projection_of_a_clip_is_no_classifier(tmp_path):
     """timm has it as a head of as many classes as the embedding has features."""
     arrays = load_file(GOLDEN / "timm_clip" / "model.safetensors")
     file = tmp_path / "clip.safetensors"
-    assert not image_vits.read(GOLDEN / "timm_clip").headless
+    assert not image_vits.read(GOLDEN / "timm_clip").why_headless
     for outputs, bias, names in (
         (3, 0, None),  # as converted from OpenAI's
         (512, 1, None),
@@ -61,13 +61,13 @@ def test_the_projection_of_a_clip_is_no_classifier(tmp_path):
         save_file(arrays, file)
         (tmp_path / "config.json").write_text(json.dumps({"label_names": names}))
         why = "" if names else f"CLIP's projection to {outputs} features"
-        assert why in image_vits.read(file).headless
-        assert bool(image_vits.read(file).headless) == (not names)
+        assert why in image_vits.read(file).why_headless
+        assert bool(image_vits.read(file).why_headless) == (not names)
 
 
 def test_the_projection_of_an_eva_clip_is_no_classifier(tmp_path):
     folder = copy("timm_eva", tmp_path / "vit")
-    assert not image_vits.read(folder).headless
+    assert not image_vits.read(folder).why_headless
     config = json.loads((folder / "config.json").read_text())
     config.pop("label_names", None)
     arrays = load_file(folder / "model.safetensors")
@@ -77,7 +77,7 @@ def test_the_projection_of_an_eva_clip_is_no_classifier(tmp_path):
     for architecture in ("eva_giant_patch14_clip_224", ""):
         config["architecture"] = architecture
         (folder / "config.json").write_text(json.dumps(config))
-        assert "CLIP's projection to 1024" in image_vits.read(folder).headless
+        assert "CLIP's projection to 1024" in image_vits.read(folder).why_headless
 
 
 def test_class_names_that_several_classes_have_get_their_numbers(tmp_path):

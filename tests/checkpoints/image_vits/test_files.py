@@ -158,6 +158,14 @@ def test_what_a_config_has_of_another_type_is_named(tmp_path, key, value):
         image_vits.read(tmp_path)
 
 
+def test_classes_may_have_names_of_keys(tmp_path):
+    shutil.copytree(VIT, tmp_path, dirs_exist_ok=True)
+    path = tmp_path / "config.json"
+    names = {"architecture": 0, "hidden_act": 1, "model_args": 2}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"label2id": names}))
+    assert image_vits.read(tmp_path).arrays.keys() == image_vits.read(VIT).arrays.keys()
+
+
 def test_shards_without_their_index_are_named(tmp_path):
     for i in (1, 2):
         shutil.copy(

@@ -237,7 +237,7 @@ def test_the_config_of_a_part_tells_its_options(tmp_path):
         (folder / "config.json").write_text(json.dumps(config))
         vit = image_vits.read(folder)
         same_arrays(vit, image_vits.read(theirs))
-        assert vit.model["heads"] == 2 and "heads" in vit.told
+        assert vit.model["heads"] == 2 and "heads" in vit.known
 
 
 def test_several_vits_in_a_file_are_an_error_that_keeps_one(tmp_path, monkeypatch):
@@ -333,8 +333,8 @@ def test_pooling_that_this_model_has_not_is_warned_of(tmp_path):
         ("pool_include_prefix", True, "there the class token is a part of the mean"),
     ):
         folder = copy("timm_deit", tmp_path / key, **{key: value})
-        assert image_vits.read(folder).pools_otherwise == why
-    assert not image_vits.read(GOLDEN / "timm_deit").pools_otherwise
+        assert image_vits.read(folder).why_pooled_differs == why
+    assert not image_vits.read(GOLDEN / "timm_deit").why_pooled_differs
 
 
 def test_stacked_blocks_of_big_vision_and_its_bfloat16(tmp_path):
@@ -407,7 +407,7 @@ def test_heads_epsilon_and_gelu_are_the_configs(tmp_path):
     # Without a config heads are width / 64, but for a few widths.
     save_file(load_file(folder / "model.safetensors"), tmp_path / "alone.safetensors")
     vit = image_vits.read(tmp_path / "alone.safetensors")
-    assert vit.model["heads"] == 1 and "heads" not in vit.told
+    assert vit.model["heads"] == 1 and "heads" not in vit.known
     config = config_of(tmp_path / "alone.safetensors")
     notes = load(config)[2].notes
     assert "model.heads is 1; a file does not tell them" in notes
@@ -444,7 +444,7 @@ def test_an_architecture_tells_heads_and_a_guess_is_a_warning(tmp_path, caplog):
     config = {"architecture": "test_vit"}
     (folder / "config.json").write_text(json.dumps(config))
     vit = image_vits.read(folder)
-    assert vit.model["heads"] == 2 and "heads" in vit.told
+    assert vit.model["heads"] == 2 and "heads" in vit.known
     load(config_of(folder))
     assert not caplog.messages
     (folder / "config.json").unlink()
@@ -455,7 +455,7 @@ def test_an_architecture_tells_heads_and_a_guess_is_a_warning(tmp_path, caplog):
     wide = load_file(GOLDEN / "timm_deit3" / "model.safetensors")
     wide = {f"module.momentum_encoder.{n}": x for n, x in wide.items()}
     save_file(wide, tmp_path / "moco.safetensors")
-    assert image_vits.read(tmp_path / "moco.safetensors").guesses_heads.startswith(
+    assert image_vits.read(tmp_path / "moco.safetensors").why_heads_guessed.startswith(
         "MoCo"
     )
     (folder / "config.json").write_text('{"num_attention_heads": 2}')
@@ -465,7 +465,7 @@ def test_an_architecture_tells_heads_and_a_guess_is_a_warning(tmp_path, caplog):
 def test_the_gelu_of_timm_is_that_of_its_config_or_a_note(tmp_path):
     args = {"model_args": {"act_layer": "gelu_tanh"}}
     vit = image_vits.read(copy("timm_deit", tmp_path / "vit", **args))
-    assert vit.model["gelu"] == "tanh" and "gelu" in vit.told
+    assert vit.model["gelu"] == "tanh" and "gelu" in vit.known
     shutil.copy(GOLDEN / "timm_clip" / "model.safetensors", tmp_path / "a.safetensors")
     for path, noted in ((tmp_path / "a.safetensors", True), (GOLDEN / "timm_clip", 0)):
         note = "model.gelu is 'erf'; a file does not tell it, and models of CLIP differ"

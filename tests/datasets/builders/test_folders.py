@@ -108,6 +108,7 @@ def test_split_list(tmp_path):
         ("cat/1.mp4,val", "splits.csv:2: cat/1.mp4 is listed twice"),
         ("cat/1.mp4", "splits.csv:2: expected"),
         ("1.mp4,train", "splits.csv:2: expected"),
+        ("/clips/cat/1.mp4,train", "splits.csv:2: expected .*paths are those below"),
     ],
 )
 def test_bad_split_lists(tmp_path, line, message):
@@ -273,11 +274,16 @@ def test_a_class_of_one_file_cannot_be_split(files):
         (("a/1.mp4", "a/1.jpg"), "video"),
         (("a/1.gif",), "video"),
         (("train/a/1.JPG", "train/a/2.gif"), "image"),
+        (("a/1.ppm", "a/2.jfif", "b/1.pgm", "b/2.qoi"), "image"),
+        (("a/1.asf", "a/2.y4m", "b/1.vob"), "video"),
         ((), "video"),
     ],
 )
 def test_whether_a_folder_is_of_images(tmp_path, names, kind):
     assert folders.folder_kind(fill(tmp_path, *names)) == kind
+    if len(names) > 2:
+        listing = folders.read_folder(tmp_path, kind)
+        assert {example.id for example in listing.splits["train"]} == {*names}
 
 
 def test_animated_gifs_with_a_cover_are_videos(tmp_path, caplog):

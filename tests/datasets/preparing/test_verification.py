@@ -56,10 +56,10 @@ def test_a_sound_data_set(sound):
         "test: 3 videos, 1 to 1 a class; 6 frames, 0.0 minutes",
         "manifest: 12 examples, 1 left out",
     ]
-    for label, (split, index, row) in result.first.items():
+    for label, (split, index, row) in result.first_examples.items():
         assert split.split == "train"
         assert split[index]["id"] == row.id and f"/{label}/" in row.id
-    assert set(result.first) == {"ant", "bee", "cat"}
+    assert set(result.first_examples) == {"ant", "bee", "cat"}
 
 
 def test_worker_processes_find_the_same(sound):
@@ -224,7 +224,7 @@ def test_clips_that_do_not_decode_and_files_that_are_there_twice(tmp_path):
     assert {*duplicates.split(" = ")} == places
     assert not result.problems
     # Not the one that does not decode.
-    assert result.first["cat"][2].id in ("train/cat/1.mp4", "train/cat/2.mp4")
+    assert result.first_examples["cat"][2].id in ("train/cat/1.mp4", "train/cat/2.mp4")
 
 
 def test_parts_of_one_video_are_no_duplicates(tmp_path):

@@ -119,6 +119,19 @@ def test_the_manifest_says_what_was_found(tmp_path):
     assert [example["id"] for example in stored] == order
 
 
+def test_a_file_that_no_record_can_hold_is_left_out(tmp_path, monkeypatch):
+    ours = builder(tmp_path, train=["7", "8", "9"])
+    small, load = Pictures.load("8"), Pictures.load
+    larger = staticmethod(lambda source: load(source) + bytes(source == "8"))
+    monkeypatch.setattr(Pictures, "load", larger)
+    monkeypatch.setattr(write, "RECORD_BYTES", len(small))
+    assert write.write_dataset(ours)
+    rows = list(manifest.read(ours.directory / manifest.NAME))
+    (status,) = (row.status for row in rows if row.id == "train/1")
+    assert f"It has {len(small) + 1} bytes" in status and "--transcode" in status
+    assert len(read(tmp_path, "train")) == 2
+
+
 def test_what_is_not_listed_for_writing_is_in_the_manifest_too(tmp_path):
     for name in ("ant/1.jpg", "ant/1.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
