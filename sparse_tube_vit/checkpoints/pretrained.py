@@ -162,8 +162,7 @@ class _Match:
 
 def _from_vit(vit, config, model, shapes):
     """Matches an image ViT to our parameters."""
-    init, pooling = config.init, model.pooling
-    interpolation = vit.family.interpolation
+    init = config.init
     arrays = {name: vit.array(name, model.options.heads) for name in vit.arrays}
     new = ["encoder/new_block_", "encoder/gate", "pooling/", "positions/gain"]
     new += [f"head_{head}/" for head in model.classes if head != init.head]
@@ -174,31 +173,40 @@ def _from_vit(vit, config, model, shapes):
         tubes = enumerate(model.tubes)
         new += [f"stem/tube_{i}/" for i, t in tubes if t.kernel[0] not in taken]
     match = _Match(new)
+    _vit_left_over(match, vit, init.head, arrays, shapes)
+    _patch_kernel(match, vit, init.inflate, model, shapes)
+    for part in ("patch/kernel", "patch/bias"):
+        arrays.pop(part, None)
+    _vit_positions(match, vit, arrays.pop("positions", None), init.positions, model)
+    _vit_tokens(match, vit, arrays, model, shapes)
+    _vit_layers(match, vit, arrays, init.head, model.pooling, shapes)
+    _compare_options(match, vit, vars(model.options))
+    return match
+
+
+def _vit_left_over(match, vit, head, arrays, shapes):
+    """Matches what is beside a ViT's trunk: known arrays are dropped, others wrong."""
     match.report.dropped |= vit.dropped
     match.report.notes.append(f"inputs are normalized by {vit.normalization}")
-
     outside = [name for name in vit.dropped if not name.startswith(vit.prefix)]
     if outside:
         match.report.notes.append(
             f"of the arrays beside {vit.prefix!r}, {len(outside)} are dropped, as "
             f"{outside[0]}"
         )
-    if vit.why_headless and not init.head:
+    if vit.why_headless and not head:
         match.report.notes.append(f"there is no head: {vit.why_headless}")
-
-    # Other arrays than a trunk's: known ones are dropped, others an error.
     for name, shape in vit.left_over.items():
         match.wrong[name] = shape, "left over in the file"
     for name, x in vit.before_head.items():
         leaf = "bias" if name.endswith("bias") else "scale"
-        if init.head:
+        if head:
             match.wrong[name] = x.shape, "stands before the head, which init.head asks"
         elif name.startswith("fc_norm") and f"encoder/norm/{leaf}" not in arrays:
             how = "its norm of the tokens' mean; here each token is normalized"
             match.load(f"encoder/norm/{leaf}", x, how)
         else:
             match.drop(name, x, "has no part in a TubeViT")
-
     if vit.family.tubelets:  # its trunk has no last norm
         for leaf, make in (("scale", np.ones), ("bias", np.zeros)):
             name = f"encoder/norm/{leaf}"
@@ -206,34 +214,38 @@ def _from_vit(vit, config, model, shapes):
                 x = make(shapes[name], np.float32)
                 match.load(name, x, f"the file has none: {leaf} {x[0]:g}")
 
-    _patch_kernel(match, vit, init.inflate, model, shapes)
-    for part in ("patch/kernel", "patch/bias"):
-        arrays.pop(part, None)
 
-    if (positions := arrays.pop("positions", None)) is not None:
-        name = vit.names["positions"]
-        if init.positions == "drop":
-            match.drop(name, positions, "init.positions is 'drop'")
-        elif positions.ndim < 3:
-            why = f"no square grid of patches; {_WITHOUT_POSITIONS}"
-            match.wrong[name] = positions.shape, why
+def _vit_positions(match, vit, positions, wanted, model):
+    """Matches a ViT's positions, resized for every tube, where they are `wanted`."""
+    if positions is None:
+        if wanted == "drop":
+            match.report.notes.append("the file has no position embeddings")
         else:
-            for i, tube in enumerate(model.tubes):
-                match.resize(
-                    f"positions/tube_{i}",
-                    positions_at(positions, tube, model.clip, interpolation),
-                    f"from {'x'.join(map(str, positions.shape[:-1]))}, {interpolation}",
-                )
-    elif init.positions == "drop":
-        match.report.notes.append("the file has no position embeddings")
+            match.wrong["positions"] = "not in the file", _WITHOUT_POSITIONS
+        return
+    name, interpolation = vit.names["positions"], vit.family.interpolation
+    if wanted == "drop":
+        match.drop(name, positions, "init.positions is 'drop'")
+    elif positions.ndim < 3:
+        why = f"no square grid of patches; {_WITHOUT_POSITIONS}"
+        match.wrong[name] = positions.shape, why
     else:
-        match.wrong["positions"] = "not in the file", _WITHOUT_POSITIONS
+        for i, tube in enumerate(model.tubes):
+            match.resize(
+                f"positions/tube_{i}",
+                positions_at(positions, tube, model.clip, interpolation),
+                f"from {'x'.join(map(str, positions.shape[:-1]))}, {interpolation}",
+            )
+
+
+def _vit_tokens(match, vit, arrays, model, shapes):
+    """Matches a ViT's class token and registers, which are taken out of `arrays`."""
     if (token := arrays.pop("class_token", None)) is not None:
-        if pooling == "class_token":
+        if model.pooling == "class_token":
             match.load("class_token", token, "with its position added")
         else:
-            match.drop(vit.names["class_token"], token, f"pooling is {pooling!r}")
-    elif pooling == "class_token":
+            match.drop(vit.names["class_token"], token, f"pooling is {model.pooling!r}")
+    elif model.pooling == "class_token":
         why = f"not there; set model.pooling={vit.model['pooling']}"
         match.wrong["class_token"] = shapes["class_token"], why
     if (registers := arrays.pop("registers", None)) is not None:
@@ -242,6 +254,9 @@ def _from_vit(vit, config, model, shapes):
         else:
             match.drop(vit.names["registers"], registers, "model.registers is 0")
 
+
+def _vit_layers(match, vit, arrays, head, pooling, shapes):
+    """Matches a ViT's encoder, pooling and head."""
     for name, x in arrays.items():
         if name.startswith("pooling/") and name not in shapes:
             ours = "which has no MLP; 'map' has" if pooling == "attention" else ""
@@ -249,12 +264,14 @@ def _from_vit(vit, config, model, shapes):
             match.drop(vit.names[name], x, why)
         elif not name.startswith("head/"):
             match.load(name, x, "" if name in vit.names else "the file has none: zeros")
-        elif init.head:
-            match.load(name.replace("head", f"head_{init.head}"), x)
+        elif head:
+            match.load(name.replace("head", f"head_{head}"), x)
         else:
             match.drop(vit.names[name], x, vit.why_headless or "init.head is not set")
 
-    options = vars(model.options)
+
+def _compare_options(match, vit, options):
+    """Notes which options of the encoder differ from a ViT's, or are guessed."""
     for key, theirs in vit.model.items():
         if key not in options or options[key] == theirs:
             continue
@@ -289,7 +306,6 @@ def _from_vit(vit, config, model, shapes):
             options["heads"],
             vit.why_heads_guessed,
         )
-    return match
 
 
 _WITHOUT_POSITIONS = (

@@ -37,7 +37,7 @@ from sparse_tube_vit.checkpoints.step import (
     step_numbers,
     unsealed,
 )
-from sparse_tube_vit.storage import UnreachableStorage
+from sparse_tube_vit.storage import SCHEMES, UnreachableStorage
 
 ARRAYS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 
@@ -48,7 +48,7 @@ DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16)}
 DEMO = Path(__file__).parents[1] / "demo"
 
 _TRAIN = "Train first: sparse-tube-vit train --config FILE --workdir DIR"
-_SCHEMES = ("gs", "s3", "az", "hf")
+_SCHEMES = (*SCHEMES, "hf")
 
 
 @dataclasses.dataclass(frozen=True)

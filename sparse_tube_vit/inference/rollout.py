@@ -72,23 +72,16 @@ def attention_shares(model: TubeViT, params, x) -> dict[str, jax.Array]:
         if options.gate_after is not None:
             gate = options.gate_after, jnp.tanh(params["encoder"]["gate"])
         b, n, _ = layers[0].shape
-        extra = model.extra_tokens
-        if model.pooling in ("attention", "map"):
-            pooling = start = weights(kept["pooling"])[:, 0]
-        elif model.pooling == "mean":
-            pooling = start = jnp.full((b, n - extra), 1 / (n - extra))
-        else:
-            pooling = layers[-1][:, 0, extra:]
-            start = jnp.zeros((b, n - extra + 1)).at[:, 0].set(1)
-        if not extra:
-            return {"pooling": pooling, "rollout": rollout(start, layers, gate)}
-        unpooled = jnp.zeros((b, n - start.shape[1]))
+        start, extra = jnp.zeros((b, n)), model.extra_tokens
         if model.pooling == "class_token":
-            start = jnp.concatenate([start[:, :1], unpooled, start[:, 1:]], axis=1)
+            start = start.at[:, 0].set(1)
+            pooling = layers[-1][:, 0]
         else:
-            start = jnp.concatenate([unpooled, start], axis=1)
-        rolled = rollout(start, layers, gate)[:, extra:]
-        parts = {"pooling": pooling, "rollout": rolled}
+            mean = model.pooling == "mean"
+            share = 1 / (n - extra) if mean else weights(kept["pooling"])[:, 0]
+            pooling = start = start.at[:, extra:].set(share)
+        parts = {"pooling": pooling, "rollout": rollout(start, layers, gate)}
+        parts = {k: x[:, extra:] for k, x in parts.items()}
         return {k: x / x.sum(1, keepdims=True) for k, x in parts.items()}
 
     return shares(params, x)

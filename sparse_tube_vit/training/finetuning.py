@@ -174,8 +174,7 @@ def faster_configs(config: ConfigDict, given: ConfigDict) -> dict[str, ConfigDic
         if of_image_vit:
             values = recipe.from_image_vit(given, patch, trained)
             for key in _fill(given.copy_and_resolve_references(), values):
-                section, _, name = key.rpartition(".")
-                fewer[section][name] = values[key]
+                _set(fewer, key, values[key])
     if config.data.folder and given.total_steps is None:
         epochs, total = max(config.data.epochs // 2, 1), config.total_steps
         steps = max(-(-total * epochs // config.data.epochs), LEAST_STEPS)
@@ -252,13 +251,17 @@ def _get(config, key):
     return config[section][name]
 
 
+def _set(config, key, value):
+    section, _, name = key.rpartition(".")
+    config[section][name] = value
+
+
 def _fill(config, values):
     """Sets those keys that are open; returns their names."""
     filled = []
     for key, value in values.items():
-        section, _, name = key.rpartition(".")
-        if config[section][name] is None and value is not None:
-            config[section][name] = value
+        if _get(config, key) is None and value is not None:
+            _set(config, key, value)
             filled.append(key)
     return filled
 

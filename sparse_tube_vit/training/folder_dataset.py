@@ -139,8 +139,12 @@ def _prepare_folder(config, key, classes):
     prepare.prepare(builder, workers=workers)
     contents = "\n".join(prepare.contents(builder))
     log.info("%s as %s: %s\n%s", folder, builder.dataset, how, contents)
-    counts = _counts(builder)
-    _check(folder, builder, counts, own, ("train", test))
+    rows = [*manifest.read(builder.directory / manifest.NAME)]
+    counts = collections.Counter(
+        (row.split, row.label) for row in rows if row.status == manifest.OK
+    )
+    damaged = [row.id for row in rows if row.split and row.status != manifest.OK]
+    _check(folder, kind, counts, damaged, own, ("train", test))
     examples = sum(n for (split, _), n in counts.items() if split == "train")
     class_names = tuple(builder.listing.class_names)
     return FolderDataset(builder.dataset, kind, test, examples, class_names)
@@ -227,30 +231,24 @@ def _advice(folder, key, split_list, listing):
     )
 
 
-def _counts(builder):
-    """The number of examples written, by split and class."""
-    rows = manifest.read(builder.directory / manifest.NAME)
-    return collections.Counter(
-        (row.split, row.label) for row in rows if row.status == manifest.OK
-    )
+def _check(folder, kind, counts, damaged, class_names, splits):
+    """Raises TooFewExamples if one of the classes has none in one of the splits.
 
-
-def _check(folder, builder, counts, class_names, splits):
-    """Raises TooFewExamples if one of the classes has none in one of the splits."""
+    Args:
+        folder, kind: For the message.
+        counts: Number of examples written, by (split, class).
+        damaged: Ids of those that do not decode.
+        class_names, splits: The classes and splits.
+    """
     lacking = [
-        f"class {name!r} has no {builder.kind} in {split}"
+        f"class {name!r} has no {kind} in {split}"
         for name in class_names
         for split in splits
         if not counts[split, name]
     ]
     if lacking:
-        damaged = [
-            row.id
-            for row in manifest.read(builder.directory / manifest.NAME)
-            if row.split and row.status != manifest.OK
-        ]
         remove = f"Remove what does not decode ({', '.join(damaged)}). "
         raise folders.TooFewExamples(
             f"{folder}: {', '.join(lacking)}. {remove if damaged else ''}Add "
-            f"{builder.kind}s, or remove the class."
+            f"{kind}s, or remove the class."
         )

@@ -38,9 +38,9 @@ def decode(
     """
     with opened(data, limits, kind) as video:
         to_rgb = ToRgb(video, crop)
-        return video.with_times(
-            lambda ticks, clock: _decode_at(video, ticks, times, to_rgb, clock)
-        )
+        for ticks, clock in video.timings():
+            if found := _decode_at(video, ticks, times, to_rgb, clock):
+                return found
 
 
 def decode_clips(
@@ -73,10 +73,7 @@ def decode_clips(
         if video.kind == "image":
             raise UndecodableClip("It is an image: clips in time are of videos.")
         to_rgb, done = ToRgb(video, crop), 0
-        for attempt in (_by_packets, _by_count):
-            if (found := attempt(video)) is None:
-                continue
-            ticks, clock = found
+        for ticks, clock in video.timings():
             timeline = video.timeline(ticks)
             wanted = [
                 (key, _indices(video, timeline, times))
@@ -91,17 +88,6 @@ def decode_clips(
                     break
             if done >= len(wanted):
                 return
-        raise UndecodableClip("Decoded again, it has fewer frames.")
-
-
-def _by_packets(video):
-    """Returns (ticks, clock) as the container tells; None where it does not."""
-    ticks = video.packet_times()
-    return None if ticks is None else (ticks, video.clock)
-
-
-def _by_count(video):
-    return video.frame_times(), "count"
 
 
 #: Up to so many frames in between, decoding on is cheaper than seeking.

@@ -8,7 +8,7 @@ inference all read through it, so that what one of them accepts, the others do.
 import contextlib
 import fractions
 import io
-from collections.abc import Callable
+from collections.abc import Iterator
 
 import av
 import numpy as np
@@ -343,27 +343,21 @@ class Video:
         good = np.all(np.diff(times) > 0) and not self.guesses_times
         return np.array(times) if good else np.cumsum([0, *durations[:-1]])
 
-    def with_times(self, function: Callable[[np.ndarray, str], object]):
-        """Returns `function(presentation times, clock)`, by packets or a full decode.
+    def timings(self) -> Iterator[tuple[np.ndarray, str]]:
+        """Yields (presentation times in ticks, clock), until the frames come by one.
 
-        An image has the time 0.
-
-        Args:
-            function: Returns None where the frames do not come at these times.
+        By the packets, where they have them, and by a full decode. An image has 0.
 
         Raises:
-            UndecodableClip: It returns None for those of a full decode too.
+            UndecodableClip: The frames come by neither.
         """
         if self.kind == "image":
-            return function(np.zeros(1), "count")
-        ticks, result = self.packet_times(), None
-        if ticks is not None:
-            result = function(ticks, self.clock)
-        if result is None:
-            result = function(self.frame_times(), "count")
-        if result is None:
-            raise UndecodableClip("Decoded again, it has fewer frames.")
-        return result
+            yield np.zeros(1), "count"
+        else:
+            if (ticks := self.packet_times()) is not None:
+                yield ticks, self.clock
+            yield self.frame_times(), "count"
+        raise UndecodableClip("Decoded again, it has fewer frames.")
 
     def timeline(self, ticks: np.ndarray) -> np.ndarray:
         """Returns presentation times with gaps closed.

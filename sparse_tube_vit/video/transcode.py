@@ -2,7 +2,6 @@
 
 import dataclasses
 import fractions
-import functools
 import io
 
 import av
@@ -82,7 +81,9 @@ class Transcode:
             UndecodableClip: Not all of the part decodes.
         """
         with opened(encoded, kind="video") as video:
-            return video.with_times(functools.partial(self._encode, video, span))
+            for ticks, clock in video.timings():
+                if file := self._encode(video, span, ticks, clock):
+                    return file
 
     def _encode(self, video, span, ticks, clock) -> bytes | None:
         """Returns a file of the frames at these ticks; None if one does not come."""

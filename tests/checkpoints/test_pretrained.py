@@ -407,7 +407,7 @@ def test_another_run_gives_all_but_heads_of_other_classes(tmp_path):
 
 
 def test_keys_that_an_older_run_lacks_are_no_differences():
-    run = stored.read("demo").run
+    run = stored.read("demo").description
     assert "gated_mlp" not in run["config"]["model"]
     config, classes = from_json(run["config"]), run["class_names"]
     config.init.weights = "demo"

@@ -153,7 +153,7 @@ def test_a_bucket_gives_what_the_disk_gives(run, released, monkeypatch):
     assert_equal(stored.read("gs://models/release").params, params, 2)
     assert os.fspath(stored.locate(url).workdir) == url
     for path in (url, "gs://models/release"):
-        assert describe(path)[1] == stored.read(path).run
+        assert describe(path)[1] == stored.read(path).description
     # What is being written to a bucket has its place already.
     at = "models", "run/checkpoints/5/_CHECKPOINT_METADATA"
     told = json.loads(storage.objects[at][0])
@@ -727,7 +727,7 @@ def test_a_release_gives_the_checkpoint_back(run, tmp_path, dtype):
     given, report = pretrained.initial_params(config, MODEL, params, CLASSES)
     assert_equal(given, rounded)
     assert not report.new and report.source == f"release {tmp_path / 'out'}"
-    assert found.description == stored.read(workdir).run
+    assert found.description == stored.read(workdir).description
     assert (found.step, found.averaged) == (5, False)
     # Any reader of safetensors finds the arrays by their paths.
     with safetensors.safe_open(tmp_path / "out" / "model.safetensors", "np") as file:
