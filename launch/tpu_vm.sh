@@ -679,8 +679,9 @@ attend() { # the run, while the queued resource is ACTIVE
                 echo "$states" >&2
                 runs_failed=$((runs_failed + 1))
                 [ "$runs_failed" -le "$restarts" ] ||
-                    fail RunFailed "the run ended with an error again, with all of" \
-                        "$name there; see logs $name. It still costs: delete $name"
+                    fail RunFailed "the run ended with an error $runs_failed times," \
+                        "with all of $name there; see logs $name. It still costs:" \
+                        "delete $name"
                 tell "the run ended with an error, with all of $name there"
                 looks_failed=0
                 resume

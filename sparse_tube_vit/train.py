@@ -27,7 +27,12 @@ from jax.experimental.compilation_cache import compilation_cache
 from sparse_tube_vit.checkpoints import release
 from sparse_tube_vit.checkpoints.evaluations import read_evaluations
 from sparse_tube_vit.checkpoints.run import Checkpoints, describe_run, set_damaged_aside
-from sparse_tube_vit.checkpoints.workdir import WorkdirLock, make_workdir, remove_empty
+from sparse_tube_vit.checkpoints.workdir import (
+    WorkdirLock,
+    check_deletion,
+    make_workdir,
+    remove_empty,
+)
 from sparse_tube_vit.config import ConfigDict, check_values, validate
 from sparse_tube_vit.config.flags import CommandParser, add_config, describe_keys
 from sparse_tube_vit.datasets.classes import classes_by_head, warn_of_flips
@@ -37,7 +42,7 @@ from sparse_tube_vit.errors import reported
 from sparse_tube_vit.evaluation import evaluator
 from sparse_tube_vit.log import log, to_stderr
 from sparse_tube_vit.models.tubevit import TubeViT, check_tubes
-from sparse_tube_vit.storage import remove_leftovers, writing
+from sparse_tube_vit.storage import is_remote, remove_leftovers, writing
 from sparse_tube_vit.training import finetuning, forecast
 from sparse_tube_vit.training.batches import TrainingBatches, open_streams
 from sparse_tube_vit.training.freezing import frozen_parts, partition
@@ -62,6 +67,7 @@ def train(config: ConfigDict, workdir) -> TrainState:
     check_values(config)
     workdir = epath.Path(workdir)
     made = make_workdir(workdir)
+    check_deletion(workdir)
     with contextlib.ExitStack() as stack:
         if jax.process_index() == 0:
             stack.callback(remove_empty, made)  # where the run is refused
@@ -85,6 +91,8 @@ def _train(config, workdir, lock):
     check_tubes(config)  # before data sets are made or opened
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
+        if is_remote(config.compilation_cache):  # XLA's own caches are of GPUs, local
+            jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
         compilation_cache.reset_cache()  # else jax stays with the one it has opened
     hosts.check_shared(workdir)
     first_host = jax.process_index() == 0

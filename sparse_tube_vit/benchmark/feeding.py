@@ -141,7 +141,7 @@ class InProcessInput:
 
 
 class WorkerDelivery:
-    """Takes batches of a `ClockedSource` source from one worker process to the device.
+    """Takes batches of a `ClockedSource` from one worker process to the device.
 
     Attributes:
         batches: Iterator of `pipeline`, with one worker.

@@ -251,7 +251,7 @@ class Checkpoints:
         changed = [
             f"{package} {then[package]} then, {now[package]} now"
             for package in then.keys() & now.keys()
-            if then[package] != now[package]
+            if then[package] not in (now[package], "not installed")  # a source tree
         ]
         if changed and jax.process_index() == 0:
             log.warning(

@@ -41,15 +41,14 @@ def check_workdir(workdir) -> None:
 
 
 def make_workdir(workdir: epath.Path) -> list[epath.Path]:
-    """Makes a run's work directory and checks that a run can write and delete there.
+    """Makes a run's work directory and checks that files can be written to it.
 
     Returns:
         The directories that it had to make, inner ones first.
 
     Raises:
-        UnusableWorkdir: Its disk is full or read-only, it cannot be made, its bucket
-            does not let checkpoints be deleted, or its path is none for
-            `check_workdir`.
+        UnusableWorkdir: Its disk is full or read-only, it cannot be made, or its path
+            is none for `check_workdir`.
     """
     check_workdir(workdir)
     made = []
@@ -62,27 +61,31 @@ def make_workdir(workdir: epath.Path) -> list[epath.Path]:
             raise UnusableWorkdir(
                 f"--workdir {directory} cannot be made or written to: {error}"
             ) from error
-    if (path := absolute(workdir)).startswith("gs://"):
-        _check_deletion(path)
     return made
 
 
-def _check_deletion(path):
+def check_deletion(workdir) -> None:
     """Raises UnusableWorkdir if orbax could not delete a bucket's old checkpoints.
 
     It asks whether the bucket has folders. Files can be written, read and deleted
     without that permission: a run would end only where it has more than it keeps.
     """
+    path = absolute(workdir)
+    if not path.startswith("gs://"):
+        return
     bucket = path.removeprefix("gs://").partition("/")[0]
+    cannot = f"--workdir {path}: old checkpoints could not be deleted there"
     try:
-        from google.cloud import storage  # an extra
+        from google.cloud import storage
 
         storage.Client().get_bucket(bucket)
-    except Exception as error:  # clients have their own
+    except ImportError as error:
+        raise UnusableWorkdir(f'{cannot}: {error}. pip install ".[gcs]"') from error
+    except Exception as error:  # the client has its own
         raise UnusableWorkdir(
-            f"--workdir {path}: old checkpoints could not be deleted there, as gs://"
-            f"{bucket} itself cannot be looked up: {error}. Grant the permission "
-            "storage.buckets.get, which roles/storage.legacyBucketReader has."
+            f"{cannot}, as gs://{bucket} itself cannot be looked up: {error}. If that "
+            "is for want of the permission storage.buckets.get, "
+            "roles/storage.legacyBucketReader has it."
         ) from error
 
 

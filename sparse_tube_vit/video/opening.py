@@ -34,8 +34,7 @@ SUFFIXES = {
     "video": {
         *(".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".gif"),
         *(".ivf", ".m2ts", ".m2v", ".m4v", ".mkv", ".mov", ".mp4", ".mpe", ".mpeg"),
-        *(".mpg", ".mts", ".ogg", ".ogv", ".qt", ".ts", ".vob", ".webm", ".wmv"),
-        *(".y4m",),
+        *(".mpg", ".mts", ".ogv", ".qt", ".ts", ".vob", ".webm", ".wmv", ".y4m"),
     },
 }
 

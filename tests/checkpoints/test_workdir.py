@@ -88,12 +88,17 @@ def test_a_lock_that_cannot_be_read_ends_no_training(monkeypatch, caplog):
     assert "Whether another training uses gs://locks/unread is unknown" in caplog.text
 
 
-def test_a_bucket_that_cannot_be_looked_up_is_no_work_directory(monkeypatch):
+def test_a_bucket_that_cannot_be_looked_up_is_named_before_a_run(monkeypatch):
     storage = bucket.use(monkeypatch)
-    workdir.make_workdir(epath.Path("gs://hidden/run"))
+    workdir.check_deletion("gs://hidden/run")
     monkeypatch.setattr(storage, "hidden", {"hidden"})
     with pytest.raises(
         workdir.UnusableWorkdir, match=r"storage\.buckets\.get"
     ) as error:
-        workdir.make_workdir(epath.Path("gs://hidden/run"))
+        workdir.check_deletion("gs://hidden/run")
     assert "403" in str(error.value)
+    monkeypatch.setitem(sys.modules, "google.cloud.storage", None)
+    monkeypatch.delattr("google.cloud.storage")
+    with pytest.raises(workdir.UnusableWorkdir, match=r"\[gcs\]"):
+        workdir.check_deletion("gs://hidden/run")
+    workdir.check_deletion("s3://hidden/run")

@@ -496,7 +496,9 @@ def test_watch_resumes_a_run_that_fails_and_ends_where_it_fails_again(cloud):
     assert verbs(cloud.calls) == (["queued-resources create"], 2)
     assert done.stderr.count("pod/1 failed (exit code 3)") == 2
     assert done.stderr.count("the run ended with an error, with all of pod") == 1
-    assert "RunFailed: the run ended with an error again" in done.stderr
+    assert (
+        "RunFailed: the run ended with an error 2 times, with all of pod" in done.stderr
+    )
     assert "still costs" in done.stderr
 
 

@@ -142,5 +142,6 @@ def test_what_runs_is_what_preflight_compiled_before_a_tpu_costs(rows):
 
     run = steps("./launch/tpu_vm.sh run")
     assert len(run) == 2 and run == steps("sparse-tube-vit preflight")
+    assert all("--config.mesh.fsdp=16" in words for words in run)
     last = max(i for i, line in enumerate(commands) if " preflight " in line)
     assert last < next(i for i, line in enumerate(commands) if " queue " in line)
