@@ -1,6 +1,7 @@
 """Carries out runs one after another, each by the commands that a user would give."""
 
 import contextlib
+import dataclasses
 import datetime
 import functools
 import hashlib
@@ -39,6 +40,17 @@ class ChangedCode(TubeViTError, RuntimeError):
     """The code changed since the runs were planned."""
 
 
+@dataclasses.dataclass(frozen=True)
+class _Setting:
+    """What all runs are carried out with: `carry_out`'s arguments, and the device."""
+
+    workdirs: Path
+    data_dir: str
+    weights: str
+    device: str
+    code: bytes
+
+
 def carry_out(
     runs: Sequence[Run],
     results: Results,
@@ -47,7 +59,7 @@ def carry_out(
     weights: str,
     finished: Callable[[], None] = lambda: None,
     code: bytes = b"",
-) -> list[FailedRun]:
+) -> list[TubeViTError]:
     """Carries out runs, keeps the result of each, and shows the time that is left.
 
     A run that was interrupted goes on from its latest checkpoint. One that fails does
@@ -69,8 +81,8 @@ def carry_out(
     Raises:
         ChangedCode: A command would begin with other code than planned the run.
     """
-    device = _device() if runs else ""
-    code = code or digest_of_code()
+    device, code = _device() if runs else "", code or digest_of_code()
+    setting = _Setting(workdirs, data_dir, weights, device, code)
     failed: dict[str, TubeViTError] = {}
     text = "{desc} {bar} {n:.0f}/{total:.0f} min"
     shown = sys.stderr.isatty()  # in a log, a line for every run is better
@@ -102,8 +114,8 @@ def carry_out(
                     _wait_for(run, failed, workdirs)
                 starts = {other.after.folder for other in left if other.after}
                 needed = run.folder in starts
-                given = data_dir, weights, device, bar, pace * expected, needed, code
-                if measured := _carry_out(run, results, workdirs, *given):
+                advancing = functools.partial(_advancing, bar, pace * expected)
+                if measured := _carry_out(run, results, setting, needed, advancing):
                     took, predicted = took + measured, predicted + expected
             except (FailedRun, UnreadableResults) as error:  # others may do
                 failed[run.folder] = error
@@ -173,9 +185,15 @@ def _wait_for(run, failed, workdirs):
         )
 
 
-def _carry_out(run, results, workdirs, *given):
-    """Carries out a run, unless another runner does; returns its minutes if known."""
-    folder = workdirs / run.folder
+def _carry_out(run, results, setting, needed, advancing):
+    """Carries out a run, unless another runner does; returns its minutes if known.
+
+    Args:
+        run, results, setting: The run, where its result is kept, and what all have.
+        needed: Whether others start from its model.
+        advancing: Returns a function that advances the bar from then on.
+    """
+    folder = setting.workdirs / run.folder
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -183,14 +201,13 @@ def _carry_out(run, results, workdirs, *given):
     # Others lock it for a moment to see whether it is free, see `_is_locked`.
     with storage.locked(folder, wait_seconds=1) as locked:
         if locked:
-            return _carry_out_locked(run, results, workdirs, *given)
+            return _carry_out_locked(run, results, setting, needed, advancing)
     log.info("%s is left to another runner", run.folder)
     return None
 
 
-def _carry_out_locked(
-    run, results, workdirs, data_dir, weights, device, bar, most, needed, code
-):
+def _carry_out_locked(run, results, setting, needed, advancing):
+    workdirs, weights = setting.workdirs, setting.weights
     folder, workdir = workdirs / run.folder, run.workdir(workdirs)
     # One goes on where its runner was killed outright.
     _wait_until_free(workdir, f"{run.folder} waits for the training in {workdir}")
@@ -199,23 +216,22 @@ def _carry_out_locked(
     if stored and (read_result(run, workdir) or not needed):
         return None  # another runner was quicker
     resumed = (workdir / "checkpoints").is_dir()
-    start, before = time.monotonic(), bar.n
-    _check_unchanged(code)  # now that it has waited
+    advance = advancing()
+    _check_unchanged(setting.code)  # now that it has waited
     commits = folder / f"{run.digest}_commits"
     _note_commit(commits, resumed)
     with _counted(folder / f"{run.digest}_minutes", resumed):
-        for command in run.commands(workdirs, data_dir, weights):
-            _check_unchanged(code)
+        for command in run.commands(workdirs, setting.data_dir, weights):
+            _check_unchanged(setting.code)
             if "sparse_tube_vit.scale_up" in command:
                 if resumed:
                     continue  # the run has begun with it
                 # It may be half written, or be of a run that did not begin.
                 created = run.created(workdirs, weights)
                 shutil.rmtree(created, ignore_errors=True)
-            if CORE in device and "sparse_tube_vit.train" in command:
+            if CORE in setting.device and "sparse_tube_vit.train" in command:
                 # Decoding beside the step takes 25% less time on two cores.
                 command = [*command, "--config.loader.workers=1"]
-            advance = functools.partial(_advance, bar, before, start, most)
             _run(command, folder / "log.txt", advance, run)
     minutes = float((folder / f"{run.digest}_minutes").read_text())
     evaluations = read_result(run, workdir)
@@ -236,7 +252,7 @@ def _carry_out_locked(
             "evaluations": evaluations,
             "steps": run.config.total_steps,
             "minutes": minutes,
-            "device": device,
+            "device": setting.device,
             "date": datetime.date.today().isoformat(),
             "jax": metadata.version("jax"),
             "commit": commits.read_text(),
@@ -300,8 +316,14 @@ def _run(command, log_file, advance, run):
         )
 
 
-def _advance(bar, before, start, most):
-    bar.update(before + min((time.monotonic() - start) / 60, most) - bar.n)
+def _advancing(bar, most):
+    """Returns a function that moves a bar on by the minutes since, at most so many."""
+    before, start = bar.n, time.monotonic()
+
+    def advance():
+        bar.update(before + min((time.monotonic() - start) / 60, most) - bar.n)
+
+    return advance
 
 
 def _device():
