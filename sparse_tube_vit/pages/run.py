@@ -333,8 +333,8 @@ def _sample(run, name, split, index) -> str:
             shown = html.picture(_still(views[0, 0]), "jpeg", title)
         else:
             encoded = record[split.kind]
-            span = _middle(*record.get(SPAN, (0.0, manifest.seconds(encoded))))
-            shown = _video(_SAMPLE(encoded, span), title)
+            span = record.get(SPAN) or (0.0, manifest.seconds(encoded))
+            shown = _video(_SAMPLE(encoded, _middle(*span)), title)
     except UndecodableClip as error:
         return _figure(html.escape(f"{title}. It does not decode: {error}"))
     (scores,) = trained.scores(views[None], source.head)
