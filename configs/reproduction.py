@@ -272,12 +272,14 @@ def _take_recipe(config, row):
     """Trains an image ViT as configs/finetune.py does: few steps do not spoil it."""
     steps, warmup = config.total_steps, config.optimizer.warmup_steps
     config.optimizer.weight_decay = 0.05
-    config.optimizer.head_steps = recipe.head_steps(steps, warmup)
     given = default_config()
     leave_open(given.model, ["positions", "tubes"])
     leave_open(given.init, ["inflate", "positions"])
     keys = ["optimizer.trunk_rate", "optimizer.layer_decay"]
-    if not row.after:  # created models have trained tubes, and positions of their own
+    # Created models have trained tubes and positions of their own, and a gate, which
+    # would have to wait.
+    if not row.after:
+        config.optimizer.head_steps = recipe.head_steps(steps, warmup)
         keys += ["model.positions", "model.position_gain", "init.positions"]
         keys += ["init.inflate", "optimizer.video_tubes_rate"]
     values = recipe.from_image_vit(given, PATCH, trained=None)

@@ -35,8 +35,8 @@ class Direction:
 
     @property
     def is_papers(self) -> bool:
-        """Whether the paper has its table."""
-        return bool(TABLES[self.table].model)
+        """Whether the paper gives figures for the rows of its table."""
+        return TABLES[self.table].is_papers
 
     @property
     def is_tested(self) -> bool:
