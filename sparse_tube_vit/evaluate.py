@@ -48,7 +48,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         choices=("mean", "max"),
         help="of the probabilities of a video's views; default: as in the run's config",
     )
-    parser.add_argument("--batch_size", type=int, help="videos or images at a time")
+    parser.add_argument(
+        "--batch_size", type=int, help="videos or images at a time, at most"
+    )
     parser.add_argument("--data_dir", help="of the prepared data sets")
     parser.add_argument(
         "--out", help="directory for results; default: the run's WORKDIR/evaluations"

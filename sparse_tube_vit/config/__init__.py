@@ -15,6 +15,7 @@ from sparse_tube_vit.config.rules import (
     wrong_source,
 )
 from sparse_tube_vit.config.schema import (
+    VIEWS,
     default_config,
     differences,
     evaluation,
@@ -29,6 +30,7 @@ __all__ = [
     "EncoderOptions",
     "InvalidConfig",
     "MODEL",
+    "VIEWS",
     "arguments",
     "check_values",
     "default_config",

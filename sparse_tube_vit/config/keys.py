@@ -60,7 +60,8 @@ class Key:
 
 def one_of(*choices: str) -> Rule:
     """Returns the rule of a key with named choices."""
-    return Rule(choices.__contains__, f"one of {', '.join(choices)}", choices)
+    words = ", ".join(choice or "empty" for choice in choices)
+    return Rule(choices.__contains__, f"one of {words}", choices)
 
 
 def whole(least: int, most: int | None = None) -> Rule:

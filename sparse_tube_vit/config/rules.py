@@ -9,8 +9,10 @@ from ml_collections import ConfigDict
 from sparse_tube_vit.config.keys import NAME, InvalidConfig
 from sparse_tube_vit.config.model import EncoderOptions
 from sparse_tube_vit.config.schema import (
+    EVALUATION,
     SCHEMA,
     SOURCES,
+    VIEWS,
     default_config,
     evaluation,
     leaves,
@@ -32,8 +34,8 @@ def validate(config: ConfigDict, data: bool = True) -> None:
             model alone can be made.
 
     Raises:
-        InvalidConfig: It cannot work; the message lists what is wrong. Layers and
-            steps are checked once all single values are allowed.
+        InvalidConfig: It cannot work; the message lists what is wrong, first of single
+            values, and once these are allowed of values together.
     """
     if keys := open_keys(config):
         raise InvalidConfig(
@@ -43,16 +45,18 @@ def validate(config: ConfigDict, data: bool = True) -> None:
     wrong = [*_wrong_values(config, () if data else _OPEN)]
     if not config.streams:
         wrong.append("streams is empty: there is nothing to train on.")
-    heads = {str(s.head) for s in config.streams.values() if "head" in s}
-    wrong += [
-        *_wrong_losses(config, heads),
-        *_wrong_evaluations(config, heads),
-        *_wrong_init(config, heads),
-        *_wrong_shares(config),
-    ]
-    if not wrong:  # these compute with the values
-        wrong += [*_wrong_layers(config), *_wrong_steps(config)]
     _raise(wrong)
+    heads = {str(s.head) for s in config.streams.values()}
+    _raise(
+        [
+            *_wrong_losses(config, heads),
+            *_wrong_evaluations(config, heads),
+            *_wrong_init(config, heads),
+            *_wrong_shares(config),
+            *_wrong_layers(config),
+            *_wrong_steps(config),
+        ]
+    )
 
 
 def check_values(config: ConfigDict) -> None:
@@ -82,9 +86,6 @@ def from_json(values: Mapping) -> ConfigDict:
         for section, make in (("streams", stream), ("evaluations", evaluation)):
             for name, source in values.pop(section).items():
                 config[section][name] = make(**source)
-        for source in config.evaluations.values():
-            if source.kind == "image":  # older versions kept views that nothing reads
-                source.update(temporal_views=1, spatial_views=1, combine_views="mean")
         frozen = values.get("optimizer", {}).pop("frozen_layers", None)  # older ones'
         config.update(values)
         if frozen is not None:
@@ -112,10 +113,9 @@ def _wrong_values(config, still_open=()) -> Iterator[str]:
             where = f"{section}.{name}"
             if problem := NAME.problem(f"The name of {where}", name):
                 yield problem
-            wrong = [*wrong_keys(where, schema, source, complete=True)]
+            yield from wrong_keys(where, schema, source, complete=True)
             known = {name: key for name, key in schema.items() if name in source}
-            wrong += _wrong_in(source, known, f"{where}.", still_open)
-            yield from wrong
+            yield from _wrong_in(source, known, f"{where}.", still_open)
 
 
 def _wrong_in(section, schema, prefix, still_open):
@@ -133,15 +133,10 @@ def _wrong_losses(config, heads):
 
     Logits of a head with several losses would have several meanings.
     """
-    weights = [s.get("loss_weight", 1) for s in config.streams.values()]
-    if weights and not any(weights):
+    if not any(s.loss_weight for s in config.streams.values()):
         yield "All streams have a loss_weight of 0: nothing would train."
     for head in sorted(heads):
-        losses = {
-            name: s.loss
-            for name, s in config.streams.items()
-            if s.get("head") == head and "loss" in s
-        }
+        losses = {name: s.loss for name, s in config.streams.items() if s.head == head}
         if len(set(losses.values())) > 1:
             which = ", ".join(f"{loss!r} in {name}" for name, loss in losses.items())
             yield (
@@ -153,28 +148,24 @@ def _wrong_losses(config, heads):
 def _wrong_evaluations(config, heads):
     """Yields evaluations of untrained heads, and strides or views that do not apply."""
     positions = config.model.positions
+    one_view = {key: EVALUATION[key].default for key in VIEWS}
     for name, e in config.evaluations.items():
-        if "head" in e and str(e.head) not in heads:
+        if str(e.head) not in heads:
             yield (
                 f"evaluations.{name}.head is {e.head!r}, but the streams train "
                 f"{_listed(heads)}."
             )
         fixed_grid = positions in ("learned", "fixed_no_stride")
-        if e.get("stride_scale", 1) != 1 and fixed_grid:
+        if e.stride_scale != 1 and fixed_grid:
             yield (
                 f"evaluations.{name}.stride_scale is {e.stride_scale}, but {positions} "
                 "positions fit the tokens of training alone."
             )
-        views = {key: e.get(key, 1) for key in ("temporal_views", "spatial_views")}
-        if e.get("kind") == "image" and set(views.values()) != {1}:
+        views = {key: e[key] for key in VIEWS}
+        if e.kind == "image" and views != one_view:
             yield (
                 f"evaluations.{name} is of images, of which there is one view, but has "
-                f"{views}: set both to 1."
-            )
-        if e.get("kind") == "image" and e.get("combine_views", "mean") != "mean":
-            yield (
-                f"evaluations.{name} is of images, of which there is one view, but has "
-                f"combine_views {e.combine_views!r}: set it to 'mean'."
+                f"{views}: leave these out."
             )
 
 

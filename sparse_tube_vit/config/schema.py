@@ -138,9 +138,9 @@ SCHEMA = {
             0,
             "First steps, in which pooling, heads and fresh blocks alone train, at a "
             "fraction of the time; the rest warms up after them.",
-            NOT_NEGATIVE,
+            whole(0),
         ),
-        "warmup_steps": Key(10_000, "Steps of linear warm-up from 0.", NOT_NEGATIVE),
+        "warmup_steps": Key(10_000, "Steps of linear warm-up from 0.", whole(0)),
         "weight_decay": Key(0.001, "Decoupled weight decay of kernels.", NOT_NEGATIVE),
         "beta1": Key(0.9, "Adam's decay of the first moment.", RATE),
         "beta2": Key(0.999, "Adam's decay of the second moment.", RATE),
@@ -202,7 +202,9 @@ SCHEMA = {
             2, "Threads a stream that decode, without processes.", whole(1, 1000)
         ),
         "prefetch": Key(
-            4, "Batches that are read ahead; at least 1 a process.", whole(1, 1000)
+            4,
+            "Batches that are read ahead; at least a device's part a process.",
+            whole(1, 1000),
         ),
         "max_undecodable": Key(
             0.01,
@@ -231,7 +233,7 @@ SCHEMA = {
     },
     "log_every_steps": Key(50, "Steps between two logged metrics.", COUNT),
     "evaluate_every_steps": Key(
-        0, "Steps between two evaluations; 0: at the end only.", NOT_NEGATIVE
+        0, "Steps between two evaluations; 0: at the end only.", whole(0)
     ),
     "peak_flops": Key(
         None,
@@ -322,6 +324,12 @@ STREAM = {
 #: Keys of each of `evaluations`: Top-1 and Top-5, or mAP of multi-label data sets.
 EVALUATION = {
     **_SOURCE,
+    "batch_size": Key(
+        REQUIRED,
+        "Examples at a time, over all hosts; fewer where their views take more than "
+        "half a GiB of a host.",
+        whole(1, 2**20),
+    ),
     "split": Key("test", "Split of the data set.", TEXT),
     "temporal_views": Key(
         1,
@@ -343,6 +351,9 @@ EVALUATION = {
         between(0.1, 10),
     ),
 }
+
+#: Keys of `EVALUATION` that are of videos alone: an image has one view.
+VIEWS = ("temporal_views", "spatial_views", "combine_views")
 
 #: Schemas of the sections whose entries a config file names.
 SOURCES = {"streams": STREAM, "evaluations": EVALUATION}
@@ -383,7 +394,7 @@ def stream(**values) -> ConfigDict:
 
 
 def evaluation(**values) -> ConfigDict:
-    """Returns one evaluation: scores averaged over temporal x spatial views.
+    """Returns one evaluation: scores over temporal x spatial views, combined.
 
     Args:
         **values: Values of the keys of `EVALUATION`.

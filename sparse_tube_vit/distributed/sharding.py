@@ -130,6 +130,11 @@ def batch_share(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
     return shares.index(tuple(sorted(fed[process]))), len(shares)
 
 
+def batch_parts(mesh: Mesh) -> int:
+    """Returns the number of equal parts of a host's share, each for its own devices."""
+    return mesh.shape["data"] * mesh.shape["fsdp"] // batch_share(mesh)[1]
+
+
 #: Shardings of parameters by the end of their path. tensor splits the heads or hidden
 #: units of a layer; fsdp splits all large kernels.
 _RULES = (
@@ -218,14 +223,30 @@ def check_batch(batch_size: int, mesh: Mesh, where: str, parts: int = 1) -> None
         )
 
 
-def to_devices(batch, mesh: Mesh):
-    """Transfers this host's share of a batch, a tree of numpy arrays, to the devices.
+def to_devices(parts: Sequence, mesh: Mesh):
+    """Transfers this host's share of a batch to the devices, without joining its parts.
+
+    Args:
+        parts: The `batch_parts` parts of the share, equal trees of numpy arrays. They
+            fill the rows of this host's devices in the order of the mesh.
+        mesh: The mesh of the run.
 
     Returns:
-        Global arrays. The share fills the rows of this host's devices in the order of
-        the mesh.
+        A tree of global arrays.
     """
     sharding = NamedSharding(mesh, P(BATCH))
-    return jax.tree.map(
-        lambda x: jax.make_array_from_process_local_data(sharding, x), batch
-    )
+    rows = mesh.devices.reshape(-1, mesh.shape["tensor"])
+    ours = [[d for d in row if d.process_index == jax.process_index()] for row in rows]
+    ours = [row for row in ours if row]
+
+    def to_global(*arrays):
+        placed = [
+            (x, device)
+            for x, row in zip(arrays, ours, strict=True)
+            for device in row  # those along the tensor axis hold the same
+        ]
+        shape = (len(rows) * len(arrays[0]), *arrays[0].shape[1:])
+        placed = jax.device_put(*map(list, zip(*placed, strict=True)))
+        return jax.make_array_from_single_device_arrays(shape, sharding, placed)
+
+    return jax.tree.map(to_global, *parts)

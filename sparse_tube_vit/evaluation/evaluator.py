@@ -2,6 +2,8 @@
 
 import contextlib
 import dataclasses
+import itertools
+import math
 import time
 from collections.abc import Callable, Iterator
 
@@ -13,7 +15,7 @@ from jax.sharding import PartitionSpec as P
 from sparse_tube_vit.checkpoints.evaluations import tokens_in_words
 from sparse_tube_vit.checkpoints.run import describe_run
 from sparse_tube_vit.checkpoints.stored import Location
-from sparse_tube_vit.config import ConfigDict, head_loss, validate
+from sparse_tube_vit.config import VIEWS, ConfigDict, head_loss, validate
 from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.datasets.classes import check_classes
 from sparse_tube_vit.distributed import cores, hosts, sharding
@@ -24,6 +26,7 @@ from sparse_tube_vit.evaluation.results import (
     Result,
 )
 from sparse_tube_vit.input import pipeline, workers
+from sparse_tube_vit.input.examples import EvaluationExample
 from sparse_tube_vit.log import log
 from sparse_tube_vit.models.losses import (
     DIVERGED,
@@ -39,6 +42,10 @@ class UnknownEvaluation(TubeViTError, KeyError):
     """The run's config has no evaluation of that name."""
 
     __str__ = Exception.__str__  # KeyError's puts the message in quotes
+
+
+#: Bytes of decoded views that a host's share of an evaluation's batch may have.
+SHARE_BYTES = 2**29
 
 
 class Evaluator:
@@ -88,71 +95,86 @@ class Evaluator:
             IndivisibleBatch: The mesh does not divide the evaluation's batch.
             NonFiniteScores: The model's scores of an example are not finite.
         """
-        source = self.source
-        sharding.check_batch(source.batch_size, mesh, f"evaluations.{self.name}")
+        sharding.check_batch(self.source.batch_size, mesh, f"evaluations.{self.name}")
         protocol = self.protocol(model, step)
-        model = model.restride(source.stride_scale)
+        model = model.restride(self.source.stride_scale)
         if self._compiled is None:
             log.info("Compiling the evaluation %s ...", self.name)
             if protocol["tokens"] != protocol["training_tokens"]:
                 log.warning("%s has %s", self.name, tokens_in_words(protocol))
         program = self._program(model, mesh)
-        n, logged = len(self.split), time.monotonic()
-        labels = np.zeros((n, *self.split.label_shape), np.int64)
-        scores = np.zeros((n, len(self.class_names)), np.float32)
-        distinct_views = np.zeros(n, np.int64)
-        scored, decoded = np.zeros(n, bool), np.zeros(n, bool)
-        undecodable = []
-        share = sharding.batch_share(mesh)
-        loader = workers.evaluation_loader(
-            self.split,
-            source,
-            self.clip,
-            self.loader,
-            cores.worker_cores(),
-            share[1],
-        )
-        batches = pipeline.evaluation_batches(
-            self.split, self.name, source, self.clip, loader, *share
-        )
-        with contextlib.closing(batches):  # its workers, where this ends early
+        scored, count, logged = [], 0, time.monotonic()
+        with contextlib.closing(self._batches(mesh)) as batches:
             for batch in batches:
                 before_batch()
                 if time.monotonic() - logged > 10:
-                    done = f"{scored.sum()} of {n} {source.kind}s"
+                    done = f"{count} of {len(self.split)} {self.source.kind}s"
                     log.info("%s: %s", self.name, done)
                     logged = time.monotonic()
-                for x, problem in zip(batch["id"], batch["problem"], strict=True):
-                    if problem:
-                        log.warning("%s: %s does not decode: %s", self.name, x, problem)
-                arrays = {key: batch[key] for key in ("video", *_PER_EXAMPLE)}
-                arrays = sharding.to_devices(arrays, mesh)
-                with jax.set_mesh(mesh):
-                    probabilities, arrays = jax.device_get(program(params, **arrays))
-                real = arrays["index"] >= 0  # the last batch is padded
-                index, weight = arrays["index"][real], arrays["weight"][real]
-                labels[index], scored[index] = arrays["label"][real], True
-                distinct_views[index] = arrays["distinct_views"][real]
-                scores[index] = probabilities[real]
-                decoded[index] = weight > 0
-                if len(bad := index[(weight > 0) & ~np.isfinite(scores[index]).all(1)]):
-                    raise NonFiniteScores(
-                        f"{self.name}: the scores of {self.split[bad[0]]['id']} at "
-                        f"step {step} are not finite. {DIVERGED}"
-                    )
-                scores[index[weight == 0]] = 0
-                undecodable += [self.split[i]["id"] for i in index[weight == 0]]
-        assert scored.all(), "the pipeline left examples out"
+                scored.append(self._score(program, params, batch, mesh, step))
+                count += len(scored[-1]["index"])
+        found = {key: np.concatenate([x[key] for x in scored]) for key in scored[0]}
+        order = np.argsort(found["index"])
+        found = {key: x[order] for key, x in found.items()}
+        assert (found["index"] == np.arange(len(self.split))).all(), "one was left out"
+        decoded = found["weight"] > 0
         result = MeanAveragePrecision if self.split.multi_label else Accuracy
         return result(
             protocol,
             self.class_names,
-            labels,
-            scores,
-            tuple(undecodable),
-            distinct_views,
+            found["label"].astype(np.int64),
+            np.where(decoded[:, None], found["scores"], 0),
+            tuple(self.split[i]["id"] for i in np.flatnonzero(~decoded)),
+            found["distinct_views"].astype(np.int64),
             decoded,
         )
+
+    def _batches(self, mesh):
+        """Yields this host's share of every batch, in parts as for `to_devices`."""
+        source = ConfigDict(dict(self.source, batch_size=self._batch_size(mesh)))
+        share, shares = sharding.batch_share(mesh)
+        parts, available = sharding.batch_parts(mesh), cores.worker_cores()
+        loader = workers.evaluation_loader(
+            self.split, source, self.clip, self.loader, available, shares, parts
+        )
+        with contextlib.closing(  # its workers, where this ends early
+            pipeline.evaluation_batches(
+                self.split, self.name, source, self.clip, loader, share, shares, parts
+            )
+        ) as batches:
+            yield from iter(lambda: [*itertools.islice(batches, parts)], [])
+
+    def _batch_size(self, mesh):
+        """Returns the examples of a batch, fewer than the config's of large views.
+
+        256 videos in 4x3 views of 64x224x224 would take 28 GiB.
+        """
+        shape = EvaluationExample.of(self.clip, self.loader, self.source).shape
+        least = mesh.shape["data"] * mesh.shape["fsdp"]
+        most = sharding.batch_share(mesh)[1] * SHARE_BYTES // math.prod(shape)
+        return min(self.source.batch_size, max(1, most // least) * least)
+
+    def _score(self, program, params, batch, mesh, step):
+        """Returns scores and the rest of `_PER_EXAMPLE` of a batch, without padding."""
+        for part in batch:
+            for x, problem in zip(part["id"], part["problem"], strict=True):
+                if problem:
+                    log.warning("%s: %s does not decode: %s", self.name, x, problem)
+        keys = ("video", *_PER_EXAMPLE)
+        arrays = [{key: part[key] for key in keys} for part in batch]
+        arrays = sharding.to_devices(arrays, mesh)
+        with jax.set_mesh(mesh):
+            scores, rest = jax.device_get(program(params, **arrays))
+        real = rest["index"] >= 0  # the last batch is padded
+        found = {key: x[real] for key, x in (rest | {"scores": scores}).items()}
+        wrong = (found["weight"] > 0) & ~np.isfinite(found["scores"]).all(1)
+        if wrong.any():
+            name = self.split[found["index"][wrong][0]]["id"]
+            raise NonFiniteScores(
+                f"{self.name}: the scores of {name} at step {step} are not finite. "
+                f"{DIVERGED}"
+            )
+        return found
 
     def _program(self, model, mesh):
         """Returns the jitted map from a batch to scores and its other arrays."""
@@ -182,7 +204,7 @@ class Evaluator:
             frames, rate = clip.frames, {"fps": clip.fps}
         else:
             frames, rate = 1, {}
-            for key in ("temporal_views", "spatial_views", "combine_views"):
+            for key in VIEWS:
                 del protocol[key]
         size = (frames, clip.size, clip.size)
         tubes = model.restride(source.stride_scale).tubes

@@ -9,14 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from sparse_tube_vit.config import ConfigDict, evaluation, input_size
+from sparse_tube_vit.config import VIEWS, ConfigDict, evaluation, input_size
 from sparse_tube_vit.datasets.times import ACTIONS, SPAN
 from sparse_tube_vit.video import sampling
 from sparse_tube_vit.video.decode import decode, decode_clips
 from sparse_tube_vit.video.limits import LIMITS, Limits, UndecodableClip
-
-#: Config keys of an evaluation's numbers of views, in time and in space.
-VIEW_KEYS = ("temporal_views", "spatial_views")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +99,7 @@ class EvaluationExample(ExampleMap):
     @classmethod
     def of(cls, clip: ConfigDict, loader: ConfigDict, source: ConfigDict, **options):
         """Returns the map with an evaluation's views; streams and images have one."""
-        views = VIEW_KEYS if source.kind == "video" else ()
+        views = VIEWS[:2] if source.kind == "video" else ()
         given = {key: source[key] for key in views if key in source}
         return super().of(clip, loader, source, **given | options)
 

@@ -2,7 +2,9 @@
 
 The step number is the data position. Example i of a stream, which record and which
 random numbers, is a pure function of (seed, stream, i); step k takes examples
-kB .. kB + B - 1, and share s of n is the s-th of n equal, contiguous parts of them.
+kB .. kB + B - 1, and share s of n is the s-th of n equal, contiguous ranges of them.
+A share is made and yielded in parts, one for each of a host's devices: a part is what a
+worker makes at a time, and what travels through shared memory.
 """
 
 import atexit
@@ -56,11 +58,14 @@ def training_batches(
     start_step: int = 0,
     share: int = 0,
     shares: int = 1,
+    parts: int = 1,
 ) -> Iterator[dict]:
     """Returns a host's share of a stream's batches from `start_step` on, without end.
 
+    Its parts follow one another, `parts` a step.
+
     Raises:
-        IndivisibleBatch: The batch has no equal shares of whole examples.
+        IndivisibleBatch: The batch has no equal parts of whole examples.
         UnsupportedDataset: Labels are to be of the clip, but no times are stored.
     """
     if stream.labels == "clip" and not split.timed:
@@ -69,13 +74,24 @@ def training_batches(
             " stores no times of its labels. Set it to 'video'; or, if it is Charades,"
             " delete the data set and prepare it again"
         )
-    size = _share_of(stream.batch_size, shares, f"streams.{name}")
+    where = f"streams.{name}"
+    size = _part_size(stream.batch_size, shares * parts, where)
     examples = training_examples(split, name, stream, clip, loader, seed)
     # An endless data set has no remainder; to look for one, grain counts in floats,
     # which overflow in batches of one.
     batches = examples.batch(size, drop_remainder=True)
-    batches = batches[start_step * shares + share :: shares]
-    return iterate(batches, loader, f"streams.{name}")
+    ours = _of_share(batches, share, shares, parts)[start_step * parts :]
+    return iterate(ours, loader, where, parts)
+
+
+def _of_share(batches, share, shares, parts):
+    """Returns the parts of a host's share of every batch, of the parts of all hosts."""
+
+    def part(i):
+        step, j = divmod(i, parts)
+        return batches[(step * shares + share) * parts + j]
+
+    return grain.MapDataset.range(len(batches) // shares).map(part)
 
 
 def evaluation_batches(
@@ -86,38 +102,39 @@ def evaluation_batches(
     loader: ConfigDict,
     share: int = 0,
     shares: int = 1,
+    parts: int = 1,
 ) -> Iterator[dict]:
     """Yields a host's share of an evaluation's batches, every example once, in order.
 
-    Batches are those of training with V views of each example, and its "index". The
-    last is padded with black examples of index -1, so that all hosts have equally many.
+    Batches are those of training with V views of each example, and its "index", in
+    parts as there. The last is padded with black examples of index -1, so that all
+    hosts have equally many.
 
     Raises:
-        IndivisibleBatch: The batch has no equal shares of whole examples.
+        IndivisibleBatch: The batch has no equal parts of whole examples.
     """
-    size = _share_of(evaluation.batch_size, shares, f"evaluations.{name}")
+    where = f"evaluations.{name}"
+    size = _part_size(evaluation.batch_size, shares * parts, where)
     example = EvaluationExample.of(clip, loader, evaluation)
     padded = -(-len(split) // evaluation.batch_size) * evaluation.batch_size
 
-    def indexed(i, record_index):
-        if record_index >= len(split):
+    def indexed(i):
+        if i >= len(split):
             label = np.zeros(split.label_shape, np.int32)
             return example.blank | {"label": label, "index": np.int32(-1)}
-        return example(split[record_index], None) | {"index": np.int32(record_index)}
+        return example(split[i], None) | {"index": np.int32(i)}
 
-    examples = grain.MapDataset.range(padded).map_with_index(indexed)
-    yield from iterate(
-        examples.batch(size)[share::shares], loader, f"evaluations.{name}"
-    )
+    batches = grain.MapDataset.range(padded).map(indexed).batch(size)
+    yield from iterate(_of_share(batches, share, shares, parts), loader, where, parts)
 
 
-def _share_of(batch_size, shares, where):
-    if batch_size % shares:
+def _part_size(batch_size, parts, where):
+    if batch_size % parts:
         raise IndivisibleBatch(
-            f"{where}.batch_size {batch_size} is not a multiple of {shares}, the equal "
-            "shares of it that hosts load."
+            f"{where}.batch_size {batch_size} is not a multiple of {parts}, the equal "
+            "parts of it that hosts load."
         )
-    return batch_size // shares
+    return batch_size // parts
 
 
 class LoaderDied(TubeViTError, RuntimeError):
@@ -130,23 +147,24 @@ def batches_ahead(prefetch: int, workers: int) -> int:
 
 
 def iterate(
-    batches: grain.MapDataset, loader: ConfigDict, where: str
+    batches: grain.MapDataset, loader: ConfigDict, where: str, parts: int = 1
 ) -> Iterator[dict]:
     """Yields batches made by worker processes, or by threads if there are none.
 
     Args:
-        batches: The batches.
+        batches: The batches, or parts of them.
         loader: `loader` of a config; None for `workers` is 0 here.
         where: The stream or evaluation, for errors.
+        parts: Parts of a batch; `loader.prefetch` counts whole ones.
 
     Raises:
         LoaderDied: A worker process was killed, or shared memory is full.
     """
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # grain's workers need it, outside absl.app too
-    threads, ahead = loader.threads, loader.prefetch
+    threads, ahead = loader.threads, loader.prefetch * parts
     if loader.workers:
-        threads, ahead = 1, batches_ahead(loader.prefetch, loader.workers)
+        threads, ahead = 1, batches_ahead(ahead, loader.workers)
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=ahead)
     batches = batches.to_iter_dataset(options)
     if not loader.workers:

@@ -26,7 +26,11 @@ _SHARED_MEMORY = "/dev/shm"  # batches travel through it
 
 
 def training_loaders(
-    config: ConfigDict, splits: Mapping[str, Split], cores: int, batch_shares: int
+    config: ConfigDict,
+    splits: Mapping[str, Split],
+    cores: int,
+    batch_shares: int,
+    parts: int = 1,
 ) -> dict[str, ConfigDict]:
     """Returns `config.loader` for every stream, with its number of worker processes.
 
@@ -35,6 +39,7 @@ def training_loaders(
         splits: The split that each stream reads, by the stream's name.
         cores: Number of cores for worker processes.
         batch_shares: Number of equal shares of a batch that hosts load.
+        parts: Number of equal parts of a share, of which a worker makes one at a time.
     """
     loader, streams = config.loader, config.streams
     if loader.workers is not None:
@@ -46,11 +51,11 @@ def training_loaders(
         costs, words = _costs(config, splits, batch_shares)
         sizes = {
             name: _batch_bytes(
-                stream.kind, stream.batch_size // batch_shares, config.clip
+                stream.kind, stream.batch_size // batch_shares // parts, config.clip
             )
             for name, stream in streams.items()
         }
-        counts = _fitting(cores, costs, sizes, loader.prefetch)
+        counts = _fitting(cores, costs, sizes, loader.prefetch * parts)
         if max(counts.values()) < loader.threads:
             counts = dict.fromkeys(streams, 0)
         log.info(
@@ -68,6 +73,7 @@ def evaluation_loader(
     loader: ConfigDict,
     cores: int,
     batch_shares: int,
+    parts: int = 1,
 ) -> ConfigDict:
     """Returns `loader` for an evaluation, with its number of worker processes.
 
@@ -78,6 +84,7 @@ def evaluation_loader(
         loader: `loader` of the config.
         cores: Number of cores for worker processes.
         batch_shares: Number of equal shares of a batch that hosts load.
+        parts: Number of equal parts of a share, of which a worker makes one at a time.
     """
     if loader.workers is not None:
         return loader
@@ -87,12 +94,12 @@ def evaluation_loader(
         records = (split[i % len(split)] for i in range(1 + TIMED_EXAMPLES))
         seconds = seconds_per_example(example(record, None) for record in records)
         if seconds * len(split) / batch_shares > LONG_EVALUATION:
-            size = source.batch_size // batch_shares
+            size = source.batch_size // batch_shares // parts
             batches = -(-len(split) // source.batch_size)
             views = math.prod(example.shape[:-4])
             sizes = {"": views * _batch_bytes(source.kind, size, clip)}
-            limit = min(cores, batches)
-            count = _fitting(limit, {"": seconds}, sizes, loader.prefetch)[""]
+            limit, ahead = min(cores, batches * parts), loader.prefetch * parts
+            count = _fitting(limit, {"": seconds}, sizes, ahead)[""]
     return _with(loader, count if count >= loader.threads else 0)
 
 
@@ -147,11 +154,14 @@ def _costs(config, splits, batch_shares):
 
 
 def _fitting(workers, costs, sizes, prefetch):
-    """Divides as many workers as fit in shared memory; 0 each if not one a stream."""
+    """Divides as many workers as fit in shared memory; 0 each if not one a stream.
+
+    They make parts of batches of `sizes` bytes, of which `prefetch` are read ahead.
+    """
     room = _free_shared_memory() / 2
     for count in range(workers, len(costs) - 1, -1):
         counts = divide(count, costs)
-        # A process puts batches into a queue and holds the next; grain takes as many
+        # A process puts parts into a queue and holds the next; grain takes as many
         # out of the queue.
         held = {
             name: n * (2 * pipeline.batches_ahead(prefetch, n) + 1)

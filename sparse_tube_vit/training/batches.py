@@ -73,8 +73,9 @@ class TrainingBatches:
         self._mesh, self._workdir, self._reporter = mesh, workdir, reporter
         self._config, self._splits = config, splits
         self._share = sharding.batch_share(mesh)
+        self._parts = sharding.batch_parts(mesh)
         self._loaders = workers.training_loaders(
-            config, splits, cores.worker_cores(), self._share[1]
+            config, splits, cores.worker_cores(), self._share[1], self._parts
         )
         self._loaded = self._taken = first_step  # last steps whose batches were
         self._streams = {name: self._open(name) for name in config.streams}
@@ -184,21 +185,23 @@ class TrainingBatches:
         with self._reporter.time("input"):
             batches = {name: self._next(name) for name in self._streams}
             self._loaded += 1
-            for name, batch in batches.items():
-                if new := self._undecodable[name].find(batch):
-                    self._unsent[name] = self._unsent.get(name, {}) | new
-            return sharding.to_devices(
+            for name, parts in batches.items():
+                for part in parts:
+                    if new := self._undecodable[name].find(part):
+                        self._unsent[name] = self._unsent.get(name, {}) | new
+            parts = [
                 {
-                    name: {key: batch[key] for key in ("video", "label", "weight")}
+                    name: {key: batch[i][key] for key in ("video", "label", "weight")}
                     for name, batch in batches.items()
-                },
-                self._mesh,
-            )
+                }
+                for i in range(self._parts)
+            ]
+            return sharding.to_devices(parts, self._mesh)
 
     def _next(self, name):
-        """Returns the next batch of a stream, which is loaded again if that failed."""
+        """Returns a stream's next share, in parts; loaded again if that failed."""
         try:
-            return next(self._streams[name])
+            return self._take_parts(name)
         except (pipeline.LoaderDied, UnreachableStorage) as error:
             if name in self._own_failures:
                 raise
@@ -206,7 +209,10 @@ class TrainingBatches:
             log.warning("%s The run stops after the next step.", error)
         self._streams[name].close()
         self._streams[name] = self._open(name)
-        return next(self._streams[name])
+        return self._take_parts(name)
+
+    def _take_parts(self, name):
+        return [next(self._streams[name]) for _ in range(self._parts)]
 
     def _open(self, name):
         return pipeline.training_batches(
@@ -218,4 +224,5 @@ class TrainingBatches:
             self._config.seed,
             self._loaded,
             *self._share,
+            self._parts,
         )

@@ -78,7 +78,7 @@ def test_a_config_that_makes_sense(config):
         ),
         (
             lambda c: c.evaluations.video.update(kind="image", combine_views="max"),
-            "of images, of which there is one view, but has combine_views 'max'",
+            "of which there is one view, but has .*'combine_views': 'max'",
         ),
         (lambda c: c.update(seed=2**32), "seed is 4294967296: .* from 0 to 4294967295"),
         (lambda c: c.streams.video.update(mixup=math.inf), "mixup is inf: .* finite"),

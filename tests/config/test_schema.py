@@ -51,18 +51,6 @@ def test_frozen_layers_of_a_saved_config_leave_the_trained_ones():
         assert from_json(values).optimizer.trained_layers == trained
 
 
-def test_a_saved_evaluation_of_images_loses_views_that_nothing_reads():
-    config = default_config()
-    config.total_steps = 20_000
-    config.streams.image = stream(**{**VIDEO, "kind": "image"})
-    source = {"kind": "image", "dataset": "d", "head": "h", "batch_size": 1}
-    config.evaluations.image = evaluation(**source)
-    saved = config.to_dict()
-    views = {"temporal_views": 4, "spatial_views": 3, "combine_views": "max"}
-    saved["evaluations"]["image"].update(views)
-    assert from_json(saved) == config
-
-
 def test_a_saved_config_takes_defaults_for_keys_it_lacks_and_no_unknown_ones():
     config = default_config()
     config.total_steps = 20_000

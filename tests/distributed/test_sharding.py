@@ -112,8 +112,35 @@ def test_every_host_feeds_its_share_of_a_batch():
         (1, 2),
         (1, 2),
     ]
+    _, mesh = place(devices, fsdp=2, tensor=2)
+    assert sharding.batch_parts(mesh) == 1
     with pytest.raises(sharding.MeshDoesNotFit, match="shares that overlap"):
         place([Device(i, process_index=i // 3) for i in range(6)], tensor=2)
+
+
+@pytest.mark.parametrize("sizes", [{}, {"fsdp": 4}, {"tensor": 2}, {"tensor": 8}])
+def test_the_parts_of_a_share_are_those_of_the_devices(sizes):
+    """As jax places the share as a whole."""
+    mesh = make_mesh(**sizes)
+    share = {"x": np.arange(48).reshape(16, 3), "y": np.arange(16, dtype=np.int8)}
+    split = jax.sharding.NamedSharding(mesh, P(("data", "fsdp")))
+    expected = {
+        key: jax.make_array_from_process_local_data(split, x)
+        for key, x in share.items()
+    }
+    parts = sharding.batch_parts(mesh)
+    assert parts == 8 // sizes.get("tensor", 1)
+    cut = {key: np.split(x, parts) for key, x in share.items()}
+    found = sharding.to_devices(
+        [{key: x[i] for key, x in cut.items()} for i in range(parts)], mesh
+    )
+    for key, x in expected.items():
+        assert found[key].sharding == x.sharding and found[key].dtype == x.dtype
+        for a, b in zip(
+            found[key].addressable_shards, x.addressable_shards, strict=True
+        ):
+            assert a.device == b.device
+            np.testing.assert_array_equal(a.data, b.data)
 
 
 def test_what_the_mesh_does_not_divide():
@@ -215,7 +242,10 @@ def five_steps():
                 start = jax.device_get(program.init({}))
             places = jax.tree.map(lambda x: x.sharding, program.state)
             state, losses = jax.device_put(start, places), []
-            batches = sharding.to_devices(make_batches(program.batches), mesh)
+            batches = jax.device_put(
+                make_batches(program.batches),
+                jax.sharding.NamedSharding(mesh, P(("data", "fsdp"))),
+            )
             step = program.lower().compile()
             for _ in range(5):
                 state, metrics = step(state, batches)

@@ -13,10 +13,12 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 from sparse_tube_vit import evaluate, train
+from sparse_tube_vit.checkpoints import release, stored
 from sparse_tube_vit.checkpoints.stored import locate
 from sparse_tube_vit.config import from_json
 from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.datasets.classes import ClassNamesDiffer
+from sparse_tube_vit.datasets.reading import DatasetNotPrepared
 from sparse_tube_vit.evaluation import evaluator, results
 from sparse_tube_vit.figures import run as run_pictures
 from sparse_tube_vit.models import losses
@@ -97,6 +99,42 @@ def test_other_strides_are_told_from_those_of_training(finished, tmp_path, capsy
     compiling, tokens = said.err.splitlines()[1:3]
     assert compiling.endswith("Compiling the evaluation image ...")
     assert tokens.endswith("image has 9 tokens, 2.2 times as many as in training")
+
+
+def test_few_videos_at_a_time_where_their_views_are_large(
+    finished, tmp_path, monkeypatch
+):
+    """Of 8 devices: 8 at least, whatever the limit; the result is the same."""
+    sizes = []
+    score = evaluator.Evaluator._score
+
+    def record_size(self, program, params, batch, *rest):
+        sizes.append([part["video"].shape for part in batch])
+        return score(self, program, params, batch, *rest)
+
+    monkeypatch.setattr(evaluator.Evaluator, "_score", record_size)
+    found = []
+    video = 6 * 4 * 16 * 16 * 3
+    for limit, most in ((2**29, 16), (17 * video, 16), (15 * video, 8), (1, 8)):
+        monkeypatch.setattr(evaluator, "SHARE_BYTES", limit)
+        out = tmp_path / str(limit)
+        out.mkdir()
+        options = [f"--workdir={finished[0]}", "--only=video", f"--out={out}"]
+        evaluate.main(options)
+        assert {*map(tuple, sizes)} == {((most // 8, 6, 4, 16, 16, 3),) * 8}
+        sizes.clear()
+        found.append((out / "video_step6_2x3.json").read_text())
+    assert len({*found}) == 1
+
+
+def test_views_of_the_command_line(finished, tmp_path):
+    options = ["--only=video", "--views=1x2", "--combine_views=max"]
+    evaluate.main([f"--workdir={finished[0]}", *options, f"--out={tmp_path}"])
+    (path,) = tmp_path.glob("*.json")
+    result = json.loads(path.read_text())
+    views = [result[f"{axis}_views"] for axis in ("temporal", "spatial")]
+    assert views == [1, 2] and result["combine_views"] == "max"
+    assert path.stem.startswith("video_step6_1x2")
 
 
 @pytest.mark.smoke
@@ -297,3 +335,17 @@ def test_ctrl_c_ends_an_evaluation_without_a_trace(finished):
     run.send_signal(signal.SIGINT)
     assert "Traceback" not in run.communicate()[1]
     assert run.returncode == -signal.SIGINT
+
+
+def test_evaluating_makes_no_data_where_the_model_says(finished, tmp_path):
+    release.release(finished[0], tmp_path / "release")
+    file, elsewhere = tmp_path / "release" / "config.json", tmp_path / "elsewhere"
+    described = json.loads(file.read_text())
+    del described["checksum"]
+    described["config"]["data_dir"] = str(elsewhere)
+    file.write_text(json.dumps(described))
+    model = stored.locate(tmp_path / "release")
+    config = from_json(model.read_description()["config"])
+    with pytest.raises(DatasetNotPrepared, match="prepare moving_shapes"):
+        evaluator.evaluate(config, model)
+    assert not elsewhere.exists()

@@ -8,8 +8,10 @@ class Fixed:
 
     def __init__(self, *values):
         self.values = list(values)
+        self.ranges = []
 
     def uniform(self, low, high, size):
+        self.ranges.append((low, high, size))
         drawn = np.array([self.values.pop(0) for _ in range(size)])
         assert ((low <= drawn) & (drawn <= high)).all()
         return drawn
@@ -39,6 +41,7 @@ def test_color_jitter_is_arithmetic_on_every_pixel():
         expected[..., c] = (scaled - middle) * contrast + middle
     np.testing.assert_allclose(out, expected.clip(0, 255), atol=0.51)
     assert out.dtype == np.uint8
+    assert rng.ranges == [(0.6, 1.4, 2), (0.8, 1.2, 3)]
 
 
 def test_no_strength_changes_nothing():

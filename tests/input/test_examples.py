@@ -9,7 +9,7 @@ from PIL import Image
 from sparse_tube_vit.datasets import manifest
 from sparse_tube_vit.input.examples import EvaluationExample, TrainingExample
 from sparse_tube_vit.video.limits import UndecodableClip
-from tests.video.test_pictures import AFTER, PICTURE, written
+from tests.video.files import AFTER, PICTURE, written
 from tests.video.written import moving, write_video
 
 RATES = (1.0, 8.0, 25.0, 30.0, 60.0)  # frames a second of the model's clips
@@ -108,6 +108,7 @@ def test_odd_files_of_people_are_read_by_all_or_none(real_data):
         pytest.skip(f"{folder} is absent")
     images = [*folder.glob("images/*"), *folder.glob("tiffs/*/*")]
     videos = [*folder.glob("videos/*"), *folder.glob("times/*")]
+    assert len(images) > 100 and len(videos) > 50
     for kind, paths in (("image", images), ("video", videos)):
         for path in sorted(paths):
             prepared, *others = problems(path.read_bytes(), kind, (8.0,), 3)

@@ -220,6 +220,21 @@ def test_worker_processes_of_several_hosts_change_nothing(
     assert_same_mixture(ours, clips)
 
 
+@pytest.mark.parametrize("workers", [0, pytest.param(3, marks=pytest.mark.slow)])
+def test_the_parts_of_a_share_follow_one_another(clips, reference, workers):
+    where = {"share": 1, "shares": 2, "start_step": 1}
+    parts = take(4 * 3, clips, parts=3, workers=workers, **where)
+    for step in range(4):
+        ours = parts[3 * step : 3 * step + 3]
+        joined = {key: np.concatenate([part[key] for part in ours]) for key in ours[0]}
+        whole = reference[1 + step]
+        assert_same(joined, {key: x[3:] for key, x in whole.items()})
+    with pytest.raises(
+        errors.IndivisibleBatch, match="6 is not a multiple of 4, the equal"
+    ):
+        take(1, clips, shares=2, parts=2)
+
+
 def test_seed_and_name_of_the_stream_count(clips, reference):
     assert not np.array_equal(take(1, clips, seed=4)[0]["id"], reference[0]["id"])
     other = pipeline.training_batches(
@@ -285,10 +300,11 @@ def test_what_does_not_decode_is_counted_once_and_named_and_stops_past_a_share(c
     assert "clip 4: " in str(error.value) and "clip 7: " in str(error.value)
 
 
-def evaluate(clips, shares=1, share=0, **views):
+def evaluate(clips, shares=1, share=0, parts=1, **views):
     source = evaluation(kind="video", dataset="clips", head="h", batch_size=6, **views)
+    where = share, shares, parts
     return list(
-        pipeline.evaluation_batches(clips, "video", source, CLIP, LOADER, share, shares)
+        pipeline.evaluation_batches(clips, "video", source, CLIP, LOADER, *where)
     )
 
 
@@ -305,9 +321,14 @@ def test_evaluation_shows_every_example_once_in_order_and_pads(clips):
 def test_evaluation_is_shared_out_among_hosts(clips):
     whole = evaluate(clips)
     shares = [evaluate(clips, shares=3, share=h) for h in range(3)]
+    parts = [evaluate(clips, shares=3, share=h, parts=2) for h in range(3)]
     for k, batch in enumerate(whole):
-        joined = {key: np.concatenate([s[k][key] for s in shares]) for key in batch}
-        assert_same(joined, batch)
+        for ours in (
+            [share[k] for share in shares],
+            [part for share in parts for part in share[2 * k : 2 * k + 2]],
+        ):
+            joined = {key: np.concatenate([x[key] for x in ours]) for key in batch}
+            assert_same(joined, batch)
 
 
 def test_temporal_views_show_other_times(clips):

@@ -95,8 +95,6 @@ def test_cores_are_divided_by_the_measured_cost(config, caplog, monkeypatch):
     seconds = {"video": 0.0345, "image": 0.0045}
     monkeypatch.setattr(workers, "stream_seconds", lambda c, name, s: seconds[name])
     caplog.set_level(logging.INFO, "sparse_tube_vit")
-    logger = logging.getLogger("sparse_tube_vit")
-    monkeypatch.setattr(logger, "propagate", True)
     divided = {"video": 6, "image": 2}  # 16 x 34.5 ms and 32 x 4.5 ms a step
     assert counts(config, 8) == divided
     assert "of 8 cores for them: " in caplog.text
@@ -123,9 +121,7 @@ def test_shared_memory_limits_the_processes(config, monkeypatch, caplog):
     def found(room):
         monkeypatch.setattr(workers, "_free_shared_memory", lambda: 2 * room)
         caplog.clear()
-        with monkeypatch.context() as patch:
-            patch.setattr(logging.getLogger("sparse_tube_vit"), "propagate", True)
-            return counts(config, 4)
+        return counts(config, 4)
 
     assert found(needed[4]) == {"video": 2, "image": 2}
     assert "room for" not in caplog.text
@@ -137,6 +133,21 @@ def test_shared_memory_limits_the_processes(config, monkeypatch, caplog):
     assert found(needed[3] - 1) == {"video": 0, "image": 0}
     assert found(0) == {"video": 0, "image": 0}
     assert "/dev/shm has 0.0 GiB free" in caplog.text
+
+
+def test_smaller_parts_leave_room_for_more_processes(config, monkeypatch):
+    """Of 8 devices; two batches ahead are 16 parts, of which each holds some."""
+    del config.streams.image
+    config.loader.prefetch = 2
+    whole = 4 * 8 * 8 * 3 * 16
+    monkeypatch.setattr(workers, "_free_shared_memory", lambda: 2 * 9 * whole)
+    splits = {"video": Slow("video")}
+
+    def found(parts):
+        return training_loaders(config, splits, 30, 1, parts)["video"].workers
+
+    # Three batches each, or three parts of an eighth.
+    assert found(1) == 3 and found(8) == 24
 
 
 def test_batches_read_ahead_are_those_of_all_processes():
