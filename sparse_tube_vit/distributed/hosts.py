@@ -147,6 +147,7 @@ def _join():
             address,
             count,
             index,
+            [] if _one_a_node() else None,
             initialization_timeout=start + 60,  # then jax would abort
             heartbeat_timeout_seconds=lost,
             shutdown_timeout_seconds=start,
@@ -169,6 +170,17 @@ def _join():
     # jax handles SIGTERM; until training does there is nothing to save.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
+
+
+def _one_a_node():
+    """Returns whether Slurm runs one process on each node: it uses all GPUs there.
+
+    jax would take as many as there are processes on the node; by [] it takes all.
+    """
+    if os.environ.get("JAX_LOCAL_DEVICE_IDS"):
+        return False
+    tasks = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "")
+    return bool(re.fullmatch(r"1(\(x\d+\))?", tasks))
 
 
 def _stop(number, frame):

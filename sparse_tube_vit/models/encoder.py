@@ -120,13 +120,22 @@ class Block(nn.Module):
         return x + branch(Mlp(o, name="mlp")(y, keys[2]), *keys[3:])
 
 
+_named = jax.checkpoint_policies.save_only_these_names("dense", "attention")
+
+
+def _dots(primitive, *args, **params):
+    """Keeps the outputs of dense layers and attention, not the attention scores.
+
+    The gradient of cuDNN's kernel also needs sums of its softmax, which have no name:
+    without them the kernel would run again.
+    """
+    fused = primitive.name == "dot_product_attention_fwd_wrapper"
+    return fused or _named(primitive, *args, **params)
+
+
 #: Activations of a block that are kept for its gradient, by `EncoderOptions.remat`;
 #: the others are computed again.
-REMAT_POLICIES = {
-    "full": jax.checkpoint_policies.nothing_saveable,
-    # The outputs of dense layers and attention, not the attention scores.
-    "dots": jax.checkpoint_policies.save_only_these_names("dense", "attention"),
-}
+REMAT_POLICIES = {"full": jax.checkpoint_policies.nothing_saveable, "dots": _dots}
 
 
 def block_names(depth: int, new_layers: int) -> list[str]:

@@ -198,6 +198,32 @@ def run_hosts(*body, count=2, only=None, late=0.0, **variables):
     return [(p.returncode, *t) for p, t in zip(processes, texts, strict=True)]
 
 
+@pytest.mark.parametrize(
+    "tasks, ids, devices",
+    [("1", "", "all"), ("1(x2)", "0,1", "0,1"), ("8(x2)", "", "0")],
+)
+def test_slurms_only_process_on_a_node_uses_all_of_its_gpus(tasks, ids, devices):
+    slurm = {
+        "SLURM_JOB_ID": os.getpid(),  # jax makes a port of it
+        "SLURM_STEP_NODELIST": "localhost",
+        "SLURM_NTASKS": 1,
+        "SLURM_PROCID": 0,
+        "SLURM_LOCALID": 0,
+        "SLURM_STEP_TASKS_PER_NODE": tasks,
+        "JAX_LOCAL_DEVICE_IDS": ids,
+    }
+    code = f"{PROGRAM}    print(jax.process_count(), CUDA_VISIBLE_DEVICES.value)"
+    code = f"from jax._src.xla_bridge import CUDA_VISIBLE_DEVICES\n{code}"
+    printed = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment(**slurm),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+    ).stdout
+    assert printed.split() == ["1", devices]
+
+
 def test_messages_arrive_at_the_same_step_and_an_error_ends_all(tmp_path):
     started = time.monotonic()
     (code_0, out_0, error_0), (code_1, out_1, error_1) = run_hosts(
@@ -245,7 +271,8 @@ def test_hosts_whose_rows_are_not_neighbours_feed_every_example_once():
         "mesh = sharding.make_mesh(default_config(), [c, a, d, b])",
         "share, shares = sharding.batch_share(mesh)",
         "batch = np.arange(8).reshape(shares, -1)[share]",
-        "batch = sharding.to_devices(batch, mesh)",
+        "assert sharding.batch_parts(mesh) == 2",
+        "batch = sharding.to_devices(np.split(batch, 2), mesh)",
         "whole = NamedSharding(mesh, PartitionSpec())",
         "batch = jax.jit(lambda x: x, out_shardings=whole)(batch)",
         "print([x.process_index for x in mesh.devices.flat], share, batch.tolist())",

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo as stablehlo
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 from sparse_tube_vit.distributed.mesh import AXES, BATCH
@@ -115,6 +116,25 @@ def test_odd_numbers_of_tokens_are_padded_for_cudnn(tokens, queries, monkeypatch
     traced = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).trace(*narrow)
     lowered = traced.lower(lowering_platforms=("cuda",)).as_text()
     assert "cudnn$fmha" in lowered
+
+
+def test_dots_runs_cudnn_once_and_full_runs_it_again(monkeypatch):
+    monkeypatch.setattr(stablehlo, "check_cudnn_version", lambda: 91000)
+    q, k, v = (x.astype(jnp.bfloat16) for x in inputs(8)[:3])
+
+    def kernels(policy):
+        def attend(*x):
+            return checkpoint_name(attentions.cudnn(*x), "attention")
+
+        def loss(*x):
+            y = jax.checkpoint(attend, policy=policy)(*x)
+            return jnp.sin(y).sum()
+
+        traced = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1, 2)))(q, k, v)
+        return len(re.findall(r"= dot_product_attention_fwd_wrapper", str(traced)))
+
+    assert kernels(REMAT_POLICIES["dots"]) == 1
+    assert kernels(REMAT_POLICIES["full"]) == 2
 
 
 def test_a_loop_over_heads_has_the_gradients_of_all_at_once():
