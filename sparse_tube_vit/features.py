@@ -17,8 +17,7 @@ import numpy as np
 from sparse_tube_vit.config.flags import (
     CommandParser,
     add_checkpoint_arguments,
-    parse_views,
-    positive,
+    add_views,
 )
 from sparse_tube_vit.errors import reported
 from sparse_tube_vit.inference import files
@@ -40,13 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--out", required=True, help="the .npz file to write")
     parser.add_argument("--tokens", action="store_true", help="write tokens, too")
-    parser.add_argument(
-        "--views",
-        type=parse_views,
-        default=(1, 1),
-        help="temporal x spatial views of videos; default: 1x1",
-    )
-    parser.add_argument("--batch_size", type=positive, help="files at a time")
+    add_views(parser, (1, 1))
     args = parser.parse_args(argv)
     to_stderr()
     with reported(), whole_file(args.out) as write:

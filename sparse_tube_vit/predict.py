@@ -22,17 +22,16 @@ import contextlib
 import csv
 import io
 import json
-import math
 import sys
 import textwrap
-from argparse import ArgumentTypeError
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from sparse_tube_vit.config.flags import (
     CommandParser,
+    above_zero,
     add_checkpoint_arguments,
-    parse_views,
+    add_views,
     positive,
 )
 from sparse_tube_vit.errors import reported
@@ -123,14 +122,6 @@ def as_csv(
 FORMATS = {"table": as_table, "json": as_json, "csv": as_csv}
 
 
-def seconds(text: str) -> float:
-    """Returns a number of seconds above 0, as an argument's type."""
-    with contextlib.suppress(ValueError):
-        if 0 < (value := float(text)) < math.inf:
-            return value
-    raise ArgumentTypeError(f"{text!r} is no number of seconds above 0")
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     parser = CommandParser(
         "predict",
@@ -147,23 +138,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--head", help="whose classes; default: the one that was trained on such files"
     )
     parser.add_argument("--top", type=positive, default=5, help="number of classes")
-    parser.add_argument(
-        "--views",
-        type=parse_views,
-        help="temporal x spatial views of videos; default: as the run's evaluation",
-    )
-    parser.add_argument("--batch_size", type=positive, help="files at a time")
+    add_views(parser)
     parser.add_argument("--format", choices=FORMATS, default="table")
     parser.add_argument(
         "--window",
-        type=seconds,
+        type=above_zero,
         metavar="SECONDS",
         help="predict each window of so many seconds of a video; one shorter than the "
         "model's clips loops, a longer one than the video is all of it",
     )
     parser.add_argument(
         "--stride",
-        type=seconds,
+        type=above_zero,
         metavar="SECONDS",
         help="from one window's beginning to the next one's, 0.01 or more; default: as "
         "--window. The last window is moved to end with the video, unless that ends "

@@ -13,26 +13,27 @@ warns if the hosts have too few CPU cores to decode as fast as it computes.
 import contextlib
 import dataclasses
 import json
-import re
 from collections.abc import Sequence
 
 import jax
 from etils import epath
 
 from sparse_tube_vit.checkpoints.workdir import make_workdir, remove_empty
-from sparse_tube_vit.config.flags import CommandParser, add_config
-from sparse_tube_vit.errors import TubeViTError, reported
+from sparse_tube_vit.config.flags import (
+    CommandParser,
+    above_zero,
+    add_config,
+    named,
+    positive,
+)
+from sparse_tube_vit.errors import reported
 from sparse_tube_vit.log import log, to_stderr
 from sparse_tube_vit.storage import whole_file
 from sparse_tube_vit.tpu.chips import Topology
 from sparse_tube_vit.tpu.feeding import feeding
-from sparse_tube_vit.tpu.preflight import UnknownClasses, head_classes, preflight
+from sparse_tube_vit.tpu.preflight import head_classes, preflight
 from sparse_tube_vit.tpu.summary import to_json, to_text
 from sparse_tube_vit.training.utilization import PREDICTION
-
-
-class BadCost(TubeViTError, ValueError):
-    """A cost of an example that cannot be read, or of no stream of the config."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -48,6 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument(
         "--classes",
+        type=named(positive),
         action="append",
         default=[],
         metavar="HEAD=N",
@@ -55,6 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument(
         "--example_ms",
+        type=named(above_zero),
         action="append",
         default=[],
         metavar="STREAM=MS",
@@ -69,6 +72,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         "shows the prediction beside its own times",
     )
     args = parser.parse_with_config(argv)
+    seconds = {name: ms / 1e3 for name, ms in args.example_ms}
+    if unknown := [name for name in seconds if name not in args.config.streams]:
+        parser.error(
+            f"argument --example_ms: no stream {unknown[0]!r}; the config's are "
+            f"{', '.join(args.config.streams)}"
+        )
     to_stderr()
     jax.config.update("jax_platforms", "cpu")  # compiling needs no TPU
     with reported(), contextlib.ExitStack() as stack:
@@ -78,8 +87,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             write = stack.enter_context(whole_file(workdir / PREDICTION))
         config = args.config
         topology = Topology.parse(args.topology, config.mesh.slices)
-        classes = head_classes(config, given_classes(args.classes))
-        seconds = given_seconds(args.example_ms, config.streams)
+        classes = head_classes(config, dict(args.classes))
         result = preflight(config, topology, classes)
         fed = feeding(config, topology, result.mesh, result.estimate.seconds, seconds)
         result = dataclasses.replace(result, feeding=fed)
@@ -89,29 +97,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.workdir:
             write(lambda file: file.write(as_json.encode()))
         print(as_json if args.json else to_text(result))
-
-
-def given_classes(texts):
-    given = {}
-    for text in texts:
-        head, _, number = text.partition("=")
-        if not number.isdigit() or not int(number):
-            raise UnknownClasses(f"--classes takes head=N, not {text!r}.")
-        given[head] = int(number)
-    return given
-
-
-def given_seconds(texts, streams):
-    given = {}
-    for text in texts:
-        name, _, number = text.partition("=")
-        if name not in streams or not re.fullmatch(r"\d*\.?\d+", number):
-            raise BadCost(
-                f"--example_ms takes STREAM=MS, not {text!r}. Streams: "
-                f"{', '.join(streams)}."
-            )
-        given[name] = float(number) / 1e3
-    return given
 
 
 if __name__ == "__main__":

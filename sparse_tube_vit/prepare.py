@@ -26,7 +26,7 @@ import re
 import sys
 from collections.abc import Sequence
 
-from sparse_tube_vit.config.flags import CommandParser
+from sparse_tube_vit.config.flags import CommandParser, at_least
 from sparse_tube_vit.datasets.catalog import BUILDERS, OPTIONS, builder_class
 from sparse_tube_vit.datasets.preparing.prepare import prepare
 from sparse_tube_vit.errors import DatasetError, reported
@@ -68,7 +68,11 @@ def _parser() -> CommandParser:
     add("--split_list", help="file of `relative/path,split` lines (folders)")
     add("--name", help="what to call the data set (folders)")
     add("--transcode", help="make clips H.264, such as short_side=256,gop=30,crf=23")
-    add("--workers", type=int, help="processes, else one a core; 0: this one")
+    add(
+        "--workers",
+        type=at_least(0),
+        help="processes, else one a core; 0: this one",
+    )
     add("--beam", help='Apache Beam pipeline in their place: --beam="--runner=..."')
     return parser
 
@@ -106,8 +110,6 @@ def _builders(arguments) -> list:
             f"{arguments.dataset} has no use for"
             f" {', '.join(f'--{e}' for e in excess)}; leave it out"
         )
-    if arguments.workers is not None and arguments.workers < 0:
-        raise BadArguments(f"--workers {arguments.workers}: give 0 or more")
     if arguments.workers is not None and arguments.beam is not None:
         raise BadArguments("--workers and --beam: give one of them")
     cls, data_dir = builder_class(arguments.dataset), arguments.data_dir

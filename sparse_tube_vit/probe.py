@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from sparse_tube_vit.config.flags import (
     CommandParser,
     add_checkpoint_arguments,
-    parse_views,
+    add_views,
     positive,
 )
 from sparse_tube_vit.errors import reported
@@ -66,14 +66,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--kind", choices=("video", "image"), help="default: video, if there are any"
     )
     parser.add_argument("--split_list", help="file of `class/file,split` lines")
-    parser.add_argument(
-        "--views",
-        type=parse_views,
-        default=(1, 1),
-        help="temporal x spatial views of videos; default: 1x1",
-    )
+    add_views(parser, (1, 1))
     parser.add_argument("--neighbours", type=positive, default=5, help="k")
-    parser.add_argument("--batch_size", type=positive, help="files at a time")
     parser.add_argument("--format", choices=FORMATS, default="text")
     args = parser.parse_args(argv)
     to_stderr()

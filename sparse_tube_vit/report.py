@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from etils import epath
 
-from sparse_tube_vit.config.flags import CommandParser, add_model
+from sparse_tube_vit.config.flags import CommandParser, add_model, positive
 from sparse_tube_vit.errors import reported
 from sparse_tube_vit.figures.run import Run
 from sparse_tube_vit.log import to_stderr
@@ -28,11 +28,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     add = parser.add_argument
     add_model(parser, image_vits=False)
     add("--out", help=f"the page; default: WORKDIR/{PAGE}")
-    add("--clips", type=int, default=8, help="shown of an evaluation; default: 8")
+    add("--clips", type=positive, default=8, help="shown of an evaluation; default: 8")
     add("--data_dir", help="of the prepared data sets, if not that of the config")
     args = parser.parse_args(argv)
-    if args.clips < 1:
-        parser.error(f"argument --clips: {args.clips}: give 1 or more")
     to_stderr()
     with reported():
         run = Run(args.model, data_dir=args.data_dir)

@@ -213,7 +213,8 @@ def _train(config, workdir, lock):
             if step == first_step + 1:
                 signals.catch()  # before, there is nothing to save
             # The metrics of the step before are ready by now: no wait for them.
-            check_finite(previous, step - 1)
+            if previous is not None:
+                check_finite(previous, step - 1)
 
             stopping = batches.receive()
             if stopping or step == heads or is_due(step, config.log_every_steps):

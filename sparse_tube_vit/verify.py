@@ -20,7 +20,7 @@ from sparse_tube_vit.config import (
     default_config,
     stream,
 )
-from sparse_tube_vit.config.flags import CommandParser, add_config
+from sparse_tube_vit.config.flags import CommandParser, add_config, at_least
 from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.datasets.preparing import verification
 from sparse_tube_vit.distributed.cpu import usable_cores
@@ -69,15 +69,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--data_dir", default="data", help="of prepared data sets; default: data")
     add(
         "--workers",
-        type=int,
+        type=at_least(0),
         default=usable_cores(),
         help="default: one a core; 0: this one",
     )
     add_config(parser, required=False)  # whose stream samples the clips of the page
     add("--out", help=f"the page; default: {PAGE} in the data set's directory")
     args = parser.parse_with_config(argv)
-    if args.workers < 0:
-        parser.error(f"argument --workers: {args.workers}: give 0 or more")
     to_stderr()
     with reported():
         name, *_ = reading.split_names(args.dataset, args.data_dir)

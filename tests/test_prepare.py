@@ -143,7 +143,6 @@ def test_lists_of_what_was_left_out_are_cut(tmp_path):
         (["image_folder", "--images", "x"], "image_folder needs --name"),
         (["moving_shapes", "--videos", "x"], "moving_shapes has no use for --videos"),
         (["video_folder", "--name", "a/b", "--videos", "x"], "--name 'a/b'"),
-        (["moving_shapes", "--workers", "-1"], "--workers -1: give 0 or more"),
         (["moving_shapes", "--workers", "2", "--beam", ""], "give one of them"),
         (["moving_shapes", "--transcode", "crf=20"], "no use for --transcode"),
         (["imagenet2012", "--transcode", "crf=x"], "BadTranscode: --transcode crf=x: "),

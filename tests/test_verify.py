@@ -82,7 +82,10 @@ def test_sampling_by_a_config(prepared, tmp_path):
         (["--config=CONFIG"], "InvalidConfig: No stream of --config reads video_fold"),
         (["--config=CONFIG", "--config.clp.fps=8"], '"clip" instead of "clp"'),
         (["--out", "no/such/page.html"], "UnwritableOutput: no/such/page.html cannot"),
-        (["--workers", "-1"], "--workers: -1: give 0 or more"),
+        (
+            ["--workers", "-1"],
+            "--workers: '-1' is no whole number of at least 0",
+        ),
         (["--config.clip.fps=8"], "unrecognized arguments: --config.clip.fps=8"),
     ],
 )

@@ -1,11 +1,10 @@
 """Times the model, training, decoding, input; on a GPU; beside other models."""
 
-import argparse
 import importlib
 from collections.abc import Sequence
 
 from sparse_tube_vit.benchmark import gpu, peers
-from sparse_tube_vit.config.flags import CommandParser, add_config
+from sparse_tube_vit.config.flags import CommandParser, above_zero, add_config, positive
 from sparse_tube_vit.errors import reported
 from sparse_tube_vit.models.variants import TUBE_SETS, VARIANTS
 
@@ -48,11 +47,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     host = commands.add_parser("input", help="clips per second per core, by stage")
     add_config(host)
     host.add_argument("--data_dir", help="in place of the config's")
-    host.add_argument("--examples", type=_positive(int), default=64, help="a stream")
+    host.add_argument("--examples", type=positive, default=64, help="a stream")
     rate = host.add_mutually_exclusive_group()
-    rate.add_argument("--step_seconds", type=_positive(float), help="a step takes")
+    rate.add_argument("--step_seconds", type=above_zero, help="a step takes")
     rate.add_argument(
-        "--clips_per_second", type=_positive(float), help="of all streams together"
+        "--clips_per_second", type=above_zero, help="of all streams together"
     )
     host.set_defaults(run=_later("feeding", "time_input"))
     one_gpu = commands.add_parser("gpu", help="training and inference beside PyTorch's")
@@ -77,17 +76,6 @@ def _later(module, function):
         return getattr(found, function)(args)
 
     return run
-
-
-def _positive(kind):
-    def parse(text):
-        number = kind(text)
-        if not 0 < number < float("inf"):
-            raise argparse.ArgumentTypeError(f"{text} is not more than 0")
-        return number
-
-    parse.__name__ = kind.__name__  # which argparse names where it fails
-    return parse
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """Command lines: config files, and arguments that several commands take."""
 
 import argparse
+import contextlib
+import math
 import re
 import sys
 import textwrap
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from absl import flags
@@ -73,11 +75,57 @@ def parse_views(text: str) -> tuple[int, int]:
     return int(temporal), int(spatial)
 
 
-def positive(text: str) -> int:
-    """Returns a whole number of at least 1, as an argument's type."""
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
-    return int(text)
+def at_least(least: int) -> Callable[[str], int]:
+    """Returns the type of arguments that are whole numbers of at least `least`."""
+
+    def parse(text):
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(
+                f"{text!r} is no whole number of at least {least}"
+            )
+        return int(text)
+
+    return parse
+
+
+positive = at_least(1)
+
+
+def above_zero(text: str) -> float:
+    """Returns a finite number above 0, as an argument's type."""
+    with contextlib.suppress(ValueError):
+        if 0 < (value := float(text)) < math.inf:
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+
+
+def named(number: Callable[[str], float]) -> Callable[[str], tuple[str, float]]:
+    """Returns the type of arguments NAME=NUMBER, as pairs."""
+
+    def parse(text):
+        name, found, value = text.partition("=")
+        if not (name and found):
+            raise argparse.ArgumentTypeError(f"{text!r} is not of the form NAME=NUMBER")
+        return name, number(value)
+
+    return parse
+
+
+def add_views(parser: argparse.ArgumentParser, default=None) -> None:
+    """Adds --views of inference and --batch_size.
+
+    Args:
+        parser: The parser.
+        default: (temporal, spatial) views; None: as the run's evaluation has.
+    """
+    standard = "x".join(map(str, default)) if default else "as the run's evaluation"
+    parser.add_argument(
+        "--views",
+        type=parse_views,
+        default=default,
+        help=f"temporal x spatial views of videos; default: {standard}",
+    )
+    parser.add_argument("--batch_size", type=positive, help="files at a time")
 
 
 def add_model(container, image_vits: bool = True, **options) -> None:

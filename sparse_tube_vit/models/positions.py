@@ -107,16 +107,10 @@ class Positions(nn.Module):
         return learned + gain * fixed
 
     def _learned(self, clip):
-        grids = {
-            i: self.tubes[i].grid(self.clip)
-            for i in tubes_for(self.tubes, self.clip[0])
-        }
-        embeddings = {
-            i: self.param(
-                f"tube_{i}", nn.initializers.normal(0.02), (*grid, self.width)
-            )
-            for i, grid in grids.items()
-        }
+        normal, embeddings = nn.initializers.normal(0.02), {}
+        for i in tubes_for(self.tubes, self.clip[0]):
+            shape = (*self.tubes[i].grid(self.clip), self.width)
+            embeddings[i] = self.param(f"tube_{i}", normal, shape)
         chosen = []
         for i in tubes_for(self.tubes, clip[0]):
             embedding = embeddings[i][:1] if clip[0] == 1 else embeddings[i]
@@ -124,8 +118,8 @@ class Positions(nn.Module):
             if embedding.shape[:3] != grid:
                 raise PositionsMismatch(
                     f"Positions were learned for clips of {self.clip} frames and "
-                    f"pixels, where tube {i} has {grids[i]} tokens; a clip of "
-                    f"{tuple(clip)} has {grid}. Only fixed positions fit any clip."
+                    f"pixels, where tube {i} has {embedding.shape[:3]} tokens; a clip "
+                    f"of {tuple(clip)} has {grid}. Only fixed ones fit any clip."
                 )
             chosen.append(embedding.reshape(-1, self.width))
         return jnp.concatenate(chosen)

@@ -97,7 +97,7 @@ class Tube:
 
     def __str__(self):
         text = "{} every {} from {}".format(
-            *("x".join(map(str, getattr(self, n))) for n in list(_LEAST)[:3])
+            *("x".join(map(str, x)) for x in (self.kernel, self.stride, self.offset))
         )
         if self.windows_per_token > 1:
             text += f", {'x'.join(map(str, self.space_to_depth))} windows a token"
@@ -186,7 +186,7 @@ class Tube:
         """
         least = self.extent if self.whole else self.kernel
         need = tuple(o + n for o, n in zip(self.offset, least, strict=True))
-        if any(size < least for size, least in zip(clip, need, strict=True)):
+        if any(size < n for size, n in zip(clip, need, strict=True)):
             raise ClipTooSmall(
                 f"Tube {self} needs at least {need[0]} frames of {need[1]}x{need[2]} "
                 f"pixels, but the clip has {clip[0]} of {clip[1]}x{clip[2]}. Use "
@@ -194,23 +194,14 @@ class Tube:
                 "stride, where all windows of a token lie within the clip."
             )
         return tuple(
-            (size - least) // stride + 1
-            for size, least, stride in zip(clip, need, self.stride, strict=True)
+            (size - n) // stride + 1
+            for size, n, stride in zip(clip, need, self.stride, strict=True)
         )
 
     def past(self, clip: Sequence[int]) -> tuple[int, int, int]:
         """Returns how far space-to-depth's last windows reach past a clip (T, H, W)."""
-        return tuple(
-            max(0, offset + (n - 1) * stride + extent - size)
-            for size, offset, n, stride, extent in zip(
-                clip,
-                self.offset,
-                self.grid(clip),
-                self.stride,
-                self.extent,
-                strict=True,
-            )
-        )
+        last = np.array(self.offset) + (np.array(self.grid(clip)) - 1) * self.stride
+        return tuple(np.maximum(0, last + self.extent - clip).tolist())
 
     def centres(self, clip: Sequence[int]) -> np.ndarray:
         """Returns the tokens' centres (N, 3) in (frames, pixels, pixels), t slowest.

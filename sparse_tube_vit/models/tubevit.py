@@ -1,7 +1,6 @@
 """TubeViT: one ViT for images and videos (Piergiovanni et al., CVPR 2023)."""
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 
 import flax.linen as nn
@@ -145,15 +144,17 @@ class TubeViT(nn.Module):
             PositionsMismatch: Learned positions are for clips of another size.
         """
         z = self.encoder(jax.tree.map(self._tokens, x), train)
+        return {
+            "tokens": jax.tree.map(lambda z: z[:, self.extra_tokens :], z),
+            "pooled": jax.tree.map(self._pool, z),
+        }
+
+    def _pool(self, z):
+        """Maps all tokens, extra ones included, to one (B, D)."""
         if self.pooling == "class_token":
-            pooled = jax.tree.map(lambda z: z[:, 0], z)
-        if self.extra_tokens:
-            z = jax.tree.map(lambda z: z[:, self.extra_tokens :], z)
-        if self.pooling == "class_token":
-            return {"tokens": z, "pooled": pooled}
-        mean = functools.partial(jnp.mean, axis=1)
-        pool = mean if self.pooling == "mean" else self.attention_pooling
-        return {"tokens": z, "pooled": jax.tree.map(pool, z)}
+            return z[:, 0]
+        z = z[:, self.extra_tokens :]
+        return z.mean(axis=1) if self.pooling == "mean" else self.attention_pooling(z)
 
     def _tokens(self, x):
         """Maps videos or images, as in `features`, to tokens (B, N, D)."""

@@ -85,12 +85,10 @@ def drop_from(workdir: epath.Path, start: int, again: Iterable[str] = ()) -> Non
 def training_metrics(line: Mapping[str, float]) -> dict[str, float]:
     """Returns the metrics of training in a line of metrics.jsonl, without "train/"."""
     return {
-        name.removeprefix("train/"): x for name, x in line.items() if _is_training(name)
+        name.removeprefix("train/"): x
+        for name, x in line.items()
+        if name.startswith("train/")
     }
-
-
-def _is_training(name):
-    return name.startswith("train/")
 
 
 class Stopwatch:
@@ -189,11 +187,11 @@ class Reporter:
         self._utilization = utilization
         if first_host:
             drop_from(workdir, start, again)
-            self.events = EventFile(workdir)
-            self.lines = GrowingFile(workdir / "metrics.jsonl")
+            self._events = EventFile(workdir)
+            self._lines = GrowingFile(workdir / "metrics.jsonl")
         self._watch, self._steps = Stopwatch(), 0
         self._advised = False
-        self._timed_steps = 0  # since the last compilation
+        self.timed_steps = 0  # since the last compilation
         self._seconds_before = 0.0  # of training, up to that compilation
         self._total = dict.fromkeys(PARTS, 0.0)
 
@@ -205,7 +203,7 @@ class Reporter:
         """Counts a step that was dispatched, whose result is `metrics`."""
         self._watch.dispatched(metrics)
         self._steps += 1
-        self._timed_steps += 1
+        self.timed_steps += 1
 
     def exclude_compilation(self):
         """Excludes the step since the last report, mostly compilation, from times."""
@@ -213,17 +211,12 @@ class Reporter:
         for part, x in seconds.items():
             part = "compilation" if part == "step" else part
             self._total[part] = self._total.get(part, 0.0) + x
-        self._timed_steps, self._seconds_before = 0, self._training_seconds()
+        self.timed_steps, self._seconds_before = 0, self._training_seconds()
         log.info("Compiled in %.1f s", seconds["step"])
-
-    @property
-    def timed_steps(self) -> int:
-        """Number of steps since the last compilation."""
-        return self._timed_steps
 
     def step_seconds(self) -> float:
         """Returns the mean time of the timed steps, as `report_step` reports it."""
-        return (self._training_seconds() - self._seconds_before) / self._timed_steps
+        return (self._training_seconds() - self._seconds_before) / self.timed_steps
 
     def _training_seconds(self):
         seconds = self._watch.elapsed()
@@ -290,14 +283,14 @@ class Reporter:
         """Writes scalars to TensorBoard and as a line of metrics.jsonl."""
         scalars = {name: float(value) for name, value in scalars.items()}
         if self.first_host:
-            self.events.write_scalars(step, scalars)
-            self.lines.append((json.dumps({"step": step} | scalars) + "\n").encode())
+            self._events.write_scalars(step, scalars)
+            self._lines.append((json.dumps({"step": step} | scalars) + "\n").encode())
 
     def flush(self):
         """Waits until all that was written is in the work directory."""
         if self.first_host:
-            self.lines.flush()
-            self.events.flush()
+            self._lines.flush()
+            self._events.flush()
 
     def _lap(self):
         seconds = self._watch.lap()

@@ -75,7 +75,7 @@ def model_input(key, stream, batch, classes: int):
     """
     label = multi_hot(batch["label"], classes)
     target = smooth(label, stream["label_smoothing"], stream["loss"])
-    examples = {key: batch[key] for key in ("video", "weight")}
+    examples = {name: batch[name] for name in ("video", "weight")}
     examples |= {"label": label, "target": target}
     return mix_pairs(key, stream["mixup"], examples) if stream["mixup"] else examples
 
@@ -100,7 +100,7 @@ def make_train_step(
     Mixup pairs and means are those of the whole batch, so that only the random numbers
     of dropout differ.
     """
-    parts, update = frozen_parts(config), optimizer.update
+    update = optimizer.update
     if heads_alone:
         update = functools.partial(update, heads_alone=True)
     rates = learning_rate(config)
@@ -112,8 +112,8 @@ def make_train_step(
 
     def train_step(state: TrainState, batches):
         dropout, mixup = step_keys(config, state.step)
-        trained, frozen = partition(state.params, parts)
-        moving, waiting = partition(
+        trained, frozen = partition(state.params, frozen_parts(config))
+        active, waiting = partition(
             trained, waiting_parts(config) if heads_alone else ()
         )
         examples = {
@@ -121,9 +121,9 @@ def make_train_step(
             for name, stream in streams.items()
         }
 
-        def loss_fn(moving, examples, part):
+        def loss_fn(active, examples, part):
             logits = model.apply(
-                {"params": join(join(frozen, waiting), moving)},
+                {"params": join(join(frozen, waiting), active)},
                 {name: model_clips(examples[name]) for name in streams},
                 {name: stream["head"] for name, stream in streams.items()},
                 train=True,
@@ -143,7 +143,7 @@ def make_train_step(
             return total, metrics | {"loss": total}
 
         def gradient(examples, part):
-            gradient, metrics = jax.grad(loss_fn, has_aux=True)(moving, examples, part)
+            gradient, metrics = jax.grad(loss_fn, has_aux=True)(active, examples, part)
             return constrain_parameters(gradient), metrics
 
         gradients, metrics = sum_of_parts(
@@ -201,7 +201,7 @@ class NonFiniteLoss(TubeViTError, FloatingPointError):
 
 def check_finite(metrics, step: int) -> None:
     """Raises NonFiniteLoss unless the loss of `step` and its gradient are finite."""
-    for name in ("loss", "gradient_norm") if metrics is not None else ():
+    for name in ("loss", "gradient_norm"):
         if not np.isfinite(value := float(metrics[name])):
             raise NonFiniteLoss(
                 f"The {name} is {value} at step {step}; nothing was saved since the "

@@ -200,17 +200,13 @@ def examples_per_second(rates: Mapping[str, float]) -> dict[str, float]:
     """Returns the examples per second by stream.
 
     Args:
-        rates: Rates by name. Runs of earlier versions have "clips_per_second", which
-            is that of "all streams".
+        rates: Rates by name.
     """
-    found = {
+    return {
         name.removesuffix("/examples_per_second"): value
         for name, value in rates.items()
         if name.endswith("/examples_per_second")
     }
-    if not found and "clips_per_second" in rates:
-        found["all streams"] = rates["clips_per_second"]
-    return found
 
 
 def in_flops(number: float) -> str:

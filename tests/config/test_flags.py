@@ -7,7 +7,15 @@ from pathlib import Path
 import pytest
 
 from sparse_tube_vit.config import ConfigDict, default_config
-from sparse_tube_vit.config.flags import CommandParser, describe_keys, read
+from sparse_tube_vit.config.flags import (
+    CommandParser,
+    above_zero,
+    describe_keys,
+    named,
+    parse_views,
+    positive,
+    read,
+)
 from sparse_tube_vit.config.schema import EVALUATION, STREAM
 
 
@@ -194,3 +202,23 @@ def test_what_a_config_file_raises_is_a_message(text, message, tmp_path, monkeyp
     assert end.value.code.startswith("InvalidConfig: ")
     assert (f"{file}{message}" if message[0] == ":" else message) in end.value.code
     assert "Traceback" not in end.value.code and 'File "' not in end.value.code
+
+
+def test_views_are_temporal_x_spatial():
+    assert parse_views("4x3") == (4, 3)
+    for text in ("", "4", "4x", "0x3", "4x3x1", "-1x3", "4X3"):
+        with pytest.raises(argparse.ArgumentTypeError, match="of the form TxS"):
+            parse_views(text)
+
+
+def test_numbers_of_a_command_line():
+    assert (positive("12"), above_zero(".5")) == (12, 0.5)
+    assert named(positive)("kinetics400=400") == ("kinetics400", 400)
+    for parse, texts in {
+        positive: ("0", "-1", "1.5", "", "²", "x"),
+        above_zero: ("0", "-1", "nan", "inf", "", "x"),
+        named(positive): ("kinetics400", "=4", "a=", "a=0", "a=x"),
+    }.items():
+        for text in texts:
+            with pytest.raises(argparse.ArgumentTypeError, match="is no"):
+                parse(text)

@@ -10,7 +10,6 @@ METRICS = [
         "train/loss": 3.0 - step / 10,
         "train/video/loss": 2.0,
         "train/video/accuracy": step / 40,
-        "train/clips_per_second": 10.0 * step,
         "train/seconds/input": 1.0,
         "train/seconds/step": 3.0,
     }
@@ -63,8 +62,10 @@ def test_names_of_streams_and_evaluations_may_begin_with_an_underscore():
     assert shown(ax) == {"_b: Top-1, tokens of training"}
 
 
-def test_throughput_of_runs_of_earlier_versions():
-    speed, time = figures.throughput(METRICS).axes
+def test_what_a_step_waits_for_is_stacked_on_it():
+    rate = "train/video/examples_per_second"
+    metrics = [line | {rate: 10.0 * line["step"]} for line in METRICS[:2]]
+    speed, time = figures.throughput(metrics).axes
     assert [*map(list, speed.lines[0].get_data())] == [[10, 20], [100.0, 200.0]]
     waits, step = time.collections  # stacked, the input below
     assert waits.get_paths()[0].vertices[:, 1].max() == 25
@@ -89,13 +90,12 @@ def measured(step, **more):
 
 def test_throughput_is_of_every_stream_beside_the_use_of_the_devices():
     metrics = [measured(step) for step in (10, 20)] + [{"step": 20, "video/top1": 1.0}]
-    speed, use, time = figures.throughput([METRICS[0], *metrics]).axes
+    speed, use, time = figures.throughput(metrics).axes
     assert {name: data[1:] for name, data in lines(speed).items()} == {
-        "all streams": ([10], [100.0]),
         "video": ([10, 20], [50.0, 100.0]),
         "image": ([10, 20], [10.0, 20.0]),
     }
-    assert shown(speed) == {"all streams", "video", "image"}
+    assert shown(speed) == {"video", "image"}
     assert lines(use)["measured"][1:] == ([10, 20], [10.0, 20.0])
     assert use.get_ylabel() == "model TFLOP/s a device" and use.get_legend() is None
     assert time.collections

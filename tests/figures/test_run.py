@@ -22,8 +22,8 @@ def drawn(capsys, *arguments):
     return capsys.readouterr().out.split()
 
 
-def test_all_of_a_run(finished, capsys):
-    workdir, _ = finished
+def test_all_of_a_run(finished, tmp_path, capsys):
+    workdir = shutil.copytree(finished[0], tmp_path / "run")
     names = [
         "training_curves.png",
         "throughput.png",

@@ -176,7 +176,7 @@ def test_the_command_plots_one_video(changing, brightness, tmp_path, capsys):
     for wrong, problem in (
         ([*arguments, str(changing), "--plot=x.png"], "one video, not 2 files"),
         (["--model=demo", "--stride=2", str(changing)], "go with --window"),
-        ([*arguments, "--stride=nan"], "'nan' is no number of seconds above 0"),
+        ([*arguments, "--stride=nan"], "'nan' is no number above 0"),
         ([*arguments, f"--plot={tmp_path}/none/p.png"], "UnwritableOutput"),
     ):
         with pytest.raises(SystemExit):

@@ -1,7 +1,6 @@
 """Times of programs of known cost, and what collectives wait for."""
 
 import itertools
-import pathlib
 import re
 
 import numpy as np
@@ -10,17 +9,12 @@ import pytest
 from sparse_tube_vit.tpu import hlo
 from sparse_tube_vit.tpu.chips import CHIPS
 from sparse_tube_vit.tpu.cost import Network, device_group, estimate
-
-PROGRAMS = pathlib.Path(__file__).parent / "programs"
+from tests.tpu.written import PROGRAMS, read
 
 
 def network(chip="v5e", grid=(1, 1), axes=None):
     places = list(itertools.product(*map(range, grid)))
     return Network(CHIPS[chip], grid, axes or {"data": len(places)}, places)
-
-
-def read(name):
-    return hlo.parse((PROGRAMS / f"{name}.hlo").read_text())
 
 
 SHARDED = network(grid=(2, 4), axes={"data": 2, "fsdp": 4, "tensor": 1})

@@ -12,7 +12,7 @@ from sparse_tube_vit.tpu import summary
 from sparse_tube_vit.tpu.chips import Topology
 from sparse_tube_vit.tpu.feeding import feeding
 from tests.tiny import tiny_config
-from tests.tpu.test_preflight import found
+from tests.tpu.written import found
 
 MESH = {"data": 64, "fsdp": 1, "tensor": 1}
 
@@ -86,7 +86,7 @@ def test_the_command_warns_and_says_so_in_json(monkeypatch, capsys):
     for wrong in ("video", "clips=3", "video=x", "video=-1"):
         with pytest.raises(SystemExit):
             command.main([*arguments, "--example_ms", wrong])
-        assert "--example_ms takes STREAM=MS" in capsys.readouterr().err
+        assert "argument --example_ms: " in capsys.readouterr().err
 
 
 def test_what_is_prepared_is_measured(data_dir, monkeypatch):

@@ -2,15 +2,13 @@
 
 import itertools
 import json
-import pathlib
 import re
 
 import numpy as np
 import pytest
 
 from sparse_tube_vit.tpu import hlo
-
-PROGRAMS = pathlib.Path(__file__).parent / "programs"
+from tests.tpu.written import PROGRAMS, read
 
 HAND_WRITTEN = """HloModule handwritten, is_scheduled=true
 
@@ -29,10 +27,6 @@ ENTRY %main (a: f32[4], b: (bf16[2,3], pred[5])) -> f32[4] {
 calls=%double, backend_config={"window_config":{"estimated_cycles":"12"}}
 }
 """
-
-
-def read(name):
-    return hlo.parse((PROGRAMS / f"{name}.hlo").read_text())
 
 
 def test_instructions_have_their_parts():

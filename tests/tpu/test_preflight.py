@@ -2,60 +2,23 @@
 
 import dataclasses
 import importlib.util
-import itertools
 import json
-import pathlib
 import subprocess
 import sys
 
 import pytest
 
 from sparse_tube_vit import preflight as command
-from sparse_tube_vit.config import default_config, stream
 from sparse_tube_vit.datasets.catalog import OFFICIAL_CLASSES
 from sparse_tube_vit.distributed import sharding
 from sparse_tube_vit.models.flops import forward_flops, training_flops
 from sparse_tube_vit.models.tubevit import make_model
-from sparse_tube_vit.tpu import hlo, preflight, summary
+from sparse_tube_vit.tpu import preflight, summary
 from sparse_tube_vit.tpu.chips import CHIPS, GIB, Topology
-from sparse_tube_vit.tpu.cost import Network, estimate
-from sparse_tube_vit.tpu.preflight import DoesNotFit, Memory, Preflight, UnknownClasses
+from sparse_tube_vit.tpu.preflight import DoesNotFit, UnknownClasses
 from sparse_tube_vit.training import utilization
-from sparse_tube_vit.training.utilization import read_prediction, timed_keys
-
-PROGRAMS = pathlib.Path(__file__).parent / "programs"
-
-
-def kinetics():
-    config = default_config()
-    config.total_steps = 1000
-    config.data_dir = "/nowhere"
-    config.optimizer.warmup_steps = 10
-    videos = {"kind": "video", "dataset": "kinetics400", "head": "kinetics400"}
-    images = {"kind": "image", "dataset": "imagenet2012", "head": "imagenet"}
-    config.streams.video = stream(**videos, batch_size=32)
-    config.streams.image = stream(**images, batch_size=64)
-    return config
-
-
-def found(**changes):
-    """A preflight of the sharded program of programs/make.py."""
-    topology = Topology.parse("v5e:2x4")
-    axes = {"data": 2, "fsdp": 4, "tensor": 1}
-    places = list(itertools.product(range(2), range(4)))
-    program = hlo.parse((PROGRAMS / "sharded.hlo").read_text())
-    values = {
-        "topology": topology,
-        "mesh": axes,
-        "compile_seconds": 1.0,
-        "memory": Memory(GIB, 2 * GIB, GIB // 2, 4 * GIB, GIB // 4, 15.75 * GIB),
-        "estimate": estimate(program, Network(topology.chip, (2, 4), axes, places)),
-        "model_flops": 8 * 3 * 24 * 2 * 2048**3,
-        "batch": {"video": 32},
-        "steps": 3600,
-        "config": timed_keys(kinetics()),
-    }
-    return Preflight(**values | changes)
+from sparse_tube_vit.training.utilization import read_prediction
+from tests.tpu.written import found, kinetics
 
 
 def test_figures_follow_from_the_estimate():
@@ -172,14 +135,6 @@ def test_classes_of_moving_shapes_are_counted():
 
     for kind, names in moving_shapes.CLASS_NAMES.items():
         assert len(names) == OFFICIAL_CLASSES[f"moving_shapes/{kind}"]
-
-
-@pytest.mark.parametrize(
-    "text", ["kinetics400", "kinetics400=", "kinetics400=x", "a=0"]
-)
-def test_classes_that_do_not_read_are_named(text):
-    with pytest.raises(UnknownClasses, match="head=N"):
-        command.given_classes([text])
 
 
 def test_training_takes_three_forward_passes_of_what_is_trained():
