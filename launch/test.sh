@@ -4,7 +4,8 @@
 #
 #   ./launch/test.sh [--newest] [pytest's options]     PYTHON=python3.13
 #
-#   --slow       the long tests too
+#   --slow       the long tests too; those of PyTorch's TubeViT, of compiling for TPUs and
+#                of TensorFlow's exports run where torch, libtpu and tensorflow are
 #   -m smoke     a short set: load, predict, train, evaluate
 set -euo pipefail
 # shellcheck source=launch/usage.sh

@@ -46,6 +46,7 @@ import pytest
 
 from sparse_tube_vit.config import default_config
 from sparse_tube_vit.datasets.preparing.embedded import prepare_embedded
+from sparse_tube_vit.log import log
 from tests.tiny import COUNTS, shrink_moving_shapes, tiny_config
 
 REAL_DATA = Path(__file__).parents[1] / ".." / "shared" / "data"
@@ -69,6 +70,15 @@ def _no_data_of_the_repository():
     before = data.exists()
     yield
     assert before or not data.exists(), f"a test has no data_dir of its own: {data}"
+
+
+@pytest.fixture(autouse=True)
+def _log_as_it_was():
+    """Commands that run in this process show the package's log, for good."""
+    handlers, level, propagate = [*log.handlers], log.level, log.propagate
+    yield
+    log.handlers[:], log.propagate = handlers, propagate
+    log.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,7 @@ from sparse_tube_vit.checkpoints.release import release as make_release
 from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.figures import __main__ as figures
 from tests import bucket
-from tests.checkpoints.test_scaling import big_config, small_config, write
+from tests.checkpoints.created import big_config, small_config, write
 from tests.datasets.builders import official
 from tests.tiny import tiny_config
 

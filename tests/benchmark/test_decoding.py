@@ -7,6 +7,7 @@ import pytest
 
 from sparse_tube_vit.benchmark import __main__ as command
 from sparse_tube_vit.benchmark import decoding
+from tests.video.written import moving, write_video
 
 FRAMES = 40
 
@@ -15,17 +16,7 @@ FRAMES = 40
 def path(tmp_path_factory):
     """A key frame every 8 frames, others stored in another order than shown."""
     path = tmp_path_factory.mktemp("clips") / "clip.mp4"
-    y, x, t = np.mgrid[:48, :64, :FRAMES].astype(float)
-    waves = [np.sin(x / 5 + 0.8 * t), np.sin(y / 4 - 0.5 * t), np.sin((x + y) / 9 + t)]
-    frames = (128 + 90 * np.stack(waves, -1)).astype(np.uint8).transpose(2, 0, 1, 3)
-    with av.open(str(path), "w") as out:
-        stream = out.add_stream("libx264", rate=25, options={"crf": "1"})
-        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
-        stream.gop_size, stream.max_b_frames = 8, 2
-        for frame in frames:
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame))
-            out.mux(stream.encode(frame))
-        out.mux(stream.encode(None))
+    path.write_bytes(write_video(moving(FRAMES), b_frames=2))
     return str(path)
 
 

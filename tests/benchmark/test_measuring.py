@@ -151,7 +151,7 @@ def test_a_process_ends_in_time(tmp_path):
     log = tmp_path / "log"
     process = measuring.Process("ours", log, measuring.environment(tmp_path))
     assert [*process.lines(job, 0.3)] == [{"late": True}]
-    assert time.time() - started < 10
+    assert time.time() - started < 60
     process = measuring.Process("none", log, measuring.environment(tmp_path))
     (line,) = process.lines(job, 60)
     assert line["failed"] == "ended with 1: KeyError: 'none'"

@@ -1,11 +1,17 @@
 """A model card can be read, and its example runs."""
 
+import dataclasses
 import re
+import shutil
 
+import jax
+import numpy as np
 import pytest
 
 from sparse_tube_vit.checkpoints import release, stored
 from sparse_tube_vit.checkpoints.model_card import model_card
+from sparse_tube_vit.evaluation import results
+from tests.checkpoints import written
 from tests.datasets.builders import official
 from tests.saved import save_model
 from tests.tiny import tiny_config
@@ -84,3 +90,57 @@ def test_tokens_of_other_strides_are_told_from_those_of_training(model):
     assert re.findall(r"16x16, (.*) \|", card) == [
         *("9 tokens", "9 tokens", "30 tokens (9 in training)")
     ]
+
+
+def test_a_model_card_tells_data_steps_and_accuracy_with_its_protocol(copy):
+    workdir, _ = copy
+    (workdir / "evaluations").mkdir()
+    result = results.Accuracy(
+        {
+            "evaluation": "video",
+            **tiny_config("nowhere").evaluations.video,
+            "tokens": 8,
+            "frames": 4,
+            "fps": 8.0,
+            "size": 16,
+            "step": 5,
+        },
+        written.CLASSES["motions"],
+        np.array([0, 1, 2, 1]),
+        np.eye(3)[[0, 1, 1, 0]] * [[1], [1], [1], [0]],
+        ("gone",),
+        np.array([6, 6, 6, 0]),
+        np.array([True, True, True, False]),
+    )
+    result.save(workdir / "evaluations")
+    other = dict(result.protocol, step=3)  # of another checkpoint
+    dataclasses.replace(result, protocol=other).save(workdir / "evaluations")
+    release.release(workdir, workdir / "out", dtype="bfloat16", license="cc-by-4.0")
+    card = (workdir / "out" / "README.md").read_text()
+    assert card.startswith("---\n") and "license: cc-by-4.0" in card
+    assert "trained for 5 steps" in card and "averaged over training" in card
+    assert "| video | moving_shapes/videos | train | video | motions | 3 | 8 |" in card
+    assert card.count("Top-1") == 1
+    assert (
+        "| motions | Top-1 50.0% | 4 videos of moving_shapes/videos test, 1 of them "
+        "undecodable and so wrong | 2x3 views of 4 frames at 8 fps, 16x16, 8 tokens |"
+    ) in card
+    assert "in float32, before bfloat16" in card and f"jax {jax.__version__}" in card
+    # It is found from the step too, wherever that is named from; of a copy that is
+    # elsewhere nothing is known.
+    steps = workdir / "checkpoints"
+    elsewhere = shutil.copytree(steps / "5", workdir / "5")
+    for i, (path, step, said) in enumerate(
+        [
+            (steps / "5", None, "Top-1 50.0%"),
+            (steps, 5, "Top-1 50.0%"),
+            (elsewhere, None, "No results of step 5 are known here"),
+            (workdir / "of_step_0", None, "No results of step 5 are known here"),
+        ]
+    ):
+        release.release(path, workdir / f"of_step_{i}", step)
+        assert said in (workdir / f"of_step_{i}" / "README.md").read_text()
+    # The last step's own parameters are not what was measured.
+    release.release(workdir, workdir / "own", ema=False)
+    card = (workdir / "own" / "README.md").read_text()
+    assert "Not measured: these are the parameters of the last step" in card

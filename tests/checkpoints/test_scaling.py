@@ -17,8 +17,6 @@ from sparse_tube_vit.checkpoints.image_vits import read_arrays
 from sparse_tube_vit.checkpoints.run import (
     Checkpoints,
     OtherRun,
-    describe_run,
-    save_params,
 )
 from sparse_tube_vit.checkpoints.scaling import (
     NotScalable,
@@ -27,53 +25,25 @@ from sparse_tube_vit.checkpoints.scaling import (
     scale_tube,
     scale_up,
 )
-from sparse_tube_vit.config import InvalidConfig, default_config, from_json
+from sparse_tube_vit.config import InvalidConfig, default_config
 from sparse_tube_vit.models.tubes import SparseTubes, Tube, resize_kernel
-from sparse_tube_vit.models.tubevit import init_params, make_model
+from sparse_tube_vit.models.tubevit import make_model
 from sparse_tube_vit.models.variants import TUBE_SETS, VARIANTS, make_tubes
 from sparse_tube_vit.training.freezing import frozen_parts, partition
 from sparse_tube_vit.training.optimizer import make_optimizer
 from sparse_tube_vit.training.state import TrainState
-from tests.saved import random_like
+from tests.checkpoints.created import (
+    BIG,
+    CLASSES,
+    big_config,
+    model_and_params,
+    read,
+    small_config,
+    write,
+)
 from tests.tiny import shrink_moving_shapes, tiny_config
 
 GOLDEN = Path(__file__).parents[1] / "golden"
-CLASSES = {"motions": ("up", "down"), "shapes": ("circle", "square", "star")}
-# The large model: its width is no multiple of the small one's 24.
-BIG = {"depth": 3, "width": 40, "mlp_dim": 48, "heads": 4}
-PATCHES = ({"kernel": (1, 4, 4), "stride": (1, 4, 4)},)
-
-
-def model_and_params(config, classes=CLASSES):
-    model = make_model(config, {head: len(names) for head, names in classes.items()})
-    clip = (config.clip.frames, config.clip.size, config.clip.size)
-    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0), clip))
-    return model, random_like(shapes, config.seed)
-
-
-def write(workdir, config, kept=None):
-    """A checkpoint of random parameters, as training them would leave one."""
-    _, params = model_and_params(config)
-    save_params(workdir, params, describe_run(config, CLASSES | (kept or {})))
-    return params
-
-
-def read(workdir):
-    found = stored.read(workdir)
-    return from_json(found.description["config"]), found.description, found.params
-
-
-def small_config(data_dir="data"):
-    return tiny_config(data_dir)
-
-
-def big_config(data_dir="data", **model):
-    config = tiny_config(data_dir)
-    config.seed = 1
-    config.model.update(**BIG, **model)
-    config.model.tubes = PATCHES
-    del config.streams.video, config.evaluations.video
-    return config
 
 
 @pytest.fixture(scope="module")
@@ -323,6 +293,10 @@ def test_the_inputs_of_an_image_vit_are_normalized_as_asked(tmp_path, capsys):
         kernels.append(read(workdir)[2]["stem"]["tube_1"]["kernel"])
     said = re.findall(r"inputs are normalized by (\w+)", capsys.readouterr().out)
     assert said == ["half", "imagenet"] and not np.array_equal(*kernels)
+    options = ["--workdir", str(tmp_path / "c"), "--positions=keep"]
+    scale_up_command.main([*command, *options])
+    assert "positions" in read(tmp_path / "c")[2]
+    assert "positions" not in read(tmp_path / "a")[2]
     with pytest.raises(InvalidConfig, match="a is not an image ViT's weights"):
         read_image_vit(tmp_path / "a", normalization="half")
 

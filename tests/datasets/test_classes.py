@@ -1,5 +1,7 @@
 """Class names that a mirrored clip contradicts."""
 
+from types import SimpleNamespace
+
 import pytest
 
 from sparse_tube_vit.datasets import classes
@@ -21,6 +23,17 @@ from sparse_tube_vit.datasets import classes
 )
 def test_names_that_tell_left_from_right(name, is_sided):
     assert classes.sided([name, "walking"]) == [name] * is_sided
+
+
+def test_a_stream_that_mirrors_them_is_warned_of(caplog):
+    split = SimpleNamespace(name="d", class_names=("turn_left", "sit", "turn_right"))
+    classes.warn_of_flips("streams.v", split)
+    assert "classes of d tell left from right: turn_left, turn_right." in caplog.text
+    assert "--config.streams.v.flip=False" in caplog.text
+    caplog.clear()
+    split.class_names = ("sit", "stand")
+    classes.warn_of_flips("streams.v", split)
+    assert not caplog.text
 
 
 def test_the_embedded_motions_do(data_dir):

@@ -11,7 +11,6 @@ import sys
 import grain
 import numpy as np
 import pytest
-import tensorflow_datasets as tfds
 from absl import flags
 
 from sparse_tube_vit import prepare
@@ -22,8 +21,7 @@ from sparse_tube_vit.datasets.preparing import plan, write
 from sparse_tube_vit.input import pipeline
 from sparse_tube_vit.storage import UnreachableStorage
 from tests.datasets.builders import official
-
-SMALL = {kind: {"train": 48, "test": 24} for kind in ("images", "videos")}
+from tests.datasets.written import Other, picture
 
 
 @pytest.fixture(scope="module")
@@ -379,36 +377,6 @@ def test_a_label_that_is_no_class_is_named(tmp_path):
 def test_unknown_split_says_which_there_are(prepared):
     with pytest.raises(reading.UnknownSplit, match=r"no split 'test'.*train, val"):
         reading.open_split("image_folder/tiny", "test", prepared[0])
-
-
-class Other(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """As TFDS's own builders are: an Image feature, a file name, no id."""
-
-    VERSION = tfds.core.Version("2.0.0")
-    url_infos = None
-    label = "b"
-    features = {
-        "image": tfds.features.Image(shape=(None, None, 3)),
-        "label": tfds.features.ClassLabel(names=["a", "b"]),
-        "file_name": tfds.features.Text(),
-    }
-
-    def _info(self):
-        features = tfds.features.FeaturesDict(self.features)
-        return tfds.core.DatasetInfo(builder=self, features=features)
-
-    def _split_generators(self, dl_manager):
-        return {"train": self._generate_examples()}
-
-    def _generate_examples(self):
-        values = {"label": self.label, "file_name": "n01.jpg", "frames": b""}
-        values["image"] = values["video"] = self.picture
-        yield 0, {name: values[name] for name in self.features}
-
-
-def picture(path):
-    path.write_bytes(moving_shapes.encode_jpeg(np.zeros((1, 8, 8, 3), np.uint8)))
-    return path
 
 
 def test_data_sets_of_tfds_give_the_encoded_image(tmp_path):

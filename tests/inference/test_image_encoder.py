@@ -174,10 +174,15 @@ def test_features_are_not_partly_random(tmp_path):
         stv.load(folder)
 
 
-def test_videomae_reads_clips():
+def test_videomae_reads_clips(references):
+    """A clip that brightens, as tests/golden/make.py normalizes it."""
     tubevit = stv.load(GOLDEN / "hugging_face_videomae")
-    clip = np.zeros((4, 24, 24, 3), np.uint8)
-    assert tubevit.features(clip).tokens.shape == (18, 16)
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    x = (references["images"][0] / 255 - mean) / std
+    dimmed = np.stack([x * b for b in (0.25, 0.5, 0.75, 1)])
+    clip = (2 * (dimmed * std + mean) - 1).astype("f4")
+    theirs = references["hugging_face_videomae/tokens"][0]
+    np.testing.assert_allclose(tubevit.features(clip).tokens, theirs, atol=1e-4)
 
 
 def test_a_normalization_is_given_where_no_file_tells(references, tmp_path, caplog):

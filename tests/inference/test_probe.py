@@ -119,7 +119,7 @@ def test_the_command_probes_a_folder(workdir, tmp_path, capsys):
     assert "two classes at least" in run_command(tmp_path / "train", code=1).err
 
 
-def test_an_animation_among_images_is_its_first_picture(workdir, tmp_path):
+def test_an_animation_among_images_is_its_first_picture(workdir, tmp_path, capsys):
     """As in a data set of images."""
     write_images(tmp_path, "all", 2)
     first, *rest = (Image.new("RGB", (16, 16), c) for c in ("red", "blue", "green"))
@@ -143,6 +143,9 @@ def test_an_animation_among_images_is_its_first_picture(workdir, tmp_path):
         )
         assert probe.probe(tubevit, tmp_path / "all", "image")["files"] == 5
     assert seen == ["image"] * 5
+    options = [f"--clips={tmp_path / 'all'}", "--kind=image", "--format=json"]
+    probe_command.main([f"--model={workdir}", *options])
+    assert json.loads(capsys.readouterr().out)["frames"] == 1
 
 
 def test_features_are_written_without_what_is_bad(workdir, tmp_path):

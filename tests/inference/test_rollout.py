@@ -8,7 +8,7 @@ from sparse_tube_vit import Tube, TubeViT
 from sparse_tube_vit.config import EncoderOptions
 from sparse_tube_vit.inference.rollout import attention_shares
 from sparse_tube_vit.models.tubevit import init_params
-from tests.models.test_encoder import (
+from tests.models.loops import (
     layer_norm,
     multi_head,
     softmax,

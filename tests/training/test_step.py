@@ -292,3 +292,10 @@ def test_gradients_are_clipped_by_their_global_norm(model, batches):
     np.testing.assert_allclose(
         adam.mu["stem"]["tube_0"]["bias"], 0.1 * norm / scale, rtol=1e-5
     )
+
+
+def test_a_gradient_that_is_not_finite_is_named():
+    fine = {"loss": 1.0, "gradient_norm": 2.0}
+    steps.check_finite(fine, 3)
+    with pytest.raises(steps.NonFiniteLoss, match="gradient_norm is nan at step 3"):
+        steps.check_finite(fine | {"gradient_norm": np.nan}, 3)

@@ -16,7 +16,7 @@ from sparse_tube_vit.video.limits import LIMITS
 from sparse_tube_vit.video.opening import kind_of
 from sparse_tube_vit.video.transcode import Transcode
 from tests.video import memory
-from tests.video.test_mp4 import fragmented
+from tests.video.boxes import fragmented
 from tests.video.written import KINDS, moving, write_video
 
 SEED = 13

@@ -1,6 +1,5 @@
 """Files that ask for more than they get: named errors, at once, in little memory."""
 
-import contextlib
 import dataclasses
 import gc
 import io
@@ -31,8 +30,8 @@ from sparse_tube_vit.video.limits import (
 from sparse_tube_vit.video.opening import kind_of, opened
 from sparse_tube_vit.video.transcode import Transcode
 from tests.video import memory
-from tests.video.test_mp4 import WAYS, box, edited, with_edits
-from tests.video.test_mp4 import numbers as words
+from tests.video.boxes import WAYS, box, edited, with_edits
+from tests.video.boxes import numbers as words
 from tests.video.written import KINDS, at, moving, whole, write_video
 
 H, W = 48, 64
@@ -295,10 +294,8 @@ def test_no_other_file_is_read(tmp_path, monkeypatch):
 
 
 def test_no_port_is_opened():
-    started = time.monotonic()
     with pytest.raises(UndecodableClip, match="of a format that is not read"):
         decode(session(50_004), at(0.0), whole)
-    assert time.monotonic() - started < 1
 
 
 def test_what_waits_is_limited_by_the_clock(monkeypatch):
@@ -353,7 +350,7 @@ def test_a_stream_that_appears_late(real_data):
     path = real_data / "odd_inputs" / "videos" / "stream_appears_late.ts"
     if not path.exists():
         pytest.skip(f"{path} is absent")
-    with contextlib.suppress(UndecodableClip):
+    with pytest.raises(UndecodableClip, match="PyAV cannot read it: IndexError"):
         decode_first(path.read_bytes())
 
 

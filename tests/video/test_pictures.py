@@ -11,16 +11,8 @@ from sparse_tube_vit.video import pictures
 from sparse_tube_vit.video.decode import decode
 from sparse_tube_vit.video.limits import UndecodableClip
 from sparse_tube_vit.video.opening import SUFFIXES, kind_of
-from tests.video.written import at, moving, whole, write_video
-
-Y, X = np.mgrid[:48, :64]
-PICTURE = np.stack([4 * X, 5 * Y, 2 * (X + Y)], -1).astype(np.uint8)
-
-
-def written(picture, file_format, **options):
-    file = io.BytesIO()
-    Image.fromarray(picture).save(file, file_format, **options)
-    return file.getvalue()
+from tests.video.files import AFTER, OTHER, PICTURE, X, written
+from tests.video.written import at, whole
 
 
 def first(data, kind=None):
@@ -39,19 +31,6 @@ def assert_same(data, limit=3):
     ours, theirs = first(data), pillows(data)
     assert ours.shape == theirs.shape
     assert np.abs(ours - theirs).mean() < limit
-
-
-OTHER = PICTURE[::-1, ::-1].copy()
-AFTER = {
-    "a newline": b"\n",
-    "text": b"<html>no such page</html>" * 200,
-    "zeros": bytes(5000),
-    "a JPEG": written(OTHER, "JPEG"),
-    "a larger JPEG": written(OTHER.repeat(3, 0).repeat(3, 1), "JPEG"),
-    "an mp4": write_video(moving(8)),
-    "a transport stream": write_video(moving(8), 25, "mpegts", "mpeg2video"),
-    "a zip": b"PK\3\4" + np.random.default_rng(0).bytes(9000),
-}
 
 
 @pytest.mark.parametrize("after", AFTER)
@@ -224,6 +203,8 @@ REFUSED = {
     "truncated.png": "Invalid data",
     "zero.jpg": "decode",
 }
+
+
 ANIMATED = {"animated.avif", "animated.gif", "animated.png", "transparent.gif"}
 
 
@@ -231,7 +212,9 @@ def test_odd_files_of_people(real_data):
     folder = real_data / "odd_inputs"
     if not folder.exists():
         pytest.skip(f"{folder} is absent")
-    for path in sorted([*folder.glob("images/*"), *folder.glob("tiffs/*/*")]):
+    paths = sorted([*folder.glob("images/*"), *folder.glob("tiffs/*/*")])
+    assert {*REFUSED, *ANIMATED} <= {path.name for path in paths}
+    for path in paths:
         data = path.read_bytes()
         assert path.suffix in SUFFIXES["image"]
         if path.name in REFUSED:

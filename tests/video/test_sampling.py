@@ -50,16 +50,24 @@ def test_views_differ_wherever_a_video_has_frames_enough(views):
 @pytest.mark.parametrize("height, width", [(240, 320), (320, 240), (40, 400), (3, 2)])
 def test_random_crops_lie_inside_and_have_the_area_asked_for(height, width):
     rng = np.random.default_rng(0)
-    areas = []
+    areas, ratios, places = [], [], []
     for _ in range(300):
         c = sampling.random_crop(rng, height, width, 64, (0.3, 1.0))
         assert 0 <= c.top <= height - c.height and 0 <= c.left <= width - c.width
         assert min(c.height, c.width) >= 1
         assert (c.out_height, c.out_width) == (64, 64)
         areas.append(c.height * c.width / (height * width))
+        ratios.append(c.width / c.height)
+        room = height - c.height, width - c.width
+        if all(room):
+            places.append((c.top / room[0], c.left / room[1]))
     if (height, width) == (240, 320):
         assert 0.29 < min(areas) < 0.35 and 0.85 < max(areas) <= 1
         assert abs(np.mean(areas) - 0.6) < 0.06
+        assert 0.74 < min(ratios) < 0.8 and 1.25 < max(ratios) < 1.35  # 3/4 to 4/3
+        assert len(places) > 200
+        assert (abs(np.mean(places, 0) - 0.5) < 0.1).all()
+        assert np.min(places) < 0.05 and np.max(places) > 0.95
 
 
 @pytest.mark.parametrize(

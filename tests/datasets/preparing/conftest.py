@@ -4,7 +4,7 @@ from sparse_tube_vit.datasets.builders import folders
 from sparse_tube_vit.datasets.preparing import plan as planning
 from sparse_tube_vit.datasets.preparing import write
 from tests.datasets.builders import official
-from tests.datasets.preparing.test_write import contents
+from tests.datasets.written import contents
 
 CLIPS = [f"train/{label}/{i}.mp4" for label in ("ant", "wolf") for i in range(7)]
 

@@ -8,7 +8,7 @@ import pytest
 
 from sparse_tube_vit.datasets.preparing import beam, write
 from tests.datasets.preparing.conftest import CLIPS, builder
-from tests.datasets.preparing.test_write import contents
+from tests.datasets.written import contents
 
 pytest.importorskip("apache_beam")
 

@@ -11,7 +11,7 @@ from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.datasets.builders import moving_shapes
 from sparse_tube_vit.datasets.preparing.embedded import prepare_embedded
 from sparse_tube_vit.log import log
-from tests.datasets.test_reading import SMALL
+from tests.datasets.written import SMALL
 
 
 def test_moving_shapes_is_made_on_first_use(tmp_path, monkeypatch):

@@ -12,8 +12,7 @@ from sparse_tube_vit.datasets.builders.folders import VideoFolder
 from sparse_tube_vit.datasets.preparing import verification, write
 from sparse_tube_vit.datasets.preparing.verification import Problem
 from tests.datasets.builders import official
-from tests.datasets.test_reading import Other, picture
-from tests.datasets.written import write_folder
+from tests.datasets.written import Other, picture, write_folder
 
 CLIPS = [
     f"{split}/{label}/{i}.mp4"

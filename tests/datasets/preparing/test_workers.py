@@ -19,7 +19,7 @@ from sparse_tube_vit.datasets.preparing import prepare, write
 from sparse_tube_vit.distributed import cpu
 from sparse_tube_vit.storage import UnreadableFile
 from tests.datasets.preparing.conftest import CLIPS, builder
-from tests.datasets.preparing.test_write import contents
+from tests.datasets.written import contents
 from tests.processes import alive
 
 

@@ -16,6 +16,7 @@ from sparse_tube_vit.storage import UnreadableFile
 from sparse_tube_vit.video.transcode import Transcode
 from tests import bucket
 from tests.datasets.builders import official
+from tests.datasets.written import contents
 
 CLASSES = ("wolf", "ant")
 
@@ -60,10 +61,6 @@ def numbers(n):
 
 def read(data_dir, split, name="pictures"):
     return list(reading.open_split(name, split, data_dir))
-
-
-def contents(directory):
-    return {path.name: path.read_bytes() for path in directory.iterdir()}
 
 
 class OfTfds(tfds.core.GeneratorBasedBuilder, skip_registration=True):
