@@ -13,7 +13,7 @@ TINY = ["--frames=20", "--size=32", "--batch=1", "--runs=1"]
 def test_a_model_forward_and_backward(capsys):
     command.main(["model", "--variant=Ti", *TINY])
     first, *rest = capsys.readouterr().out.splitlines()
-    assert first.startswith("Ti, 20x32x32 (7 tokens), float32, batch 1, 8 cpu, ")
+    assert first.startswith("Ti, 20x32x32 (8 tokens), float32, batch 1, 8 cpu, ")
     rows = [
         re.fullmatch(r"  (.*): (.*) ms a clip, .* \((.*) a clip\)", x) for x in rest
     ]
@@ -28,7 +28,7 @@ def test_a_model_forward_and_backward(capsys):
 def test_a_step_of_the_last_layers(capsys):
     command.main(["scale_up", "--trained_layers=2", *TINY])
     (printed,) = capsys.readouterr().out.splitlines()
-    assert printed.startswith("Ti to S, 20x32x32 (7 tokens), ")
+    assert printed.startswith("Ti to S, 20x32x32 (8 tokens), ")
     assert "of all 12 layers" in printed and "of the last 2 and the gate" in printed
     # Of 12 layers, backward as two passes: 10 layers of 12 save 20 parts of 36.
     saved = int(re.search(r"of FLOPs (\d+)%", printed)[1])
