@@ -326,8 +326,8 @@ EVALUATION = {
     **_SOURCE,
     "batch_size": Key(
         REQUIRED,
-        "Examples at a time, over all hosts; fewer where their views take more than "
-        "half a GiB of a host.",
+        "Examples at a time, over all hosts; fewer where their views take more than a "
+        "GiB of a host.",
         whole(1, 2**20),
     ),
     "split": Key("test", "Split of the data set.", TEXT),

@@ -177,8 +177,8 @@ def _one_a_node():
 
     jax would take as many as there are processes on the node; by [] it takes all.
     """
-    if os.environ.get("JAX_LOCAL_DEVICE_IDS"):
-        return False
+    if any(map(os.environ.get, ("JAX_LOCAL_DEVICE_IDS", "OMPI_COMM_WORLD_LOCAL_RANK"))):
+        return False  # these name each process's devices
     tasks = os.environ.get("SLURM_STEP_TASKS_PER_NODE", "")
     return bool(re.fullmatch(r"1(\(x\d+\))?", tasks))
 

@@ -45,7 +45,7 @@ class UnknownEvaluation(TubeViTError, KeyError):
 
 
 #: Bytes of decoded views that a host's share of an evaluation's batch may have.
-SHARE_BYTES = 2**29
+SHARE_BYTES = 2**30
 
 
 class Evaluator:
@@ -131,7 +131,10 @@ class Evaluator:
 
     def _batches(self, mesh):
         """Yields this host's share of every batch, in parts as for `to_devices`."""
-        source = ConfigDict(dict(self.source, batch_size=self._batch_size(mesh)))
+        size = self._batch_size(mesh)
+        if size < self.source.batch_size:
+            log.info("%s: views for %d videos at a time fit memory", self.name, size)
+        source = ConfigDict(dict(self.source, batch_size=size))
         share, shares = sharding.batch_share(mesh)
         parts, available = sharding.batch_parts(mesh), cores.worker_cores()
         loader = workers.evaluation_loader(

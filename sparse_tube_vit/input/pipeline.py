@@ -17,6 +17,11 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
+try:
+    import resource
+except ModuleNotFoundError:  # on Windows
+    resource = None
+
 import grain
 import numpy as np
 from absl import flags
@@ -138,7 +143,7 @@ def _part_size(batch_size, parts, where):
 
 
 class LoaderDied(TubeViTError, RuntimeError):
-    """A worker process that decodes was killed, or shared memory is full."""
+    """A worker process that decodes was killed, or memory or open files ran out."""
 
 
 def batches_ahead(prefetch: int, workers: int) -> int:
@@ -158,7 +163,7 @@ def iterate(
         parts: Parts of a batch; `loader.prefetch` counts whole ones.
 
     Raises:
-        LoaderDied: A worker process was killed, or shared memory is full.
+        LoaderDied: A worker process was killed, or memory or open files ran out.
     """
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()  # grain's workers need it, outside absl.app too
@@ -173,6 +178,9 @@ def iterate(
         return
     atexit.unregister(_wait_for_freed_batches)  # once
     atexit.register(_wait_for_freed_batches)
+    _raise_limit_of_open_files()
+    options = grain.experimental.DatasetOptions(min_shm_size=_LEAST_SHARED)
+    batches = grain.experimental.WithOptionsIterDataset(batches, options)
     iterator = iter(
         batches.mp_prefetch(
             grain.MultiprocessingOptions(
@@ -195,6 +203,20 @@ def iterate(
         # worker's last batch: without this it stays in shared memory.
         del iterator
         gc.collect()
+
+
+# Bytes of an array from which it travels through shared memory, where each takes two
+# open files; smaller ones go through the pipe of a process.
+_LEAST_SHARED = 2**16
+
+
+def _raise_limit_of_open_files():
+    """Raises the soft limit to the hard one: processes by the dozen pass the usual."""
+    if resource:
+        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = 2**16 if hard == resource.RLIM_INFINITY else min(hard, 2**16)
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _wait_for_freed_batches():
@@ -232,9 +254,9 @@ def _naming_deaths(where):
             f"{where}: a worker process that decodes ended by {name} ({code}). {cause}"
         ) from None
     except OSError as error:
-        if error.errno != errno.ENOSPC:
+        if error.errno not in _LACKS:
             raise
-        raise LoaderDied(f"{where}: {error}. {_CAUSES[signal.SIGBUS]}") from error
+        raise LoaderDied(f"{where}: {error}. {_LACKS[error.errno]}") from error
 
 
 _CAUSES = {
@@ -244,4 +266,9 @@ _CAUSES = {
     "run --shm-size), or set loader.workers or loader.prefetch lower; with "
     "loader.workers 0 nothing goes through it.",
     signal.SIGSEGV: "A file made the decoder crash: `sparse-tube-vit verify` finds it.",
+}
+_LACKS = {
+    errno.ENOSPC: _CAUSES[signal.SIGBUS],
+    errno.EMFILE: "Raise the limit of open files (ulimit -n), or set loader.workers or "
+    "loader.prefetch lower.",
 }

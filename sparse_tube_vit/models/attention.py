@@ -70,7 +70,7 @@ def attention(q, k, v, implementation: str = "auto", tokens: int | None = None):
     """Computes softmax(q k^T / sqrt(d)) v, with the softmax in float32.
 
     For rematerialization the output is named "attention"; for splash, inputs and
-    outputs of its kernel are.
+    outputs of its kernel are. Those of cudnn are known by the kernel's own name.
 
     Args:
         q: Queries (B, M, heads, d).
@@ -89,7 +89,8 @@ def attention(q, k, v, implementation: str = "auto", tokens: int | None = None):
     compute = IMPLEMENTATIONS[implementation]
     if implementation == "splash":
         return compute(q, k, v, tokens)
-    return checkpoint_name(compute(q, k, v), "attention")
+    y = compute(q, k, v)
+    return y if implementation == "cudnn" else checkpoint_name(y, "attention")
 
 
 def heads_first(q, k, v):

@@ -126,8 +126,8 @@ _named = jax.checkpoint_policies.save_only_these_names("dense", "attention")
 def _dots(primitive, *args, **params):
     """Keeps the outputs of dense layers and attention, not the attention scores.
 
-    The gradient of cuDNN's kernel also needs sums of its softmax, which have no name:
-    without them the kernel would run again.
+    The gradient of cuDNN's kernel also needs sums of its softmax, which cannot be
+    named: all outputs of the kernel are kept, or it would run again.
     """
     fused = primitive.name == "dot_product_attention_fwd_wrapper"
     return fused or _named(primitive, *args, **params)

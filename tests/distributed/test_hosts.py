@@ -220,6 +220,7 @@ def test_slurms_only_process_on_a_node_uses_all_of_its_gpus(tasks, ids, devices)
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
+        timeout=120,
     ).stdout
     assert printed.split() == ["1", devices]
 

@@ -6,6 +6,7 @@ import itertools
 import multiprocessing
 import os
 import re
+import resource
 import signal
 import subprocess
 import sys
@@ -418,22 +419,55 @@ def test_worker_processes_heed_no_signal_and_their_death_is_named(clips, referen
                 next(batches)
 
 
-class Full:
-    """Batches of a worker that finds no room in shared memory."""
+@dataclasses.dataclass
+class Refused:
+    """Batches of a worker that the system refuses something."""
+
+    error: int
 
     def __len__(self):
         return 3
 
     def __getitem__(self, i):
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError(self.error, os.strerror(self.error))
 
 
-def test_full_shared_memory_is_named():
+@pytest.mark.parametrize(
+    "error, advice",
+    [(errno.ENOSPC, "/dev/shm.*shm-size"), (errno.EMFILE, "Too many.*ulimit -n")],
+)
+def test_full_shared_memory_and_too_many_open_files_are_named(error, advice):
     loader = LOADER.copy_and_resolve_references()
     loader.workers = 1
-    batches = pipeline.iterate(grain.MapDataset.source(Full()), loader, "streams.x")
-    with pytest.raises(pipeline.LoaderDied, match=r"streams\.x: .*/dev/shm.*shm-size"):
+    refused = grain.MapDataset.source(Refused(error))
+    batches = pipeline.iterate(refused, loader, "streams.x")
+    with pytest.raises(pipeline.LoaderDied, match=rf"streams\.x: .*{advice}"):
         next(batches)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts files in /proc")
+def test_parts_that_are_ready_take_few_open_files():
+    loader = LOADER.copy_and_resolve_references()
+    loader.update(workers=1, prefetch=4)
+
+    def part(i):
+        small = {str(k): np.full(8, i) for k in range(4)}
+        return small | {"video": np.full(2**17, i)}
+
+    def open_files():
+        return len(os.listdir("/proc/self/fd"))
+
+    before = open_files()
+    parts = grain.MapDataset.range(64).map(part)
+    with contextlib.closing(pipeline.iterate(parts, loader, "x", 8)) as parts:
+        assert next(parts)["video"][0] == 0
+        deadline, seen = time.monotonic() + 20, -1
+        while seen != (seen := open_files()) and time.monotonic() < deadline:
+            time.sleep(1)  # until all of four batches are ready
+        # Two for the video of each of 32 parts and the next; pipes and such.
+        assert 50 < seen - before < 100
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert soft >= min(hard, 2**16)
 
 
 ENDLESS = """

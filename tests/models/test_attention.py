@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax._src.cudnn import fused_attention_stablehlo as stablehlo
-from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import PartitionSpec as P
 
 from sparse_tube_vit.distributed.mesh import AXES, BATCH
@@ -118,23 +117,30 @@ def test_odd_numbers_of_tokens_are_padded_for_cudnn(tokens, queries, monkeypatch
     assert "cudnn$fmha" in lowered
 
 
-def test_dots_runs_cudnn_once_and_full_runs_it_again(monkeypatch):
+def test_dots_runs_cudnn_once_and_full_runs_it_again(monkeypatch, capsys):
+    monkeypatch.setattr(attentions, "platform", lambda: "gpu")
     monkeypatch.setattr(stablehlo, "check_cudnn_version", lambda: 91000)
     q, k, v = (x.astype(jnp.bfloat16) for x in inputs(8)[:3])
 
     def kernels(policy):
         def attend(*x):
-            return checkpoint_name(attentions.cudnn(*x), "attention")
+            return jax.checkpoint(attention, policy=policy, static_argnums=3)(
+                *x, "cudnn"
+            )
 
         def loss(*x):
-            y = jax.checkpoint(attend, policy=policy)(*x)
-            return jnp.sin(y).sum()
+            return jnp.sin(attend(*x)).sum()
 
         traced = jax.make_jaxpr(jax.grad(loss, argnums=(0, 1, 2)))(q, k, v)
-        return len(re.findall(r"= dot_product_attention_fwd_wrapper", str(traced)))
+        capsys.readouterr()
+        jax.ad_checkpoint.print_saved_residuals(attend, q, k, v)
+        kept = re.findall(r"(\w+)\[[\d,]+\] output of", capsys.readouterr().out)
+        runs = re.findall(r"= dot_product_attention_fwd_wrapper", str(traced))
+        return len(runs), sorted(kept)
 
-    assert kernels(REMAT_POLICIES["dots"]) == 1
-    assert kernels(REMAT_POLICIES["full"]) == 2
+    # The output, once, and the sums of the softmax.
+    assert kernels(REMAT_POLICIES["dots"]) == (1, ["bf16", "f32"])
+    assert kernels(REMAT_POLICIES["full"]) == (2, [])
 
 
 def test_a_loop_over_heads_has_the_gradients_of_all_at_once():
