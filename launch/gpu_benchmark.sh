@@ -25,7 +25,7 @@ version="$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')"
 packages="$PWD/build/gpu_packages/$version"
 export PYTHONPATH="$PWD:$packages${PYTHONPATH:+:$PYTHONPATH}"
 
-# As benchmark gpu imports them; setup.py has the versions.
+# As benchmark gpu imports them.
 if ! "$python" -c 'import etils.epath, flax, ml_collections, optax' 2>/dev/null; then
     mkdir -p "$packages"
     pip() {

@@ -25,6 +25,6 @@ if [ -z "${VIRTUAL_ENV:-}" ]; then
         echo "This uses the CPU. For the GPU, start it in an environment by docs/gpu.md." >&2
     fi
     # shellcheck source=launch/setup.sh
-    source "$(dirname "$0")/setup.sh"
+    source launch/setup.sh
 fi
 exec python -m sparse_tube_vit.reproduce "$@"

@@ -110,7 +110,7 @@ parse() {
                 esac
                 ;;
             *)
-                misuse UnknownOption "$1 is no option of $command; see $0 without any."
+                misuse UnknownOption "$1 is no option; see $0 --help."
                 ;;
         esac
         shift
@@ -130,7 +130,7 @@ parse() {
 
 need() { # OPTION VALUE
     [ -n "$2" ] ||
-        misuse MissingOption "$command needs $1; see $0 without any arguments."
+        misuse MissingOption "$command needs $1; see $0 --help."
 }
 
 # Sets project, zone, nodes and the flags with which gcloud finds them.
@@ -727,7 +727,7 @@ case "$command" in
         usage >&2
         exit 2
         ;;
-    *) misuse UnknownCommand "$command; see $0 without any arguments." ;;
+    *) misuse UnknownCommand "$command; see $0 --help." ;;
 esac
 [[ -n "$name" && "$name" != -* ]] || misuse MissingName "$0 $command NAME: which TPU?"
 parse "${@:3}"

@@ -28,9 +28,7 @@ class MissingPackage(TubeViTError, ModuleNotFoundError):
 
 @contextlib.contextmanager
 def reported():
-    """Context manager that ends a command without a trace.
-
-    It handles named errors, Ctrl-C, and a closed output pipe.
+    """Ends a command without a trace on named errors, Ctrl-C and a closed output pipe.
 
     Names of files that are not in UTF-8 are printed with escapes, as in JSON.
     """

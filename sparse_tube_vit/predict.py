@@ -152,8 +152,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         type=above_zero,
         metavar="SECONDS",
         help="from one window's beginning to the next one's, 0.01 or more; default: as "
-        "--window. The last window is moved to end with the video, unless that ends "
-        "between two",
+        "--window. A window that would run past the end is moved to end with the video",
     )
     parser.add_argument(
         "--plot",

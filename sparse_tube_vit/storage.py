@@ -97,10 +97,9 @@ def temporary(path):
 def locked(
     path, wait_seconds: float = math.inf, required: bool = False
 ) -> Iterator[bool]:
-    """Locks a file or folder against others that lock it, until the context ends.
+    """Locks a file or folder until the context, or this process, ends.
 
-    Or until this process does, in whatever way. `remove_leftovers` leaves what is
-    locked. Buckets and Windows have no locks.
+    `remove_leftovers` leaves what is locked. Buckets and Windows have no locks.
 
     Args:
         path: The file or folder, which exists.
@@ -284,13 +283,18 @@ def absolute(path) -> str:
     return os.fspath(path) if is_remote(path) else os.path.abspath(path)
 
 
-def json_files(directory) -> list[epath.Path]:
-    """Returns the JSON files in a directory that may not exist, sorted.
+def entries(directory) -> list[epath.Path]:
+    """Returns the files and folders in a directory that may not exist.
 
     `epath.Path.glob` would take the directory's name for a part of the pattern.
     """
     directory = epath.Path(directory)
-    paths = directory.iterdir() if directory.is_dir() else ()
+    return [*directory.iterdir()] if directory.is_dir() else []
+
+
+def json_files(directory) -> list[epath.Path]:
+    """Returns the JSON files in a directory that may not exist, sorted."""
+    paths = entries(directory)
     return sorted(p for p in paths if p.suffix == ".json" and p.name[0] != ".")
 
 

@@ -123,7 +123,7 @@ def test_a_directory_whose_name_is_not_in_utf_8(images, tmp_path, capsys):
     assert "image_folder/x: written to" in capsys.readouterr().out
     assert ended(*arguments, str(directory / "data")) == 1
     error = capsys.readouterr().err
-    assert "CannotWrite: " in error and "caf\\udce9/data" in error
+    assert "UnwritableOutput: " in error and "caf\\udce9/data" in error
 
 
 def test_lists_of_what_was_left_out_are_cut(tmp_path):

@@ -83,11 +83,11 @@ def plan(args) -> list[Job]:
     # What a user would take instead, of the first variant: VideoMAE at its own 16
     # frames and at ours, timm's on every frame.
     first, frames = args.variants[0], args.frames[0]
+    others = dict.fromkeys([(16, "videomae"), (frames, "timm"), (frames, "videomae")])
     peers = [
-        jobs(direction, first, t, "video", names)
+        jobs(direction, first, t, "video", [name])
         for direction in ("train", "forward")
-        for t, names in ((16, ["videomae"]), (frames, ["timm"]), (frames, ["videomae"]))
-        if (t, names) != (frames, ["videomae"]) or frames != 16
+        for t, name in others
     ]
     some = len(args.variants) + 1
     order = [*train[:some], forward[0], *peers[:2], *train[some:], *forward[1:]]

@@ -41,7 +41,7 @@ class Implementation:
 
 
 def _attention(tokens, width):
-    """FLOPs of projections, scores and weighted sums."""
+    """Returns FLOPs of projections, scores and weighted sums."""
     return 2 * tokens * 4 * width**2 + 4 * tokens**2 * width
 
 
@@ -64,13 +64,13 @@ def _videomae(sizes, frames, patches):
 
 
 def _vivit(sizes, frames, patches):
-    """As VideoMAE, with a class token."""
+    """Returns FLOPs as of VideoMAE, with a class token."""
     tokens = frames // 2 * patches + 1
     return _dense_stem(sizes, frames, patches) + _encoder(sizes, tokens)
 
 
 def _timesformer(sizes, frames, patches):
-    """Attention over time and a projection, then in each frame with the class token."""
+    """Returns FLOPs of attention over time, then in each frame with a class token."""
     width = sizes["width"]
     in_time = patches * (_attention(frames, width) + 2 * frames * width**2)
     in_frames = frames * _attention(patches + 1, width)
@@ -80,7 +80,7 @@ def _timesformer(sizes, frames, patches):
 
 
 def _vit(sizes, frames, patches):
-    """A pass for every frame."""
+    """Returns FLOPs of a pass for every frame."""
     stem = _dense_stem(sizes, frames, patches)
     return stem + frames * _encoder(sizes, patches + 1)
 
@@ -95,7 +95,7 @@ PORT_TUBES = (
 
 
 def _port(sizes, frames, patches):
-    """With a class token, and pooling by a weight for each token."""
+    """Returns FLOPs with a class token, and pooling by a weight for each token."""
     side = 16 * math.isqrt(patches)
     windows = [math.prod(tube.grid((frames, side, side))) for tube in PORT_TUBES]
     volumes = [math.prod(tube.kernel) for tube in PORT_TUBES]

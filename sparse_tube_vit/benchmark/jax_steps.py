@@ -78,7 +78,7 @@ class JaxSteps:
         jax.clear_caches()
 
     def traced(self, folder: str):
-        """Context manager that writes a trace for XProf and Perfetto."""
+        """Writes a trace of the body for XProf and Perfetto."""
         return jax.profiler.trace(folder)
 
     def _program(self, batch):

@@ -30,6 +30,7 @@ from sparse_tube_vit.distributed.cpu import usable_cores
 from sparse_tube_vit.distributed.devices import has_gpu, peak_flops, remedy
 from sparse_tube_vit.errors import TubeViTError, UnwritableOutput
 from sparse_tube_vit.models.variants import VARIANTS
+from sparse_tube_vit.storage import write_whole
 
 #: Seconds: no job starts in the last `_LAST_START` before the `_RESERVE` at the end.
 _LAST_START, _RESERVE = 12, 4
@@ -248,9 +249,7 @@ class Results:
             "failed": self.failed,
             "not_installed": self.not_installed,
         }
-        partial = self.file.with_suffix(".partial")
-        partial.write_text(json.dumps(written, indent=1))
-        partial.replace(self.file)
+        write_whole(self.file, json.dumps(written, indent=1).encode())
 
 
 def processor() -> str:

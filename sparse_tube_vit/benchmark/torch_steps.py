@@ -180,7 +180,7 @@ class TorchSteps:
 
     @contextlib.contextmanager
     def traced(self, folder: str):
-        """Context manager that writes a trace for Perfetto, and kernels by time."""
+        """Writes a trace of the body for Perfetto, and its kernels by time."""
         with torch.profiler.profile() as profile:
             yield
         Path(folder).mkdir(parents=True, exist_ok=True)

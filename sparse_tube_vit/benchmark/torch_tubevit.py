@@ -7,15 +7,12 @@ Written as PyTorch's users would: one product for queries, keys and values, and
 import math
 from collections.abc import Mapping, Sequence
 
-import jax
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 
 from sparse_tube_vit.models.positions import sincos, token_centres
 from sparse_tube_vit.models.tubes import Tube, tubes_for
-from sparse_tube_vit.models.tubevit import TubeViT as JaxTubeViT
 
 NORM_EPSILON = 1e-6
 
@@ -169,62 +166,3 @@ class TubeViT(nn.Module):
 
 def _name(clip):
     return "positions_" + "x".join(map(str, clip))
-
-
-class NotThisModel(ValueError):
-    """A model that this file does not write in PyTorch."""
-
-
-def load(model: TubeViT, ours: JaxTubeViT, params: Mapping) -> None:
-    """Loads parameters of our model.
-
-    Args:
-        model: The model in PyTorch.
-        ours: The model that the parameters are of, of the same sizes.
-        params: Its parameters.
-
-    Raises:
-        NotThisModel: It has other options than this file knows.
-    """
-    o = ours.options
-    known = (ours.kernels, ours.positions, ours.pooling)
-    known += (o.gelu, o.gated_mlp, o.norm_epsilon)
-    if known != ("separate", "fixed", "attention", "tanh", False, NORM_EPSILON):
-        raise NotThisModel(f"{known} is not what the model in PyTorch has.")
-    params = jax.device_get(params)
-    state = {"pooling.probe": torch.tensor(params["pooling"]["probe"])}
-
-    def linear(name, *layers):
-        """Stores dense layers of the same inputs as one, their outputs side by side."""
-        biases = [layer["bias"].ravel() for layer in layers]
-        kernels = [
-            layer["kernel"].reshape(-1, bias.size)
-            for layer, bias in zip(layers, biases, strict=True)
-        ]
-        state[f"{name}.weight"] = torch.tensor(np.concatenate(kernels, axis=1).T)
-        state[f"{name}.bias"] = torch.tensor(np.concatenate(biases))
-
-    def norm(name, layer):
-        state[f"{name}.weight"] = torch.tensor(layer["scale"])
-        state[f"{name}.bias"] = torch.tensor(layer["bias"])
-
-    for i in range(len(model.tubes)):
-        linear(f"stem.{i}", params["stem"][f"tube_{i}"])
-    for i in range(len(model.blocks)):
-        block, name = params["encoder"][f"block_{i}"], f"blocks.{i}"
-        attention = block["attention"]
-        qkv = (attention[part] for part in ("query", "key", "value"))
-        linear(f"{name}.attention.qkv", *qkv)
-        linear(f"{name}.attention.out", attention["out"])
-        linear(f"{name}.up", block["mlp"]["up"])
-        linear(f"{name}.down", block["mlp"]["down"])
-        norm(f"{name}.norm_1", block["norm_1"])
-        norm(f"{name}.norm_2", block["norm_2"])
-    norm("norm", params["encoder"]["norm"])
-    attention = params["pooling"]["attention"]
-    linear("pooling.query", attention["query"])
-    linear("pooling.kv", attention["key"], attention["value"])
-    linear("pooling.out", attention["out"])
-    for name in model.heads:
-        linear(f"heads.{name}", params[f"head_{name}"])
-    model.load_state_dict(state)

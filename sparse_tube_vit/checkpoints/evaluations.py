@@ -27,8 +27,6 @@ def read_evaluations(workdir) -> dict[str, dict]:
             log.warning("%s is skipped, it holds no evaluation: %s", path, error)
             continue
         results[path.stem] = result
-        if "distinct" in result:  # its name in older results
-            result["examples"] = result.pop("distinct")
     return results
 
 
@@ -49,7 +47,7 @@ def views_in_words(protocol: Mapping) -> str:
     Args:
         protocol: Of a result, or the contents of its JSON file.
     """
-    maximum = "maximum of " if protocol.get("combine_views") == "max" else ""
+    maximum = "maximum of " if protocol["combine_views"] == "max" else ""
     return f"{maximum}{protocol['temporal_views']}x{protocol['spatial_views']}"
 
 
@@ -60,7 +58,7 @@ def tokens_in_words(protocol: Mapping) -> str:
         protocol: Of a result, or the contents of its JSON file.
     """
     tokens = protocol["tokens"]
-    times = tokens / protocol.get("training_tokens", tokens)  # absent in older files
+    times = tokens / protocol["training_tokens"]
     if times == 1:
         return f"{tokens} tokens"
     digits = 1 if times > 1 else 2

@@ -105,18 +105,14 @@ class HubPath:
                     )
                 )
             paths = [str(self.path / item) for item in items]
-            root = hub.snapshot_download(
-                self.repository,
-                revision=self.commit,
-                allow_patterns=[*paths, *(f"{path}/*" for path in paths)],
-            )
-        return Path(root, self.path)
+            files = [*paths, *(f"{path}/*" for path in paths)]
+            return _snapshot(hub, self.repository, self.commit, files) / self.path
 
 
 def _snapshot(hub, repository, revision, files):
     """Returns a revision's folder in the cache, with these files if it has them."""
-    given = {"revision": revision, "allow_patterns": files}
-    return Path(hub.snapshot_download(repository, **given))
+    root = hub.snapshot_download(repository, revision=revision, allow_patterns=files)
+    return Path(root)
 
 
 def _cached(hub, repository, revision):

@@ -70,7 +70,7 @@ def model_card(
         _model(config, model, dtype),
         "## Versions",
         "\n".join(f"* {package} {v}" for package, v in run["versions"].items()),
-        "## Licence",
+        "## License",
         f"Weights: {license or 'not stated by whoever released them'}. The data sets "
         "that they were trained on have terms of their own. The code, "
         "sparse_tube_vit: Apache-2.0.",
@@ -85,7 +85,7 @@ def _plain(text: str) -> str:
 
 
 def _data(config):
-    """The data sets, those of folders by the folders' names."""
+    """Returns the data sets' names, those of folders by the folders' names."""
     names = {
         re.sub(r"^\w+_folder/(.+?)(-[0-9a-f]{8})?$", r"\1", s.dataset)
         for s in config.streams.values()
@@ -162,8 +162,8 @@ def _accuracy(config, model, dtype, results):
     rows = []
     for r in results:
         views = f"{r['size']}x{r['size']}, {r['tokens']} tokens"
-        if (trained := r.get("training_tokens", r["tokens"])) != r["tokens"]:
-            views += f" ({trained} in training)"
+        if r["training_tokens"] != r["tokens"]:
+            views += f" ({r['training_tokens']} in training)"
         if r["kind"] == "video":
             views = (
                 f"{views_in_words(r)} views of {r['frames']} frames at {r['fps']:g} "

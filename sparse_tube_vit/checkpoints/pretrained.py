@@ -30,7 +30,11 @@ class WeightsDoNotMatch(TubeViTError, ValueError):
 
 
 def initial_params(
-    config: ConfigDict, model: TubeViT, shapes, class_names: Mapping[str, tuple]
+    config: ConfigDict,
+    model: TubeViT,
+    shapes,
+    class_names: Mapping[str, tuple],
+    vit: image_vits.ImageViT | None = None,
 ) -> tuple[dict, "WeightsReport"]:
     """Returns the parameters that a model takes from `config.init.weights`.
 
@@ -39,6 +43,7 @@ def initial_params(
         model: The config's model.
         shapes: The model's parameters or their shapes, a nested dict.
         class_names: Class names of every head of the model.
+        vit: The image ViT at `config.init.weights`, if it has been read.
 
     Returns:
         (part, report): A nested dict of numpy arrays, float32, without the new
@@ -55,11 +60,11 @@ def initial_params(
     """
     path = config.init.weights
     shapes = {name: x.shape for name, x in _flat(shapes).items()}
-    image = image_vits.holds_image_vit(path)
+    image = vit is not None or image_vits.holds_image_vit(path)
     if wrong := [*wrong_source(config, image)]:
         raise InvalidConfig("\n".join(["The configuration cannot work:", *wrong]))
     if image:
-        vit = image_vits.read(path, config.init.normalization)
+        vit = vit or image_vits.read(path, config.init.normalization)
         source, theirs = vit.source, vit.model
         match = _from_vit(vit, config, model, shapes)
     else:

@@ -17,9 +17,9 @@ from sparse_tube_vit.checkpoints.evaluations import read_evaluations
 from sparse_tube_vit.checkpoints.model_card import model_card
 from sparse_tube_vit.checkpoints.step import sealed
 from sparse_tube_vit.checkpoints.stored import (
-    ARRAYS,
     CARD,
     CONFIG,
+    WEIGHTS,
     StoredModel,
 )
 from sparse_tube_vit.config import from_json
@@ -125,7 +125,7 @@ def write_folder(
     directory = Path(directory)
     _restore(directory)
     if directory.exists():
-        is_release = {CONFIG, ARRAYS} <= {p.name for p in directory.glob("*")}
+        is_release = {CONFIG, WEIGHTS} <= {p.name for p in directory.glob("*")}
         if not (overwrite and is_release):
             raise ReleaseExists(
                 f"{directory} exists and is "
@@ -152,7 +152,7 @@ def write_folder(
     try:
         new.mkdir(parents=True)
         with locked(new, wait_seconds=0):
-            (new / ARRAYS).write_bytes(data)
+            (new / WEIGHTS).write_bytes(data)
             text = json.dumps(
                 sealed(model.description | {"release": release}), indent=1
             )

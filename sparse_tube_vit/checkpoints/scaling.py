@@ -20,7 +20,6 @@ from sparse_tube_vit.checkpoints.resizing import positions_at
 from sparse_tube_vit.checkpoints.run import describe_run, save_params
 from sparse_tube_vit.config import (
     ConfigDict,
-    InvalidConfig,
     default_config,
     from_json,
     validate,
@@ -209,14 +208,11 @@ def read_image_vit(
         config.model.tubes = ({"kernel": (1, h, w), "stride": (1, h, w)},)
         config.init.update(weights=str(path), normalization=normalization)
         model = _model(config, {"classes": ()})
-        params, report = pretrained.initial_params(config, *model)
+        params, report = pretrained.initial_params(config, *model, vit)
         dropped, notes = report.dropped, report.notes
         positions = vit.arrays.get("positions"), vit.family.interpolation
-    elif normalization:
-        raise InvalidConfig(
-            f"{path} is not an image ViT's weights: it takes no normalization."
-        )
     else:
+        image_vits.refuse_normalization(path, normalization)
         source, positions = stored.read(path), ()
         config, params = from_json(source.description["config"]), source.params
         dropped, notes = {}, ()

@@ -24,8 +24,7 @@ from sparse_tube_vit.config import InvalidConfig, from_json
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.storage import UnreachableStorage, absolute, is_unavailable
 
-#: Version of the checkpoint format. Newer versions are refused; keys missing from older
-#: ones take their defaults. The first checkpoints had no version: they count as 0.
+#: Version of the checkpoint format. Newer versions are refused.
 FORMAT = 1
 
 #: Orbax's file of a step with its items and the time at which it was finished.
@@ -36,9 +35,6 @@ ADVICE = " Copy it again, or take another one."
 
 #: Where weights of image ViTs are accepted, for messages.
 FOR_IMAGE_VITS = "predict, features, probe and --config.init.weights"
-
-#: Items of a step that are trees of arrays.
-ARRAYS = ("params", "ema", "optimizer")
 
 
 class NoCheckpoint(TubeViTError, FileNotFoundError):
@@ -96,7 +92,7 @@ def check_whole(root) -> None:
     check_finished(root, root, ("optimizer",))
     restore_description(root)
     checksums = restore_checksums(root)
-    for item in ARRAYS:
+    for item in ("params", "ema", "optimizer"):
         if (root / item).exists():
             found = _checksums_of(item, _restore_arrays(root, item))
             compare_checksums(root, found, checksums)
@@ -118,7 +114,7 @@ def check_finished(root, name, others: Iterable[str] = ()) -> None:
     """
     if not root.is_dir():
         raise damaged(name, "it is a file")
-    names, (items, finished) = _names(root), read_metadata(root, name)
+    names, (items, finished) = names_in(root), read_metadata(root, name)
     if not names:
         raise damaged(name, "it is empty")
     if not finished:
@@ -134,7 +130,8 @@ def check_finished(root, name, others: Iterable[str] = ()) -> None:
         raise damaged(name, f"{', '.join(sorted(lost))} is gone")
 
 
-def _names(directory):
+def names_in(directory) -> set[str]:
+    """Returns the names of a directory's files and folders."""
     return {path.name for path in directory.iterdir()}
 
 
@@ -208,7 +205,7 @@ def unsealed(run, where) -> dict:
             f"{where} is not of sparse_tube_vit: it does not say its "
             f"{', '.join(needed)}. An image ViT's weights are for {FOR_IMAGE_VITS}."
         )
-    if type(number := run.get("format", 0)) is not int:
+    if type(number := run.get("format")) is not int:
         raise damaged(where, f"its format is {number!r}, no number")
     if number > FORMAT:
         version = run["versions"].get("sparse_tube_vit", "a newer one")
@@ -235,7 +232,7 @@ def unsealed(run, where) -> dict:
 
 
 def _is_text(name):
-    """Whether this is text that UTF-8 can encode: JSON may have half a character."""
+    """Returns whether this is text for UTF-8: JSON may have half a character."""
     return isinstance(name, str) and name == name.encode(errors="replace").decode()
 
 
@@ -292,12 +289,10 @@ def restore_params(root, ema: bool = True) -> dict:
 
 
 def restore_checksums(root) -> dict[str, int]:
-    """Returns the checksums of a step's arrays by path; {} of older checkpoints."""
+    """Returns the checksums of a step's arrays by path."""
     path = root / "checksums"
     if not path.exists():
-        if "checksums" in read_metadata(root)[0]:
-            raise damaged(root, "its checksums are gone")
-        return {}
+        raise damaged(root, "its checksums are gone")
     with reading(path):
         return dict(_read_json(path))
 
@@ -309,10 +304,8 @@ def damaged(name, why: str) -> DamagedCheckpoint:
 
 def compare_checksums(root, found, saved):
     """Raises DamagedCheckpoint if checksums of arrays are not those that were saved."""
-    # Older checkpoints have none for the optimizer's arrays, or none at all.
-    items = {name.partition("/")[0] for name in saved}
     for name, checksum in found.items():
-        if name.partition("/")[0] in items and saved.get(name) != checksum:
+        if saved.get(name) != checksum:
             raise damaged(root, f"{name} is not what was saved")
 
 

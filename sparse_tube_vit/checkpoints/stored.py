@@ -31,6 +31,7 @@ from sparse_tube_vit.checkpoints.step import (
     check_finished,
     damaged,
     latest_step,
+    names_in,
     reading,
     restore_description,
     restore_params,
@@ -39,7 +40,7 @@ from sparse_tube_vit.checkpoints.step import (
 )
 from sparse_tube_vit.storage import SCHEMES, UnreachableStorage
 
-ARRAYS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
+WEIGHTS, CONFIG, CARD = "model.safetensors", "config.json", "README.md"
 
 #: Dtypes of released parameters, by their names in safetensors.
 DTYPES = {"F32": np.dtype(np.float32), "BF16": np.dtype(ml_dtypes.bfloat16)}
@@ -129,12 +130,12 @@ class Location:
         # The config first: the arrays of another program's model are not copied.
         with self._on_disk(CONFIG) as folder:
             run, release = _read_config(folder, self.name)
-        with self._on_disk(ARRAYS) as folder:
-            if not (folder / ARRAYS).exists():
-                raise damaged(self.name, f"{ARRAYS} is gone")
-            data = (folder / ARRAYS).read_bytes()
+        with self._on_disk(WEIGHTS) as folder:
+            if not (folder / WEIGHTS).exists():
+                raise damaged(self.name, f"{WEIGHTS} is gone")
+            data = (folder / WEIGHTS).read_bytes()
         if hashlib.sha256(data).hexdigest() != release.get("sha256"):
-            raise damaged(self.name, f"{ARRAYS} is not what {CONFIG} says")
+            raise damaged(self.name, f"{WEIGHTS} is not what {CONFIG} says")
         with reading(self.name):
             arrays = safetensors.deserialize(data)
             if other := sorted({x["dtype"] for _, x in arrays} - set(DTYPES)):
@@ -224,8 +225,8 @@ def on_disk(path: epath.Path | HubPath, items=None):
 def _locate(root, step, name):
     if not root.is_dir():
         raise NoCheckpoint(f"{name} {_no_model(root, name)}")
-    names = _names(root)
-    if CONFIG in names or ARRAYS in names:
+    names = names_in(root)
+    if CONFIG in names or WEIGHTS in names:
         if step is not None:
             raise NoCheckpoint(f"{name} is a release, which has no other steps.")
         return Location(f"release {name}", root)
@@ -255,10 +256,6 @@ def _no_model(root, name):
     return why
 
 
-def _names(directory):
-    return {path.name for path in directory.iterdir()}
-
-
 def _choose_step(directory, step, name, names_above):
     """Returns the step that is asked for, or the latest finished one."""
     if not directory.is_dir():
@@ -269,7 +266,7 @@ def _choose_step(directory, step, name, names_above):
             f"{name} holds {some}: neither a work directory with its checkpoints, nor "
             "one step of them, nor a release."
         )
-    names = _names(directory)
+    names = names_in(directory)
     if step is not None:
         steps = step_numbers(names)
         if step not in steps:
@@ -293,7 +290,7 @@ def _read_config(folder: Path, name):
     if not (folder / CONFIG).exists():
         raise damaged(
             name,
-            f"{CONFIG} is gone (if {ARRAYS} is an image ViT's, give the file itself)",
+            f"{CONFIG} is gone (if {WEIGHTS} is an image ViT's, give the file itself)",
         )
     with reading(name):
         run = json.loads((folder / CONFIG).read_text())

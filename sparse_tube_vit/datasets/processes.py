@@ -60,7 +60,7 @@ def run(
         if not future.cancelled() and future.exception():
             failed.append(future)
 
-    with pool(workers, _set_counter, counter) as executor:
+    with pool(workers, counter) as executor:
         futures = [executor.submit(_call, function, task) for task in tasks]
         for future in futures:
             future.add_done_callback(note_failure)
@@ -74,11 +74,6 @@ def run(
             yield (failed[0] if failed else future).result()
 
 
-def _set_counter(counter) -> None:
-    global _counter
-    _counter = counter
-
-
 def _call(function, task):
     return function(task, _count)
 
@@ -90,11 +85,15 @@ def _count() -> None:
 
 @contextlib.contextmanager
 def pool(
-    workers: int, initializer: Callable | None = None, *arguments
+    workers: int, counter=None
 ) -> Iterator[concurrent.futures.ProcessPoolExecutor]:
-    """Yields a pool of worker processes, each of which first calls `initializer`.
+    """Yields a pool of worker processes.
 
     They end at once if the block fails or this process is killed.
+
+    Args:
+        workers: Number of processes.
+        counter: Shared number of finished examples, for the `count` of `run`.
 
     Raises:
         WorkerDied: A process was killed.
@@ -106,7 +105,7 @@ def pool(
         workers,
         mp_context=spawn,
         initializer=_start,
-        initargs=(needed, initializer, arguments),
+        initargs=(needed, counter),
     )
     try:
         with signals_blocked():
@@ -162,7 +161,7 @@ def _end_after(ends) -> None:
     os._exit(1)
 
 
-def _start(needed, initializer, arguments) -> None:
+def _start(needed, counter) -> None:
+    global _counter
+    _counter = counter
     end_with_parent(needed)
-    if initializer:
-        initializer(*arguments)

@@ -21,7 +21,12 @@ from sparse_tube_vit.datasets.catalog import BUILDERS, OPTIONS
 from sparse_tube_vit.datasets.times import ACTIONS, SPAN
 from sparse_tube_vit.errors import DatasetError
 from sparse_tube_vit.log import log
-from sparse_tube_vit.storage import UnreachableStorage, file_size, is_unavailable
+from sparse_tube_vit.storage import (
+    UnreachableStorage,
+    entries,
+    file_size,
+    is_unavailable,
+)
 
 INFO = "dataset_info.json"  # written last: it marks a prepared data set
 UNFINISHED = "preparing."  # prefix of files of a preparation that is not finished
@@ -286,12 +291,8 @@ def open_split(dataset: str, split: str, data_dir, kind: str = "") -> Split:
 
 
 def unfinished_files(directory: epath.Path) -> list[epath.Path]:
-    """Returns the files of a preparation in a directory that is not finished.
-
-    `epath.Path.glob` would take the directory's name for a part of the pattern.
-    """
-    paths = directory.iterdir() if directory.is_dir() else ()
-    return [path for path in paths if path.name.startswith(UNFINISHED)]
+    """Returns the files of a preparation in a directory that is not finished."""
+    return [path for path in entries(directory) if path.name.startswith(UNFINISHED)]
 
 
 def split_names(dataset: str, data_dir) -> tuple[str, ...]:
@@ -305,8 +306,7 @@ def _open(dataset: str, data_dir):
     directory = prepared_directory(dataset, data_dir)
     if directory is None:
         root = epath.Path(data_dir) / dataset
-        versions = root.iterdir() if root.is_dir() else ()
-        if begun := [x for version in versions for x in unfinished_files(version)]:
+        if begun := [x for version in entries(root) for x in unfinished_files(version)]:
             raise DatasetNotPrepared(
                 f"{dataset} is not prepared to the end: give the command that began it"
                 f" again, and it goes on. It was begun in {begun[0].parent}"
@@ -471,7 +471,7 @@ def _how_to_prepare(dataset: str, data_dir) -> str:
             f"If configs/finetune.py made it of a folder, copy {data_dir}/{dataset} "
             "from where that ran, or train on the folder here. Else "
         )
-    required, _ = OPTIONS.get(name, ((), ()))
+    required, _ = OPTIONS[name]
     values = {"name": config or "NAME"}
     options = [f"--{option} {values.get(option, 'DIR')}" for option in required]
     if name == "ucf101":

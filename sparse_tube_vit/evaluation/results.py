@@ -91,7 +91,7 @@ class Result(abc.ABC):
         name = f"{p['evaluation']}_step{p['step']}"
         if p["kind"] == "video":
             name += f"_{p['temporal_views']}x{p['spatial_views']}"
-            name += "_max" if p.get("combine_views") == "max" else ""
+            name += "_max" if p["combine_views"] == "max" else ""
         if p["stride_scale"] != 1:
             name += f"_{p['tokens']}tokens"
         path, text = directory / f"{name}.json", json.dumps(self.to_json(), indent=1)

@@ -51,36 +51,32 @@ def throughput(metrics: Sequence[dict]) -> Figure:
     """Plots examples per second, the use of the devices, and the parts of the time.
 
     The use is the MFU, beside what `preflight` predicts, or model FLOPs per second and
-    device where no peak is known; runs of earlier versions have neither.
+    device where no peak is known.
 
     Args:
         metrics: As for `training_curves`.
     """
     lines = [{"step": x["step"]} | training_metrics(x) for x in metrics]
     lines = [line for line in lines if examples_per_second(line)]
-    used = any(_FLOPS in line for line in lines)
-    figure = new_figure(13 if used else 9, 3)
-    speed, *use, time = figure.subplots(1, 3 if used else 2)
+    figure = new_figure(13, 3)
+    speed, use, time = figure.subplots(1, 3)
     for stream in {name: None for x in lines for name in examples_per_second(x)}:
         speeds = ((x["step"], examples_per_second(x).get(stream)) for x in lines)
         points = [point for point in speeds if point[1] is not None]
         speed.plot(*zip(*points, strict=True), "o-", ms=3, label=stream)
     speed.set(xlabel="step", ylabel="examples a second")
-    for ax in use:
-        _plot_use(ax, lines)
-    for ax in (speed, *use):
+    _plot_use(use, lines)
+    for ax in (speed, use):
         ax.set_ylim(bottom=0)
         if len(ax.lines) > 1:
             add_legend(ax)
-    parts = [p for p in PARTS if any(f"seconds/{p}" in line for line in lines)]
-    seconds = [[line.get(f"seconds/{p}", 0.0) for line in lines] for p in parts]
-    shares = np.array(seconds) / np.maximum(np.sum(seconds, axis=0), 1e-9)
-    if parts:
-        steps = [line["step"] for line in lines]
-        time.stackplot(steps, 100 * shares, labels=parts, step="pre")
-        time.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+    seconds = np.array([[line[f"seconds/{p}"] for line in lines] for p in PARTS])
+    steps = [line["step"] for line in lines]
+    percent = 100 * seconds / seconds.sum(axis=0)
+    time.stackplot(steps, percent, labels=PARTS, step="pre")
+    time.legend(fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     time.set(xlabel="step", ylabel="share of the time, %", ylim=(0, 100))
-    for ax in (speed, *use, time):
+    for ax in (speed, use, time):
         ax.grid(alpha=0.3)
     return figure
 
@@ -92,7 +88,7 @@ def _plot_use(ax, lines):
     """Plots the MFU, measured and predicted, or FLOPs where there is none."""
     curves, scale, ylabel = {"measured": "mfu", "predicted": "predicted/mfu"}, 100, ""
     if not any("mfu" in line for line in lines):
-        most = max(line.get(_FLOPS, 0) for line in lines)
+        most = max(line[_FLOPS] for line in lines)
         scale, unit = (1e-9, "G") if most < 1e12 else (1e-12, "T")
         curves, ylabel = {"measured": _FLOPS}, f"model {unit}FLOP/s a device"
     for (label, name), style in zip(curves.items(), ("o-", "o--"), strict=False):
@@ -111,7 +107,7 @@ def protocol_of(result: Mapping) -> str:
     name = result["evaluation"]
     if "temporal_views" in result:
         name += f" {result['temporal_views']}x{result['spatial_views']}"
-        name += " maximum" if result.get("combine_views") == "max" else ""
+        name += " maximum" if result["combine_views"] == "max" else ""
     return f"{name}: {'Top-1' if 'top1' in result else 'mAP'}"
 
 

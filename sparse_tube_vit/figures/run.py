@@ -281,7 +281,7 @@ def attention(run: Run) -> Pictures:
 
 
 def _about(run):
-    """The clip's name, its classes, and what the model takes it for."""
+    """Returns the clip's name, its classes, and the predictions for it."""
     clip, trained = run.clip, run.trained
     about = ["/".join(pathlib.PurePosixPath(clip.name).parts[-2:])]
     if not clip.is_file:

@@ -14,7 +14,7 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import export
 
-from sparse_tube_vit.checkpoints.stored import ARRAYS, StoredModel
+from sparse_tube_vit.checkpoints.stored import WEIGHTS, StoredModel
 from sparse_tube_vit.config import head_loss
 from sparse_tube_vit.distributed.mesh import traced_for_cpu
 from sparse_tube_vit.inference.loaded import TrainedTubeViT, from_stored
@@ -116,7 +116,7 @@ def add_to_release(
         "jax": jax.__version__,
         "calling_convention_version": exported.calling_convention_version,
         "platforms": exported.platforms,
-        "parameters": {"file": ARRAYS, "dtype": dtype},
+        "parameters": {"file": WEIGHTS, "dtype": dtype},
         "programs": programs,
         "versions": model.description["versions"],
     }

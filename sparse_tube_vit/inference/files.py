@@ -100,12 +100,12 @@ def _is_folder(path):
 
 
 def is_path(item) -> bool:
-    """Whether an input is the path of a file, and no array."""
+    """Returns whether an input is the path of a file, and no array."""
     return isinstance(item, str | os.PathLike)
 
 
 def are_several(inputs) -> bool:
-    """Whether these are several inputs, a list or other iterable, and no array."""
+    """Returns whether these are several inputs, an iterable and no array."""
     return (
         isinstance(inputs, Iterable)
         and not is_path(inputs)

@@ -50,7 +50,7 @@ def read(path, normalization: str = "") -> stored.StoredModel:
     )
 
     shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0), model.clip))
-    params, report = pretrained.initial_params(config, model, shapes, class_names)
+    params, report = pretrained.initial_params(config, model, shapes, class_names, vit)
     for note in report.notes:
         log.info("%s: %s", path, note)
     if vit.why_pooled_differs:

@@ -16,7 +16,7 @@ from flax.traverse_util import flatten_dict
 from sparse_tube_vit import storage
 from sparse_tube_vit.checkpoints import image_vits, stored
 from sparse_tube_vit.checkpoints.step import DamagedCheckpoint, NoCheckpoint, damaged
-from sparse_tube_vit.config import ConfigDict, InvalidConfig, from_json, head_loss
+from sparse_tube_vit.config import ConfigDict, from_json, head_loss
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.inference import files, image_encoder
 from sparse_tube_vit.inference.clips import naming
@@ -65,11 +65,8 @@ def load(
         if step is not None:
             raise NoCheckpoint(f"{path} is an image ViT's weights, without steps.")
         source = image_encoder.read(path, normalization)
-    elif normalization:
-        raise InvalidConfig(
-            f"{path} is not an image ViT's weights: it takes no normalization."
-        )
     else:
+        image_vits.refuse_normalization(path, normalization)
         source = stored.read(path, step, ema)
     tubevit = from_stored(source)
     params = jax.device_put(tubevit.params, jax.local_devices()[0])
@@ -233,8 +230,8 @@ class TrainedTubeViT:
 
         Each window is sampled as the evaluation samples a video of that length: one
         shorter than the model's clip loops. Windows begin at 0, `stride`, 2 `stride`
-        seconds and so on. The last one is moved to end with the video, unless that ends
-        between two; a video that is shorter than a window is one window. The video is
+        seconds and so on; one that would run past the end is moved to end with the
+        video, and a video that is shorter than a window is one window. The video is
         decoded once, from its encoded file in memory, and windows are computed in
         batches, as the caller takes them.
 
@@ -480,7 +477,7 @@ class TrainedTubeViT:
 
 
 def _kind(videos):
-    """The kind of views (..., T, H, W, 3)."""
+    """Returns the kind of views (..., T, H, W, 3)."""
     return "image" if videos.shape[-4] == 1 else "video"
 
 

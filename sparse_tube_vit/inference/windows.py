@@ -29,15 +29,13 @@ class InvalidWindow(TubeViTError, ValueError):
 
 def check_window(window: float, stride: float) -> None:
     """Raises InvalidWindow unless these are lengths in seconds."""
-    for name, seconds, least in (
-        ("window", window, "more than 0"),
-        ("stride", stride, f"at least {LEAST_STRIDE}"),
+    for name, seconds, is_valid, rule in (
+        ("window", window, window > 0, "more than 0"),
+        ("stride", stride, stride >= LEAST_STRIDE, f"at least {LEAST_STRIDE}"),
     ):
-        if not (math.isfinite(seconds) and seconds > 0) or (
-            name == "stride" and seconds < LEAST_STRIDE
-        ):
+        if not (is_valid and math.isfinite(seconds)):
             raise InvalidWindow(
-                f"A {name} of {seconds} seconds: it must be {least}, and finite."
+                f"A {name} of {seconds} seconds: it must be {rule}, and finite."
             )
 
 

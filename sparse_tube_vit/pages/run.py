@@ -113,7 +113,7 @@ def _summary(run) -> Iterator[str]:
 
 
 def _name(e: dict) -> str:
-    """An evaluation's name, with what several of the same name differ in."""
+    """Returns an evaluation's name, with what several of the same name differ in."""
     name = e["evaluation"]
     if e["kind"] == "video":
         name += f", {views_in_words(e)} views"
@@ -141,7 +141,7 @@ def _pictures(run, kind, name=None):
 
 
 def _shown(picture: Picture) -> str:
-    """HTML of a picture: an animation as a video, a figure that scrolls if too wide."""
+    """Returns HTML of a picture, an animation as a video, a wide figure scrolling."""
     drawn = picture.drawn
     if not isinstance(drawn, Figure):
         with tempfile.TemporaryDirectory() as directory:
@@ -203,7 +203,7 @@ def _configuration(run):
 
 
 def _defaults(config: dict) -> dict:
-    """The default config, with the defaults of as many streams and evaluations."""
+    """Returns the default config, with defaults of as many streams and evaluations."""
     defaults = json.loads(default_config().to_json())
     required = {"kind": "", "dataset": "", "head": "", "batch_size": 1}
     for section, make in (("streams", stream), ("evaluations", evaluation)):
@@ -317,7 +317,7 @@ def _samples(run, clips):
 
 
 def _sample(run, name, split, index) -> str:
-    """HTML of an example with its labels and the best three predictions."""
+    """Returns HTML of an example with its labels and the best three predictions."""
     source, trained = run.config.evaluations[name], run.trained
     try:
         record = split[index]
@@ -373,12 +373,10 @@ def _throughput(run):
         return
     yield from _pictures(run, "curves", "throughput")
     rows = [*_rates(lines)]
-    seconds = {p: sum(x.get(f"seconds/{p}", 0.0) for x in lines) for p in PARTS}
-    if training := sum(seconds[p] for p in TRAINING):
-        rows.append(
-            ("of training, waiting for input", f"{seconds['input'] / training:.1%}")
-        )
-        rows += [(f"{p}, all logged", f"{x:,.1f} s") for p, x in seconds.items()]
+    seconds = {p: sum(x[f"seconds/{p}"] for x in lines) for p in PARTS}
+    waiting = seconds["input"] / sum(seconds[p] for p in TRAINING)
+    rows.append(("of training, waiting for input", f"{waiting:.1%}"))
+    rows += [(f"{p}, all logged", f"{x:,.1f} s") for p, x in seconds.items()]
     yield html.table(("what", ""), rows, numbers=1)
 
 
@@ -441,7 +439,7 @@ def _data(run):
 
 
 def _left_out(dataset: str, data_dir) -> list[manifest.Row] | None:
-    """Files left out when a data set was prepared; None if it has no manifest."""
+    """Returns files left out in preparing; None if there is no manifest."""
     directory = reading.prepared_directory(dataset, data_dir)
     if directory is None or not (directory / manifest.NAME).exists():
         return None

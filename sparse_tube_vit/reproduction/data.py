@@ -239,5 +239,5 @@ def check_data(runs: Sequence[Run], results: Results, data_dir: str) -> None:
 
 
 def _embedded(dataset):
-    """Whether a data set is made where it is missing; fine-tuning may have none."""
+    """Returns whether a data set is made where it is missing, or there is none."""
     return not dataset or dataset.startswith("moving_shapes/")

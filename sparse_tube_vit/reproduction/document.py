@@ -275,7 +275,7 @@ def _shared(number, table, tasks) -> str:
 
 
 def _is_shared(number, row, task):
-    """Whether the run of a row has the name of another row."""
+    """Returns whether the run of a row has the name of another row."""
     run = Run.of(number, row, task, 0)
     return (run.table, run.row.name) != (number, row.name)
 

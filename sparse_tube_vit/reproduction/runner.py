@@ -42,7 +42,7 @@ class ChangedCode(TubeViTError, RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class _Setting:
-    """What all runs are carried out with: `carry_out`'s arguments, and the device."""
+    """Arguments of `carry_out` and the device, which all runs share."""
 
     workdirs: Path
     data_dir: str
@@ -157,7 +157,7 @@ def _commit():
 
 
 def _is_locked(folder):
-    """Whether another process has locked a folder, which may not be there."""
+    """Returns whether another process has locked a folder, which may be absent."""
     if not folder.is_dir():
         return False
     with storage.locked(folder, wait_seconds=0) as free:

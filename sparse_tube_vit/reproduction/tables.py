@@ -165,7 +165,7 @@ PAPER = {
             Row("images_first", 90.4, streams="video", after="images"),
             Row("jointly", 91.5),
             Row("2d_patches", 87.6, tubes="image", as_many_tokens=True),
-            Row("2d_images", None, "image", "image", evaluation="image"),
+            Row("2d_images", streams="image", tubes="image", evaluation="image"),
             Row(
                 "inflated_3d",
                 88.4,

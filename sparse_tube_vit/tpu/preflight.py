@@ -16,11 +16,11 @@ from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.log import log
 from sparse_tube_vit.models.flops import step_flops
 from sparse_tube_vit.tpu import hlo
-from sparse_tube_vit.tpu.chips import GIB, Topology
+from sparse_tube_vit.tpu.chips import Topology
 from sparse_tube_vit.tpu.cost import Estimate, Network, estimate
 from sparse_tube_vit.tpu.feeding import Feeding
 from sparse_tube_vit.training.program import Program
-from sparse_tube_vit.training.utilization import timed_keys
+from sparse_tube_vit.training.utilization import in_gib, timed_keys
 
 
 class UnknownClasses(TubeViTError, ValueError):
@@ -155,8 +155,8 @@ def needed_bytes(message: str) -> float | None:
 
 
 def _does_not_fit(topology, mesh, needed):
-    needs = f"needs {needed / GIB:.2f} GiB" if needed else "does not fit"
-    has = f"a chip of {topology.name} has {topology.chip.memory / GIB:.2f} GiB"
+    needs = f"needs {in_gib(needed)}" if needed else "does not fit"
+    has = f"a chip of {topology.name} has {in_gib(topology.chip.memory)}"
     return DoesNotFit(f"A step {needs}, {has}.", dict(mesh.shape), needed)
 
 
@@ -220,7 +220,7 @@ def preflight(
             log.info("%s", error)
             continue
         advice = (
-            f"It fits with {options}: {result.memory.peak / GIB:.2f} GiB, "
+            f"It fits with {options}: {in_gib(result.memory.peak)}, "
             f"{1e3 * result.estimate.seconds:.0f} ms a step."
         )
         break

@@ -13,9 +13,9 @@ from sparse_tube_vit.video.limits import UndecodableClip
 # Pixel formats of 8 bits of luma and chroma in planes; "j": full range, as in JPEG.
 PLANAR = {f"yuv{j}{layout}p" for j in ("", "j") for layout in (420, 422, 444)}
 
-# Matrices from RGB to YCbCr that FFmpeg's scaler does not convert, by their numbers in
-# ITU-T H.273: of other colour models, with the coefficients of another matrix, and one
-# that a filter converts.
+# Matrices (numbers of ITU-T H.273) that FFmpeg's scaler does not convert: other models
+# are refused, constant luminance is read as BT.2020, 12 and 13 follow the primaries,
+# and YCgCo goes through the filter `colorspace`.
 OTHER_MODELS = {11: "YDzDx", 14: "ICtCp", 15: "IPT-PQ-C2"}
 OTHER_MODELS |= {16: "YCgCo-Re", 17: "YCgCo-Ro"}
 CONSTANT_LUMINANCE, BT2020, BT709, FROM_PRIMARIES = 10, 9, 1, (12, 13)

@@ -32,6 +32,20 @@ def test_the_most_important_jobs_come_first(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("frames", [["16"], ["16", "32"], ["32", "16"]])
+def test_others_are_measured_once_at_16_frames_and_at_ours(tmp_path, frames):
+    jobs = gpu.plan(parse(tmp_path, "--frames", *frames))
+    names = [job.name for job in jobs if job.implementation in ("videomae", "timm")]
+    first = int(frames[0])
+    expected = [f"videomae_B_16x224x224_video_{d}" for d in ("train", "forward")]
+    expected += [f"timm_B_{first}x224x224_video_{d}" for d in ("train", "forward")]
+    if first != 16:
+        expected += [
+            f"videomae_B_{first}x224x224_video_{d}" for d in ("train", "forward")
+        ]
+    assert sorted(names) == sorted(expected)
+
+
 @pytest.mark.slow
 def test_the_command(tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")  # that of the tests

@@ -7,13 +7,13 @@ import pytest
 from sparse_tube_vit.checkpoints import evaluations
 
 
-def test_evaluations_of_before_count_examples_by_another_name(tmp_path):
+def test_evaluations_are_read_by_their_file_names(tmp_path):
     (tmp_path / "evaluations").mkdir()
-    for i, key in enumerate(("distinct", "examples")):
-        path = tmp_path / "evaluations" / f"video_step{i}_2x3.json"
-        path.write_text(json.dumps({"step": i, key: 7}))
-    found = evaluations.read_evaluations(tmp_path)
-    assert found == {f"video_step{i}_2x3": {"step": i, "examples": 7} for i in (0, 1)}
+    written = {f"video_step{i}_2x3": {"step": i, "examples": 7} for i in (0, 1)}
+    for name, result in written.items():
+        path = tmp_path / "evaluations" / f"{name}.json"
+        path.write_text(json.dumps(result))
+    assert evaluations.read_evaluations(tmp_path) == written
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", "3", "{", '"step"', "\xff"])
@@ -25,7 +25,8 @@ def test_files_of_others_beside_evaluations_are_skipped(tmp_path, caplog, text):
 
 
 def test_numbers_in_words():
-    protocol = {"temporal_views": 4, "spatial_views": 3, "tokens": 559}
+    protocol = {"temporal_views": 4, "spatial_views": 3, "combine_views": "mean"}
+    protocol |= {"tokens": 559, "training_tokens": 559}
     assert evaluations.views_in_words(protocol) == "4x3"
     maximum = protocol | {"combine_views": "max"}
     assert evaluations.views_in_words(maximum) == "maximum of 4x3"

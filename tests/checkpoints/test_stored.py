@@ -105,7 +105,7 @@ def test_the_latest_step_is_the_same_to_all(copy):
             read(workdir)
 
 
-def test_formats_before_the_first_are_read_and_newer_ones_are_not(tmp_path):
+def test_keys_of_later_versions_take_defaults_and_newer_formats_are_refused(tmp_path):
     write_run(tmp_path / "newer", steps=(1,))
     newer = tmp_path / "newer" / "checkpoints" / "1"
     rewrite(newer, lambda described: described.update(format=FORMAT + 1))

@@ -44,7 +44,7 @@ def rewrite(step, change):
 
 
 def make_older(described):
-    del described["format"], described["config"]["optimizer"]["first_moment_dtype"]
+    del described["config"]["optimizer"]["first_moment_dtype"]
 
 
 def describe(path, step=None):

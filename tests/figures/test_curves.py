@@ -3,13 +3,18 @@
 import numpy as np
 
 from sparse_tube_vit import figures
+from sparse_tube_vit.training.reporting import PARTS
 
+SECONDS = {f"train/seconds/{part}": 0.0 for part in PARTS}
 METRICS = [
     {
         "step": step,
         "train/loss": 3.0 - step / 10,
         "train/video/loss": 2.0,
         "train/video/accuracy": step / 40,
+        "train/video/examples_per_second": 10.0 * step,
+        "train/flops_per_second_per_device": 1e9,
+        **SECONDS,
         "train/seconds/input": 1.0,
         "train/seconds/step": 3.0,
     }
@@ -63,17 +68,12 @@ def test_names_of_streams_and_evaluations_may_begin_with_an_underscore():
 
 
 def test_what_a_step_waits_for_is_stacked_on_it():
-    rate = "train/video/examples_per_second"
-    metrics = [line | {rate: 10.0 * line["step"]} for line in METRICS[:2]]
-    speed, time = figures.throughput(metrics).axes
+    speed, _, time = figures.throughput(METRICS).axes
     assert [*map(list, speed.lines[0].get_data())] == [[10, 20], [100.0, 200.0]]
-    waits, step = time.collections  # stacked, the input below
+    waits, step, *_ = time.collections  # stacked, the input below
     assert waits.get_paths()[0].vertices[:, 1].max() == 25
     assert step.get_paths()[0].vertices[:, 1].min() == 25
-    assert [text.get_text() for text in time.get_legend().get_texts()] == [
-        "input",
-        "step",
-    ]
+    assert [text.get_text() for text in time.get_legend().get_texts()] == [*PARTS]
 
 
 def measured(step, **more):
@@ -84,6 +84,7 @@ def measured(step, **more):
         "train/video/examples_per_second": 5.0 * step,
         "train/image/examples_per_second": 1.0 * step,
         "train/flops_per_second_per_device": 1e12 * step,
+        **SECONDS,
         "train/seconds/step": 1.0,
     } | {f"train/{name}": value for name, value in more.items()}
 
@@ -127,6 +128,7 @@ def test_accuracy_by_tokens():
 
 def test_accuracies_of_other_views_are_not_joined():
     made = {"evaluation": "v", "stride_scale": 1.0, "tokens": 9, "spatial_views": 3}
+    made["combine_views"] = "mean"
     some = [made | {"temporal_views": t, "top1": t / 10} for t in (2, 4)]
     some.append(made | {"temporal_views": 4, "tokens": 40, "mAP": 0.1})
     other = [made | {"temporal_views": 4, "tokens": 20, "top1": 0.8}]

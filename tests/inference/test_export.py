@@ -100,7 +100,7 @@ def test_the_release_is_one_as_before_and_says_what_was_added(released):
     assert "`video.stablehlo`: uint8 (b, 16, 64, 64, 3) to probabilities of m" in card
     names = {path.name for path in released.iterdir()} - {"clips.npy", "scores.npz"}
     programs = {"export.json", "video.stablehlo", "image.stablehlo"}
-    assert names == programs | {stored.CARD, stored.CONFIG, stored.ARRAYS}
+    assert names == programs | {stored.CARD, stored.CONFIG, stored.WEIGHTS}
 
 
 @pytest.mark.parametrize("batch", [None, 3])

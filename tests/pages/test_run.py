@@ -24,6 +24,7 @@ from sparse_tube_vit.evaluation import evaluator
 from sparse_tube_vit.figures.run import Run
 from sparse_tube_vit.inference.loaded import TrainedTubeViT
 from sparse_tube_vit.pages import run as pages_run
+from sparse_tube_vit.training import reporting
 from sparse_tube_vit.video.conversion import Crop
 from sparse_tube_vit.video.decode import decode
 from tests.checkpoints.image_vits.models import GOLDEN
@@ -142,6 +143,7 @@ def test_throughput_of_accelerators():
     new = {"a/examples_per_second": 30.0, "step_seconds": 0.5, "mfu": 0.25}
     new |= {"flops_per_second_per_device": 2.5e14, "predicted/mfu": 0.5}
     new |= {"device_bytes/in_use": 2.0**30, "device_bytes/limit": 2.0**34}
+    new |= {f"seconds/{part}": 1.0 for part in reporting.PARTS}
     peaks = [{"device_bytes/peak": gib * 2.0**30} for gib in (2, 3)]
     lines = [line(2 + i, **new, **peak) for i, peak in enumerate(peaks)]
     assert rates(lines) == {
@@ -153,7 +155,8 @@ def test_throughput_of_accelerators():
         "memory of a device in use, median": "1.00 GiB",
         "memory of a device, peak": "3.00 GiB",
         "memory of a device, limit": "16.00 GiB",
-    }
+        "of training, waiting for input": "33.3%",
+    } | {f"{part}, all logged": "2.0 s" for part in reporting.PARTS}
 
 
 def test_accuracies_come_with_their_protocol(run, page):

@@ -8,6 +8,7 @@ from sparse_tube_vit.checkpoints.image_vits.files import (
     UnreadableWeights,
     holds_image_vit,
     read_arrays,
+    refuse_normalization,
 )
 from sparse_tube_vit.checkpoints.image_vits.reading import (
     ImageViT,
@@ -22,4 +23,5 @@ __all__ = [
     "holds_image_vit",
     "read",
     "read_arrays",
+    "refuse_normalization",
 ]

@@ -21,6 +21,7 @@ from sparse_tube_vit import storage
 from sparse_tube_vit.checkpoints import stored
 from sparse_tube_vit.checkpoints.hub import HubPath
 from sparse_tube_vit.checkpoints.image_vits.families import ELSEWHERE, FUSED
+from sparse_tube_vit.config import InvalidConfig
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.storage import UnreachableStorage
 
@@ -30,6 +31,7 @@ _PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".tar", ".pkl")
 #: Weights of other libraries, by the option with which transformers 4 reads them.
 _CONVERTED = {".msgpack": "from_flax", ".h5": "from_tf"}
 _UNREAD = (*_PICKLES, *_CONVERTED)
+_READ = (".npz", ".safetensors", INDEX)
 
 #: The end of the name of one of several files.
 _SHARD = r"-\d+-of-\d+[.]safetensors$"
@@ -83,18 +85,19 @@ def holds_image_vit(path) -> bool:
         UnreachableStorage: The storage does not answer.
     """
     name = str(path)
-    if name.endswith((".npz", ".safetensors", INDEX, *_UNREAD)):
+    if name.endswith((*_READ, *_UNREAD)):
         return True
     with storage.reaching(name):
         folder = stored.open_path(name)
         if not folder.is_dir():
             return False
         files = {entry.name for entry in folder.iterdir()}
-        kinds = (".npz", ".safetensors", INDEX, *_UNREAD)
         # Whatever lies beside checkpoints is the run's.
-        held = "checkpoints" not in files and any(f.endswith(kinds) for f in files)
+        held = "checkpoints" not in files and any(
+            file.endswith((*_READ, *_UNREAD)) for file in files
+        )
         if stored.CONFIG not in files:
-            lone = stored.ARRAYS in files and _is_of_release(folder / stored.ARRAYS)
+            lone = stored.WEIGHTS in files and _is_of_release(folder / stored.WEIGHTS)
             return held and not lone
         try:
             config = _json(folder / stored.CONFIG)
@@ -114,6 +117,14 @@ def _is_of_release(path):
         except Exception:  # as in `read_arrays`, which says what is wrong
             return False
     return any(name.startswith("stem/") for name in names)
+
+
+def refuse_normalization(path, normalization: str) -> None:
+    """Raises InvalidConfig if a normalization is given for a stored model."""
+    if normalization:
+        raise InvalidConfig(
+            f"{path} is not an image ViT's weights: it takes no normalization."
+        )
 
 
 def find(path) -> Files:
@@ -150,8 +161,7 @@ def find(path) -> Files:
 
 def _weights_in(folder):
     names = sorted(entry.name for entry in folder.iterdir())
-    ends = (".safetensors", ".npz", INDEX)
-    for name in (*_NAMES, *[n for n in names if n.endswith(ends)]):
+    for name in (*_NAMES, *[n for n in names if n.endswith(_READ)]):
         if name in names:
             break
     else:
@@ -162,7 +172,7 @@ def _weights_in(folder):
             f"{folder} has no weights (.safetensors or .npz), but "
             f"{', '.join(names[:8]) or 'nothing'}."
         )
-    others = [n for n in names if n.endswith(ends) and n not in _NAMES]
+    others = [n for n in names if n.endswith(_READ) and n not in _NAMES]
     if name not in _NAMES and len(others) > 1 and not re.search(_SHARD, name):
         raise UnreadableWeights(
             f"{folder} has several files of weights: name one of {', '.join(others)}."
@@ -268,8 +278,10 @@ def read_arrays(path) -> dict[str, np.ndarray]:
     for pattern, why in _ALTERED.items():
         if altered := [name for name in file if re.search(pattern, name)]:
             raise UnreadableWeights(f"{path} (it has {altered[0]}) {why}")
-    for name in [n for n in file if _fused(n)]:
-        fused, parts = _fused(name)
+    for name in [*file]:
+        if not (found := _fused(name)):
+            continue
+        fused, parts = found
         x = file.pop(name)
         for part, y in zip(parts, np.split(x, len(parts)), strict=True):
             # torch's in_proj_weight, and in_proj_bias, have no dot

@@ -125,8 +125,8 @@ def read_folder(directory, kind: str, split_list=None) -> builder.Listing:
 def folder_kind(directory) -> str:
     """Returns "image" if a folder holds images alone, else "video".
 
-    GIFs are both. Beside fewer other images, as covers of theirs, they are videos if
-    one of them is animated.
+    GIFs count as both. Beside fewer other images, covers say, a folder of GIFs holds
+    videos if one of them is animated.
 
     Raises:
         UnreadableFile: A GIF cannot be read.

@@ -32,7 +32,7 @@ from tensorflow_datasets.core.utils import shard_utils
 from sparse_tube_vit.datasets.builders.builder import Builder, ListedExample, load
 from sparse_tube_vit.datasets.reading import INFO, UNFINISHED
 from sparse_tube_vit.datasets.times import ACTIONS, SPAN
-from sparse_tube_vit.errors import DatasetError, TubeViTError
+from sparse_tube_vit.errors import DatasetError, TubeViTError, UnwritableOutput
 from sparse_tube_vit.storage import absolute, is_remote
 from sparse_tube_vit.video.transcode import Transcode
 
@@ -46,10 +46,6 @@ SHARDS = 256
 
 class OtherPreparation(DatasetError):
     """The directory holds the beginning of a data set with other files or options."""
-
-
-class CannotWrite(DatasetError):
-    """The file system refuses a file or a directory."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,20 +123,22 @@ def write_plan(builder: Builder, transcode: Transcode | None) -> epath.Path:
 
     Raises:
         OtherPreparation: The plan that is there has another header.
-        CannotWrite: The file system refuses it.
+        UnwritableOutput: The file system refuses it.
     """
     directory = epath.Path(absolute(builder.directory))
     try:
         os.fspath(directory).encode()
     except UnicodeEncodeError:
-        raise CannotWrite(
+        raise UnwritableOutput(
             f"{directory}: its name is not in UTF-8, as ArrayRecord needs it. Choose"
             " another --data_dir"
         ) from None
     try:
         directory.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise CannotWrite(f"{directory}: {error}. Choose another --data_dir") from None
+        raise UnwritableOutput(
+            f"{directory}: {error}. Choose another --data_dir"
+        ) from None
     plan = directory / PLAN
     header = _header(builder, transcode)
     if plan.exists():
@@ -258,7 +256,7 @@ def whole_files(directory) -> Iterator[pathlib.Path]:
     """Yields a local directory whose files appear in `directory`, each complete.
 
     Raises:
-        CannotWrite: The file system refuses one of them.
+        UnwritableOutput: The file system refuses one of them.
     """
     remote = is_remote(directory)
     parent = None if remote else directory
@@ -273,7 +271,7 @@ def whole_files(directory) -> Iterator[pathlib.Path]:
     except TubeViTError:
         raise
     except (OSError, RuntimeError) as error:  # RuntimeError is ArrayRecord's
-        raise CannotWrite(
+        raise UnwritableOutput(
             f"{directory}: {error}. Finished shards are kept: mend that, and run the"
             " same command again"
         ) from None

@@ -47,11 +47,12 @@ def prepare(builder, transcode=None, workers=None, beam_options=None) -> str:
 def contents(builder) -> list[str]:
     """Returns lines with the examples per class, and the files that were left out."""
     path = builder.directory / manifest.NAME
+    rows = [*manifest.read(path)]
     return [
-        *_counts(builder, manifest.read(path)),
-        *_longer(manifest.read(path)),
+        *_counts(builder, rows),
+        *_longer(rows),
         *(f"  note: {note}" for note in builder.listing.notes),
-        *_left_out(manifest.read(path), path),
+        *_left_out(rows, path),
     ]
 
 

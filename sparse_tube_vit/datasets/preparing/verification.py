@@ -58,7 +58,7 @@ class Problem(enum.Enum):
     NO_ROW = "records that are no example of the manifest", _COPY_BOTH
     NO_RECORD = (
         "examples of the manifest that are in no record",
-        f"Theirs cannot be read, or is of another preparation. {_COPY}",
+        f"Their records cannot be read, or are of another preparation. {_COPY}",
     )
     OTHER_FRAMES = (
         "examples that decode otherwise than when they were prepared",
@@ -98,12 +98,13 @@ class Problem(enum.Enum):
     )
     LEAK = (
         "files that are in several splits",
-        "What is trained on is also tested on: remove them from one, or tell of them.",
+        "Training examples are also tested on: remove them from one split, or say so "
+        "beside the accuracy.",
         "warning",
     )
     DUPLICATE = (
         "files that are in a split more than once",
-        "Each counts as often.",
+        "Each copy counts.",
         "warning",
     )
 
@@ -131,7 +132,7 @@ class Verification:
 
     @property
     def kind(self) -> str:
-        """ "video" or "image"."""
+        """Kind of the examples, "video" or "image"."""
         return self.splits[0].kind
 
     @property

@@ -61,7 +61,7 @@ def write_dataset(
     Raises:
         OtherPreparation: It was begun with other files or options.
         UnreadableFile: A listed file cannot be read.
-        CannotWrite: The disk is full, or the file system refuses otherwise.
+        UnwritableOutput: The disk is full, or the file system refuses otherwise.
         Unfinished: `run` returned before all shards were written.
         NothingDecodes: No example decodes.
     """
@@ -100,7 +100,7 @@ def write_shard(shard: Shard, count: Callable[[], None] = lambda: None) -> None:
 
     Raises:
         UnreadableFile: A listed file cannot be read.
-        CannotWrite: The file system refuses a file.
+        UnwritableOutput: The file system refuses a file.
     """
     if shard.finished():
         for _ in shard.examples:

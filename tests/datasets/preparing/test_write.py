@@ -12,6 +12,7 @@ from sparse_tube_vit.datasets.builders import builder, folders
 from sparse_tube_vit.datasets.builders.builder import ListedExample, Listing
 from sparse_tube_vit.datasets.preparing import plan as planning
 from sparse_tube_vit.datasets.preparing import write
+from sparse_tube_vit.errors import UnwritableOutput
 from sparse_tube_vit.storage import UnreadableFile
 from sparse_tube_vit.video.transcode import Transcode
 from tests import bucket
@@ -260,7 +261,7 @@ def test_a_file_that_cannot_be_read_is_not_skipped(tmp_path, monkeypatch):
 
 def test_a_directory_that_cannot_be_made(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(planning.CannotWrite, match="Not a directory"):
+    with pytest.raises(UnwritableOutput, match="Not a directory"):
         write.write_dataset(builder(tmp_path / "file", train=numbers(2)))
 
 
@@ -269,7 +270,7 @@ def test_a_file_system_that_is_full(tmp_path):
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, limits[1]))
     try:
-        with pytest.raises(planning.CannotWrite, match=f"{tmp_path}.*File too large"):
+        with pytest.raises(UnwritableOutput, match=f"{tmp_path}.*File too large"):
             write.write_dataset(ours)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
