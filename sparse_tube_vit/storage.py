@@ -342,27 +342,29 @@ def walk(directory) -> Iterator[Folder]:
         folder = Folder(path)
         try:
             above |= {_identity(os.stat(path))}
-            names = sorted(os.listdir(path))
+            found = sorted(os.scandir(path), key=lambda entry: entry.name)
         except (FileNotFoundError, NotADirectoryError):
-            names = []  # as in a bucket, which has no folders
+            found = []  # as in a bucket, which has no folders
         except OSError as error:
             raise UnreadableFile(f"{path} cannot be listed: {error.strerror}") from None
-        for name in names:
-            entry = path / name
-            try:
-                status = os.stat(entry)
+        for each in found:
+            entry = path / each.name
+            try:  # only links need a request for each: listing tells the others' kind
+                status = os.stat(each) if each.is_symlink() else None
+                is_folder = stat.S_ISDIR(status.st_mode) if status else each.is_dir()
+                is_file = stat.S_ISREG(status.st_mode) if status else each.is_file()
             except OSError as error:
                 why = dead_link(entry) or f"it cannot be read: {error.strerror}"
                 folder.left_out[entry] = why
                 continue
-            if stat.S_ISDIR(status.st_mode):
-                why = _unwanted(name, folder=True)
-                if _identity(status) in above:
+            if is_folder:
+                why = _unwanted(each.name, folder=True)
+                if status and _identity(status) in above:
                     why = f"a link back to {os.path.realpath(entry)}, which holds it"
                 entries = folder.folders
             else:
-                why = _unwanted(name)
-                if not stat.S_ISREG(status.st_mode):
+                why = _unwanted(each.name)
+                if not is_file:
                     why = "no regular file"
                 entries = folder.files
             if why:

@@ -299,6 +299,6 @@ def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
     def refuse(path):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(os, "listdir", refuse)
+    monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(storage.UnreadableFile, match=f"{tmp_path} .* Permission den"):
         storage.files_below(tmp_path)

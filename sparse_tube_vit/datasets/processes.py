@@ -12,6 +12,11 @@ from multiprocessing.connection import Connection, wait
 
 from sparse_tube_vit.errors import DatasetError
 
+try:
+    import resource
+except ModuleNotFoundError:  # on Windows
+    resource = None
+
 #: Signals that ask a run to stop.
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
@@ -81,6 +86,20 @@ def _call(function, task):
 def _count() -> None:
     with _counter.get_lock():
         _counter.value += 1
+
+
+def raise_limit_of_open_files() -> None:
+    """Raises the soft limit of open files to the hard one, or to 65,536.
+
+    The usual 1,024 are passed by a hundred worker processes, and by the shards of one
+    large data set, of which each is open once it was read.
+    """
+    if resource:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        most = 2**16 if hard == resource.RLIM_INFINITY else min(hard, 2**16)
+        if soft != resource.RLIM_INFINITY and soft < most:
+            with contextlib.suppress(OSError, ValueError):
+                resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ from etils import epath
 
 from sparse_tube_vit.datasets import manifest
 from sparse_tube_vit.datasets.catalog import BUILDERS, OPTIONS
+from sparse_tube_vit.datasets.processes import raise_limit_of_open_files
 from sparse_tube_vit.datasets.times import ACTIONS, SPAN
 from sparse_tube_vit.errors import DatasetError
 from sparse_tube_vit.log import log
@@ -235,6 +236,7 @@ class Split:
     def _source(self):
         import tensorflow_datasets as tfds
 
+        raise_limit_of_open_files()
         builder = open_builder(self.directory)
         # tfds.features.Image would decode; the input needs the encoded file.
         decoders = {}

@@ -14,6 +14,9 @@ from sparse_tube_vit.log import log
 
 FOLDS = 5
 
+#: Examples whose similarities to all others are in memory at a time.
+BLOCK = 1024
+
 
 class NotProbeable(TubeViTError, ValueError):
     """The folder has too few classes or files, or splits that do not make a probe."""
@@ -55,8 +58,10 @@ def probe(
         raise NoScikitLearn("The linear probe needs it: pip install scikit-learn")
     kind = kind or folder_kind(folder)
     listing = read_folder(folder, kind, split_list)
-    for row in listing.left_out:
-        log.warning("%s is left out: %s", row.id, row.status)
+    if listing.left_out:
+        first = listing.left_out[0]
+        count = len(listing.left_out)
+        log.warning("%d files left out, as %s: %s", count, first.id, first.status)
     fitted, measured = _splits(listing.splits)
     examples = [e for split in {fitted: 0, measured: 0} for e in listing.splits[split]]
     paths = [str(example.source) for example in examples]
@@ -152,17 +157,24 @@ def nearest_neighbours(
         (M, C), for the M examples outside `train`.
     """
     x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
-    one_hot = np.eye(classes)[y]
-    if train is None:
-        similar = x @ x.T
-        np.fill_diagonal(similar, -np.inf)
-        votes, known = one_hot, len(x) - 1
-    else:
-        similar, votes, known = x[~train] @ x[train].T, one_hot[train], train.sum()
-    nearest = np.argsort(-similar, axis=1, kind="stable")[:, : min(k, known)]
-    # Similarities are -1 to 1; the weights 0 to 1.
-    weights = (np.take_along_axis(similar, nearest, axis=1) + 1) / 2
-    return np.einsum("mk,mkc->mc", weights, votes[nearest])
+    alone = train is None
+    known = np.arange(len(x)) if alone else np.flatnonzero(train)
+    sought = known if alone else np.flatnonzero(~train)
+    votes = np.zeros((len(sought), classes))
+    for begin in range(0, len(sought), BLOCK):
+        rows = sought[begin : begin + BLOCK]
+        similar = x[rows] @ x[known].T
+        if alone:
+            similar[np.arange(len(rows)), rows] = -np.inf
+        k_nearest = np.argsort(-similar, axis=1, kind="stable")
+        k_nearest = k_nearest[:, : min(k, len(known) - alone)]
+        # Similarities are -1 to 1; the weights 0 to 1.
+        weights = (np.take_along_axis(similar, k_nearest, axis=1) + 1) / 2
+        for row, labels, w in zip(
+            votes[begin : begin + BLOCK], y[known][k_nearest], weights, strict=True
+        ):
+            np.add.at(row, labels, w)
+    return votes
 
 
 def linear_probe(

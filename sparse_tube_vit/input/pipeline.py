@@ -17,11 +17,6 @@ import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-try:
-    import resource
-except ModuleNotFoundError:  # on Windows
-    resource = None
-
 import grain
 import numpy as np
 from absl import flags
@@ -178,9 +173,9 @@ def iterate(
         return
     atexit.unregister(_wait_for_freed_batches)  # once
     atexit.register(_wait_for_freed_batches)
-    _raise_limit_of_open_files()
     options = grain.experimental.DatasetOptions(min_shm_size=_LEAST_SHARED)
     batches = grain.experimental.WithOptionsIterDataset(batches, options)
+    processes.raise_limit_of_open_files()
     iterator = iter(
         batches.mp_prefetch(
             grain.MultiprocessingOptions(
@@ -208,15 +203,6 @@ def iterate(
 # Bytes of an array from which it travels through shared memory, where each takes two
 # open files; smaller ones go through the pipe of a process.
 _LEAST_SHARED = 2**16
-
-
-def _raise_limit_of_open_files():
-    """Raises the soft limit to the hard one: processes by the dozen pass the usual."""
-    if resource:
-        _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        most = 2**16 if hard == resource.RLIM_INFINITY else min(hard, 2**16)
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _wait_for_freed_batches():

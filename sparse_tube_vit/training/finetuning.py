@@ -78,14 +78,18 @@ def complete(config: ConfigDict, workdir=None, data: bool = True) -> ConfigDict:
     _take_settings(config, workdir)
     if data:
         validate(config, data=False)  # before folders are read and prepared
-        _take_data_sets(config)
+        _take_data_sets(config, workdir)
         _take_flips(config, workdir)
         _take_schedule(config)
     return config
 
 
-def _take_data_sets(config):
+def _take_data_sets(config, workdir):
     """Prepares the folders, for streams and evaluations without a data set."""
+    begun = ()
+    if config.data.folder and (resumed := _resumed(workdir)) is not None:
+        before = resumed.read_description()["config"]["streams"].values()
+        begun = sorted({stream["dataset"] for stream in before})
     streams, evaluations = (
         {
             name: source
@@ -108,7 +112,7 @@ def _take_data_sets(config):
         _check_images(config)
     classes = ()
     if config.data.folder:
-        clips = prepare_folder(config)
+        clips = prepare_folder(config, begun=begun)
         classes = clips.class_names
         for stream in streams.values():
             stream.update(dataset=clips.dataset, kind=clips.kind, split="train")
@@ -119,7 +123,7 @@ def _take_data_sets(config):
         if streams and config.total_steps is None:
             _set_steps(config, clips, streams.values())
     if config.data.images:
-        images = prepare_folder(config, IMAGES, classes)
+        images = prepare_folder(config, IMAGES, classes, begun)
         heads = [s.head for s in streams.values() if images.class_names == classes]
         _add_images(config, images, heads[0] if heads else "")
 

@@ -8,12 +8,13 @@ import os
 import re
 import shlex
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from etils import epath
 
 from sparse_tube_vit import storage
+from sparse_tube_vit.checkpoints.run import OtherRun
 from sparse_tube_vit.config import ConfigDict
 from sparse_tube_vit.datasets import manifest
 from sparse_tube_vit.datasets.builders import folders
@@ -48,7 +49,10 @@ class FolderDataset:
 
 
 def prepare_folder(
-    config: ConfigDict, key: str = "folder", classes: Sequence[str] = ()
+    config: ConfigDict,
+    key: str = "folder",
+    classes: Sequence[str] = (),
+    begun: Collection[str] = (),
 ) -> FolderDataset:
     """Prepares a folder of section `data`, unless it is prepared already.
 
@@ -61,8 +65,10 @@ def prepare_folder(
             which holds images.
         classes: Class names of another folder. Where all of this one's are among them,
             labels are numbers of these.
+        begun: Data sets of the run that goes on, if one does.
 
     Raises:
+        OtherRun: The folder is none of `begun` any more.
         NoClassFolders: It is no folder of class folders that can be read.
         UnreachableStorage: That of the folder does not answer.
         TooFewExamples: There is one class, or one lacks examples to train or test on.
@@ -71,7 +77,7 @@ def prepare_folder(
     """
     check_folder(config, key)
     with storage.reaching(config.data[key]):
-        return _prepare_folder(config, key, tuple(classes))
+        return _prepare_folder(config, key, tuple(classes), begun)
 
 
 def check_folder(config: ConfigDict, key: str) -> None:
@@ -89,7 +95,7 @@ def _path(config, key):
     return epath.Path(os.path.expanduser(config.data[key]))  # no shell does behind a =
 
 
-def _prepare_folder(config, key, classes):
+def _prepare_folder(config, key, classes, begun):
     data = config.data
     folder = _path(config, key)
     _check_apart(folder, config.data_dir)
@@ -135,6 +141,12 @@ def _prepare_folder(config, key, classes):
         data_dir=config.data_dir,
         config=f"{name or 'clips'}-{digest}",
     )
+    if begun and builder.dataset not in begun:  # before it is prepared, for hours
+        raise OtherRun(
+            f"{folder} is {builder.dataset} now, but the run began with "
+            f"{', '.join(begun)}: files, labels or splits have changed. Choose another "
+            "--workdir, or make the folder as it was to resume."
+        )
     workers = config.loader.workers if len(digests) >= _MANY else 0
     prepare.prepare(builder, workers=workers)
     contents = "\n".join(prepare.contents(builder))

@@ -30,7 +30,9 @@ def labelled():
     return rng.normal(size=(3, 8))[y] + rng.normal(size=(36, 8)), y
 
 
-def test_neighbours_are_those_of_scikit_learn(labelled):
+@pytest.mark.parametrize("block", [7, 1024])
+def test_neighbours_are_those_of_scikit_learn(labelled, block, monkeypatch):
+    monkeypatch.setattr(probe, "BLOCK", block)
     x, y = labelled
     reference = KNeighborsClassifier(
         4, metric="cosine", weights=lambda distances: 1 - distances / 2

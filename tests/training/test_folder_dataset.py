@@ -2,6 +2,7 @@
 
 import pytest
 
+from sparse_tube_vit.checkpoints.run import OtherRun
 from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.datasets.builders.folders import NoClassFolders, TooFewExamples
 from sparse_tube_vit.datasets.preparing.write import NothingDecodes
@@ -23,6 +24,21 @@ def test_a_folder_is_prepared_once_and_again_when_it_changes(clips, tmp_path):
     (clips / CLIPS[0]).write_bytes(official.encode(200))
     second = prepare()
     assert second.dataset != first.dataset and second.examples < len(CLIPS)
+
+
+def test_a_folder_that_has_changed_is_not_prepared_for_a_run_that_goes_on(
+    clips, tmp_path, monkeypatch
+):
+    config = config_of(clips, tmp_path / "data")
+    first = folder_dataset.prepare_folder(config)
+    assert folder_dataset.prepare_folder(config, begun=[first.dataset]) == first
+    (clips / CLIPS[0]).write_bytes(official.encode(200))
+    monkeypatch.setattr(
+        folder_dataset.prepare, "prepare", lambda *_, **__: pytest.fail("prepared")
+    )
+    message = f"now, but the run began with {first.dataset}: files, labels or splits"
+    with pytest.raises(OtherRun, match=message):
+        folder_dataset.prepare_folder(config, begun=[first.dataset])
 
 
 def test_a_home_directory_is_expanded(clips, tmp_path, monkeypatch):

@@ -1,5 +1,6 @@
 """The base class of builders, and listings of the examples that they write."""
 
+import contextlib
 import dataclasses
 import os
 from typing import NamedTuple
@@ -110,10 +111,16 @@ def load(builder: Builder | type[Builder], source) -> bytes:
     Raises:
         UnreadableFile: The file cannot be read.
     """
-    try:
+    with reading(source):
         return builder.load(source)
-    except OSError as error:
-        # It may be one file, or the file system for a moment: never skipped silently.
+
+
+@contextlib.contextmanager
+def reading(source):
+    """Raises UnreadableFile where a source's file cannot be read: none is skipped."""
+    try:
+        yield
+    except OSError as error:  # of one file, or the file system for a moment
         raise UnreadableFile(
             f"{source}: {error}. Finished shards are kept: when it can be read again,"
             " run the same command. To leave it out, put an empty file in its place"

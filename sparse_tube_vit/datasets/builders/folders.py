@@ -17,6 +17,7 @@ import hashlib
 import pathlib
 import re
 from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 from etils import epath
 
@@ -177,13 +178,18 @@ def digests(listing: builder.Listing) -> dict[str, str]:
     Raises:
         UnreadableFile: A file cannot be read.
     """
-    return {
-        example.id: hashlib.sha256(
-            builder.load(builder.Builder, example.source)
-        ).hexdigest()
-        for examples in listing.splits.values()
-        for example in examples
-    }
+
+    def digest(example):
+        source = epath.Path(example.source)
+        with builder.reading(source), source.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+    examples = [e for split in listing.splits.values() for e in split]
+    if len(examples) > 1000:
+        log.info("Reading %d files, to know whether they are prepared", len(examples))
+    with ThreadPoolExecutor(16) as executor:  # disks and networks wait, hashing is C
+        found = executor.map(digest, examples)
+        return dict(zip((e.id for e in examples), found, strict=True))
 
 
 def hold_out(
@@ -274,6 +280,8 @@ def _read_split_list(directory: epath.Path, kind: str, split_list: epath.Path):
     if not split_list.is_file():
         raise BadSplitList(f"{split_list} does not exist")
     listed, left_out, names = [], [], set()
+    remote = storage.is_remote(directory)  # a request for each file would take hours
+    there = {*storage.files_below(directory)[0]} if remote else ()
     try:
         text = split_list.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -290,16 +298,17 @@ def _read_split_list(directory: epath.Path, kind: str, split_list: epath.Path):
             raise BadSplitList(f"{where}: {shown}")
         if relative.is_absolute():
             raise BadSplitList(f"{where}: {shown}; paths are those below {directory}")
-        dead = storage.dead_link(directory / relative)
-        if not dead and not (directory / relative).is_file():
-            raise BadSplitList(f"{where}: {directory / relative} does not exist")
+        path = directory / relative
+        dead = storage.dead_link(path)
+        if not dead and not (path in there if remote else path.is_file()):
+            raise BadSplitList(f"{where}: {path} does not exist")
         if relative in names:
             raise BadSplitList(f"{where}: {relative} is listed twice")
         names.add(relative)
         if reason := dead or unfit(name, kind):
             left_out.append((name, reason))
         else:
-            listed.append((split, directory / relative))
+            listed.append((split, path))
     if not listed:
         raise BadSplitList(f"{split_list} lists no {kind}")
     return listed, left_out

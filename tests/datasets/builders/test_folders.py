@@ -4,9 +4,12 @@ import hashlib
 import os
 
 import pytest
+from etils import epath
 from PIL import Image
 
 from sparse_tube_vit.datasets.builders import builder, folders
+from tests import bucket
+from tests.datasets.builders import official
 
 
 def fill(root, *names):
@@ -308,3 +311,28 @@ def test_animated_gifs_with_a_cover_are_videos(tmp_path, caplog):
         (tmp_path / f"{i % 2}" / f"{i}.gif").unlink()
     assert folders.folder_kind(tmp_path) == "image"
     assert "of images: it holds GIFs (9) and other images (3)" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_split_list_of_a_bucket_takes_one_listing(tmp_path, monkeypatch):
+    storage = bucket.use(monkeypatch)
+    official.write_clips(tmp_path / "clips", "a/1.mp4", "b/1.mp4")
+    storage.upload(tmp_path / "clips", "models", "clips")
+    split_list = tmp_path / "splits.txt"
+    split_list.write_text("a/1.mp4,train\nb/1.mp4,test\n")
+    url = epath.Path("gs://models/clips")
+    is_file = type(url).is_file
+
+    def only_local(path):
+        assert not str(path).startswith("gs://"), path
+        return is_file(path)
+
+    monkeypatch.setattr(type(url), "is_file", only_local)
+    listing = folders.read_folder(url, "video", split_list)
+    assert {s: len(e) for s, e in listing.splits.items()} == {"train": 1, "test": 1}
+    digests = folders.digests(listing)
+    data = (tmp_path / "clips" / "a/1.mp4").read_bytes()
+    assert digests["a/1.mp4"] == hashlib.sha256(data).hexdigest()
+    split_list.write_text("a/2.mp4,train\n")
+    with pytest.raises(folders.BadSplitList, match="a/2.mp4 does not exist"):
+        folders.read_folder(url, "video", split_list)
