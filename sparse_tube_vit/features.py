@@ -6,11 +6,14 @@
 The file holds `path` (N,) and `kind` (N,), and `pooled` (N, D), averaged over views;
 with --tokens also `tokens` (N, n, D) of the view in the middle and, of each token, its
 `tube` (n,), `time` in seconds (n,) and `place` in pixels down and across (n, 2). What
-cannot be read is named and left out; the exit code is then 1.
+cannot be read is named and left out, with --tokens also files of another kind than the
+first one's; the exit code is then 1.
 """
 
 import sys
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
@@ -21,11 +24,15 @@ from sparse_tube_vit.config.flags import (
 )
 from sparse_tube_vit.errors import reported
 from sparse_tube_vit.inference import files
-from sparse_tube_vit.inference.features import check_one_kind, pooled, tokens
+from sparse_tube_vit.inference.features import pooled, with_tokens
 from sparse_tube_vit.inference.loaded import load
 from sparse_tube_vit.log import log, to_stderr
-from sparse_tube_vit.storage import whole_file
-from sparse_tube_vit.video.limits import Limits
+from sparse_tube_vit.storage import is_remote, whole_file
+
+
+def rows_beside(path):
+    """Returns a temporary file for tokens, of which memory may not hold all."""
+    return tempfile.TemporaryFile(dir=None if is_remote(path) else Path(path).parent)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -42,29 +49,38 @@ def main(argv: Sequence[str] | None = None) -> None:
     add_views(parser, (1, 1))
     args = parser.parse_args(argv)
     to_stderr()
-    with reported(), whole_file(args.out) as write:
+    with reported(), whole_file(args.out) as write, rows_beside(args.out) as rows:
         paths = files.expand(args.files)
         tubevit = load(args.model, args.step, args.ema, args.normalization)
-        if args.tokens:
-            check_one_kind(paths, Limits.of(tubevit.config.loader))
+        compute = with_tokens if args.tokens else pooled
         computed = files.UntilInterrupted(
-            pooled(tubevit, paths, args.views, args.batch_size)
+            compute(tubevit, paths, args.views, args.batch_size)
         )
-        good, bad = [], 0
+        good, vectors, first, bad = [], [], None, 0
         for x in computed:
-            if x.problem:
-                log.warning("%s: %s", x.path, x.problem)
+            problem = x.problem
+            if args.tokens and good and not problem and x.group != good[0][1]:
+                problem = f"It is of kind {x.group}, whose tokens are others"
+            if problem:
+                log.warning("%s: %s", x.path, problem)
                 bad += 1
-            else:
-                good.append(x)
+                continue
+            good.append((x.path, x.group))
+            vectors.append(x.result.pooled if args.tokens else x.result)
+            if args.tokens:
+                first = first or x.result
+                rows.write(x.result.tokens.tobytes())
         width = tubevit.model.options.width
         arrays = {
-            "path": np.array([x.path for x in good], str),
-            "kind": np.array([x.group for x in good], str),
-            "pooled": np.array([x.result for x in good], np.float32).reshape(-1, width),
+            "path": np.array([path for path, _ in good], str),
+            "kind": np.array([kind for _, kind in good], str),
+            "pooled": np.array(vectors, np.float32).reshape(-1, width),
         }
-        if args.tokens and good:
-            arrays |= tokens(tubevit, [x.path for x in good], args.batch_size)
+        if first:
+            rows.flush()
+            shape = (len(good), *first.tokens.shape)
+            arrays["tokens"] = np.memmap(rows, first.tokens.dtype, "r", shape=shape)
+            arrays |= {"tube": first.tube, "time": first.time, "place": first.place}
         write(lambda file: np.savez(file, **arrays))
         log.info("Wrote the features of %d files to %s", len(good), args.out)
         if bad:

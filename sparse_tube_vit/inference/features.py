@@ -1,6 +1,7 @@
 """Pooled features and tokens of files."""
 
-import contextlib
+import dataclasses
+import pathlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -8,9 +9,7 @@ import numpy as np
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.inference import files
 from sparse_tube_vit.inference.loaded import TrainedTubeViT
-from sparse_tube_vit.storage import read_file
-from sparse_tube_vit.video.limits import Limits
-from sparse_tube_vit.video.opening import kind_of
+from sparse_tube_vit.video.opening import SUFFIXES
 
 
 class SeveralKinds(TubeViTError, ValueError):
@@ -45,44 +44,50 @@ def pooled(
     return files.compute(paths, read, of_batch, batch_size)
 
 
-def check_one_kind(paths: Sequence[str], limits: Limits) -> None:
-    """Raises SeveralKinds if the files are images and videos; unreadable ones pass."""
-    first = {}
-    for path in paths:
-        with contextlib.suppress(TubeViTError):
-            first.setdefault(kind_of(read_file(path), limits), path)
-    if len(first) > 1:
-        raise _several_kinds(*first.values())
+def with_tokens(
+    tubevit: TrainedTubeViT,
+    paths: Sequence[str],
+    views: tuple[int, int] = (1, 1),
+    batch_size: int | None = None,
+) -> Iterator[files.Computed]:
+    """Yields `Features` of files in order: `pooled` over views, tokens of the central.
 
-
-def _several_kinds(one, other):
-    return SeveralKinds(
-        f"Of {one} and {other} one is an image and one a video, which have different "
-        "tokens. Give images and videos one after the other, or leave out --tokens."
-    )
-
-
-def tokens(
-    tubevit: TrainedTubeViT, paths: Sequence[str], batch_size: int | None = None
-) -> dict[str, np.ndarray]:
-    """Computes the tokens (N, n, D) of files of one kind, with tube, time and place.
+    The group of each is its kind.
 
     Args:
-        tubevit: The model.
-        paths: The files.
-        batch_size: As for `pooled`.
+        tubevit, paths, views, batch_size: As for `pooled`.
 
     Raises:
-        SeveralKinds: There are images and videos.
+        SeveralKinds: By their suffixes, there are images and videos.
     """
-    each = tubevit.features(paths, batch_size)
-    first = each[0]
-    for path, other in zip(paths, each, strict=True):
-        if other.tokens.shape != first.tokens.shape:
-            raise _several_kinds(paths[0], path)
-    return {
-        "tokens": np.stack([x.tokens for x in each]),
-        "tube": first.tube,
-        "time": first.time,
-        "place": first.place,
-    }
+    kinds = {}
+    for path in paths:
+        suffix = pathlib.PurePath(path).suffix.lower()
+        of_suffix = [kind for kind, suffixes in SUFFIXES.items() if suffix in suffixes]
+        if len(of_suffix) == 1:
+            kinds.setdefault(*of_suffix, path)
+    if len(kinds) > 1:
+        one, other = kinds.values()
+        raise SeveralKinds(
+            f"Of {one} and {other} one is an image and one a video, which have "
+            "different tokens. Give images and videos one after the other, or leave "
+            "out --tokens."
+        )
+
+    def read(path):
+        kind, clips = tubevit.read(path, views=(1, 1))
+        if views != (1, 1):
+            clips = np.concatenate([clips, tubevit.read(path, views=views)[1]])
+        return kind, clips
+
+    def of_batch(kind, videos):
+        found = tubevit.features_of(videos[:, :1])
+        if views == (1, 1):
+            return found
+        over_views = tubevit.pooled(videos[:, 1:])
+        return [
+            dataclasses.replace(x, pooled=y)
+            for x, y in zip(found, over_views, strict=True)
+        ]
+
+    return files.compute(paths, read, of_batch, batch_size)

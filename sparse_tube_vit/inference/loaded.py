@@ -350,11 +350,14 @@ class TrainedTubeViT:
         if files.are_several(clip):
             inputs = list(clip)
             computed = files.compute(
-                inputs, self._central_view, self._features_of, batch_size
+                inputs,
+                self._central_view,
+                lambda _, videos: self.features_of(videos),
+                batch_size,
             )
             return files.collect(computed, len(inputs))
-        group, views = self._central_view(clip)
-        return self._features_of(group, views[None])[0]
+        _, views = self._central_view(clip)
+        return self.features_of(views[None])[0]
 
     def _central_view(self, clip):
         """Returns a group, as for `files.compute`, and views (1, T, H, W, 3)."""
@@ -366,8 +369,8 @@ class TrainedTubeViT:
             raise NotAClip(f"Features are of one view, but there are {len(views)}.")
         return (kind, views.dtype.str), views
 
-    def _features_of(self, group, videos):
-        """Returns [Features] of views (B, 1, T, H, W, 3)."""
+    def features_of(self, videos: np.ndarray) -> list[Features]:
+        """Computes the features of views (B, 1, T, H, W, 3), one of each of B clips."""
         size = videos.shape[2:5]
         out = jax.tree.map(self._finite, self._features(self.params, videos[:, 0]))
         chosen = tubes_for(self.model.tubes, size[0])

@@ -165,12 +165,35 @@ def test_features_are_written_without_what_is_bad(workdir, tmp_path):
         assert len(np.unique(found["pooled"], axis=0)) == 4
 
 
+def test_tokens_are_of_the_central_view_and_pooled_of_all(workdir, tmp_path):
+    names = ["a/1.mp4", "a/2.mp4", "b/3.mp4"]
+    official.write_clips(tmp_path / "all", *names)
+    paths = [str(tmp_path / "all" / name) for name in names]
+    image = tmp_path / "all" / "a" / "9.gif"  # its suffix tells no kind
+    Image.new("RGB", (16, 16)).save(image)
+    out = tmp_path / "features.npz"
+    options = [f"--model={workdir}", *paths, str(image), f"--out={out}", "--tokens"]
+    with pytest.raises(SystemExit):
+        features_command.main([*options, "--views=2x3"])
+    tubevit = load(workdir)
+    with np.load(out, allow_pickle=False) as found:
+        assert found["path"].tolist() == paths
+        for i, path in enumerate(paths):
+            expected = tubevit.features(path)
+            np.testing.assert_allclose(found["tokens"][i], expected.tokens, atol=1e-5)
+            np.testing.assert_array_equal(found["place"], expected.place)
+            _, views = tubevit.read(path, views=(2, 3))
+            over_views = tubevit.pooled(views[None])[0]
+            np.testing.assert_allclose(found["pooled"][i], over_views, atol=1e-5)
+    assert {p.name for p in tmp_path.iterdir()} == {"all", "features.npz"}
+
+
 def test_features_that_cannot_be_written_are_not_computed(
     workdir, tmp_path, monkeypatch, capsys
 ):
     write_images(tmp_path, "all", 1)
     official.write_clips(tmp_path / "all", "red/a.mp4")
-    monkeypatch.setattr(features_command, "pooled", lambda *_: pytest.fail("computed"))
+    monkeypatch.setattr(features.files, "compute", lambda *_: pytest.fail("computed"))
     out = tmp_path / "features.npz"
     for where, message in (
         (tmp_path / "no" / "x.npz", "UnwritableOutput: "),
