@@ -285,6 +285,13 @@ PAPER = {
         "implemented: every block's attention would add a bias of tokens x tokens, "
         "which takes the place of splash attention, the kernel that is used on TPUs, "
         "by a slower one.",
+        tried={
+            ("none", "no_stride", "ucf101"): "positions without strides still tell a "
+            "tube's tokens apart, in their order; 528 clips may be too few to learn "
+            "without. By 4x3 views in the place of 2x3 [it "
+            "stays](measurements.md#the-papers-tables-at-a-small-scale): 26.9 for 32.5 "
+            "in the mean.",
+        },
     ),
     "7b": Table(
         "Number of tubes",
