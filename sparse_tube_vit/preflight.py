@@ -89,7 +89,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         topology = Topology.parse(args.topology, config.mesh.slices)
         classes = head_classes(config, dict(args.classes))
         result = preflight(config, topology, classes)
-        fed = feeding(config, topology, result.mesh, result.estimate.seconds, seconds)
+        fed = feeding(
+            config, topology, result.batch_shares, result.estimate.seconds, seconds
+        )
         result = dataclasses.replace(result, feeding=fed)
         if not fed.suffices:
             log.warning("%s", fed.verdict())

@@ -432,8 +432,11 @@ class UnreachableStorage(TubeViTError, OSError):
     """A URL of an unknown kind, or a file that cannot be fetched from storage."""
 
 
-#: Messages of tensorstore and Google Cloud Storage for files that cannot be fetched.
+#: Messages of tensorstore and Google Cloud Storage for files that cannot be fetched,
+#: then of array_record's client of it, which tells an absent file in the same words.
 _UNAVAILABLE = "PERMISSION_DENIED|UNAUTHENTICATED|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED"
+_OF_ARRAY_RECORD = "Permanent error|Retry policy exhausted|CURL error"
+_ABSENT = r'"code": 404'
 
 
 def is_unavailable(error: Exception) -> bool:
@@ -441,7 +444,14 @@ def is_unavailable(error: Exception) -> bool:
     absent = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
     if isinstance(error, OSError):
         return not isinstance(error, absent)
-    return bool(re.search(_UNAVAILABLE, str(error)))
+    if type(error).__module__.startswith(("aiohttp.", "google.auth.")):
+        return True
+    if re.fullmatch("401|403|408|429|5..", str(getattr(error, "code", ""))):
+        return True  # gcsfs's HttpError
+    text = str(error)
+    if re.search(_OF_ARRAY_RECORD, text):
+        return not re.search(_ABSENT, text)
+    return bool(re.search(_UNAVAILABLE, text))
 
 
 @contextlib.contextmanager

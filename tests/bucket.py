@@ -22,6 +22,7 @@ class Storage:
         objects: (bucket, name) -> (bytes, generation).
         requests: (method, path) of every request.
         forbidden: (bucket, beginning of names) that nobody may read, "" for none.
+        refusal: HTTP status that says so.
         hidden: Buckets that nobody may look up, by `storage.buckets.get`.
     """
 
@@ -29,7 +30,7 @@ class Storage:
         self.objects: dict[tuple[str, str], tuple[bytes, int]] = {}
         self.uploads: dict[str, tuple[tuple[str, str], bytes]] = {}
         self.requests: list[tuple[str, str]] = []
-        self.forbidden = ("", "")
+        self.forbidden, self.refusal = ("", ""), 403
         self.hidden: set[str] = set()
         self.lock, self.generation = threading.RLock(), 0
         handler = type("Handler", (_Handler,), {"storage": self})
@@ -126,7 +127,7 @@ class _Handler(BaseHTTPRequestHandler):
             if found := re.fullmatch(r"/b/([^/]+)/o/([^/]+)", path):
                 at = tuple(map(urllib.parse.unquote, found.groups()))
                 if self.storage.forbids(at):
-                    return self._json({}, 403)
+                    return self._json({}, self.storage.refusal)
                 if query.get("alt") == "media":
                     return self._media(at, query)
                 if at not in self.storage.objects:

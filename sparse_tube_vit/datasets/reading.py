@@ -182,18 +182,23 @@ class Split:
             UnreadableRecord: One of these records is damaged, or a shard is absent.
         """
         shards, every = [*self._shards()], hashlib.sha256()
-        for first, count, _, path in shards:
+
+        def size_of(shard):
+            first, _, _, path = shard
             try:
-                size = file_size(path)
+                return file_size(path)
             except OSError as error:
                 raise self._unreadable(first, error) from error
-            every.update(f"{path.name} {count} {size}\n".encode())
+
         firsts = [first for first, *_ in shards]
-        with ThreadPoolExecutor(16) as pool:
-            for start in range(0, len(firsts), 64):
+        with ThreadPoolExecutor(16) as pool:  # in a bucket each is a request or more
+            sizes = pool.map(size_of, shards)
+            for (_, count, _, path), size in zip(shards, sizes, strict=True):
+                every.update(f"{path.name} {count} {size}\n".encode())
+            for start in range(0, len(firsts), 256):
                 # A copy closes its shards as it goes: a system has few open files.
                 copy = dataclasses.replace(self)
-                for record in pool.map(copy.read, firsts[start : start + 64]):
+                for record in pool.map(copy.read, firsts[start : start + 256]):
                     every.update(f"{record['id']} {record['label']}\n".encode())
                     every.update(record[self.kind])
         return self.fingerprint() | {"records": every.hexdigest()}

@@ -152,12 +152,14 @@ class Network:
         grid: Chips along each axis of the torus.
         axes: Sizes of the mesh's axes within a slice by name, the last varying fastest.
         places: Coordinates in the grid of every device, in the mesh's order.
+        slices: Number of slices, which exchange gradients.
     """
 
     chip: Chip
     grid: tuple[int, ...]
     axes: Mapping[str, int]
     places: Sequence[Sequence[int]]
+    slices: int = 1
 
     def axes_of(self, group: Iterable[int]) -> tuple[str, ...]:
         """Returns the axes of the mesh that a group of devices spans."""
@@ -312,13 +314,14 @@ class _Estimator:
     def _between_slices(self, instruction):
         """Returns the collective between slices, over the data center's network."""
         size = arrays(instruction.shape)[0]
-        size = int(size[0] * math.prod(size[1]))
+        size, slices = int(size[0] * math.prod(size[1])), self.network.slices
+        sent = 2 * (slices - 1) / slices * size  # scattered in parts, then gathered
         return Collective(
             kind="all-reduce",
             axes=("slices",),
             bytes=size,
             times=1,
-            seconds=size / self.network.chip.slice_bandwidth,
+            seconds=sent / self.network.chip.slice_bandwidth,
             exposed=0.0,
             source=instruction.op_name,
         )

@@ -112,7 +112,7 @@ class Feeding:
 def feeding(
     config: ConfigDict,
     topology: Topology,
-    mesh: Mapping[str, int],
+    batch_shares: int,
     step_seconds: float,
     given: Mapping[str, float],
 ) -> Feeding:
@@ -121,14 +121,13 @@ def feeding(
     Args:
         config: The config of the run.
         topology: The pod.
-        mesh: Sizes of the mesh's axes by name.
+        batch_shares: Number of equal shares of a batch; hosts that the tensor axis
+            connects decode the same.
         step_seconds: Predicted time of a step.
         given: Seconds of one core for an example, by stream. For other streams it is
             measured here if their data set is prepared, else estimated.
     """
-    hosts = topology.hosts
-    shares = min(hosts, mesh["data"] * mesh["fsdp"])  # hosts of a tensor share theirs
-    costs = {}
+    hosts, costs = topology.hosts, {}
     for name, stream in config.streams.items():
         seconds, source = given.get(name), "given"
         if seconds is None:
@@ -137,7 +136,7 @@ def feeding(
             seconds, source = _estimate(config.clip, stream.kind), "estimated"
         kind = "transcoded" if stream.kind == "video" else "image"
         transcoded = _estimate(config.clip, kind)
-        examples = stream.batch_size / shares
+        examples = stream.batch_size / batch_shares
         costs[name] = StreamCost(stream.kind, examples, seconds, source, transcoded)
     machine = topology.machine
     return Feeding(hosts, machine.name, machine.vcpus, step_seconds, costs)

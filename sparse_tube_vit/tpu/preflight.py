@@ -72,6 +72,7 @@ class Preflight:
     Attributes:
         topology: Chips that it was compiled for.
         mesh: Sizes of the mesh's axes by name.
+        batch_shares: Number of equal shares of a batch that hosts load.
         compile_seconds: Seconds that compiling took here.
         memory: Bytes on every chip.
         estimate: Predicted time.
@@ -84,6 +85,7 @@ class Preflight:
 
     topology: Topology
     mesh: Mapping[str, int]
+    batch_shares: int
     compile_seconds: float
     memory: Memory
     estimate: Estimate
@@ -138,6 +140,7 @@ def measure(
     return Preflight(
         topology=topology,
         mesh=dict(mesh.shape),
+        batch_shares=sharding.batch_share(mesh, mesh.devices.flat[0].process_index)[1],
         compile_seconds=compiling,
         memory=memory,
         estimate=estimate(hlo.parse(compiled.as_text()), _network(mesh, topology)),
@@ -185,7 +188,7 @@ def _network(mesh, topology):
     axes["data"] //= topology.slices
     devices = mesh.devices.flat[: math.prod(axes.values())]
     places = [tuple(device.coords) for device in devices]
-    return Network(topology.chip, topology.grid, axes, places)
+    return Network(topology.chip, topology.grid, axes, places, topology.slices)
 
 
 def preflight(

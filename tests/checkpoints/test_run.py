@@ -217,15 +217,21 @@ def test_a_damaged_checkpoint_in_a_bucket_is_moved_aside(small, monkeypatch):
     assert stored.locate("gs://moved/run").step == 5
 
 
-@pytest.mark.parametrize("part", ["_CHECKPOINT_METADATA", "params/", "optimizer/d/"])
-def test_a_checkpoint_that_a_bucket_does_not_give_stays(small, monkeypatch, part):
+@pytest.mark.parametrize("status", [403, 401])
+@pytest.mark.parametrize(
+    "part", ["_CHECKPOINT_METADATA", "run/", "params/", "optimizer/d/"]
+)
+def test_a_checkpoint_that_a_bucket_does_not_give_stays(
+    small, monkeypatch, part, status
+):
     """A refusal, as of one minute without rights, is no damage."""
     storage = bucket.use(monkeypatch)
+    monkeypatch.setattr(storage, "refusal", status)
     storage.upload(small[0], "refused", "run")
     last = "run/checkpoints/7/"
     before = storage.names("refused", last)
     monkeypatch.setattr(storage, "forbidden", ("refused", last + part))
-    with pytest.raises(UnreachableStorage, match="7.* cannot be read: .*orb"):
+    with pytest.raises(UnreachableStorage, match="7.* cannot be read: .*(orb|401)"):
         checkpoints.set_damaged_aside("gs://refused/run")
     assert storage.names("refused", last) == before
 

@@ -78,11 +78,38 @@ def test_how_to_get_what_fine_tuning_prepared(tmp_path):
         reading.open_split("video_folder/dances", "test", tmp_path)
 
 
+class HttpError(Exception):
+    """As gcsfs has it."""
+
+    def __init__(self, code):
+        self.code = code
+
+
 @pytest.mark.parametrize(
     "error, named",
     [
         (OSError(5, "Input/output error"), UnreachableStorage),
         (RuntimeError("UNAVAILABLE: 503"), UnreachableStorage),
+        # As array_record says it of 401, 403, 503 and 404.
+        (
+            RuntimeError('Permanent error, with a last message of {"code": 401}'),
+            UnreachableStorage,
+        ),
+        (
+            RuntimeError("Permanent error, with a last message of {}"),
+            UnreachableStorage,
+        ),
+        (
+            RuntimeError("Retry policy exhausted, with a last message of {}"),
+            UnreachableStorage,
+        ),
+        (
+            RuntimeError('Permanent error, with a last message of {"code": 404}'),
+            reading.UnreadableRecord,
+        ),
+        (HttpError(503), UnreachableStorage),
+        (HttpError("429"), UnreachableStorage),
+        (HttpError(404), reading.UnreadableRecord),
         (RuntimeError("DATA_LOSS: bad checksum"), reading.UnreadableRecord),
         (FileNotFoundError(2, "No such file"), reading.UnreadableRecord),
     ],

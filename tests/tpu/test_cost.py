@@ -12,9 +12,9 @@ from sparse_tube_vit.tpu.cost import Network, device_group, estimate
 from tests.tpu.written import PROGRAMS, read
 
 
-def network(chip="v5e", grid=(1, 1), axes=None):
+def network(chip="v5e", grid=(1, 1), axes=None, slices=1):
     places = list(itertools.product(*map(range, grid)))
-    return Network(CHIPS[chip], grid, axes or {"data": len(places)}, places)
+    return Network(CHIPS[chip], grid, axes or {"data": len(places)}, places, slices)
 
 
 SHARDED = network(grid=(2, 4), axes={"data": 2, "fsdp": 4, "tensor": 1})
@@ -77,14 +77,16 @@ def test_collectives_of_a_sharded_layer():
     assert found.flops == 3 * 24 * 2 * 2048**3
 
 
-def test_several_slices_exchange_gradients():
-    found = estimate(
-        read("slices"), network(grid=(2, 2), axes={"data": 1, "fsdp": 4, "tensor": 1})
-    )
+@pytest.mark.parametrize("slices, times", [(2, 1), (4, 1.5), (8, 1.75)])
+def test_several_slices_exchange_gradients(slices, times):
+    """In a ring each sends all but its own part twice."""
+    axes = {"data": 1, "fsdp": 4, "tensor": 1}
+    found = estimate(read("slices"), network(grid=(2, 2), axes=axes, slices=slices))
     between = [c for c in found.collectives if c.axes == ("slices",)]
     assert sum(c.times for c in between) == 24
     assert {c.bytes for c in between} == {2048 * 2048 * 2 / 4}
-    assert between[0].seconds == between[0].bytes / CHIPS["v5e"].slice_bandwidth
+    seconds = times * between[0].bytes / CHIPS["v5e"].slice_bandwidth
+    assert between[0].seconds == pytest.approx(seconds)
 
 
 def test_an_attention_kernel_counts_by_its_roofline():

@@ -14,7 +14,7 @@ from sparse_tube_vit.tpu.feeding import feeding
 from tests.tiny import tiny_config
 from tests.tpu.written import found
 
-MESH = {"data": 64, "fsdp": 1, "tensor": 1}
+SHARES = 16  # of v5e:8x8
 
 
 @pytest.fixture
@@ -31,21 +31,20 @@ def config():
 def test_the_cores_of_a_host_by_hand(config):
     # 16 videos and 16 images on each of 16 hosts, in 53 ms.
     pod = Topology.parse("v5e:8x8")
-    fed = feeding(config, pod, MESH, 0.053, {"video": 0.0855, "image": 0.0045})
+    fed = feeding(config, pod, SHARES, 0.053, {"video": 0.0855, "image": 0.0045})
     assert (fed.hosts, fed.available) == (16, 110)
     assert fed.needed == pytest.approx(16 * (0.0855 + 0.0045) / 0.053)
     assert fed.suffices and "27.2 cores a host" in fed.verdict()
     assert "ct5lp-hightpu-4t has 112 vCPUs, 2 of them" in fed.verdict()
     # Pairs of hosts feed the same share.
-    shared = {"data": 8, "fsdp": 1, "tensor": 8}
-    twice = feeding(config, pod, shared, 0.053, {"video": 0.0855, "image": 0.0045})
+    twice = feeding(config, pod, 8, 0.053, {"video": 0.0855, "image": 0.0045})
     assert twice.needed == pytest.approx(2 * fed.needed)
 
 
 def test_estimates_are_those_that_were_measured(config):
     def milliseconds(**clip):
         config.clip.update(**clip)
-        fed = feeding(config, Topology.parse("v5e:8x8"), MESH, 1.0, {})
+        fed = feeding(config, Topology.parse("v5e:8x8"), SHARES, 1.0, {})
         assert {s.source for s in fed.streams.values()} == {"estimated"}
         video, image = fed.streams["video"], fed.streams["image"]
         seconds = (video.seconds, video.transcoded, image.seconds)
@@ -59,7 +58,7 @@ def test_estimates_are_those_that_were_measured(config):
 def test_too_few_cores_end_with_a_way_out(config):
     config.streams.video.batch_size = 2048
     pod = Topology.parse("v5e:8x8")
-    fed = feeding(config, pod, MESH, 0.05, {})
+    fed = feeding(config, pod, SHARES, 0.05, {})
     assert not fed.suffices
     verdict = fed.verdict()
     # 128 videos of 85.5 ms and 16 images of 4.5 ms on a host, with 110 cores.
@@ -69,7 +68,7 @@ def test_too_few_cores_end_with_a_way_out(config):
     assert "fewer clip.frames" in verdict
     # Cheap already: transcoding is no way out.
     given = {"video": 0.02, "image": 0.5}
-    assert "transcode" not in feeding(config, pod, MESH, 0.05, given).verdict()
+    assert "transcode" not in feeding(config, pod, SHARES, 0.05, given).verdict()
 
 
 def test_the_command_warns_and_says_so_in_json(monkeypatch, capsys):
@@ -92,7 +91,7 @@ def test_the_command_warns_and_says_so_in_json(monkeypatch, capsys):
 def test_what_is_prepared_is_measured(data_dir, monkeypatch):
     config = tiny_config(data_dir)
     monkeypatch.setattr(workers, "TIMED_EXAMPLES", 2)
-    fed = feeding(config, Topology.parse("v5e:2x4"), MESH, 1.0, {"image": 0.001})
+    fed = feeding(config, Topology.parse("v5e:2x4"), 1, 1.0, {"image": 0.001})
     video, image = fed.streams["video"], fed.streams["image"]
     assert (video.source, image.source) == ("measured here", "given")
     assert 0 < video.seconds < 1 and video.examples == 8

@@ -38,6 +38,7 @@ def found(**changes):
     values = {
         "topology": topology,
         "mesh": axes,
+        "batch_shares": 2,
         "compile_seconds": 1.0,
         "memory": Memory(GIB, 2 * GIB, GIB // 2, 4 * GIB, GIB // 4, 15.75 * GIB),
         "estimate": estimate(program, Network(topology.chip, (2, 4), axes, places)),
