@@ -27,12 +27,17 @@ from sparse_tube_vit.inference import files
 from sparse_tube_vit.inference.features import pooled, with_tokens
 from sparse_tube_vit.inference.loaded import load
 from sparse_tube_vit.log import log, to_stderr
-from sparse_tube_vit.storage import is_remote, whole_file
+from sparse_tube_vit.storage import is_remote, whole_file, writing
 
 
 def rows_beside(path):
-    """Returns a temporary file for tokens, of which memory may not hold all."""
-    return tempfile.TemporaryFile(dir=None if is_remote(path) else Path(path).parent)
+    """Returns a temporary file for tokens, of which memory may not hold all.
+
+    The disk needs room for them twice.
+    """
+    with writing(path):
+        folder = None if is_remote(path) else Path(path).parent
+        return tempfile.TemporaryFile(dir=folder)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -69,7 +74,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             vectors.append(x.result.pooled if args.tokens else x.result)
             if args.tokens:
                 first = first or x.result
-                rows.write(x.result.tokens.tobytes())
+                with writing(args.out):
+                    rows.write(x.result.tokens.tobytes())
         width = tubevit.model.options.width
         arrays = {
             "path": np.array([path for path, _ in good], str),
@@ -77,7 +83,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             "pooled": np.array(vectors, np.float32).reshape(-1, width),
         }
         if first:
-            rows.flush()
+            with writing(args.out):
+                rows.flush()
             shape = (len(good), *first.tokens.shape)
             arrays["tokens"] = np.memmap(rows, first.tokens.dtype, "r", shape=shape)
             arrays |= {"tube": first.tube, "time": first.time, "place": first.place}

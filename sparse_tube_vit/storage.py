@@ -436,7 +436,7 @@ class UnreachableStorage(TubeViTError, OSError):
 #: then of array_record's client of it, which tells an absent file in the same words.
 _UNAVAILABLE = "PERMISSION_DENIED|UNAUTHENTICATED|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED"
 _OF_ARRAY_RECORD = "Permanent error|Retry policy exhausted|CURL error"
-_ABSENT = r'"code": 404'
+_ABSENT = r'"code": 404|No such object|NoSuchKey|NOT_FOUND'
 
 
 def is_unavailable(error: Exception) -> bool:

@@ -195,10 +195,10 @@ class Split:
             sizes = pool.map(size_of, shards)
             for (_, count, _, path), size in zip(shards, sizes, strict=True):
                 every.update(f"{path.name} {count} {size}\n".encode())
-            for start in range(0, len(firsts), 256):
+            for start in range(0, len(firsts), 64):
                 # A copy closes its shards as it goes: a system has few open files.
                 copy = dataclasses.replace(self)
-                for record in pool.map(copy.read, firsts[start : start + 256]):
+                for record in pool.map(copy.read, firsts[start : start + 64]):
                     every.update(f"{record['id']} {record['label']}\n".encode())
                     every.update(record[self.kind])
         return self.fingerprint() | {"records": every.hexdigest()}

@@ -112,7 +112,7 @@ def _take_data_sets(config, workdir):
         _check_images(config)
     classes = ()
     if config.data.folder:
-        clips = prepare_folder(config, begun=begun)
+        clips = prepare_folder(config, begun=begun if streams else ())
         classes = clips.class_names
         for stream in streams.values():
             stream.update(dataset=clips.dataset, kind=clips.kind, split="train")
