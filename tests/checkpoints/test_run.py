@@ -231,7 +231,7 @@ def test_a_checkpoint_that_a_bucket_does_not_give_stays(
     last = "run/checkpoints/7/"
     before = storage.names("refused", last)
     monkeypatch.setattr(storage, "forbidden", ("refused", last + part))
-    with pytest.raises(UnreachableStorage, match="7.* cannot be read: .*(orb|401)"):
+    with pytest.raises(UnreachableStorage, match="7.* cannot be read: "):
         checkpoints.set_damaged_aside("gs://refused/run")
     assert storage.names("refused", last) == before
 

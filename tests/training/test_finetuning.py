@@ -606,7 +606,7 @@ def test_fine_tuned_with_another_head_kept(clips, finished, tmp_path):
     assert finetuning.complete(config, workdir).to_json() == json.dumps(run["config"])
     assert len(finetuning.kept_heads(config, workdir)["motions"]) == 24
     (clips / CLIPS[0]).write_bytes(official.encode(200))
-    with pytest.raises(OtherRun, match="streams.clips.dataset: 'video_folder/my_clips"):
+    with pytest.raises(OtherRun, match="run began with video_folder/my_clips_2026-"):
         train(config, workdir)
 
 
