@@ -91,7 +91,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         write(lambda file: np.savez(file, **arrays))
         log.info("Wrote the features of %d files to %s", len(good), args.out)
         if bad:
-            log.warning("%d of %d files could not be read", bad, len(paths))
+            log.warning("%d of %d files are left out", bad, len(paths))
         if bad or computed.interrupted:
             sys.exit(130 if computed.interrupted else 1)
 

@@ -133,7 +133,8 @@ class Evaluator:
         """Yields this host's share of every batch, in parts as for `to_devices`."""
         size = self._batch_size(mesh)
         if size < self.source.batch_size:
-            log.info("%s: views for %d videos at a time fit memory", self.name, size)
+            what = f"{size} {self.source.kind}s at a time, for their views' memory"
+            log.info("%s: %s", self.name, what)
         source = ConfigDict(dict(self.source, batch_size=size))
         share, shares = sharding.batch_share(mesh)
         parts, available = sharding.batch_parts(mesh), cores.worker_cores()

@@ -160,7 +160,7 @@ def nearest_neighbours(
     alone = train is None
     known = np.arange(len(x)) if alone else np.flatnonzero(train)
     sought = known if alone else np.flatnonzero(~train)
-    votes = np.zeros((len(sought), classes))
+    labels, votes = y[known], np.zeros((len(sought), classes))
     for begin in range(0, len(sought), BLOCK):
         rows = sought[begin : begin + BLOCK]
         similar = x[rows] @ x[known].T
@@ -170,10 +170,8 @@ def nearest_neighbours(
         k_nearest = k_nearest[:, : min(k, len(known) - alone)]
         # Similarities are -1 to 1; the weights 0 to 1.
         weights = (np.take_along_axis(similar, k_nearest, axis=1) + 1) / 2
-        for row, labels, w in zip(
-            votes[begin : begin + BLOCK], y[known][k_nearest], weights, strict=True
-        ):
-            np.add.at(row, labels, w)
+        at = begin + np.arange(len(rows))[:, None]
+        np.add.at(votes, (at, labels[k_nearest]), weights)
     return votes
 
 

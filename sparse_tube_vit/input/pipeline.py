@@ -173,8 +173,8 @@ def iterate(
         return
     atexit.unregister(_wait_for_freed_batches)  # once
     atexit.register(_wait_for_freed_batches)
-    options = grain.experimental.DatasetOptions(min_shm_size=_LEAST_SHARED)
-    batches = grain.experimental.WithOptionsIterDataset(batches, options)
+    shared = grain.experimental.DatasetOptions(min_shm_size=_LEAST_SHARED)
+    batches = grain.experimental.WithOptionsIterDataset(batches, shared)
     processes.raise_limit_of_open_files()
     iterator = iter(
         batches.mp_prefetch(
