@@ -20,6 +20,7 @@ from sparse_tube_vit import train
 from sparse_tube_vit.checkpoints.stored import locate
 from sparse_tube_vit.distributed import hosts
 from sparse_tube_vit.training.reporting import read_metrics
+from tests import bucket
 from tests.tiny import tiny_config
 
 ROOT = Path(__file__).parents[2]
@@ -438,6 +439,17 @@ def test_four_hosts_train_as_one(pod, finished, data_dir, tmp_path):
     four = pod(4)
     assert four.ended() == (0, dict.fromkeys(range(4), 0)), four
     assert_same_run(tmp_path / "run", finished, data_dir)
+
+
+@pytest.mark.slow
+def test_two_hosts_whose_data_and_run_are_in_a_bucket(
+    pod, finished, data_dir, monkeypatch
+):
+    bucket.use(monkeypatch).upload(data_dir, "of-a-pod", "data")
+    data, workdir = "gs://of-a-pod/data", "gs://of-a-pod/run"
+    two = pod(2, f"config.data_dir = {data!r}", workdir=workdir)
+    assert two.ended() == (0, {0: 0, 1: 0}), two
+    assert_same_run(workdir, finished, data)
 
 
 @pytest.mark.slow
