@@ -197,8 +197,12 @@ class _Handler(BaseHTTPRequestHandler):
         if self._refused(at, query):
             return self._send(412, b"")
         headers, status = {"x-goog-generation": str(generation)}, 200
-        if span := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or ""):
-            first, last = int(span[1]), min(int(span[2] or len(data)), len(data) - 1)
+        if span := re.fullmatch(r"bytes=(\d*)-(\d*)", self.headers.get("Range") or ""):
+            if span[1]:
+                first, last = int(span[1]), int(span[2] or len(data))
+            else:  # the last so many
+                first, last = max(len(data) - int(span[2]), 0), len(data)
+            last = min(last, len(data) - 1)
             if first >= len(data):
                 return self._send(416, b"", {"Content-Range": f"bytes */{len(data)}"})
             headers["Content-Range"] = f"bytes {first}-{last}/{len(data)}"

@@ -7,10 +7,12 @@ and TFDS only when a data set is opened.
 import dataclasses
 import functools
 import hashlib
+import itertools
 import json
 import operator
 import re
 import shlex
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -59,8 +61,9 @@ class Split:
 
     `split[i]` is the record `{"id": str, "label": int, kind: bytes}`, the encoded file
     by its kind. In a multi-label data set the label is multi-hot, uint8 (C,). A split
-    is pickled without open files; every process opens them on its first read. Reading a
-    record raises UnreadableRecord if it is damaged or its label is no class.
+    is pickled without open files; every process opens shards as it reads them, and
+    nothing else. Reading a record raises UnreadableRecord if it is damaged or its label
+    is no class.
 
     A record of a part of a longer video also has `SPAN`, (start, end) in seconds, and
     one of a data set that is `timed` has `ACTIONS`, float32 (n, 3).
@@ -71,7 +74,8 @@ class Split:
         directory: Directory of the prepared data set.
         kind: "video" or "image".
         class_names: Class names in the order of the labels.
-        length: Number of examples.
+        shards: TFDS's instructions which records of which files are the split's.
+        parse: Turns the bytes of a record into its features, as TFDS.
         multi_label: Whether an example has any number of labels instead of one.
         timed: Whether the times of labels are stored.
     """
@@ -81,7 +85,8 @@ class Split:
     directory: str
     kind: str
     class_names: tuple[str, ...]
-    length: int
+    shards: tuple
+    parse: Callable[[bytes], dict] = dataclasses.field(compare=False, repr=False)
     multi_label: bool = False
     timed: bool = False
 
@@ -91,7 +96,7 @@ class Split:
         return (len(self.class_names),) if self.multi_label else ()
 
     def __len__(self) -> int:
-        return self.length
+        return sum(shard.take for shard in self.shards)
 
     def __getitem__(self, index) -> dict:
         record = self.read(index)
@@ -114,14 +119,12 @@ class Split:
             UnreachableStorage: It exists, but cannot be fetched: a retry may succeed.
         """
         index = operator.index(index)
-        if not 0 <= index < self.length:
+        if not 0 <= index < len(self):
             raise IndexError(
-                f"example {index} of {self.name} {self.split}, which has {self.length}"
+                f"example {index} of {self.name} {self.split}, which has {len(self)}"
             )
         try:
-            return self._example(index, self._source[index])
-        except UnsupportedDataset:
-            raise
+            return self._example(index, self.parse(self._source[index]))
         except Exception as error:  # whatever array_record, protobuf or TFDS raise
             if is_unavailable(error):
                 raise UnreachableStorage(
@@ -157,9 +160,11 @@ class Split:
 
     def shard(self, index: int) -> str:
         """Returns in words which record of which shard has an index."""
-        for first, count, skipped, path in self._shards():
-            if index < first + count:
-                return f"number {skipped + index - first} of {path.name}"
+        for shard in self.shards:
+            if index < shard.take:
+                name = epath.Path(shard.filename).name
+                return f"number {shard.skip + index} of {name}"
+            index -= shard.take
         return "in no shard"
 
     def fingerprint(self) -> dict:
@@ -181,20 +186,21 @@ class Split:
         Raises:
             UnreadableRecord: One of these records is damaged, or a shard is absent.
         """
-        shards, every = [*self._shards()], hashlib.sha256()
+        every = hashlib.sha256()
+        ends = [*itertools.accumulate((s.take for s in self.shards), initial=0)]
+        firsts = ends[:-1]
 
-        def size_of(shard):
-            first, _, _, path = shard
+        def size_of(shard, first):
             try:
-                return file_size(path)
+                return file_size(shard.filename)
             except OSError as error:
                 raise self._unreadable(first, error) from error
 
-        firsts = [first for first, *_ in shards]
         with ThreadPoolExecutor(16) as pool:  # in a bucket each is a request or more
-            sizes = pool.map(size_of, shards)
-            for (_, count, _, path), size in zip(shards, sizes, strict=True):
-                every.update(f"{path.name} {count} {size}\n".encode())
+            sizes = pool.map(size_of, self.shards, firsts)
+            for shard, size in zip(self.shards, sizes, strict=True):
+                name = epath.Path(shard.filename).name
+                every.update(f"{name} {shard.take} {size}\n".encode())
             for start in range(0, len(firsts), 64):
                 # A copy closes its shards as it goes: a system has few open files.
                 copy = dataclasses.replace(self)
@@ -202,15 +208,6 @@ class Split:
                     every.update(f"{record['id']} {record['label']}\n".encode())
                     every.update(record[self.kind])
         return self.fingerprint() | {"records": every.hexdigest()}
-
-    def _shards(self):
-        """Yields each shard's first index, number of records, records before, path."""
-        first = 0
-        split = open_builder(self.directory).info.splits[self.split]
-        for part in split.file_instructions:
-            count = part.take if part.take >= 0 else part.examples_in_shard - part.skip
-            yield first, count, part.skip, epath.Path(part.filename)
-            first += count
 
     def _unreadable(self, index, error):
         why = str(error).strip().partition("\n")[0] or type(error).__name__
@@ -239,15 +236,10 @@ class Split:
 
     @functools.cached_property
     def _source(self):
-        import tensorflow_datasets as tfds
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
 
         raise_limit_of_open_files()
-        builder = open_builder(self.directory)
-        # tfds.features.Image would decode; the input needs the encoded file.
-        decoders = {}
-        if isinstance(builder.info.features[self.kind], tfds.features.Image):
-            decoders = {self.kind: tfds.decode.SkipDecoding()}
-        return builder.as_data_source(self.split, decoders=decoders or None)
+        return ArrayRecordDataSource(self.shards)
 
     def __getstate__(self) -> dict:
         return {k: v for k, v in self.__dict__.items() if k != "_source"}
@@ -283,7 +275,7 @@ def open_split(dataset: str, split: str, data_dir, kind: str = "") -> Split:
             f"{dataset} in {directory} has no split {split!r};"
             f" it has {', '.join(info.splits)}"
         )
-    if not (length := info.splits[split].num_examples):
+    if not (shards := tuple(info.splits[split].file_instructions)):
         raise UnknownSplit(f"{dataset} in {directory} has no examples in {split!r}")
     return Split(
         name=dataset,
@@ -291,10 +283,21 @@ def open_split(dataset: str, split: str, data_dir, kind: str = "") -> Split:
         directory=str(directory),
         kind=stored,
         class_names=tuple(label.names),
-        length=length,
+        shards=shards,
+        parse=_parser(info.features, stored),
         multi_label=multi_label,
         timed=multi_label and ACTIONS in info.features,
     )
+
+
+def _parser(features, kind):
+    """Returns what TFDS does with a record's bytes, the file in it still encoded."""
+    import tensorflow_datasets as tfds
+
+    decoders = None
+    if isinstance(features[kind], tfds.features.Image):  # it would decode
+        decoders = {kind: tfds.decode.SkipDecoding()}
+    return functools.partial(features.deserialize_example_np, decoders=decoders)
 
 
 def unfinished_files(directory: epath.Path) -> list[epath.Path]:

@@ -92,7 +92,8 @@ def evaluation_loader(
     if cores >= loader.threads:
         example = EvaluationExample.of(clip, loader, source)
         records = (split[i % len(split)] for i in range(1 + TIMED_EXAMPLES))
-        seconds = seconds_per_example(example(record, None) for record in records)
+        examples = (example(record, None) for record in records)
+        seconds = seconds_per_example(examples, pipeline.threads_of_a_part(split))
         if seconds * len(split) / batch_shares > LONG_EVALUATION:
             size = source.batch_size // batch_shares // parts
             batches = -(-len(split) // source.batch_size)
@@ -103,17 +104,23 @@ def evaluation_loader(
     return _with(loader, count if count >= loader.threads else 0)
 
 
-def seconds_per_example(examples: Iterator) -> float:
-    """Returns the mean time of making an example by the clock, without the first.
+def seconds_per_example(examples: Iterator, threads: int = 1) -> float:
+    """Returns the mean time of an example in a worker, without the first.
 
-    The first one imports decoders and opens files.
+    The first one imports decoders and opens files. They are made one after the other
+    here: a worker's threads wait for storage at the same time, but share its core.
+
+    Args:
+        examples: Makes one at a time.
+        threads: Number of threads in which a worker makes them.
     """
     next(examples)
-    start, count = time.perf_counter(), 0
+    start, busy, count = time.perf_counter(), time.thread_time(), 0
     for count, _ in enumerate(examples, start=1):
         if time.perf_counter() - start > TIMED_SECONDS or count == TIMED_EXAMPLES:
             break
-    return (time.perf_counter() - start) / max(count, 1)
+    seconds = time.perf_counter() - start
+    return max(seconds / threads, time.thread_time() - busy) / max(count, 1)
 
 
 def stream_seconds(config: ConfigDict, name: str, split: Split) -> float:
@@ -123,7 +130,8 @@ def stream_seconds(config: ConfigDict, name: str, split: Split) -> float:
         split, name, stream, config.clip, config.loader, config.seed
     )
     # Iterating over them would start threads.
-    return seconds_per_example(examples[i] for i in range(1 + TIMED_EXAMPLES))
+    first = (examples[i] for i in range(1 + TIMED_EXAMPLES))
+    return seconds_per_example(first, pipeline.threads_of_a_part(split))
 
 
 def divide(workers: int, costs: Mapping[str, float]) -> dict[str, int]:

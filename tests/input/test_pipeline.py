@@ -10,6 +10,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -44,6 +45,7 @@ class Clips:
     split: str = "train"
     label_shape: tuple[int, ...] = ()
     kind: str = "video"
+    directory: str = "/data"
 
     def __len__(self):
         return len(self.clips)
@@ -97,6 +99,23 @@ def test_a_batch(reference):
     assert batch["label"].dtype == np.int32
     assert batch["weight"].dtype == np.float32 and batch["weight"].all()
     assert [f"clip {i}" for i in batch["label"]] == batch["id"].tolist()
+
+
+class InBucket(Clips):
+    """Clips of which those of the first batch are read at the same time or never."""
+
+    begun = threading.Barrier(6, timeout=10)
+
+    def __getitem__(self, i):
+        if i < 6:
+            self.begun.wait()
+        return super().__getitem__(i)
+
+
+def test_reads_of_a_bucket_wait_at_the_same_time(clips):
+    remote = evaluate(InBucket(clips.clips, directory="gs://bucket/data"))
+    for batches in zip(evaluate(clips), remote, strict=True):
+        assert_same(*batches)
 
 
 def test_an_epoch_shows_every_example_once(reference):

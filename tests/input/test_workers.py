@@ -27,6 +27,7 @@ class Slow:
     seconds: float = 0.0
     length: int = 20
     timed: bool = False
+    directory: str = "/data"
 
     def __len__(self):
         return self.length
@@ -191,3 +192,16 @@ def test_the_first_example_is_not_timed():
     assert 0.01 <= seconds_per_example(examples()) < 0.1
     assert made == [*range(1 + workers.TIMED_EXAMPLES)]
     assert seconds_per_example(iter([1])) < 0.1
+
+
+def test_threads_wait_at_the_same_time_and_share_a_core(config):
+    def busy():
+        while True:
+            end = time.thread_time() + 0.02
+            while time.thread_time() < end:
+                pass
+            yield
+
+    assert seconds_per_example(busy(), threads=8) >= 0.02
+    remote = Slow("video", 0.1, directory="gs://bucket/data")
+    assert 0.0125 <= workers.stream_seconds(config, "video", remote) < 0.1

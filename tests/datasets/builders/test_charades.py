@@ -1,5 +1,7 @@
 """Charades' CSV files: several actions a video, or none."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -133,7 +135,7 @@ def test_times_of_actions_are_stored(release, capsys):
     np.testing.assert_array_equal(actions["46GP8"], np.array(expected, np.float32))
     assert actions["N11GT"].tolist() == [[1, 0, 15]]
     # Data sets that were prepared before are read, but cannot label clips.
-    crowds = reading.Split("charades", "train", "there", "video", ("a", "b"), 2, True)
+    crowds = dataclasses.replace(split, timed=False)
     config = default_config()
     options = {"dataset": "charades", "head": "c", "batch_size": 1, "loss": "sigmoid"}
     with pytest.raises(reading.UnsupportedDataset, match="video.labels is 'clip', but"):
