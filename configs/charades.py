@@ -4,8 +4,8 @@
         --config.init.weights=RUN --config.data_dir=DATA
 
 RUN is the work directory of `configs/kinetics.py:classes=600,variant=L`, by default
-runs/kinetics600_L; its encoder is taken, and with separate kernels its image tube:
-those of several frames are of other shapes. Arguments, separated by commas:
+runs/kinetics600_L; its encoder and pooling are taken, and with separate kernels its
+image tube: tubes of several frames have other shapes. Arguments, separated by commas:
 
     kernels=interpolated    one kernel resized to all tubes; or separate: one a tube
     variant=L               or B, H, S, Ti

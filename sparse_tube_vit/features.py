@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for x in computed:
             problem = x.problem
             if args.tokens and good and not problem and x.group != good[0][1]:
-                problem = f"It is of kind {x.group}, whose tokens are others"
+                problem = f"Its kind is {x.group}, the first file's {good[0][1]}"
             if problem:
                 log.warning("%s: %s", x.path, problem)
                 bad += 1

@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 options = (transcode, arguments.workers, arguments.beam)
                 print(prepare(builder, *options), flush=True)
         except KeyboardInterrupt:
-            print("Stopped. The same command goes on from here.", file=sys.stderr)
+            print("Stopped. The same command continues from here.", file=sys.stderr)
             sys.exit(130)
 
 
@@ -71,7 +71,7 @@ def _parser() -> CommandParser:
     add(
         "--workers",
         type=at_least(0),
-        help="processes, else one a core; 0: this one",
+        help="worker processes; default: one per core; 0: none, all in this process",
     )
     add("--beam", help='Apache Beam pipeline in their place: --beam="--runner=..."')
     return parser

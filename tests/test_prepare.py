@@ -78,7 +78,7 @@ def test_interrupted_and_gone_on_with(tmp_path, capsys, monkeypatch):
 
     monkeypatch.setattr(Progress, "update", interrupt)
     assert ended(*arguments) == 130
-    assert capsys.readouterr().err.endswith("The same command goes on from here.\n")
+    assert capsys.readouterr().err.endswith("The same command continues from here.\n")
     monkeypatch.undo()
     run(*arguments)
     assert capsys.readouterr().err == (

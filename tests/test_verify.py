@@ -84,7 +84,7 @@ def test_sampling_by_a_config(prepared, tmp_path):
         (["--out", "no/such/page.html"], "UnwritableOutput: no/such/page.html cannot"),
         (
             ["--workers", "-1"],
-            "--workers: '-1' is no whole number of at least 0",
+            "--workers: '-1' is not a whole number of at least 0",
         ),
         (["--config.clip.fps=8"], "unrecognized arguments: --config.clip.fps=8"),
     ],

@@ -241,8 +241,8 @@ class Checkpoints:
             if changed:
                 raise OtherRun(
                     f"{self.directory.parent} holds a run on other data, prepared "
-                    "again since:\n" + "\n".join(changed) + "\nIt would go on with "
-                    "examples that it has seen. Prepare what it was, or choose another "
+                    "again since:\n" + "\n".join(changed) + "\nResumed, it could "
+                    "repeat examples. Prepare the data as it was, or choose another "
                     "--workdir, with --config.init.weights to start from this run."
                 )
 
@@ -255,8 +255,8 @@ class Checkpoints:
         ]
         if changed and jax.process_index() == 0:
             log.warning(
-                "The run goes on with other packages, with which it may not be what it "
-                "would have been: %s",
+                "Package versions changed since the last checkpoint, so the result may "
+                "differ from that of an uninterrupted run: %s",
                 "; ".join(sorted(changed)),
             )
 

@@ -279,7 +279,7 @@ def _choose_step(directory, step, name, names_above):
         return step
     if names:
         raise UnfinishedCheckpoint(
-            f"{name} has no checkpoint that is written to its end, but "
+            f"{name} has no complete checkpoint, but "
             f"{', '.join(sorted(names))}: the run was stopped while it saved its first."
         )
     raise NoCheckpoint(f"{name} has no checkpoint yet. {_TRAIN}")

@@ -81,7 +81,7 @@ def at_least(least: int) -> Callable[[str], int]:
     def parse(text):
         if not text.isdecimal() or int(text) < least:
             raise argparse.ArgumentTypeError(
-                f"{text!r} is no whole number of at least {least}"
+                f"{text!r} is not a whole number of at least {least}"
             )
         return int(text)
 

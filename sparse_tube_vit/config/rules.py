@@ -39,8 +39,8 @@ def validate(config: ConfigDict, data: bool = True) -> None:
     """
     if keys := open_keys(config):
         raise InvalidConfig(
-            f"These keys are open: {', '.join(keys)}. Training takes them from the run "
-            "of config.init.weights; here, set them."
+            f"These keys are open: {', '.join(keys)}. Only training takes them from "
+            "config.init.weights: set their values here."
         )
     wrong = [*_wrong_values(config, () if data else _OPEN)]
     if not config.streams:
@@ -94,7 +94,7 @@ def from_json(values: Mapping) -> ConfigDict:
         _raise([*_wrong_values(config)])
     except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise InvalidConfig(
-            "The saved config is none that this version of sparse_tube_vit knows: "
+            "This version of sparse_tube_vit cannot read the saved config: "
             f"{message_of(error)} A newer version may have written it: upgrade."
         ) from error
     return config

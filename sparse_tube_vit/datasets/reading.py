@@ -4,6 +4,7 @@ Worker processes of the input import this module: it imports neither jax nor ten
 and TFDS only when a data set is opened.
 """
 
+import bisect
 import dataclasses
 import functools
 import hashlib
@@ -28,6 +29,7 @@ from sparse_tube_vit.storage import (
     UnreachableStorage,
     entries,
     file_size,
+    is_remote,
     is_unavailable,
 )
 
@@ -96,7 +98,7 @@ class Split:
         return (len(self.class_names),) if self.multi_label else ()
 
     def __len__(self) -> int:
-        return sum(shard.take for shard in self.shards)
+        return self._ends[-1]
 
     def __getitem__(self, index) -> dict:
         record = self.read(index)
@@ -124,7 +126,7 @@ class Split:
                 f"example {index} of {self.name} {self.split}, which has {len(self)}"
             )
         try:
-            return self._example(index, self.parse(self._source[index]))
+            return self._example(index, self.parse(self._encoded(index)))
         except Exception as error:  # whatever array_record, protobuf or TFDS raise
             if is_unavailable(error):
                 raise UnreachableStorage(
@@ -160,12 +162,9 @@ class Split:
 
     def shard(self, index: int) -> str:
         """Returns in words which record of which shard has an index."""
-        for shard in self.shards:
-            if index < shard.take:
-                name = epath.Path(shard.filename).name
-                return f"number {shard.skip + index} of {name}"
-            index -= shard.take
-        return "in no shard"
+        number, index = self._locate(index)
+        shard = self.shards[number]
+        return f"number {shard.skip + index} of {epath.Path(shard.filename).name}"
 
     def fingerprint(self) -> dict:
         """Returns version, number of examples and a digest of the manifest, if any.
@@ -181,14 +180,15 @@ class Split:
     def digests(self) -> dict:
         """Returns `fingerprint`, and a digest of records, by which copies are compared.
 
-        The digest of `records` covers the size and the first record of every shard.
+        The digest of `records` covers the size and the first record of every shard. In
+        a bucket there is one copy, and no such digest.
 
         Raises:
             UnreadableRecord: One of these records is damaged, or a shard is absent.
         """
-        every = hashlib.sha256()
-        ends = [*itertools.accumulate((s.take for s in self.shards), initial=0)]
-        firsts = ends[:-1]
+        if is_remote(self.directory):
+            return self.fingerprint()
+        every, firsts = hashlib.sha256(), [0, *self._ends[:-1]]
 
         def size_of(shard, first):
             try:
@@ -196,7 +196,7 @@ class Split:
             except OSError as error:
                 raise self._unreadable(first, error) from error
 
-        with ThreadPoolExecutor(16) as pool:  # in a bucket each is a request or more
+        with ThreadPoolExecutor(16) as pool:  # a network's file system may be slow
             sizes = pool.map(size_of, self.shards, firsts)
             for shard, size in zip(self.shards, sizes, strict=True):
                 name = epath.Path(shard.filename).name
@@ -235,14 +235,30 @@ class Split:
         )
 
     @functools.cached_property
-    def _source(self):
+    def _ends(self):
+        """Number of examples up to the end of each shard."""
+        return [*itertools.accumulate(shard.take for shard in self.shards)]
+
+    def _locate(self, index):
+        """Returns the shard that has an example, and which one of the shard's it is."""
+        number = bisect.bisect_right(self._ends, index)
+        return number, index - (self._ends[number - 1] if number else 0)
+
+    def _encoded(self, index):
+        number, index = self._locate(index)
+        return self._sources[number][index]
+
+    @functools.cached_property
+    def _sources(self):
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
         raise_limit_of_open_files()
-        return ArrayRecordDataSource(self.shards)
+        # Each opens its files one after the other: one of all shards would make threads
+        # wait for each other's.
+        return [ArrayRecordDataSource([shard]) for shard in self.shards]
 
     def __getstate__(self) -> dict:
-        return {k: v for k, v in self.__dict__.items() if k != "_source"}
+        return {k: v for k, v in self.__dict__.items() if k != "_sources"}
 
 
 def open_split(dataset: str, split: str, data_dir, kind: str = "") -> Split:

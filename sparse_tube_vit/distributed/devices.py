@@ -78,7 +78,9 @@ def log_devices() -> None:
     platform, kind = devices[0].platform, devices[0].device_kind
     log.info("Devices: %d x %s (platform %s)", len(devices), kind, platform)
     if platform == "cpu" and has_gpu():
-        log.warning("An NVIDIA GPU is here, but jax runs on the CPU. %s", remedy())
+        log.warning(
+            "This machine has an NVIDIA GPU, but jax uses the CPU. %s", remedy()
+        )
 
 
 def has_gpu() -> bool:

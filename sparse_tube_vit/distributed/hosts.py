@@ -239,7 +239,7 @@ def check_same(
     ]
     if lines:
         raise HostsDiffer(
-            f"Host {host} is not to run what the first is:\n"
+            f"Host {host} differs from the first host:\n"
             + "\n".join(lines)
             + "\nGive all hosts the same command, data, weights and packages."
         )

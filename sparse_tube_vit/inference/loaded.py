@@ -113,7 +113,7 @@ def check_params(params, model: TubeViT, name: str) -> None:
     shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0), model.clip))
     wanted = {k: x.shape for k, x in flatten_dict(shapes, sep="/").items()}
     wrong = [
-        f"{k} is {given.get(k, 'not there')}, of the model {wanted.get(k, 'no part')}"
+        f"{k} has shape {given.get(k, '(missing)')}, expected {wanted.get(k, 'none')}"
         for k in sorted(wanted.keys() | given.keys())
         if wanted.get(k) != given.get(k)
     ]

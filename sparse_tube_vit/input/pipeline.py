@@ -78,17 +78,18 @@ def training_batches(
     where = f"streams.{name}"
     size = _part_size(stream.batch_size, shares * parts, where)
     examples = training_examples(split, name, stream, clip, loader, seed)
-    ours = _of_share(examples, size, share, shares, parts, threads_of_a_part(split))
+    threads = threads_of_a_part(split, size)
+    ours = _of_share(examples, size, share, shares, parts, threads)
     return iterate(ours[start_step * parts :], loader, where, parts)
 
 
-def threads_of_a_part(split: Split) -> int:
-    """Returns the number of threads in which a process makes the examples of a part.
+def threads_of_a_part(split: Split, size: int) -> int:
+    """Returns the number of threads in which a process makes the `size` examples.
 
     Each record in a bucket is a request, of tens of milliseconds: threads wait for
-    theirs at the same time.
+    theirs at the same time. Each also holds what its decoder does.
     """
-    return 8 if is_remote(split.directory) else 1
+    return max(1, min(4, size)) if is_remote(split.directory) else 1
 
 
 def _of_share(examples, size, share, shares, parts, threads):
@@ -135,7 +136,8 @@ def evaluation_batches(
         return example(split[i], None) | {"index": np.int32(i)}
 
     examples = grain.MapDataset.range(padded).map(indexed)
-    ours = _of_share(examples, size, share, shares, parts, threads_of_a_part(split))
+    threads = threads_of_a_part(split, size)
+    ours = _of_share(examples, size, share, shares, parts, threads)
     yield from iterate(ours, loader, where, parts)
 
 
@@ -204,11 +206,20 @@ def iterate(
                 yield batch
                 batch = next(iterator, None)
     finally:
-        iterator.close()
+        _close(iterator)
         # The end of the batches is an exception in grain, whose frames hold each
         # worker's last batch: without this it stays in shared memory.
         del iterator
         gc.collect()
+
+
+def _close(iterator):
+    """Closes an iterator of worker processes, all of them at the same time."""
+    # grain has no public name for them, and waits for each before it tells the next.
+    workers = [x for x in getattr(iterator, "_iterators_in_use", []) if x is not None]
+    with ThreadPoolExecutor(len(workers) or 1) as pool:
+        list(pool.map(lambda worker: worker.close(), workers))
+    iterator.close()
 
 
 # Bytes of an array from which it travels through shared memory, where each takes two

@@ -48,7 +48,7 @@ def training_loaders(
     # With fewer, the costliest stream would have fewer processes than threads now.
     least = len(streams) - 1 + loader.threads
     if cores >= least:
-        costs, words = _costs(config, splits, batch_shares)
+        costs, words = _costs(config, splits, batch_shares, parts)
         sizes = {
             name: _batch_bytes(
                 stream.kind, stream.batch_size // batch_shares // parts, config.clip
@@ -93,9 +93,10 @@ def evaluation_loader(
         example = EvaluationExample.of(clip, loader, source)
         records = (split[i % len(split)] for i in range(1 + TIMED_EXAMPLES))
         examples = (example(record, None) for record in records)
-        seconds = seconds_per_example(examples, pipeline.threads_of_a_part(split))
+        size = source.batch_size // batch_shares // parts
+        threads = pipeline.threads_of_a_part(split, size)
+        seconds = seconds_per_example(examples, threads)
         if seconds * len(split) / batch_shares > LONG_EVALUATION:
-            size = source.batch_size // batch_shares // parts
             batches = -(-len(split) // source.batch_size)
             views = math.prod(example.shape[:-4])
             sizes = {"": views * _batch_bytes(source.kind, size, clip)}
@@ -123,15 +124,23 @@ def seconds_per_example(examples: Iterator, threads: int = 1) -> float:
     return max(seconds / threads, time.thread_time() - busy) / max(count, 1)
 
 
-def stream_seconds(config: ConfigDict, name: str, split: Split) -> float:
-    """Returns the time that an example of the stream `name` takes, as measured here."""
+def stream_seconds(config: ConfigDict, name: str, split: Split, parts: int) -> float:
+    """Returns the time that an example of the stream `name` takes, as measured here.
+
+    Args:
+        config: The config of a run.
+        name: Name of the stream.
+        split: The split that it reads.
+        parts: Number of parts of a batch, of which a worker makes one at a time.
+    """
     stream = config.streams[name]
     examples = pipeline.training_examples(
         split, name, stream, config.clip, config.loader, config.seed
     )
     # Iterating over them would start threads.
     first = (examples[i] for i in range(1 + TIMED_EXAMPLES))
-    return seconds_per_example(first, pipeline.threads_of_a_part(split))
+    threads = pipeline.threads_of_a_part(split, stream.batch_size // parts)
+    return seconds_per_example(first, threads)
 
 
 def divide(workers: int, costs: Mapping[str, float]) -> dict[str, int]:
@@ -148,13 +157,16 @@ def divide(workers: int, costs: Mapping[str, float]) -> dict[str, int]:
     return counts
 
 
-def _costs(config, splits, batch_shares):
+def _costs(config, splits, batch_shares, parts):
     """Returns the cost of a step's examples by stream, and what to log of each."""
     if shares := config.loader.shares and worker_shares(config):
         return shares, {name: " (loader.shares)" for name in shares}
     if len(splits) == 1:
         return dict.fromkeys(splits, 1.0), {}
-    seconds = {name: stream_seconds(config, name, splits[name]) for name in splits}
+    seconds = {
+        name: stream_seconds(config, name, split, batch_shares * parts)
+        for name, split in splits.items()
+    }
     words = {name: f" ({1e3 * x:.1f} ms an example)" for name, x in seconds.items()}
     streams = config.streams
     sizes = {name: stream.batch_size / batch_shares for name, stream in streams.items()}

@@ -53,12 +53,13 @@ Written by `./launch/reproduce.sh` from the results of runs; do not edit it.
   rows that differ by as much in every seed ("equal" if by 0). A difference is of the
   seeds that both rows have. Beside p is that of Welch's unpaired test: seeds of two
   rows often share no more than the order of examples.
-* A seed does not repeat its run to the digit where cores or other code differ:
+* The same seed gives other results on other processors or with other code:
   moving_shapes jointly has had 96.5, 95.0 and 93.5, then 97.1, 97.5 and 96.7, and now
   97.1, 95.0 and 95.6 by the same three seeds.
-* Three seeds of rows that deviate by 3 points resolve a difference of 10.5, and most of
-  the paper's are smaller. What p leaves out: all seeds have the same test examples, and
-  many rows share a run. One test example is 0.2% of moving_shapes, 0.5% of ucf101.
+* With three seeds and rows that deviate by 3 points, a difference must reach 10.5 to be
+  resolvable, and most of the paper's are smaller. What p leaves out: all seeds have the
+  same test examples, and many rows share a run. One test example is 0.2% of
+  moving_shapes, 0.5% of ucf101.
 * There is no third split, and settings were chosen by looking at test clips: rate and
   steps of ucf101 [by seed 0 of
   videos_alone](measurements.md#the-papers-tables-at-a-small-scale), for time too, and

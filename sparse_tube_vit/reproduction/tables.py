@@ -189,8 +189,8 @@ PAPER = {
         "inflated_3d: dense patches of 2x16x16, whose kernels are the image model's on "
         "one of the two frames: 6,272 tokens at full size for 1,176, in small tasks "
         "128 for 114 and 69. On moving_shapes, "
-        "a seed at 25% knows the shape and guesses which of four ways it moves, and "
-        "images teach the shapes.",
+        "25% is the accuracy of a model that recognizes the shape, which images teach, "
+        "and guesses which of four ways it moves.",
         tried={
             ("2d_patches", "videos_alone", "moving_shapes"): "its classes are motions, "
             "of which patches of single frames have nothing before the first layer; "
@@ -509,7 +509,7 @@ PAPER = {
         tasks=("ucf101_directions",),
         remark="Not in the paper. Of the clips whose class is right, in whichever "
         "direction, guessing has half in the right direction. Seed 0, with strides of "
-        "24 pixels for the 20 of since, had 56 of 110, and"
+        "24 pixels (now 20), had 56 of 110 in the right one, and"
         " an image ViT that was fine-tuned on these clips, one seed, 129 of 257 "
         "([how](measurements.md#the-papers-tables-at-a-small-scale)): neither learns "
         "it. With direction at chance, other tables would have about half of their "

@@ -131,7 +131,7 @@ def feeding(
     for name, stream in config.streams.items():
         seconds, source = given.get(name), "given"
         if seconds is None:
-            seconds, source = _measured(config, name), "measured here"
+            seconds, source = _measured(config, name, topology.chips), "measured here"
         if seconds is None:
             seconds, source = _estimate(config.clip, stream.kind), "estimated"
         kind = "transcoded" if stream.kind == "video" else "image"
@@ -142,7 +142,7 @@ def feeding(
     return Feeding(hosts, machine.name, machine.vcpus, step_seconds, costs)
 
 
-def _measured(config, name):
+def _measured(config, name, chips):
     """Returns the seconds of an example on this machine; None without its data set."""
     stream = config.streams[name]
     try:
@@ -151,7 +151,7 @@ def _measured(config, name):
         )
     except DatasetError:
         return None
-    return workers.stream_seconds(config, name, split)
+    return workers.stream_seconds(config, name, split, chips)
 
 
 def _estimate(clip, kind):

@@ -304,9 +304,9 @@ def head_classes(config: ConfigDict, given: Mapping[str, int]) -> dict[str, int]
         )
         if not classes[stream.head]:
             raise UnknownClasses(
-                f"How many classes {stream.dataset} has, which streams.{name} trains "
-                f"head {stream.head!r} on, is not known before it is prepared. Say it "
-                f"with --classes {stream.head}=N."
+                f"The number of classes of {stream.dataset}, on which streams.{name} "
+                f"trains head {stream.head!r}, is unknown, as it is not prepared. Give "
+                f"it with --classes {stream.head}=N."
             )
     if unknown := set(given) - set(classes):
         raise UnknownClasses(

@@ -50,7 +50,7 @@ def read_metrics(workdir) -> list[dict]:
         except ValueError as error:  # of json, or of text that is not in UTF-8
             where = f"{path}:{number}"
             if number == len(lines) and not line.endswith(b"\n"):
-                log.warning("%s is left out: the run was killed in it", where)
+                log.warning("%s is ignored: the run was killed while writing it", where)
                 break
             raise DamagedMetrics(
                 f"{where} is no line of metrics: {error}. Remove that line."

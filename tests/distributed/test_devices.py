@@ -54,7 +54,7 @@ def test_a_gpu_that_is_not_used_is_warned_of(machine, caplog, driver, advice, wo
     (machine / "nvidiactl").touch()
     (machine / "version").write_text(VERSION.format(driver=driver, **words))
     _, (level, warning) = logged(caplog)
-    assert level == "WARNING" and "GPU is here, but jax runs on the CPU" in warning
+    assert level == "WARNING" and "GPU, but jax uses the CPU" in warning
     assert advice in warning and "docs/gpu.md" in warning
 
 

@@ -117,7 +117,7 @@ def test_batches_from_the_command_line(prepared, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--step", "0"], "--step: '0' is no whole number of at least 1"),
+        (["--step", "0"], "--step: '0' is not a whole number of at least 1"),
         (["--config.clip.frames=0"], "clip.frames is 0"),
         (["--config.streams.two.dataset=none"], "none is not prepared"),
         (["--out", "/dev/null/out"], "UnwritableOutput: --out: "),

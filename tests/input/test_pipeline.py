@@ -17,6 +17,7 @@ from pathlib import Path
 import grain
 import numpy as np
 import pytest
+from grain._src.python.dataset.transformations import prefetch
 from PIL import Image
 
 from sparse_tube_vit import errors
@@ -102,12 +103,12 @@ def test_a_batch(reference):
 
 
 class InBucket(Clips):
-    """Clips of which those of the first batch are read at the same time or never."""
+    """Clips of which the first four are read at the same time or never."""
 
-    begun = threading.Barrier(6, timeout=10)
+    begun = threading.Barrier(4, timeout=10)
 
     def __getitem__(self, i):
-        if i < 6:
+        if i < 4:
             self.begun.wait()
         return super().__getitem__(i)
 
@@ -116,6 +117,29 @@ def test_reads_of_a_bucket_wait_at_the_same_time(clips):
     remote = evaluate(InBucket(clips.clips, directory="gs://bucket/data"))
     for batches in zip(evaluate(clips), remote, strict=True):
         assert_same(*batches)
+
+
+def test_worker_processes_are_told_to_end_at_the_same_time(clips, monkeypatch):
+    loader = LOADER.copy_and_resolve_references()
+    loader.workers = 2
+    batches = pipeline.training_batches(
+        clips, "video", video_stream(), CLIP, loader, seed=3
+    )
+    for _ in range(4):
+        next(batches)
+    begun, closed = threading.Barrier(2, timeout=10), []
+    worker = prefetch.ThreadPrefetchDatasetIterator
+    close = worker.close
+
+    def close_with_the_other(iterator):
+        closed.append(iterator)
+        if len(closed) <= 2:
+            begun.wait()
+        close(iterator)
+
+    monkeypatch.setattr(worker, "close", close_with_the_other)
+    batches.close()
+    assert len({*closed[:2]}) == 2
 
 
 def test_an_epoch_shows_every_example_once(reference):

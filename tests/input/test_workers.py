@@ -92,9 +92,9 @@ def test_small_machines_keep_threads_and_measure_nothing(config):
 
 
 def test_cores_are_divided_by_the_measured_cost(config, caplog, monkeypatch):
-    assert 0.05 <= workers.stream_seconds(config, "video", Slow("video", 0.05)) < 2
+    assert 0.05 <= workers.stream_seconds(config, "video", Slow("video", 0.05), 1) < 2
     seconds = {"video": 0.0345, "image": 0.0045}
-    monkeypatch.setattr(workers, "stream_seconds", lambda c, name, s: seconds[name])
+    monkeypatch.setattr(workers, "stream_seconds", lambda c, name, *_: seconds[name])
     caplog.set_level(logging.INFO, "sparse_tube_vit")
     divided = {"video": 6, "image": 2}  # 16 x 34.5 ms and 32 x 4.5 ms a step
     assert counts(config, 8) == divided
@@ -204,4 +204,5 @@ def test_threads_wait_at_the_same_time_and_share_a_core(config):
 
     assert seconds_per_example(busy(), threads=8) >= 0.02
     remote = Slow("video", 0.1, directory="gs://bucket/data")
-    assert 0.0125 <= workers.stream_seconds(config, "video", remote) < 0.1
+    assert 0.025 <= workers.stream_seconds(config, "video", remote, 4) < 0.1
+    assert workers.stream_seconds(config, "video", remote, 16) >= 0.1  # parts of one

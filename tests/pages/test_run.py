@@ -358,7 +358,7 @@ def test_a_page_that_cannot_be_written_is_not_made(run, tmp_path, monkeypatch, c
     [
         (
             ["--clips", "0"],
-            "--clips: '0' is no whole number of at least 1",
+            "--clips: '0' is not a whole number of at least 1",
         ),
         (["--workdir", "none"], "NoCheckpoint: none"),
         (["--workdir", "none", "--config.seed=1"], "unrecognized arguments"),

@@ -57,7 +57,7 @@ def test_what_three_seeds_resolve_is_what_the_document_says():
     limit = stats.t.ppf(1 - SIGNIFICANCE / 2, LEAST_SEEDS - 1)
     least = limit * 3 * math.sqrt(2) / math.sqrt(LEAST_SEEDS)
     text = " ".join(document.INTRODUCTION.split())
-    assert f"by 3 points resolve a difference of {least:.1f}," in text
+    assert f"by 3 points, a difference must reach {least:.1f} to" in text
 
 
 def test_deviation_is_that_of_a_sample():

@@ -96,5 +96,5 @@ def test_what_is_prepared_is_measured(data_dir, monkeypatch):
     assert (video.source, image.source) == ("measured here", "given")
     assert 0 < video.seconds < 1 and video.examples == 8
     split = reading.open_split("moving_shapes/videos", "train", data_dir, "video")
-    assert workers.stream_seconds(config, "video", split) > 0
+    assert workers.stream_seconds(config, "video", split, 1) > 0
     assert "measured here" in "".join(summary._feeding_table(fed))
