@@ -132,13 +132,14 @@ def test_worker_processes_are_told_to_end_at_the_same_time(clips, monkeypatch):
     close = worker.close
 
     def close_with_the_other(iterator):
-        closed.append(iterator)
+        closed.append(id(iterator))
         if len(closed) <= 2:
             begun.wait()
         close(iterator)
 
-    monkeypatch.setattr(worker, "close", close_with_the_other)
-    batches.close()
+    with monkeypatch.context() as patched:
+        patched.setattr(worker, "close", close_with_the_other)
+        batches.close()
     assert len({*closed[:2]}) == 2
 
 
