@@ -8,7 +8,18 @@ import traceback
 
 
 class TubeViTError(Exception):
-    """Base of the named errors."""
+    """Base of the named errors.
+
+    Attributes:
+        exit_code: Exit code of a command that it ends.
+    """
+
+    exit_code = 1
+
+
+#: Exit code of a run that a signal stopped, which goes on if it is started again:
+#: EX_TEMPFAIL of sysexits.h.
+STOPPED = 75
 
 
 class UnwritableOutput(TubeViTError, OSError):
@@ -44,7 +55,7 @@ def reported():
         # Else what they hold, such as batches in shared memory, would outlive the
         # threads and processes that release it.
         traceback.clear_frames(error.__traceback__)
-        sys.exit(1)
+        sys.exit(named.exit_code)
     except KeyboardInterrupt:
         print("Interrupted.", file=sys.stderr)
         sys.exit(130)

@@ -6,8 +6,9 @@
 #
 # TYPE is an accelerator type as for tpu_vm.sh, IMAGE that of launch/gke/Dockerfile. Of
 # several SLICES, --config.mesh.slices has to be told as well. XPK takes the cluster's
-# project and zone from gcloud's configuration. Where the run ends early, as when a host
-# is taken away, it is resumed: RESTARTS times, 10 if not set.
+# project and zone from gcloud's configuration. Hosts wait a day for those that have no
+# node yet. Where the run ends early, as when a host is taken away, it is resumed:
+# RESTARTS times, 10 if not set.
 set -euo pipefail
 # shellcheck source=launch/usage.sh
 source "$(dirname "$0")/../usage.sh"
@@ -24,6 +25,6 @@ command -v xpk >/dev/null || {
 # A shell in the container reads the command; exec, so that SIGTERM gets to train.py.
 printf -v arguments ' %q' "$@"
 exec xpk workload create --cluster="$cluster" --workload="$name" --tpu-type="$type" \
-    --num-slices="$slices" --docker-image="$image" --restart-on-exit-codes=1 \
+    --num-slices="$slices" --docker-image="$image" --restart-on-exit-codes=1,75 \
     --max-restarts="${RESTARTS:-10}" --termination-grace-period-seconds=300 \
-    --command="exec python -m sparse_tube_vit.train$arguments"
+    --command="exec env HOSTS_START_SECONDS=86400 python -m sparse_tube_vit.train$arguments"

@@ -37,7 +37,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from sparse_tube_vit.config import differences
-from sparse_tube_vit.errors import TubeViTError, print_error
+from sparse_tube_vit.errors import STOPPED, TubeViTError, print_error
 from sparse_tube_vit.log import log, name_host
 from sparse_tube_vit.storage import writing
 
@@ -65,6 +65,8 @@ class WorkdirNotShared(TubeViTError, OSError):
 class HostStopped(TubeViTError, RuntimeError):
     """A signal stopped this host before or after training."""
 
+    exit_code = STOPPED
+
 
 class HostFailed(TubeViTError, RuntimeError):
     """Another host ended, with an error or without."""
@@ -77,7 +79,7 @@ class HostFailed(TubeViTError, RuntimeError):
 def connected():
     """Context manager that joins the other hosts of the run, if there are any.
 
-    An error in the body ends this process with exit code 1 and is published to the
+    An error in the body ends this process with its exit code and is published to the
     others, which end within seconds, even while they wait for a device or a barrier. A
     host that is killed ends the others when a connection to it breaks, or after
     HOSTS_LOST_SECONDS: then jax aborts them, with exit code 134, as when the first
@@ -106,7 +108,7 @@ def connected():
             print_error(error)
         else:
             traceback.print_exception(error)
-        _leave()
+        _leave(getattr(error, "exit_code", 1))
     _ending.set()
     watch.join()
     jax.distributed.shutdown()
@@ -139,7 +141,7 @@ def _join():
         f"run on all of them, all must reach the first{where}, and each has a "
         "JAX_PROCESS_ID of its own, where that names it."
     )
-    late = threading.Timer(start, lambda: (print_error(missing), _exit()))
+    late = threading.Timer(start, lambda: (print_error(missing), _exit(1)))
     late.daemon = True
     late.start()
     try:
@@ -407,7 +409,7 @@ def _watch_failures():
     while not _ending.wait(1):
         if (failure := _failure()) and not _ending.wait(_GRACE):
             print_error(_host_failed(failure))
-            _leave()
+            _leave(HostFailed.exit_code)
 
 
 def _host_failed(failure):
@@ -429,7 +431,7 @@ def _as_host_failed(error):
     )
 
 
-def _leave():
+def _leave(exit_code):
     """Ends this process, the first host's last: it serves the key-value store."""
     with contextlib.suppress(jax.errors.JaxRuntimeError):
         _client().key_value_set(f"left/{jax.process_index()}", "")
@@ -438,14 +440,14 @@ def _leave():
             if len(_client().key_value_dir_get("left/")) == jax.process_count():
                 break
             time.sleep(0.1)
-    _exit()
+    _exit(exit_code)
 
 
-def _exit():
+def _exit(code):
     """Ends this process without jax's shutdown, which waits for all hosts."""
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(1)
+    os._exit(code)
 
 
 def _client():

@@ -3,11 +3,13 @@
 import signal
 
 from sparse_tube_vit.datasets.processes import STOP_SIGNALS
-from sparse_tube_vit.errors import TubeViTError
+from sparse_tube_vit.errors import STOPPED, TubeViTError
 
 
 class Interrupted(TubeViTError, RuntimeError):
     """A signal asked the run to stop; its state is saved."""
+
+    exit_code = STOPPED
 
 
 class StopSignals:

@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from sparse_tube_vit.config import default_config
+from sparse_tube_vit.errors import STOPPED
 from tests.launch.cloud import executable
 from tests.launch.conftest import ROOT
 
@@ -167,6 +168,15 @@ def test_the_jobset_has_a_host_for_every_four_chips(jobset):
     assert spec["completions"] == spec["parallelism"]
 
 
+def test_what_a_signal_stopped_does_not_count_as_failed(jobset):
+    by_code = pods(jobset)["podFailurePolicy"]["rules"][1]
+    assert by_code["action"] == "FailJob"
+    assert by_code["onExitCodes"]["values"] == [STOPPED]
+    (rule,) = jobset["spec"]["failurePolicy"]["rules"]
+    assert rule["action"] == "RestartJobSetAndIgnoreMaxRestarts"
+    assert rule["onJobFailureReasons"] == ["PodFailurePolicy"]
+
+
 def test_the_jobset_trains_a_config_that_exists(jobset):
     (container,) = pods(jobset)["template"]["spec"]["containers"]
     given = dict(argument[2:].split("=", 1) for argument in container["args"])
@@ -199,6 +209,7 @@ def test_xpk_gets_the_command_as_its_shell_reads_it(tmp_path):
         *("workload", "create", "--cluster=mine", "--workload=tubevit"),
         *("--tpu-type=v5litepod-16", "--num-slices=2"),
     ]
+    assert f"--restart-on-exit-codes=1,{STOPPED}" in options
     executable(tmp_path / "python", 'printf "%s\\0" "$@"')
     shell = subprocess.run(
         ["bash", "-c", command.removeprefix("--command=")],
