@@ -84,11 +84,18 @@ def train(config: ConfigDict, workdir) -> TrainState:
 def _train(config, workdir, lock):
     """Trains in a work directory that the first host has locked."""
     # ---- config
+    # What does not fit is said before folders are prepared, which may take hours.
     unfilled = config
+    with hosts.first_host_first("settings"):
+        config = finetuning.complete(unfilled, workdir, data=False)
+    validate(config, data=False)
+    check_tubes(config)
+    devices.log_devices()
+    mesh = sharding.make_mesh(config)
+    sharding.check_mesh(config, mesh)
     with hosts.first_host_first("folder"):
-        config = finetuning.complete(unfilled, workdir)
+        config = finetuning.complete(config, workdir)
     validate(config)
-    check_tubes(config)  # before data sets are made or opened
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
         if is_remote(config.compilation_cache):  # XLA's own caches are of GPUs, local
@@ -118,8 +125,6 @@ def _train(config, workdir, lock):
     )
 
     # ---- model, optimizer and step as one program, and the state to start from
-    devices.log_devices()
-    mesh = sharding.make_mesh(config)
     classes = {head: len(names) for head, names in class_names.items()}
     program = Program(config, classes, mesh)
     checkpoints = Checkpoints(workdir, config.checkpoint.keep, run)

@@ -29,6 +29,7 @@ from sparse_tube_vit.input.examples import TrainingExample
 from sparse_tube_vit.log import to_stderr
 from sparse_tube_vit.pages.contact_sheet import contact_sheet
 from sparse_tube_vit.storage import whole_file
+from sparse_tube_vit.training import finetuning
 
 PAGE = "contact_sheet.html"
 
@@ -49,9 +50,13 @@ def training_example(
         config = default_config()
         streams = [stream(kind=kind, dataset=dataset, head="", batch_size=1)]
     else:
-        streams = [s for s in config.streams.values() if s.dataset == dataset]
+        config = finetuning.complete(config, data=False)
+        ours = [s for s in config.streams.values() if s.kind == kind]
+        # A stream without a data set reads what a folder becomes.
+        streams = [s for s in ours if s.dataset == dataset]
+        streams += [s for s in ours if not s.dataset]
     if not streams:
-        others = ", ".join(s.dataset for s in config.streams.values())
+        others = ", ".join(s.dataset or "none" for s in config.streams.values())
         raise InvalidConfig(
             f"No stream of --config reads {dataset}, but {others}. Give the config that"
             " trains on it, or none."
@@ -84,8 +89,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         out = epath.Path(args.out or epath.Path(split.directory) / PAGE)
         with whole_file(out) as write:
             result = verification.verify(args.dataset, args.data_dir, args.workers)
-            page = contact_sheet(result, example, args.workers, bool(args.config))
             print(result)
+            page = contact_sheet(result, example, args.workers, bool(args.config))
             write(lambda file: file.write(page.encode()))
         print(f"  written to {out}")
         if result.errors:

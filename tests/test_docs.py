@@ -32,7 +32,7 @@ def test_a_model_of_ones_own():
     names = {}
     exec("import jax" + python_of("configuration").partition("import jax")[2], names)
     assert names["logits"].shape == (2, 400)
-    assert names["images"]["pooled"].shape == (2, 768)
+    assert names["features"]["pooled"].shape == (2, 768)
 
 
 def test_features_of_image_weights(tmp_path, monkeypatch):

@@ -175,7 +175,8 @@ def test_a_run_does_not_go_on_with_data_that_was_prepared_again(
 
     config, manifest = copy("elsewhere")
     train.train(config, finished_copy)
-    manifest.write_text(manifest.read_text() + "train,one more,0,,,,ok\n")
+    listed = manifest.read_text()
+    manifest.write_text(listed + listed.splitlines()[-1] + "\n")
     with pytest.raises(OtherRun, match=r"streams.video.manifest: '\w+' then, '\w+'"):
         train.train(config, finished_copy)
 
@@ -219,7 +220,7 @@ def test_a_run_that_goes_on_with_other_packages_says_so(
     monkeypatch.setattr(run_module, "restore_description", older)
     train.train(tiny_config(data_dir), finished_copy)
     grain = importlib.metadata.version("grain")
-    assert f"would have been: grain 0.0.1 then, {grain} now\n" in caplog.text
+    assert f"uninterrupted run: grain 0.0.1 then, {grain} now\n" in caplog.text
 
 
 def test_a_work_directory_of_another_config_is_refused(finished_copy, data_dir):

@@ -76,6 +76,14 @@ def test_sampling_by_a_config(prepared, tmp_path):
     )
 
 
+def test_sampling_by_the_config_of_a_folder(prepared, tmp_path):
+    """Which leaves open what its model decides, and names no data set."""
+    page = tmp_path / "page.html"
+    arguments = ("--config=configs/finetune.py", "--config.init.weights=demo")
+    run(prepared, *arguments, "--out", str(page))
+    assert "samples it" in page.read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

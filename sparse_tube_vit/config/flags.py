@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import math
+import os
 import re
 import sys
 import textwrap
@@ -27,7 +28,8 @@ from sparse_tube_vit.config.schema import (
 class CommandParser(argparse.ArgumentParser):
     """Parser of one command's arguments.
 
-    Options are spelt with underscores or with dashes, and not abbreviated.
+    Options are spelt with underscores or with dashes, and not abbreviated. Of
+    `--option=~/path` the home directory is expanded, which no shell does behind a =.
 
     Args:
         command: Name of the command, "predict"; a parser of subcommands passes `prog`.
@@ -49,7 +51,8 @@ class CommandParser(argparse.ArgumentParser):
         end = args.index("--") if "--" in args else len(args)
         for i, arg in enumerate(args[:end]):
             name, equals, value = arg.partition("=")
-            args[i] = options.get(name.replace("-", "_"), name) + equals + value
+            name = options.get(name.replace("-", "_"), name)
+            args[i] = name + equals + os.path.expanduser(value)
         return super().parse_known_args(args, namespace)
 
     def parse_with_config(self, argv: Sequence[str] | None) -> argparse.Namespace:

@@ -5,11 +5,13 @@ file that was left out. Columns are the fields of `Row`; `label` is called `labe
 multi-label data set, and `span` is absent where no file is longer than its clip.
 """
 
+import contextlib
 import csv
 import dataclasses
 import fractions
 import hashlib
 import io
+import json
 import os
 from collections.abc import Iterable, Iterator
 
@@ -182,20 +184,55 @@ def read(path) -> Iterator[Row]:
     Raises:
         BadManifest: The file is not one that `write` has written; names the line.
     """
+    with _reading(path) as (header, lines):
+        multi_label, spans = "labels" in header, "span" in header
+        for cells in lines:
+            yield _row(cells, multi_label, spans)
+
+
+def digest(path) -> str:
+    """Returns the SHA-256 of the examples: split, id, file, label and span of each.
+
+    Files that were left out, and what decoding found, may differ between copies of the
+    same data set.
+
+    Raises:
+        BadManifest: As `read`.
+    """
+    found = hashlib.sha256()
+    with _reading(path) as (header, lines):
+        of_examples = ("split", "id", "sha256", "label", "labels", "span")
+        columns = [i for i, name in enumerate(header) if name in of_examples]
+        status = header.index("status")
+        for cells in lines:
+            if cells[status] == OK:
+                row = json.dumps([cells[i] for i in columns])
+                found.update(row.encode())
+    return found.hexdigest()
+
+
+@contextlib.contextmanager
+def _reading(path):
+    """Context manager: the header of a manifest, and an iterator over its lines."""
     text = epath.Path(path).read_bytes().decode(errors="surrogateescape")
     reader = csv.reader(io.StringIO(text, newline=""))
     try:
         header = next(reader, [])
-        multi_label, spans = "labels" in header, "span" in header
-        if header != _columns(multi_label, spans):
+        if header != _columns("labels" in header, "span" in header):
             raise BadManifest(
                 f"{path} has the columns {', '.join(header)}; a manifest has"
                 f" {', '.join(_columns())}. {_AGAIN}"
             )
-        for cells in reader:
-            yield _row(cells, multi_label, spans)
+        yield header, _lines_of(reader, len(header))
     except (ArithmeticError, ValueError, csv.Error) as error:
         raise BadManifest(f"{path}:{reader.line_num}: {error}. {_AGAIN}") from None
+
+
+def _lines_of(reader, columns):
+    for cells in reader:
+        if len(cells) != columns:
+            raise ValueError(f"{len(cells)} cells in place of {columns}")
+        yield cells
 
 
 def _columns(multi_label: bool = False, spans: bool = False) -> list[str]:
@@ -222,12 +259,9 @@ _ALWAYS = ("split", "id", "status")  # may be empty, but never unknown
 
 
 def _row(cells: list[str], multi_label: bool, spans: bool) -> Row:
-    columns = _columns(spans=spans)
-    if len(cells) != len(columns):
-        raise ValueError(f"{len(cells)} cells in place of {len(columns)}")
     values = {
         name: _PARSE.get(name, str)(cell) if cell or name in _ALWAYS else None
-        for name, cell in zip(columns, cells, strict=True)
+        for name, cell in zip(_columns(spans=spans), cells, strict=True)
     }
     if multi_label:
         values["label"] = _split(values["label"] or "")

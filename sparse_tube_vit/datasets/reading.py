@@ -171,9 +171,12 @@ class Split:
 
         A data set that is prepared again from other files has others. TFDS's own have
         no manifest.
+
+        Raises:
+            BadManifest: The manifest is damaged.
         """
         path = epath.Path(self.directory) / manifest.NAME
-        listed = path.exists() and hashlib.sha256(path.read_bytes()).hexdigest()
+        listed = path.exists() and manifest.digest(path)
         version = epath.Path(self.directory).name
         return {"version": version, "examples": len(self), "manifest": listed}
 

@@ -154,7 +154,7 @@ def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
     """Returns how the parameter a/b/c is split; norms and most biases are whole.
 
     A dimension that the mesh axis does not divide stays whole, as a tube's channels
-    may. `check_model` excludes this for the encoder.
+    may. `check_mesh` excludes this for the encoder.
     """
     for pattern, spec in _RULES:
         if re.search(rf"(^|/){pattern}$", path):
@@ -185,11 +185,12 @@ def constrain_parameters(tree):
     return jax.lax.with_sharding_constraint(tree, state_shardings(tree, mesh))
 
 
-def check_model(config: ConfigDict, mesh: Mesh) -> None:
-    """Checks that the mesh divides the encoder's layers.
+def check_mesh(config: ConfigDict, mesh: Mesh) -> None:
+    """Checks that the mesh divides the encoder's layers and all batches.
 
     Raises:
         MeshDoesNotFit: An axis does not divide what it splits.
+        IndivisibleBatch: As `check_batch`.
     """
     for axis, sizes in {"fsdp": ("width",), "tensor": ("heads", "mlp_dim")}.items():
         for name in sizes:
@@ -199,6 +200,11 @@ def check_model(config: ConfigDict, mesh: Mesh) -> None:
                     f"{axis} {mesh.shape[axis]}, which splits it. Make that axis "
                     "smaller and mesh.data larger."
                 )
+    for name, stream in config.streams.items():
+        parts = config.optimizer.accumulate_steps
+        check_batch(stream.batch_size, mesh, f"streams.{name}", parts)
+    for name, source in config.evaluations.items():
+        check_batch(source.batch_size, mesh, f"evaluations.{name}")
 
 
 def check_batch(batch_size: int, mesh: Mesh, where: str, parts: int = 1) -> None:

@@ -30,6 +30,7 @@ from sparse_tube_vit.figures.run import (
     write,
 )
 from sparse_tube_vit.log import to_stderr
+from sparse_tube_vit.training import finetuning
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -43,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         if args.command == "batch":
             paths = draw_batches(config, args.step, args.out)
         elif config is not None:
+            config = finetuning.complete(config, data=False)
             config.data_dir = args.data_dir or config.data_dir
             paths = write(tubes_over(clip_of(config, args.clip), config), args.out)
         else:

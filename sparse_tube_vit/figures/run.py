@@ -159,7 +159,8 @@ def clip_of(config: ConfigDict, file: str | None = None) -> Clip:
     """
     if file is not None:
         with clips.naming(file):
-            kind = opening.kind_of(storage.read_file(file), Limits.of(config.loader))
+            limits = Limits.of(config.loader)
+            kind = opening.kind_of(storage.read_file(file), limits, file)
         if kind == "video":
             return Clip(clips.read_clip(file, config), file)
         return Clip(clips.read_image(file, config)[None], file)

@@ -284,7 +284,7 @@ class TrainedTubeViT:
         with naming(path):
             encoded = storage.read_file(path)
             limits = Limits.of(self.config.loader)
-            kind = kind or kind_of(encoded, limits)
+            kind = kind or kind_of(encoded, limits, path)
             return kind, self.example(kind, head, views).read(encoded, None)["video"]
 
     def example(

@@ -25,6 +25,7 @@ from sparse_tube_vit.config import (
     open_keys,
     validate,
 )
+from sparse_tube_vit.datasets.reading import open_split
 from sparse_tube_vit.log import log
 from sparse_tube_vit.models.losses import LOSSES
 from sparse_tube_vit.models.variants import make_tubes
@@ -120,8 +121,8 @@ def _take_data_sets(config, workdir):
             evaluation.update(dataset=clips.dataset, kind=clips.kind, split=clips.test)
             if clips.kind == "image":
                 evaluation.update(temporal_views=1, spatial_views=1)
-        if streams and config.total_steps is None:
-            _set_steps(config, clips, streams.values())
+    if config.total_steps is None:
+        _set_steps(config)
     if config.data.images:
         images = prepare_folder(config, IMAGES, classes, begun)
         heads = [s.head for s in streams.values() if images.class_names == classes]
@@ -384,17 +385,20 @@ def _resumed(workdir):
     return None
 
 
-def _set_steps(config, data, streams):
-    """Sets the number of steps to `epochs` passes over the folder."""
-    batch = sum(stream.batch_size for stream in streams)
-    steps = -(-config.data.epochs * data.examples // batch)
+def _set_steps(config):
+    """Sets the number of steps to `epochs` passes over the first stream's data set."""
+    first = next(stream for name, stream in config.streams.items() if name != IMAGES)
+    split = open_split(first.dataset, first.split, config.data_dir, first.kind)
+    same = [s for s in config.streams.values() if s.dataset == first.dataset]
+    batch = sum(stream.batch_size for stream in same)
+    steps = -(-config.data.epochs * len(split) // batch)
     config.total_steps = max(steps, LEAST_STEPS)
     log.info(
         "%d steps of %d: %d epochs of %d %ss, and at least %d steps",
         config.total_steps,
         batch,
         config.data.epochs,
-        data.examples,
-        data.kind,
+        len(split),
+        split.kind,
         LEAST_STEPS,
     )

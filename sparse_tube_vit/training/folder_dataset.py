@@ -37,14 +37,12 @@ class FolderDataset:
         dataset: Its name below `data_dir`.
         kind: "video" or "image".
         test: The name of its test split.
-        examples: The number of examples of split `train`.
         class_names: The names of its classes.
     """
 
     dataset: str
     kind: str
     test: str
-    examples: int
     class_names: tuple[str, ...]
 
 
@@ -85,19 +83,15 @@ def check_folder(config: ConfigDict, key: str) -> None:
     if why := storage.why_unread(config.data[key]):
         raise folders.NoClassFolders(f"config.data.{key} is {config.data[key]}: {why}")
     with storage.reaching(config.data[key]):
-        if not _path(config, key).is_dir():
+        if not epath.Path(config.data[key]).is_dir():
             raise folders.NoClassFolders(
                 f"config.data.{key} is {config.data[key]}, which is no folder."
             )
 
 
-def _path(config, key):
-    return epath.Path(os.path.expanduser(config.data[key]))  # no shell does behind a =
-
-
 def _prepare_folder(config, key, classes, begun):
     data = config.data
-    folder = _path(config, key)
+    folder = epath.Path(data[key])
     _check_apart(folder, config.data_dir)
     split_list = data.split_list if key == "folder" else ""
     kind = "image" if key == "images" else folders.folder_kind(folder)
@@ -128,6 +122,7 @@ def _prepare_folder(config, key, classes, begun):
             "folders alone, of which some clips are held out."
             + _advice(folder, key, split_list, listing)
         )
+    _check_classes(folder, kind, _counts(listing), [], own, ("train", test))
     lines = [
         (split, example.id, digests[example.id])
         for split, examples in sorted(listing.splits.items())
@@ -136,12 +131,15 @@ def _prepare_folder(config, key, classes, begun):
     labels = [] if listing.class_names == own else [listing.class_names]
     digest = hashlib.sha256(json.dumps(lines + labels).encode()).hexdigest()[:8]
     name = re.sub(r"[^\w+-]+", "_", folder.name, flags=re.ASCII).strip("_")
+    name = f"{name or 'clips'}-{digest}"
+    # The same files, in a folder of another name.
+    of_the_run = [x for x in begun if x.startswith(f"{kind}_") and x.endswith(digest)]
     builder = {"image": folders.ImageFolder, "video": folders.VideoFolder}[kind](
         listing=listing,
         data_dir=config.data_dir,
-        config=f"{name or 'clips'}-{digest}",
+        config=of_the_run[0].partition("/")[2] if of_the_run else name,
     )
-    if begun and builder.dataset not in begun:  # before it is prepared, for hours
+    if begun and not of_the_run:  # before it is prepared, for hours
         raise OtherRun(
             f"{folder} is {builder.dataset} now, but the run began with "
             f"{', '.join(begun)}: files, labels or splits have changed. Choose another "
@@ -156,10 +154,13 @@ def _prepare_folder(config, key, classes, begun):
         (row.split, row.label) for row in rows if row.status == manifest.OK
     )
     damaged = [row.id for row in rows if row.split and row.status != manifest.OK]
-    _check(folder, kind, counts, damaged, own, ("train", test))
-    examples = sum(n for (split, _), n in counts.items() if split == "train")
-    class_names = tuple(builder.listing.class_names)
-    return FolderDataset(builder.dataset, kind, test, examples, class_names)
+    _check_classes(folder, kind, counts, damaged, own, ("train", test))
+    return FolderDataset(
+        dataset=builder.dataset,
+        kind=kind,
+        test=test,
+        class_names=tuple(builder.listing.class_names),
+    )
 
 
 def _warn_of_names(folder, own, classes):
@@ -243,12 +244,21 @@ def _advice(folder, key, split_list, listing):
     )
 
 
-def _check(folder, kind, counts, damaged, class_names, splits):
+def _counts(listing):
+    """Returns the number of examples of a listing by (split, class)."""
+    return collections.Counter(
+        (split, example.label)
+        for split, examples in listing.splits.items()
+        for example in examples
+    )
+
+
+def _check_classes(folder, kind, counts, damaged, class_names, splits):
     """Raises TooFewExamples if one of the classes has none in one of the splits.
 
     Args:
         folder, kind: For the message.
-        counts: Number of examples written, by (split, class).
+        counts: Number of examples by (split, class).
         damaged: Ids of those that do not decode.
         class_names, splits: The classes and splits.
     """

@@ -11,8 +11,7 @@ from jax.sharding import PartitionSpec as P
 from sparse_tube_vit.config import ConfigDict, input_size
 from sparse_tube_vit.distributed.mesh import BATCH
 from sparse_tube_vit.distributed.sharding import (
-    check_batch,
-    check_model,
+    check_mesh,
     state_shardings,
 )
 from sparse_tube_vit.models.losses import LOSSES
@@ -45,12 +44,7 @@ class Program:
     """
 
     def __init__(self, config: ConfigDict, classes: Mapping[str, int], mesh: Mesh):
-        check_model(config, mesh)
-        parts = config.optimizer.accumulate_steps
-        for name, stream in config.streams.items():
-            check_batch(stream.batch_size, mesh, f"streams.{name}", parts)
-        for name, source in config.evaluations.items():
-            check_batch(source.batch_size, mesh, f"evaluations.{name}")
+        check_mesh(config, mesh)
         self.mesh = mesh
         model = self.model = make_model(config, classes)
         optimizer = self.optimizer = make_optimizer(config)

@@ -8,6 +8,7 @@ inference all read through it, so that what one of them accepts, the others do.
 import contextlib
 import fractions
 import io
+import pathlib
 from collections.abc import Iterator
 
 import av
@@ -150,13 +151,21 @@ def opened(data: bytes, limits: Limits = LIMITS, kind: str | None = None):
         yield Video(container, stream, data, limits, cpu_limit, kind)
 
 
-def kind_of(data: bytes, limits: Limits = LIMITS) -> str:
+def kind_of(data: bytes, limits: Limits = LIMITS, name="") -> str:
     """Returns "image" for a still picture or a file of one frame, else "video".
+
+    Args:
+        data: Encoded file.
+        limits: Limits of what is read.
+        name: File name, if there is one: by a suffix of videos alone it is one, of any
+            number of frames, as in a folder of clips.
 
     Raises:
         UndecodableClip: The file has no picture, or exceeds the limits.
     """
-    with opened(data, limits) as video:
+    suffix = pathlib.PurePath(name).suffix.lower()
+    kind = "video" if suffix in SUFFIXES["video"] - SUFFIXES["image"] else None
+    with opened(data, limits, kind=kind) as video:
         return video.kind
 
 

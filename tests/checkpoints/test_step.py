@@ -202,5 +202,5 @@ def test_checksums_are_compiled_for_the_first_checkpoint_alone(monkeypatch):
 def test_parameters_of_another_model_are_damage(copy):
     workdir, step = copy
     rewrite(step, lambda described: described["config"]["model"].update(width=48))
-    with pytest.raises(DamagedCheckpoint, match=r"block_0/.* is \(.*24.*48"):
+    with pytest.raises(DamagedCheckpoint, match=r"block_0/.* has shape \(.*24.*48"):
         loaded.load(workdir)

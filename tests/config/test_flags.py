@@ -10,6 +10,7 @@ from sparse_tube_vit.config import ConfigDict, default_config
 from sparse_tube_vit.config.flags import (
     CommandParser,
     above_zero,
+    add_config,
     describe_keys,
     named,
     parse_views,
@@ -111,6 +112,17 @@ def test_a_config_file_that_is_there_is_read_and_imports_its_neighbours(tmp_path
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     assert learning_rate(folder / "kinetics.py", elsewhere) == "0.125"
+
+
+def test_a_home_directory_is_expanded_behind_a_sign(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    parser = CommandParser("some")
+    add_config(parser)
+    parser.add_argument("--workdir")
+    given = ["--config=configs/kinetics.py", "--config.data_dir=~/data"]
+    args = parser.parse_with_config([*given, "--workdir=~/runs/a=~/b"])
+    assert args.config.data_dir == "/home/me/data"
+    assert args.workdir == "/home/me/runs/a=~/b"
 
 
 def test_dashes_are_underscores():

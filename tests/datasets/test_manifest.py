@@ -47,6 +47,23 @@ def test_an_image():
     }
 
 
+def test_a_digest_is_of_the_examples_and_their_labels(tmp_path):
+    row = manifest.Row("train", "a", "12ab", label="wolf", decoded_frames=3)
+
+    def digest(*rows):
+        manifest.write(tmp_path / "manifest.csv", rows)
+        return manifest.digest(tmp_path / "manifest.csv")
+
+    of = dataclasses.replace
+    damaged = of(row, split="", id=".DS_Store", status="no suffix")
+    same = digest(row)
+    assert digest(of(row, decoded_frames=4), damaged) == same
+    others = {"split": "test", "id": "b", "sha256": "12ac", "label": "bear"}
+    digests = {digest(of(row, **{key: value})) for key, value in others.items()}
+    digests |= {digest(of(row, span=(1.0, 2.0))), digest(row, row), digest()}
+    assert len(digests - {same}) == 7
+
+
 def test_an_image_that_breaks_off_is_an_error():
     noise = np.random.default_rng(0).integers(0, 256, (1, 64, 64, 3), np.uint8)
     image = moving_shapes.encode_jpeg(noise)

@@ -14,7 +14,7 @@ from absl import flags
 
 from sparse_tube_vit import prepare
 from sparse_tube_vit.config import default_config, evaluation, stream
-from sparse_tube_vit.datasets import reading
+from sparse_tube_vit.datasets import manifest, reading
 from sparse_tube_vit.datasets.builders import moving_shapes
 from sparse_tube_vit.datasets.preparing import plan, write
 from sparse_tube_vit.input import pipeline
@@ -344,8 +344,9 @@ def test_digests_of_a_copy_and_of_what_differs(prepared, tmp_path):
     )
     assert first.digests() == second.digests()
     assert first.digests()["examples"] == 12
-    with open(tmp_path / "1/video_folder/tiny/1.0.0/manifest.csv", "a") as file:
-        file.write("\n")
+    listed = tmp_path / "1/video_folder/tiny/1.0.0/manifest.csv"
+    rows = [*manifest.read(listed)]
+    manifest.write(listed, [*rows, rows[0]])
     differs = {k for k, v in second.digests().items() if v != first.digests()[k]}
     assert differs == {"manifest"}
     assert second.fingerprint()["version"] == "1.0.0"

@@ -155,7 +155,7 @@ def test_what_the_mesh_does_not_divide():
     ):
         config.model.update(width=12, heads=6)
         with pytest.raises(sharding.MeshDoesNotFit, match=message):
-            sharding.check_model(config, make_mesh(**axes))
+            sharding.check_mesh(config, make_mesh(**axes))
 
 
 def test_evaluations_are_checked_before_anything_is_compiled():

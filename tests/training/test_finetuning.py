@@ -22,7 +22,8 @@ from sparse_tube_vit.checkpoints.stored import locate
 from sparse_tube_vit.config import InvalidConfig, from_json, validate
 from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.datasets.builders import folders
-from sparse_tube_vit.errors import TubeViTError
+from sparse_tube_vit.errors import IndivisibleBatch, TubeViTError
+from sparse_tube_vit.models.tubes import ClipTooSmall
 from sparse_tube_vit.models.tubevit import init_params, make_model
 from sparse_tube_vit.models.variants import make_tubes
 from sparse_tube_vit.train import train
@@ -192,6 +193,36 @@ def test_what_cannot_be_is_said_before_a_folder_is_prepared(
     with pytest.raises(TubeViTError, match=error):
         finetuning.complete(config)
     assert not [*(tmp_path / "data").iterdir()]
+
+
+@pytest.mark.parametrize(
+    "argument, error",
+    [
+        ("--config.clip.size=1", ClipTooSmall),
+        ("--config.streams.clips.batch_size=3", IndivisibleBatch),
+    ],
+)
+def test_what_does_not_fit_ends_training_before_a_folder_is_prepared(
+    clips, finished, tmp_path, argument, error
+):
+    assert 3 % jax.device_count()
+    config = config_of(clips, tmp_path / "data", finished[0], argument)
+    with pytest.raises(error):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_prepared_data_set_trains_as_many_epochs_as_its_folder(
+    clips, finished, tmp_path
+):
+    data = folder_dataset.prepare_folder(config_of(clips, tmp_path)).dataset
+    keys = (f"--config.{x}.clips.dataset={data}" for x in ("streams", "evaluations"))
+    given = tmp_path, finished[0], "--config.data.epochs=400"
+    of_folder = finetuning.complete(config_of(clips, *given))
+    prepared = finetuning.complete(config_of("", *given, *keys))
+    assert of_folder.total_steps > finetuning.LEAST_STEPS
+    assert prepared.total_steps == of_folder.total_steps
+    assert prepared.optimizer.warmup_steps == of_folder.optimizer.warmup_steps
 
 
 def test_logged_defaults_are_read_as_they_stand(caplog):

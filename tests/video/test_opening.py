@@ -102,6 +102,13 @@ def test_cover_art_is_not_the_video(video, first, sound):
     np.testing.assert_array_equal(frames(tagged, at(*middles(40)), whole), expected)
 
 
+def test_a_file_of_one_frame_is_a_video_by_its_suffix():
+    one = write_video(numbered(1), 25)
+    assert kind_of(one) == "image"
+    assert kind_of(one, name="gs://b/clip.MP4") == "video"
+    assert kind_of(one, name="clip.gif") == kind_of(one, name="clip") == "image"
+
+
 @pytest.mark.parametrize("first", [False, True])
 def test_sound_with_cover_art_is_no_clip(first):
     tagged = with_cover(None, first, sound=True)

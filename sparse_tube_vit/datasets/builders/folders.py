@@ -283,7 +283,7 @@ def _read_split_list(directory: epath.Path, kind: str, split_list: epath.Path):
         raise BadSplitList(f"{split_list} does not exist")
     listed, left_out, names = [], [], set()
     remote = storage.is_remote(directory)  # a request for each file would take hours
-    there = {*storage.files_below(directory)[0]} if remote else ()
+    there = {*storage.files_below(directory)[0]}
     try:
         text = split_list.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -313,6 +313,10 @@ def _read_split_list(directory: epath.Path, kind: str, split_list: epath.Path):
             listed.append((split, path))
     if not listed:
         raise BadSplitList(f"{split_list} lists no {kind}")
+    for path in sorted(there):
+        name = path.relative_to(directory).as_posix()
+        if pathlib.PurePosixPath(name) not in names and not unfit(name, kind):
+            left_out.append((name, f"not in {split_list.name}"))
     return listed, left_out
 
 

@@ -101,7 +101,10 @@ def test_split_list(tmp_path):
         "val": [("dog/3.mp4", "dog"), ("cat/2,5.mp4", "cat")],
         "train": [("cat/1.mp4", "cat")],
     }
-    assert [row.id for row in listing.left_out] == ["dog/4.txt"]
+    assert [(row.id, row.status) for row in listing.left_out] == [
+        ("dog/4.txt", ".txt is not a known video suffix"),
+        ("dog/5.mp4", "not in splits.csv"),
+    ]
 
 
 @pytest.mark.parametrize(
