@@ -35,6 +35,7 @@ from sparse_tube_vit.config import (
     default_config,
     evaluation,
     leave_open,
+    set_key,
     stream,
 )
 from sparse_tube_vit.models.tubes import Tube, count_tokens
@@ -174,8 +175,7 @@ def get_config(argument: str = ""):
     if row.after:  # training fails on it where --config.init.weights is not set
         config.init.weights = f"MODEL_OF_ROW_{row.after}"
     for key, value in row.changes.items():
-        section, _, name = key.partition(".")
-        config[section][name] = value
+        set_key(config, key, value)
 
     _add_streams(config, row, settings, videos, images)
     _add_evaluations(config, args.table, row, args.task, videos, images)
@@ -283,8 +283,8 @@ def _take_recipe(config, row):
         keys += ["model.positions", "model.position_gain", "init.positions"]
         keys += ["init.inflate", "optimizer.video_tubes_rate"]
     values = recipe.from_image_vit(given, PATCH, trained=None)
-    for section, name in (key.split(".") for key in keys):
-        config[section][name] = values[f"{section}.{name}"]
+    for key in keys:
+        set_key(config, key, values[key])
 
 
 def _add_streams(config, row, settings, videos, images):

@@ -14,7 +14,6 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import contextlib
-import functools
 import json
 from collections.abc import Sequence
 
@@ -41,7 +40,7 @@ from sparse_tube_vit.distributed import devices, hosts, sharding
 from sparse_tube_vit.errors import reported
 from sparse_tube_vit.evaluation import evaluator
 from sparse_tube_vit.log import log, to_stderr
-from sparse_tube_vit.models.tubevit import TubeViT, check_tubes
+from sparse_tube_vit.models.tubevit import check_tubes
 from sparse_tube_vit.storage import is_remote, remove_leftovers, writing
 from sparse_tube_vit.training import finetuning, forecast
 from sparse_tube_vit.training.batches import TrainingBatches, open_streams
@@ -104,7 +103,7 @@ def _train(config, workdir, lock):
     hosts.check_shared(workdir)
     first_host = jax.process_index() == 0
 
-    # ---- data sets and their classes
+    # ---- data sets, and model, optimizer and step as one program for their classes
     with hosts.first_host_first("embedded data"):
         sources = (*config.streams.values(), *config.evaluations.values())
         prepare_embedded((source.dataset for source in sources), config.data_dir)
@@ -115,7 +114,9 @@ def _train(config, workdir, lock):
     class_names = classes_by_head(
         (stream.head, splits[name]) for name, stream in config.streams.items()
     ) | finetuning.kept_heads(config, workdir)
-    evaluations = evaluator.prepare(config, class_names)
+    classes = {head: len(names) for head, names in class_names.items()}
+    program = Program(config, classes, mesh)
+    evaluations = evaluator.prepare(config, class_names, program.model, mesh)
     data = {f"streams.{name}": split.fingerprint() for name, split in splits.items()}
     run = describe_run(config, class_names, data)
     hosts.check_same(
@@ -124,9 +125,7 @@ def _train(config, workdir, lock):
         | {f"evaluations.{e.name}": e.split for e in evaluations},
     )
 
-    # ---- model, optimizer and step as one program, and the state to start from
-    classes = {head: len(names) for head, names in class_names.items()}
-    program = Program(config, classes, mesh)
+    # ---- the state to start from
     checkpoints = Checkpoints(workdir, config.checkpoint.keep, run)
     quicker = None
     if checkpoints.resumable:
@@ -143,18 +142,19 @@ def _train(config, workdir, lock):
     def is_due(step, every):
         return step == config.total_steps or bool(every and step % every == 0)
 
-    steps_left = functools.partial(forecast.steps_left, config, program.model)
+    examples = {e.name: len(e.split) for e in evaluations}
+    time_left = forecast.Forecast(config, program.model, examples)
     prediction = read_prediction(workdir, config, mesh) if first_host else None
     utilization = Utilization(config, program.model, mesh, prediction)
     left = []  # evaluations of the first step that an interruption has left undone
     if first_step and is_due(first_step, config.evaluate_every_steps):
-        left = unfinished(evaluations, program.model, workdir, first_step)
+        left = unfinished(evaluations, workdir, first_step)
     reporter = Reporter(
         workdir,
         first_step,
         config.total_steps,
         first_host,
-        steps_left,
+        time_left.steps_left,
         utilization,
         again=[evaluation.name for evaluation in left],
     )
@@ -186,9 +186,7 @@ def _train(config, workdir, lock):
     def evaluate(step, evaluations):
         with reporter.time("evaluation"):
             for evaluation in evaluations:
-                result = evaluation.run(
-                    program.model, state.eval_params, mesh, step, stop_if_requested
-                )
+                result = evaluation.run(state.eval_params, step, stop_if_requested)
                 reporter.write(step, result.scalars())
                 log.info("%s", result)
                 if first_host:
@@ -233,15 +231,8 @@ def _train(config, workdir, lock):
                 save()
             if reporter.timed_steps == forecast.STEPS:
                 jax.block_until_ready(metrics)
-                predicted = forecast.forecast(
-                    config,
-                    program.model,
-                    {e.name: len(e.split) for e in evaluations},
-                    step,
-                    reporter.step_seconds(),
-                    quicker,
-                )
-                log.info("%s", predicted)
+                seconds = reporter.step_seconds()
+                log.info("%s", time_left.text(step, seconds, quicker))
             if stopping and (step < config.total_steps or batches.too_many):
                 raise batches.stopped(f"Step {step} is saved in {workdir}.")
             if evaluating:
@@ -259,7 +250,7 @@ def _train(config, workdir, lock):
 
 
 def unfinished(
-    evaluations: Sequence[evaluator.Evaluator], model: TubeViT, workdir, step: int
+    evaluations: Sequence[evaluator.Evaluator], workdir, step: int
 ) -> list[evaluator.Evaluator]:
     """Returns the evaluations of a step that lack their result, or metrics of it.
 
@@ -272,7 +263,7 @@ def unfinished(
         metrics = [name for line in lines if line["step"] == step for name in line]
 
         def is_finished(evaluation):
-            protocol = evaluation.protocol(model, step)
+            protocol = evaluation.protocol(step)
             prefix = f"evaluation/{evaluation.name}/"
             return any(protocol.items() <= x.items() for x in results) and any(
                 name.startswith(prefix) for name in metrics

@@ -16,6 +16,7 @@ from sparse_tube_vit.checkpoints.stored import locate
 from sparse_tube_vit.config import from_json
 from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.distributed import cores, hosts
+from sparse_tube_vit.distributed.sharding import make_mesh
 from sparse_tube_vit.evaluation import evaluator
 from sparse_tube_vit.input import pipeline
 from sparse_tube_vit.models.tubevit import make_model
@@ -148,8 +149,8 @@ def test_evaluations_without_result_or_metrics_are_unfinished(
     model = make_model(config, {head: len(classes) for head, classes in names.items()})
 
     def unfinished(step=6):
-        evaluations = evaluator.prepare(config, names)
-        left = train.unfinished(evaluations, model, workdir, step)
+        evaluations = evaluator.prepare(config, names, model, make_mesh(config))
+        left = train.unfinished(evaluations, workdir, step)
         return [evaluation.name for evaluation in left]
 
     assert unfinished() == [] and unfinished(step=4) == ["image", "video"]

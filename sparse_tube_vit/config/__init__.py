@@ -15,13 +15,16 @@ from sparse_tube_vit.config.rules import (
     wrong_source,
 )
 from sparse_tube_vit.config.schema import (
+    PICKLES,
     VIEWS,
     default_config,
     differences,
     evaluation,
+    get_key,
     input_size,
     leave_open,
     open_keys,
+    set_key,
     stream,
 )
 
@@ -30,6 +33,7 @@ __all__ = [
     "EncoderOptions",
     "InvalidConfig",
     "MODEL",
+    "PICKLES",
     "VIEWS",
     "arguments",
     "check_values",
@@ -37,11 +41,13 @@ __all__ = [
     "differences",
     "evaluation",
     "from_json",
+    "get_key",
     "head_loss",
     "input_size",
     "leave_open",
     "open_keys",
     "profiled_steps",
+    "set_key",
     "smoke",
     "stream",
     "validate",

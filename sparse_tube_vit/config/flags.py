@@ -22,6 +22,7 @@ from sparse_tube_vit.config.schema import (
     STREAM,
     leaves,
     message_of,
+    set_key,
 )
 
 
@@ -244,8 +245,7 @@ def read(arguments: Sequence[str]) -> ConfigDict:
         if unknown:
             sys.exit(f"Unknown command line argument {unknown[0]!r}")
         for key in unset:
-            section, _, name = key.rpartition(".")
-            (config[section] if section else config)[name] = None
+            set_key(config, key, None)
         return config
     places = [f"{name}:{line}: " for name, line in frames if _same(name, file)]
     sys.exit(f"InvalidConfig: {places[-1] if places else ''}{message}")

@@ -13,8 +13,10 @@ from sparse_tube_vit.config.schema import (
     SCHEMA,
     SOURCES,
     VIEWS,
+    WEIGHTS,
     default_config,
     evaluation,
+    get_key,
     leaves,
     message_of,
     open_keys,
@@ -120,9 +122,7 @@ def _wrong_values(config, still_open=()) -> Iterator[str]:
 
 def _wrong_in(section, schema, prefix, still_open):
     for name, key in leaves(schema):
-        value = section
-        for part in name.split("."):
-            value = value[part]
+        value = get_key(section, name)
         if key.rule and value not in still_open:
             problem = key.rule.problem(f"{prefix}{name}", value)
             yield from filter(None, [problem])
@@ -220,7 +220,8 @@ def _wrong_init(config, heads):
             f"init.keep_heads has {_listed(both)}, which the streams train: leave it "
             "out; a head of the same classes goes on from there."
         )
-    if is_weights_file(init.weights) or not init.weights:
+    # Files are of image ViTs; a folder may be of one too, or a run or a release.
+    if init.weights.endswith(WEIGHTS) or not init.weights:
         yield from wrong_source(config, bool(init.weights))  # a folder may be either
 
 
@@ -291,14 +292,6 @@ def _wrong_steps(config):
                 f"profile_steps is {config.profile_steps!r}: it must be empty or two "
                 f"steps, first and last, of 1 to {total}, as 10:15."
             )
-
-
-def is_weights_file(path: str) -> bool:
-    """Returns whether `init.weights` is a file rather than a folder.
-
-    Files are of image ViTs; a folder may be of one too, or a run or a release.
-    """
-    return path.endswith((".npz", ".safetensors", ".json", ".bin", ".pth", ".pt"))
 
 
 def head_loss(config: ConfigDict, head: str) -> str:

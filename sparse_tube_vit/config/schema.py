@@ -486,6 +486,26 @@ def differences(before: Mapping, now: Mapping, prefix: str = ""):
             yield f"{prefix}{key}", a, b
 
 
+#: Suffixes of files of weights that are pickles, which are refused with advice.
+PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".tar", ".pkl")
+
+#: Suffixes of files of weights, whether they are read or refused.
+WEIGHTS = (".npz", ".safetensors", ".json", ".msgpack", ".h5", *PICKLES)
+
+
+def get_key(config: ConfigDict, key: str):
+    """Returns the value of a key, by its name with dots: "model.width"."""
+    for part in key.split("."):
+        config = config[part]
+    return config
+
+
+def set_key(config: ConfigDict, key: str, value) -> None:
+    """Sets a key by its name with dots; a config refuses one that it lacks."""
+    section, _, name = key.rpartition(".")
+    (get_key(config, section) if section else config)[name] = value
+
+
 def message_of(error: Exception) -> str:
     """Returns an error of ml_collections or of a config file in one line."""
     if error.args and isinstance(error.args[0], KeyError):

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import itertools
 import math
 import time
@@ -28,12 +29,8 @@ from sparse_tube_vit.evaluation.results import (
 from sparse_tube_vit.input import pipeline, workers
 from sparse_tube_vit.input.examples import EvaluationExample
 from sparse_tube_vit.log import log
-from sparse_tube_vit.models.losses import (
-    DIVERGED,
-    NonFiniteScores,
-    check_loss,
-    make_scores,
-)
+from sparse_tube_vit.models.losses import check_loss
+from sparse_tube_vit.models.scores import DIVERGED, NonFiniteScores, make_scores
 from sparse_tube_vit.models.tubes import count_tokens
 from sparse_tube_vit.models.tubevit import TubeViT, make_model
 
@@ -61,8 +58,19 @@ class Evaluator:
         LossDoesNotFit: The data set is multi-label, the head's loss is not.
     """
 
-    def __init__(self, name: str, config: ConfigDict, class_names: tuple[str, ...]):
+    def __init__(
+        self,
+        name: str,
+        config: ConfigDict,
+        class_names: tuple[str, ...],
+        model: TubeViT,
+        mesh: Mesh,
+    ):
+        sharding.check_batch(
+            config.evaluations[name].batch_size, mesh, f"evaluations.{name}"
+        )
         self.name, self.clip, self.loader = name, config.clip, config.loader
+        self.model, self.mesh = model, mesh
         self.source = source = config.evaluations[name]
         self.class_names = class_names
         self.split = reading.open_split(
@@ -72,46 +80,29 @@ class Evaluator:
         self.loss = head_loss(config, source.head)
         where, split = f"evaluations.{name}", self.split
         check_loss(where, self.loss, split.name, split.multi_label)
-        self._compiled = None
 
     def run(
-        self,
-        model: TubeViT,
-        params,
-        mesh: Mesh,
-        step: int,
-        before_batch: Callable[[], None] = lambda: None,
+        self, params, step: int, before_batch: Callable[[], None] = lambda: None
     ) -> Result:
         """Scores every example once; every host gets the whole result.
 
         Args:
-            model: The model, as trained.
-            params: Its parameters, as global arrays.
-            mesh: The mesh over all devices.
+            params: The model's parameters, as global arrays.
             step: The step of the checkpoint, for the result.
             before_batch: Called before each batch; what it raises ends the evaluation.
 
         Raises:
-            IndivisibleBatch: The mesh does not divide the evaluation's batch.
             NonFiniteScores: The model's scores of an example are not finite.
         """
-        sharding.check_batch(self.source.batch_size, mesh, f"evaluations.{self.name}")
-        protocol = self.protocol(model, step)
-        model = model.restride(self.source.stride_scale)
-        if self._compiled is None:
-            log.info("Compiling the evaluation %s ...", self.name)
-            if protocol["tokens"] != protocol["training_tokens"]:
-                log.warning("%s has %s", self.name, tokens_in_words(protocol))
-        program = self._program(model, mesh)
         scored, count, logged = [], 0, time.monotonic()
-        with contextlib.closing(self._batches(mesh)) as batches:
+        with contextlib.closing(self._batches()) as batches:
             for batch in batches:
                 before_batch()
                 if time.monotonic() - logged > 10:
                     done = f"{count} of {len(self.split)} {self.source.kind}s"
                     log.info("%s: %s", self.name, done)
                     logged = time.monotonic()
-                scored.append(self._score(program, params, batch, mesh, step))
+                scored.append(self._score(params, batch, step))
                 count += len(scored[-1]["index"])
         found = {key: np.concatenate([x[key] for x in scored]) for key in scored[0]}
         order = np.argsort(found["index"])
@@ -120,7 +111,7 @@ class Evaluator:
         decoded = found["weight"] > 0
         result = MeanAveragePrecision if self.split.multi_label else Accuracy
         return result(
-            protocol,
+            self.protocol(step),
             self.class_names,
             found["label"].astype(np.int64),
             np.where(decoded[:, None], found["scores"], 0),
@@ -129,9 +120,9 @@ class Evaluator:
             decoded,
         )
 
-    def _batches(self, mesh):
+    def _batches(self):
         """Yields this host's share of every batch, in parts as for `to_devices`."""
-        size = self._batch_size(mesh)
+        size, mesh = self._batch_size(), self.mesh
         if size < self.source.batch_size:
             what = f"{size} {self.source.kind}s at a time, for their views' memory"
             log.info("%s: %s", self.name, what)
@@ -146,19 +137,20 @@ class Evaluator:
                 self.split, self.name, source, self.clip, loader, share, shares, parts
             )
         ) as batches:
-            yield from iter(lambda: [*itertools.islice(batches, parts)], [])
+            while batch := [*itertools.islice(batches, parts)]:
+                yield batch
 
-    def _batch_size(self, mesh):
+    def _batch_size(self):
         """Returns the examples of a batch, fewer than the config's of large views.
 
         256 videos in 4x3 views of 64x224x224 would take 28 GiB.
         """
         shape = EvaluationExample.of(self.clip, self.loader, self.source).shape
-        least = mesh.shape["data"] * mesh.shape["fsdp"]
-        most = sharding.batch_share(mesh)[1] * SHARE_BYTES // math.prod(shape)
+        least = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
+        most = sharding.batch_share(self.mesh)[1] * SHARE_BYTES // math.prod(shape)
         return min(self.source.batch_size, max(1, most // least) * least)
 
-    def _score(self, program, params, batch, mesh, step):
+    def _score(self, params, batch, step):
         """Returns scores and the rest of `_PER_EXAMPLE` of a batch, without padding."""
         for part in batch:
             for x, problem in zip(part["id"], part["problem"], strict=True):
@@ -166,9 +158,9 @@ class Evaluator:
                     log.warning("%s: %s does not decode: %s", self.name, x, problem)
         keys = ("video", *_PER_EXAMPLE)
         arrays = [{key: part[key] for key in keys} for part in batch]
-        arrays = sharding.to_devices(arrays, mesh)
-        with jax.set_mesh(mesh):
-            scores, rest = jax.device_get(program(params, **arrays))
+        arrays = sharding.to_devices(arrays, self.mesh)
+        with jax.set_mesh(self.mesh):
+            scores, rest = jax.device_get(self._program(params, **arrays))
         real = rest["index"] >= 0  # the last batch is padded
         found = {key: x[real] for key, x in (rest | {"scores": scores}).items()}
         wrong = (found["weight"] > 0) & ~np.isfinite(found["scores"]).all(1)
@@ -180,25 +172,23 @@ class Evaluator:
             )
         return found
 
-    def _program(self, model, mesh):
-        """Returns the jitted map from a batch to scores and its other arrays."""
-        if self._compiled is None:
-            combine = self.source.combine_views
-            scores = make_scores(model, self.source.head, self.loss, combine)
+    @functools.cached_property
+    def _program(self):
+        """The jitted map from a batch to scores and its other arrays."""
+        log.info("Compiling the evaluation %s ...", self.name)
+        protocol, source = self.protocol(0), self.source
+        if protocol["tokens"] != protocol["training_tokens"]:
+            log.warning("%s has %s", self.name, tokens_in_words(protocol))
+        model = self.model.restride(source.stride_scale)
+        scores = make_scores(model, source.head, self.loss, source.combine_views)
 
-            def score(params, video, **rest):
-                return scores(params, video), rest
+        def score(params, video, **rest):
+            return scores(params, video), rest
 
-            self._compiled = jax.jit(score, out_shardings=NamedSharding(mesh, P()))
-        return self._compiled
+        return jax.jit(score, out_shardings=NamedSharding(self.mesh, P()))
 
-    def protocol(self, model: TubeViT, step: int) -> dict:
-        """Returns the protocol of a result, as JSON types.
-
-        Args:
-            model: The model, as trained.
-            step: The step of the checkpoint.
-        """
+    def protocol(self, step: int) -> dict:
+        """Returns the protocol of a result of a checkpoint's step, as JSON types."""
         source, clip = self.source, self.clip
         protocol = {
             "evaluation": self.name,
@@ -211,10 +201,10 @@ class Evaluator:
             for key in VIEWS:
                 del protocol[key]
         size = (frames, clip.size, clip.size)
-        tubes = model.restride(source.stride_scale).tubes
+        tubes = self.model.restride(source.stride_scale).tubes
         return protocol | {
             "tokens": count_tokens(tubes, size),
-            "training_tokens": count_tokens(model.tubes, size),
+            "training_tokens": count_tokens(self.model.tubes, size),
             "frames": frames,
             **rate,
             "size": clip.size,
@@ -226,10 +216,12 @@ class Evaluator:
 _PER_EXAMPLE = ("label", "weight", "index", "distinct_views")
 
 
-def prepare(config: ConfigDict, class_names: dict) -> list[Evaluator]:
+def prepare(
+    config: ConfigDict, class_names: dict, model: TubeViT, mesh: Mesh
+) -> list[Evaluator]:
     """Returns the evaluators of a config, data sets opened and classes checked."""
     return [
-        Evaluator(name, config, tuple(class_names[source.head]))
+        Evaluator(name, config, tuple(class_names[source.head]), model, mesh)
         for name, source in config.evaluations.items()
     ]
 
@@ -269,14 +261,14 @@ def evaluate(config: ConfigDict, source: Location, names=None) -> Iterator[Resul
     config = config.copy_and_resolve_references()
     for name in {*config.evaluations} - {*(names or config.evaluations)}:
         del config.evaluations[name]  # its data set is not needed
-    evaluations = prepare(config, class_names)
+    evaluations = prepare(config, class_names, model, mesh)
     hosts.check_same(
         describe_run(config, class_names) | {"step": stored.step},
         {f"evaluations.{e.name}": e.split for e in evaluations},
     )
 
     def run(evaluation):
-        result = evaluation.run(model, params, mesh, stored.step)
+        result = evaluation.run(params, stored.step)
         if source.workdir is not None:
             return result
         # Without a work directory around it, a result names its model.

@@ -18,7 +18,7 @@ from sparse_tube_vit.checkpoints.stored import WEIGHTS, StoredModel
 from sparse_tube_vit.config import head_loss
 from sparse_tube_vit.distributed.mesh import traced_for_cpu
 from sparse_tube_vit.inference.loaded import TrainedTubeViT, from_stored
-from sparse_tube_vit.models.losses import make_scores
+from sparse_tube_vit.models.scores import make_scores
 
 #: The platforms that a program is lowered for.
 PLATFORMS = ("cpu", "cuda", "tpu")

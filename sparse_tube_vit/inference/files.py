@@ -17,7 +17,7 @@ from tqdm import tqdm
 from sparse_tube_vit.distributed.cpu import usable_cores
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.log import log
-from sparse_tube_vit.models.losses import NonFiniteScores
+from sparse_tube_vit.models.scores import NonFiniteScores
 from sparse_tube_vit.storage import (
     UnreachableStorage,
     file_size,

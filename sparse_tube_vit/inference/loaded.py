@@ -18,13 +18,12 @@ from sparse_tube_vit.checkpoints import image_vits, stored
 from sparse_tube_vit.checkpoints.step import DamagedCheckpoint, NoCheckpoint, damaged
 from sparse_tube_vit.config import ConfigDict, from_json, head_loss
 from sparse_tube_vit.errors import TubeViTError
-from sparse_tube_vit.inference import files, image_encoder
+from sparse_tube_vit.inference import files, image_encoder, windows
 from sparse_tube_vit.inference.clips import naming
 from sparse_tube_vit.inference.predictions import Prediction, classes
-from sparse_tube_vit.inference.windows import windows
 from sparse_tube_vit.input import examples
 from sparse_tube_vit.log import log
-from sparse_tube_vit.models.losses import DIVERGED, NonFiniteScores, make_scores
+from sparse_tube_vit.models.scores import DIVERGED, NonFiniteScores, make_scores
 from sparse_tube_vit.models.tubes import tubes_for
 from sparse_tube_vit.models.tubevit import TubeViT, UnknownHead, init_params, make_model
 from sparse_tube_vit.video.limits import Limits
@@ -257,7 +256,8 @@ class TrainedTubeViT:
                 damage; or it is an image.
             TubeViTError: As `predict`.
         """
-        return windows(self, path, window, stride, head, top, views, batch_size)
+        options = windows.checked(self, window, stride, head, views)
+        return windows.predict_video(self, path, *options, top, batch_size or 4)
 
     def read(
         self,

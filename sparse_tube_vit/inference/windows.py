@@ -62,21 +62,6 @@ def spans(
         found.append((begin, end))
 
 
-def windows(
-    tubevit: "TrainedTubeViT",
-    path,
-    window: float,
-    stride: float | None = None,
-    head: str | None = None,
-    top: int = 5,
-    views: tuple[int, int] | None = None,
-    batch_size: int | None = None,
-) -> Iterator[Prediction]:
-    """Yields the classes of a video's windows: see `TrainedTubeViT.windows`."""
-    options = _checked(tubevit, window, stride, head, views)
-    return _predict(tubevit, path, *options, top, batch_size or 4)
-
-
 def predict_windows(
     tubevit: "TrainedTubeViT",
     paths: Sequence[str],
@@ -99,12 +84,12 @@ def predict_windows(
     Raises:
         InvalidWindow, UnknownHead, AmbiguousHead: As `TrainedTubeViT.windows`.
     """
-    options = _checked(tubevit, window, stride, head, views)
+    options = checked(tubevit, window, stride, head, views)
 
     def every():
         for path in paths:
             try:
-                yield from _predict(tubevit, path, *options, top, batch_size or 4)
+                yield from predict_video(tubevit, path, *options, top, batch_size or 4)
             except TubeViTError as error:
                 problem = str(error).removeprefix(f"{path}: ")
                 yield Prediction(path, problem=problem)
@@ -112,8 +97,11 @@ def predict_windows(
     return every()
 
 
-def _checked(tubevit, window, stride, head, views):
-    """Returns (spans of a duration, head, example map) of checked arguments."""
+def checked(tubevit: "TrainedTubeViT", window, stride, head, views):
+    """Returns (spans of a duration, head, example map), as `predict_video` takes them.
+
+    Arguments and errors are those of `TrainedTubeViT.windows`.
+    """
     stride = window if stride is None else stride
     check_window(window, stride)
     head = tubevit.choose_head("video", head)
@@ -132,7 +120,7 @@ def _checked(tubevit, window, stride, head, views):
     )
 
 
-def _predict(tubevit, path, spans, head, example, top, batch_size):
+def predict_video(tubevit, path, spans, head, example, top, batch_size):
     """Yields the predictions for a video's windows; the first batch sets the size."""
 
     def clips():

@@ -18,10 +18,10 @@ from sparse_tube_vit.checkpoints.image_vits import files
 from sparse_tube_vit.config import ConfigDict, default_config, differences, flags
 from sparse_tube_vit.config.schema import EVALUATION, STREAM
 from sparse_tube_vit.errors import TubeViTError
-from sparse_tube_vit.models.flops import step_flops
 from sparse_tube_vit.models.tubevit import make_model
 from sparse_tube_vit.reproduction.tables import PATCH, TABLES, Row, shares_run
 from sparse_tube_vit.training import recipe
+from sparse_tube_vit.training.forecast import Forecast
 
 #: The small tasks.
 TASKS = (
@@ -397,9 +397,7 @@ def _training_flops(table, row, task):
     config = Run(table, TABLES[table].row(row), task, 0).config
     # By so many classes, heads take next to nothing.
     model = make_model(config, {s.head: 100 for s in config.streams.values()})
-    heads = config.optimizer.head_steps
-    alone = step_flops(config, model, heads_alone=True) if heads else 0
-    return heads * alone + (config.total_steps - heads) * step_flops(config, model)
+    return Forecast(config, model, {}).training_flops
 
 
 def _named(name, task):

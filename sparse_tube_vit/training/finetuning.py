@@ -21,8 +21,10 @@ from sparse_tube_vit.config import (
     check_values,
     default_config,
     from_json,
+    get_key,
     head_loss,
     open_keys,
+    set_key,
     validate,
 )
 from sparse_tube_vit.datasets.reading import open_split
@@ -179,7 +181,7 @@ def faster_configs(config: ConfigDict, given: ConfigDict) -> dict[str, ConfigDic
         if of_image_vit:
             values = recipe.from_image_vit(given, patch, trained)
             for key in _fill(given.copy_and_resolve_references(), values):
-                _set(fewer, key, values[key])
+                set_key(fewer, key, values[key])
     if config.data.folder and given.total_steps is None:
         epochs, total = max(config.data.epochs // 2, 1), config.total_steps
         steps = max(-(-total * epochs // config.data.epochs), LEAST_STEPS)
@@ -195,12 +197,12 @@ def faster_configs(config: ConfigDict, given: ConfigDict) -> dict[str, ConfigDic
 
 def _take_settings(config, workdir):
     """Fills in the open keys of models, clips, rates and initial parameters."""
-    keys = [key for key in _SETTINGS if _get(config, key) is None]
+    keys = [key for key in _SETTINGS if get_key(config, key) is None]
     if not (keys := [*open_keys(config), *keys]):
         return
     if (resumed := _resumed(workdir)) is not None:
         before = from_json(resumed.read_description()["config"])
-        _fill(config, {key: _get(before, key) for key in [*keys, *_NONE_IS_A_VALUE]})
+        _fill(config, {key: get_key(before, key) for key in [*keys, *_NONE_IS_A_VALUE]})
         _log_model(config, resumed.name)
         return
     takes_sizes = bool(open_keys(config))
@@ -213,7 +215,7 @@ def _take_settings(config, workdir):
     if takes_sizes:
         _log_model(config, source)
     if defaulted := [key for key in filled if key in defaults]:
-        settings = [(key, str(_get(config, key))) for key in defaulted]
+        settings = [(key, str(get_key(config, key))) for key in defaulted]
         lines = [f"\n  --config.{key}={shlex.quote(x)}" for key, x in settings]
         log.info("Defaults for fine-tuning, where none was set:%s", "".join(lines))
 
@@ -251,22 +253,12 @@ def _values(config, takes_sizes):
     return theirs, recipe.from_run(trained, learned), model.name
 
 
-def _get(config, key):
-    section, _, name = key.rpartition(".")
-    return config[section][name]
-
-
-def _set(config, key, value):
-    section, _, name = key.rpartition(".")
-    config[section][name] = value
-
-
 def _fill(config, values):
     """Sets those keys that are open; returns their names."""
     filled = []
     for key, value in values.items():
-        if _get(config, key) is None and value is not None:
-            _set(config, key, value)
+        if get_key(config, key) is None and value is not None:
+            set_key(config, key, value)
             filled.append(key)
     return filled
 

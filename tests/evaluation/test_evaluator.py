@@ -19,10 +19,11 @@ from sparse_tube_vit.config import from_json
 from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.datasets.classes import ClassNamesDiffer
 from sparse_tube_vit.datasets.reading import DatasetNotPrepared
+from sparse_tube_vit.distributed.sharding import make_mesh
 from sparse_tube_vit.evaluation import evaluator, results
 from sparse_tube_vit.figures import run as run_pictures
-from sparse_tube_vit.models import losses
 from sparse_tube_vit.models.losses import LossDoesNotFit
+from sparse_tube_vit.models.scores import NonFiniteScores, make_scores
 from sparse_tube_vit.training.reporting import read_metrics
 from sparse_tube_vit.video.limits import UndecodableClip
 from tests.tiny import COUNTS, tiny_multi_label_config
@@ -66,7 +67,7 @@ def test_an_evaluation_that_fails_leaves_the_results_before_it(
 
     def fail_second(self, *options):
         if self.name == "video":
-            raise losses.NonFiniteScores("video: the scores are not finite")
+            raise NonFiniteScores("video: the scores are not finite")
         return run(self, *options)
 
     monkeypatch.setattr(evaluator.Evaluator, "run", fail_second)
@@ -108,9 +109,9 @@ def test_few_videos_at_a_time_where_their_views_are_large(
     sizes = []
     score = evaluator.Evaluator._score
 
-    def record_size(self, program, params, batch, *rest):
+    def record_size(self, params, batch, step):
         sizes.append([part["video"].shape for part in batch])
-        return score(self, program, params, batch, *rest)
+        return score(self, params, batch, step)
 
     monkeypatch.setattr(evaluator.Evaluator, "_score", record_size)
     found = []
@@ -197,15 +198,15 @@ def test_scores_that_are_no_numbers_end_an_evaluation(finished, monkeypatch):
     workdir, _ = finished
     config = from_json(locate(workdir, 6).read_description()["config"])
 
-    def make_scores(*options):
-        scores = losses.make_scores(*options)
+    def with_nans(*options):
+        scores = make_scores(*options)
         bad = jnp.arange(8)[:, None] == 5
         return lambda *args: jnp.where(bad, np.nan, scores(*args))
 
-    monkeypatch.setattr(evaluator, "make_scores", make_scores)
+    monkeypatch.setattr(evaluator, "make_scores", with_nans)
     split = reading.open_split("moving_shapes/images", "test", config.data_dir, "image")
     named = f"image: the scores of {split[5]['id']} at step 6 are not finite"
-    with pytest.raises(losses.NonFiniteScores, match=named):
+    with pytest.raises(NonFiniteScores, match=named):
         next(evaluator.evaluate(config, locate(workdir, 6), ["image"]))
 
 
@@ -313,7 +314,7 @@ def test_a_loss_for_one_label_on_several_is_refused(multi_label, data_dir, tmp_p
     config.evaluations.image.dataset = "moving_shapes/crowds"
     names = run["class_names"] | {"shapes": run["class_names"]["crowds"]}
     with pytest.raises(LossDoesNotFit, match="evaluations.image reads"):
-        evaluator.prepare(config, names)
+        evaluator.prepare(config, names, None, make_mesh(config))
 
 
 def test_classes_that_differ_from_the_head_are_refused(finished, data_dir):
@@ -323,7 +324,7 @@ def test_classes_that_differ_from_the_head_are_refused(finished, data_dir):
     names = run["class_names"]
     names["shapes"] = [*names["shapes"][1:], names["shapes"][0]]
     with pytest.raises(ClassNamesDiffer, match="'square' as class 0.* has 'circle'"):
-        evaluator.prepare(config, names)
+        evaluator.prepare(config, names, None, make_mesh(config))
 
 
 def test_ctrl_c_ends_an_evaluation_without_a_trace(finished):

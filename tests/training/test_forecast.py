@@ -41,7 +41,7 @@ def forward(config, size=64):
 
 def predict(config, examples, done, seconds, quicker=None):
     model = make_model(config, CLASSES)
-    return forecast.forecast(config, model, examples, done, seconds, quicker)
+    return forecast.Forecast(config, model, examples).text(done, seconds, quicker)
 
 
 def test_the_time_of_a_run_is_that_of_steps_and_evaluations(config):

@@ -21,16 +21,15 @@ from sparse_tube_vit import storage
 from sparse_tube_vit.checkpoints import stored
 from sparse_tube_vit.checkpoints.hub import HubPath
 from sparse_tube_vit.checkpoints.image_vits.families import ELSEWHERE, FUSED
-from sparse_tube_vit.config import InvalidConfig
+from sparse_tube_vit.config import PICKLES, InvalidConfig
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.storage import UnreachableStorage
 
 INDEX = ".safetensors.index.json"
-_PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".tar", ".pkl")
 
 #: Weights of other libraries, by the option with which transformers 4 reads them.
 _CONVERTED = {".msgpack": "from_flax", ".h5": "from_tf"}
-_UNREAD = (*_PICKLES, *_CONVERTED)
+_UNREAD = (*PICKLES, *_CONVERTED)
 _READ = (".npz", ".safetensors", INDEX)
 
 #: The end of the name of one of several files.
@@ -142,7 +141,7 @@ def find(path) -> Files:
         if weights.name.endswith(_UNREAD):
             if not weights.exists():
                 raise UnreadableWeights(f"{weights} does not exist.")
-            pickled = weights.name.endswith(_PICKLES)
+            pickled = weights.name.endswith(PICKLES)
             raise UnreadableWeights((_pickled if pickled else _converted)(weights))
         if re.search(_SHARD, weights.name):
             raise UnreadableWeights(
@@ -165,7 +164,7 @@ def _weights_in(folder):
         if name in names:
             break
     else:
-        for kinds in (_PICKLES, tuple(_CONVERTED)):
+        for kinds in (PICKLES, tuple(_CONVERTED)):
             if unread := [n for n in names if n.endswith(kinds)]:
                 return folder / unread[0]
         raise UnreadableWeights(
