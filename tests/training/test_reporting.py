@@ -196,7 +196,7 @@ def test_a_line_that_a_killed_run_left_is_left_out(tmp_path, caplog):
         assert bool(caplog.records) == cut
     path.write_text(text[:50])
     read_metrics(tmp_path)
-    assert f"{path}:2 is left out" in caplog.text
+    assert f"{path}:2 is ignored" in caplog.text
 
 
 @pytest.mark.parametrize("broken", ['{"step": 2, "tra\n', "7\n", "\n", "\udcff\n"])
