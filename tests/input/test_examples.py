@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sparse_tube_vit.config import ConfigDict, default_config, stream
 from sparse_tube_vit.datasets import manifest
 from sparse_tube_vit.input.examples import EvaluationExample, TrainingExample
 from sparse_tube_vit.video.limits import UndecodableClip
@@ -66,6 +67,45 @@ def test_an_image_example_is_the_first_picture_whatever_the_draw(file_format):
             for data in (encoded, alone)
         )
         assert np.abs(evaluated.astype(int) - first).mean() < 2
+
+
+def training(kind, **options):
+    """The map of a stream that augments nothing but by the options."""
+    clip = ConfigDict({"frames": 4, "fps": 5.0, "size": 64})
+    source = {"kind": kind, "dataset": "", "head": "", "batch_size": 1}
+    source |= {"flip": False, "crop_area": (1.0, 1.0)} | options
+    return TrainingExample.of(clip, default_config().loader, stream(**source))
+
+
+@pytest.mark.parametrize("least, most", [(0.25, 0.25), (0.9, 1.0)])
+def test_crops_have_the_area_of_the_stream(least, most):
+    """By the pixels' values, which are their places in the picture."""
+    y, x = np.mgrid[:256, :256].astype(np.uint8)
+    encoded, areas = written(np.stack([x, y, x], -1), "PNG"), []
+    example = training("image", crop_area=(least, most))
+    for seed in range(40):
+        (crop,) = example.read(encoded, np.random.default_rng(seed))["video"]
+        inner = crop[8:-8, 8:-8].astype(float)  # scaling repeats the edges
+        across, down = inner[..., 0].mean(0), inner[..., 1].mean(1)
+        width, height = (np.polyfit(range(48), p, 1)[0] * 64 for p in (across, down))
+        areas.append(width * height / 256**2)
+    # Values are rounded.
+    assert least - 0.02 < min(areas) and max(areas) < most + 0.02
+
+
+@pytest.mark.parametrize("flip", [True, False])
+def test_every_other_clip_is_mirrored_as_a_whole_if_the_stream_says_so(flip):
+    dark_left = np.full((20, 48, 64, 3), 20, np.uint8)
+    dark_left[:, :, 32:] = 230
+    encoded, mirrored = write_video(dark_left, 5), 0
+    example = training("video", flip=flip)
+    for seed in range(60):
+        clip = example.read(encoded, np.random.default_rng(seed))["video"]
+        left, right = clip[:, :, :24].mean((1, 2, 3)), clip[:, :, 40:].mean((1, 2, 3))
+        assert len({*(left > right)}) == 1  # all frames alike
+        assert (abs(left - right) > 200).all()
+        mirrored += left[0] > right[0]
+    assert 15 <= mirrored <= 45 if flip else mirrored == 0
 
 
 @pytest.mark.parametrize(
