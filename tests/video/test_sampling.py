@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from sparse_tube_vit.video import sampling
+from sparse_tube_vit.video.conversion import Crop
 
 
 def test_times_go_by_the_clock_and_short_videos_loop():
@@ -68,6 +69,23 @@ def test_random_crops_lie_inside_and_have_the_area_asked_for(height, width):
         assert len(places) > 200
         assert (abs(np.mean(places, 0) - 0.5) < 0.1).all()
         assert np.min(places) < 0.05 and np.max(places) > 0.95
+
+
+@pytest.mark.parametrize(
+    "height, width, area, expected",
+    [
+        (40, 400, (0.3, 1.0), Crop(0, 173, 40, 53, 64, 64)),
+        (400, 40, (0.3, 1.0), Crop(173, 0, 53, 40, 64, 64)),
+        (360, 640, (1.0, 1.0), Crop(0, 80, 360, 480, 64, 64)),
+    ],
+)
+def test_where_no_crop_fits_it_is_the_largest_central_one(
+    height, width, area, expected
+):
+    """Of 4:3 or 3:4: all crops of the areas are higher or wider than the picture."""
+    for seed in range(5):
+        rng = np.random.default_rng(seed)
+        assert sampling.random_crop(rng, height, width, 64, area) == expected
 
 
 @pytest.mark.parametrize(
