@@ -33,18 +33,23 @@ def training(**options):
     return TrainingExample.of(CLIP, LOADER, source)
 
 
-def test_clips_of_a_part_of_a_video():
-    part, seen = record(**{SPAN: (4.0, 6.0)}), set()
+# The second one goes on after the video's end, at 10 s.
+@pytest.mark.parametrize("span, first", [((4.0, 6.0), 20), ((8.0, 20.0), 40)])
+def test_clips_of_a_part_of_a_video(span, first):
+    part, seen = record(**{SPAN: span}), set()
     for seed in range(40):
         frames = shown(training()(part, np.random.default_rng(seed)))
         assert (np.diff(frames) == 1).all()
         seen |= {*frames.tolist()}
-    assert seen == set(range(20, 29))
+    assert seen == set(range(first, first + 9))
     views = EvaluationExample.of(CLIP, LOADER, evaluation(**SOURCE, temporal_views=2))
     example = views(part, None)
-    np.testing.assert_array_equal(shown(example), [[20, 21, 22, 23], [26, 27, 28, 29]])
+    expected = first + np.array([[0, 1, 2, 3], [6, 7, 8, 9]])
+    np.testing.assert_array_equal(shown(example), expected)
     assert example["distinct_views"] == 2
-    # A part that is shorter than a clip loops, as a short video does.
+
+
+def test_a_part_that_is_shorter_than_a_clip_loops_as_a_short_video_does():
     example = training()(record(**{SPAN: (4.0, 4.4)}), np.random.default_rng(0))
     assert {*shown(example).tolist()} == {20, 21}
 
