@@ -37,3 +37,8 @@ def test_top_k_is_that_of_scikit_learn(k):
     right = top_k(labels, scores, k)
     expected = top_k_accuracy_score(labels, scores, k=k, labels=range(7))
     assert right.mean() == pytest.approx(expected)
+
+
+def test_of_equal_scores_the_lower_class_comes_first():
+    right = top_k(np.arange(5), np.zeros((5, 5)), 2)
+    assert right.tolist() == [True, True, False, False, False]

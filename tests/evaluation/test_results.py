@@ -36,8 +36,10 @@ def test_the_maximum_over_views_is_told_from_the_mean(tmp_path):
     assert str(maximum) == str(mean).replace("4x3 views", "maximum of 4x3 views")
 
 
-def test_tokens_of_other_strides_are_told_from_those_of_training():
+def test_tokens_of_other_strides_are_told_from_those_of_training(tmp_path):
     assert ", 9 tokens; step 7" in str(result())
     more, fewer = (result(tokens=n, training_tokens=32) for n in (126, 5))
     assert ", 126 tokens, 3.9 times as many as in training; step 7" in str(more)
     assert ", 5 tokens, 0.16 times as many as in training; step 7" in str(fewer)
+    denser = result(stride_scale=0.5, tokens=126).save(tmp_path)
+    assert denser.name == "video_step7_4x3_126tokens.json"
