@@ -89,19 +89,6 @@ def test_results_that_cannot_be_written_are_not_computed(
     assert f"UnwritableOutput: {tmp_path / 'file'} cannot be" in capsys.readouterr().err
 
 
-def test_other_strides_are_told_from_those_of_training(finished, tmp_path, capsys):
-    options = ["--only", "image", "--stride_scale=0.5", f"--out={tmp_path}"]
-    evaluate.main([f"--workdir={finished[0]}", *options])
-    said = capsys.readouterr()
-    (path,) = tmp_path.glob("*.json")
-    result = json.loads(path.read_text())
-    assert (result["tokens"], result["training_tokens"]) == (9, 4)  # 3x3 for 2x2
-    assert "9 tokens, 2.2 times as many as in training; step 6" in said.out
-    compiling, tokens = said.err.splitlines()[1:3]
-    assert compiling.endswith("Compiling the evaluation image ...")
-    assert tokens.endswith("image has 9 tokens, 2.2 times as many as in training")
-
-
 def test_few_videos_at_a_time_where_their_views_are_large(
     finished, tmp_path, monkeypatch
 ):
@@ -126,16 +113,6 @@ def test_few_videos_at_a_time_where_their_views_are_large(
         sizes.clear()
         found.append((out / "video_step6_2x3.json").read_text())
     assert len({*found}) == 1
-
-
-def test_views_of_the_command_line(finished, tmp_path):
-    options = ["--only=video", "--views=1x2", "--combine_views=max"]
-    evaluate.main([f"--workdir={finished[0]}", *options, f"--out={tmp_path}"])
-    (path,) = tmp_path.glob("*.json")
-    result = json.loads(path.read_text())
-    views = [result[f"{axis}_views"] for axis in ("temporal", "spatial")]
-    assert views == [1, 2] and result["combine_views"] == "max"
-    assert path.stem.startswith("video_step6_1x2")
 
 
 @pytest.mark.smoke
