@@ -283,8 +283,7 @@ class TrainedTubeViT:
         """
         with naming(path):
             encoded = storage.read_file(path)
-            limits = Limits.of(self.config.loader)
-            kind = kind or kind_of(encoded, limits, path)
+            kind = kind or kind_of(encoded, self._limits, path)
             return kind, self.example(kind, head, views).read(encoded, None)["video"]
 
     def example(
@@ -300,9 +299,13 @@ class TrainedTubeViT:
             source = self.protocol(kind, self.choose_head(kind, head))
         config = self.config
         example = examples.EvaluationExample.of(config.clip, config.loader, source)
+        return dataclasses.replace(example, limits=self._limits)
+
+    @property
+    def _limits(self):
         # A config's limit of CPU time is for clips; the default is for whole videos.
-        limits = dataclasses.replace(example.limits, cpu_seconds=Limits.cpu_seconds)
-        return dataclasses.replace(example, limits=limits)
+        of_clips = Limits.of(self.config.loader)
+        return dataclasses.replace(of_clips, cpu_seconds=Limits.cpu_seconds)
 
     def as_views(self, clip) -> tuple[str, np.ndarray]:
         """Returns (kind, views (V, T, H, W, 3)) of an array, as for `predict`.
