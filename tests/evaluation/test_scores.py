@@ -128,10 +128,8 @@ def test_views_are_combined_by_their_maximum_where_asked(untrained, run_command)
 
 
 def test_videos_that_do_not_decode_are_wrong_in_map(data_dir, run_command, monkeypatch):
-    split, read = (
-        open_split("moving_shapes/crowds", "test", data_dir),
-        EvaluationExample.read,
-    )
+    split = open_split("moving_shapes/crowds", "test", data_dir)
+    read = EvaluationExample.read
     decoded = np.arange(len(split)) % 4 > 0
     damaged = {split[i]["video"] for i in np.flatnonzero(~decoded)}
 

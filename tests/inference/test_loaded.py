@@ -166,6 +166,16 @@ def test_arrays_files_and_views_give_the_same(tubevit, files):
     assert len(tubevit.predict(picture, top=2)) == 2
 
 
+def test_views_other_than_those_of_the_evaluation_are_averaged(tubevit, files):
+    path = str(files["crowds"][0])
+    views = stv.read_clip(path, tubevit.config, views=(3, 1))
+    logits = tubevit.model.apply({"params": tubevit.params}, views, "crowds")
+    expected = np.mean(jax.nn.sigmoid(logits), axis=0)
+    (found,) = predictions.predict(tubevit, [path], top=99, views=(3, 1))
+    scores = [dict(found.classes)[name] for name in tubevit.class_names["crowds"]]
+    np.testing.assert_allclose(scores, expected, rtol=1e-5)
+
+
 def test_several_inputs_give_what_each_gives(tubevit, files):
     """Files of both kinds, arrays of both dtypes, views, duplicates, a Path, a name."""
     clip = stv.read_clip(files["crowds"][1], tubevit.config)

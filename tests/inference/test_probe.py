@@ -16,6 +16,7 @@ from sparse_tube_vit import features as features_command
 from sparse_tube_vit import load
 from sparse_tube_vit import probe as probe_command
 from sparse_tube_vit.inference import features, predictions, probe
+from sparse_tube_vit.inference.loaded import TrainedTubeViT
 from sparse_tube_vit.inference.probe import NotProbeable
 from tests.datasets.builders import official
 from tests.saved import save_model
@@ -119,6 +120,19 @@ def test_the_command_probes_a_folder(workdir, tmp_path, capsys):
     assert f"NoClassFolders: {tmp_path / 'nowhere'} is not a directory" in said
     (tmp_path / "train" / "sea").rename(tmp_path / "sea")
     assert "two classes at least" in run_command(tmp_path / "train", code=1).err
+
+
+def test_a_probe_reads_the_views_that_are_asked_for(workdir, tmp_path, monkeypatch):
+    official.write_clips(tmp_path, "a/1.mp4", "a/2.mp4", "b/1.mp4", "b/2.mp4")
+    views, pooled = [], TrainedTubeViT.pooled
+
+    def record(self, videos):
+        views.append(videos.shape[1])
+        return pooled(self, videos)
+
+    monkeypatch.setattr(TrainedTubeViT, "pooled", record)
+    probe_command.main([f"--model={workdir}", f"--clips={tmp_path}", "--views=2x1"])
+    assert {*views} == {2}
 
 
 def test_an_animation_among_images_is_its_first_picture(workdir, tmp_path, capsys):

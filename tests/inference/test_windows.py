@@ -1,7 +1,9 @@
 """Sliding windows: which there are, what each shows, and what a command tells."""
 
 import csv
+import dataclasses
 import io
+import itertools
 import json
 import math
 
@@ -13,6 +15,7 @@ from sparse_tube_vit import predict
 from sparse_tube_vit.inference import loaded
 from sparse_tube_vit.inference.windows import InvalidWindow, spans
 from sparse_tube_vit.models.tubevit import UnknownHead
+from sparse_tube_vit.video import limits
 from sparse_tube_vit.video.limits import UndecodableClip
 from tests.video.written import SIZE, moving, write_video
 
@@ -90,6 +93,18 @@ def test_each_window_is_predicted_as_the_part_cut_out(tubevit, tmp_path):
     assert [*tubevit.windows(part, 99, top=1)][0].classes[0][0] == alone[0][0]
 
 
+def test_the_limit_of_cpu_time_in_training_is_not_that_of_a_long_video(
+    tubevit, changing, brightness, monkeypatch
+):
+    """By a clock that goes on by a second whenever it is looked at."""
+    monkeypatch.setattr(limits.time, "thread_time", itertools.count().__next__)
+    config = tubevit.config.copy_and_resolve_references()
+    config.loader.decode_timeout_seconds = 3.0
+    impatient = dataclasses.replace(tubevit, config=config)
+    assert len([*impatient.windows(changing, 2)]) == 5
+    assert impatient.predict(changing)
+
+
 def test_a_video_that_changes_has_classes_that_change(tubevit, changing, brightness):
     found = [*tubevit.windows(changing, 2, 0.5, top=1, batch_size=3)]
     dark, light = tubevit.class_names["motions"][:2]
@@ -100,6 +115,22 @@ def test_a_video_that_changes_has_classes_that_change(tubevit, changing, brightn
         bright = np.clip((p.end - 5) / 2, 0, 1)
         np.testing.assert_allclose(p.scores[1], (20 + bright * 210) / 255, atol=0.02)
     assert {shape[0] for shape in brightness} == {3} and len(brightness) == 6
+
+
+def test_each_window_has_the_views_that_are_asked_for(tubevit, changing, brightness):
+    """Three of a window of four seconds: its halves and its middle."""
+    found = [*tubevit.windows(changing, 4, views=(3, 1))]
+    assert [p.begin for p in found] == [0, 4, 6]
+    bright = np.array([0, (0.5 + 1 + 1) / 3, 1])
+    expected = (20 + bright * 210) / 255
+    np.testing.assert_allclose([p.scores[1] for p in found], expected, atol=0.02)
+    assert {shape[1] for shape in brightness} == {3}
+
+
+@pytest.mark.parametrize("options", [[], ["--window=4"]])
+def test_the_command_reads_the_views_that_are_asked_for(changing, brightness, options):
+    predict.main(["--model=demo", str(changing), "--views=2x3", *options])
+    assert {shape[1] for shape in brightness} == {6}
 
 
 def test_windows_come_before_the_video_ends(tubevit, changing, brightness):
