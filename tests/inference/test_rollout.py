@@ -8,58 +8,30 @@ from sparse_tube_vit import Tube, TubeViT
 from sparse_tube_vit.config import EncoderOptions
 from sparse_tube_vit.inference.rollout import attention_shares
 from sparse_tube_vit.models.tubevit import init_params
-from tests.models.loops import (
-    layer_norm,
-    multi_head,
-    softmax,
-    tanh_gelu,
-)
+from tests.models.loops import encode, multi_head, tanh_gelu
 
 CLIP = (4, 16, 16)
-
-
-def weights_of(queries, x, p):
-    """Attention's weights, mean over heads, by loops over queries and heads."""
-    out = np.zeros((len(queries), len(x)))
-    for i, row in enumerate(queries):
-        for h in range(p["query"]["kernel"].shape[1]):
-            q = row @ p["query"]["kernel"][:, h] + p["query"]["bias"][h]
-            k = x @ p["key"]["kernel"][:, h] + p["key"]["bias"][h]
-            out[i] += softmax(k @ q / np.sqrt(len(q)))
-    return out / p["query"]["kernel"].shape[1]
 
 
 def by_loops(z, p, blocks, pooling, gate_after):
     """(pooling, rollout), each (N,), of the tokens z (N, D) that the tubes made."""
     extra = [p[name][0] for name in ("class_token", "registers") if name in p]
     z, extra = np.concatenate([*extra, z]), sum(map(len, extra))
-    n, e, x = len(z), p["encoder"], z
-    flow = np.eye(n)  # how much of every first token is in every token
-    for i, block in enumerate(blocks):
+    x, weights = encode(z, p["encoder"], blocks, tanh_gelu, gate_after)
+    one = np.eye(len(z))
+    flow = one  # how much of every first token is in every token
+    for i, last in enumerate(weights):
         if i == gate_after:
-            g = np.tanh(e["gate"])
-            x = x + g * z
-            flow = (flow + abs(g) * np.eye(n)) / (1 + abs(g))
-        b = e[block]
-        y = np.stack([layer_norm(row, b["norm_1"]) for row in x])
-        last = weights_of(y, y, b["attention"])
-        mixed = np.zeros((n, n))
-        for a in range(n):
-            for c in range(n):
-                mixed[a] += (0.5 * (a == c) + 0.5 * last[a, c]) * flow[c]
-        flow = mixed
-        x = x + multi_head(y, y, b["attention"])
-        y = np.stack([layer_norm(row, b["norm_2"]) for row in x])
-        y = tanh_gelu(y @ b["mlp"]["up"]["kernel"] + b["mlp"]["up"]["bias"])
-        x = x + y @ b["mlp"]["down"]["kernel"] + b["mlp"]["down"]["bias"]
-    x = np.stack([layer_norm(row, e["norm"]) for row in x])
+            g = abs(np.tanh(p["encoder"]["gate"]))
+            flow = (flow + g * one) / (1 + g)
+        flow = 0.5 * (one + last) @ flow
     if pooling == "class_token":
         pooled, rolled = last[0, extra:], flow[0, extra:]
         return pooled / pooled.sum(), rolled / rolled.sum()
-    pooled = np.full(n - extra, 1 / (n - extra))
+    pooled = np.full(len(z) - extra, 1 / (len(z) - extra))
     if pooling == "attention":
         probe = p["pooling"]["probe"][0]
-        (pooled,) = weights_of(probe, x[extra:], p["pooling"]["attention"])
+        _, (pooled,) = multi_head(probe, x[extra:], p["pooling"]["attention"])
     rolled = pooled @ flow[extra:, extra:]
     return pooled, rolled / rolled.sum()
 

@@ -16,17 +16,20 @@ def layer_norm(x, p):
 
 
 def multi_head(queries, x, p):
-    """Attention by loops over queries and heads."""
+    """Attention by loops over queries and heads; (output, mean weights)."""
     out = np.zeros((len(queries), x.shape[1]))
+    weights = np.zeros((len(queries), len(x)))
+    heads = p["query"]["kernel"].shape[1]
     for i, row in enumerate(queries):
-        for h in range(p["query"]["kernel"].shape[1]):
+        for h in range(heads):
             q = row @ p["query"]["kernel"][:, h] + p["query"]["bias"][h]
             k = x @ p["key"]["kernel"][:, h] + p["key"]["bias"][h]
             v = x @ p["value"]["kernel"][:, h] + p["value"]["bias"][h]
-            mixed = softmax(k @ q / np.sqrt(len(q))) @ v
-            out[i] += mixed @ p["out"]["kernel"][h]
+            shares = softmax(k @ q / np.sqrt(len(q)))
+            out[i] += shares @ v @ p["out"]["kernel"][h]
+            weights[i] += shares / heads
         out[i] += p["out"]["bias"]
-    return out
+    return out, weights
 
 
 def exact_gelu(x):
@@ -42,14 +45,16 @@ def tanh_gelu(x):
 
 
 def encode(x, p, blocks, gelu, gate_after=None):
-    """The whole encoder on one example (N, D)."""
-    raw = x
+    """The whole encoder on one example (N, D); (output, weights of every block)."""
+    raw, weights = x, []
     for i, block in enumerate(blocks):
         if i == gate_after:
             x = x + np.tanh(p["gate"]) * raw
         b = p[block]
         y = np.stack([layer_norm(row, b["norm_1"]) for row in x])
-        x = x + multi_head(y, y, b["attention"])
+        mixed, shares = multi_head(y, y, b["attention"])
+        x = x + mixed
+        weights.append(shares)
         y = np.stack([layer_norm(row, b["norm_2"]) for row in x])
         up = y @ b["mlp"]["up"]["kernel"] + b["mlp"]["up"]["bias"]
         if gate := b["mlp"].get("gate"):
@@ -57,4 +62,4 @@ def encode(x, p, blocks, gelu, gate_after=None):
         else:
             y = gelu(up)
         x = x + y @ b["mlp"]["down"]["kernel"] + b["mlp"]["down"]["bias"]
-    return np.stack([layer_norm(row, p["norm"]) for row in x])
+    return np.stack([layer_norm(row, p["norm"]) for row in x]), weights
