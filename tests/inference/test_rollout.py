@@ -67,6 +67,8 @@ def test_shares_are_those_of_loops(pooling, options):
         registers=registers,
     )
     params = random_params(model)
+    if "gate_after" in options:  # what is subtracted counts as what is added
+        params["encoder"]["gate"] = -abs(params["encoder"]["gate"])
     videos = np.random.default_rng(0).integers(0, 256, (2, *CLIP, 3), np.uint8)
     got = attention_shares(model, params, videos)
     tokens = model.apply(
