@@ -69,16 +69,6 @@ def test_programs_are_kept_where_the_config_says(data_dir, tmp_path, monkeypatch
     assert any(re.fullmatch("jit_init-.*-cache", name) for name in kept), kept
 
 
-@pytest.mark.slow
-def test_another_seed_is_another_run(finished, data_dir, tmp_path):
-    config = tiny_config(data_dir)
-    config.seed = 1
-    config.total_steps = 3
-    state = train.train(config, tmp_path)
-    kernel = state.params["stem"]["tube_0"]["kernel"]
-    assert not np.array_equal(kernel, finished[1].params["stem"]["tube_0"]["kernel"])
-
-
 def test_the_last_checkpoints_are_kept_with_config_classes_and_versions(finished):
     workdir, state = finished
     directory = workdir / "checkpoints"

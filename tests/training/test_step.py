@@ -1,14 +1,19 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import flatten_dict
 
 from sparse_tube_vit.config import EncoderOptions, default_config, stream
+from sparse_tube_vit.distributed.sharding import make_mesh
 from sparse_tube_vit.models.tubes import Tube
 from sparse_tube_vit.models.tubevit import TubeViT, init_params
 from sparse_tube_vit.training import step as steps
 from sparse_tube_vit.training.optimizer import learning_rate, make_optimizer
+from sparse_tube_vit.training.program import Program
 
 CLIP = (4, 16, 16)
 
@@ -62,16 +67,18 @@ def run(model, config, batches, n=1):
     return state, metrics
 
 
-def test_one_step_is_adam_on_the_weighted_sum_of_both_losses(model, batches):
+@pytest.mark.parametrize("ema_decay", [0.9, 0.12])  # above the ramp's 2/11, and below
+def test_one_step_is_adam_on_the_weighted_sum_of_both_losses(model, batches, ema_decay):
     """Two steps written out with optax's adamw, plain cross entropy, both heads."""
     config = make_config(video={"loss_weight": 0.5}, image={"label_smoothing": 0.1})
-    config.optimizer.update(clip_norm=0.0, weight_decay=0.1, beta2=0.99)
+    config.optimizer.update(clip_norm=0.0, weight_decay=0.1, beta1=0.8, beta2=0.99)
+    config.optimizer.ema_decay = ema_decay
     state, metrics = run(model, config, batches, n=2)
 
     params = init_params(model, jax.random.key(1), CLIP)
     mask = jax.tree_util.tree_map_with_path(lambda p, _: p[-1].key == "kernel", params)
     adamw = optax.adamw(
-        learning_rate(config), b1=0.9, b2=0.99, weight_decay=0.1, mask=mask
+        learning_rate(config), b1=0.8, b2=0.99, weight_decay=0.1, mask=mask
     )
     adam = jax.jit(adamw.init)(params)
     average = params = jax.device_get(params)
@@ -91,16 +98,19 @@ def test_one_step_is_adam_on_the_weighted_sum_of_both_losses(model, batches):
     def step(params, adam):
         value, gradient = jax.value_and_grad(loss)(params)
         updates, adam = adamw.update(gradient, adam, params)
-        return value, optax.apply_updates(params, updates), adam
+        norm = optax.global_norm(gradient)
+        return value, norm, optax.apply_updates(params, updates), adam
 
     for i in range(2):
-        value, params, adam = step(params, adam)
-        decay = min(0.9, (1 + i) / (10 + i))
+        value, norm, params, adam = step(params, adam)
+        decay = min(ema_decay, (1 + i) / (10 + i))
         average = jax.tree.map(
             lambda a, p, d=decay: d * a + (1 - d) * p, average, params
         )
 
     np.testing.assert_allclose(metrics["loss"], value, rtol=1e-5)
+    np.testing.assert_allclose(metrics["gradient_norm"], norm, rtol=1e-5)
+    np.testing.assert_allclose(metrics["learning_rate"], 0.01 / 2)  # of the second
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6), state.params, params
     )
@@ -241,6 +251,42 @@ def test_mixup_and_dropout_follow_from_the_step(model, batches):
     assert not np.array_equal(
         one.params["head_video"]["kernel"], plain.params["head_video"]["kernel"]
     )
+
+
+def test_each_step_of_each_seed_has_keys_of_its_own():
+    """For dropout and the mixup of every stream."""
+    config, found = make_config(video={}, image={}), []
+    for config.seed, step in itertools.product((0, 1), (0, 1)):
+        dropout, mixup = steps.step_keys(config, step)
+        found += [dropout, *mixup.values()]
+    bits = {tuple(jax.random.key_data(key).tolist()) for key in found}
+    assert len(bits) == len(found) == 12
+
+
+def test_another_seed_draws_other_parameters():
+    config, drawn = make_config(video={}), []
+    config.clip.update(frames=CLIP[0], size=CLIP[1])
+    config.model.update(depth=1, width=12, mlp_dim=16, heads=2, tubes="image")
+    mesh = make_mesh(config, jax.devices()[:1])
+    for config.seed in (0, 1):
+        params = Program(config, {"video": 5}, mesh).init({}).params
+        drawn.append(flatten_dict(params, sep="/"))
+    same = {name for name, x in drawn[0].items() if np.array_equal(x, drawn[1][name])}
+    random = {name for name in drawn[0] if name.endswith(("/kernel", "/probe"))}
+    assert same == drawn[0].keys() - random | {"head_video/kernel"}
+
+
+def test_parts_of_a_batch_have_dropout_of_their_own(model, batches):
+    """Both are the same clips, of which those of one part count."""
+    config = make_config(video={})
+    config.optimizer.accumulate_steps = 2
+    twice = {key: np.repeat(x[:2], 2, axis=0) for key, x in batches["video"].items()}
+    norms = []
+    for weight in ((1, 0, 1, 0), (0, 1, 0, 1)):
+        video = twice | {"weight": np.float32(weight)}
+        _, seen = run(model.with_options(dropout=0.3), config, {"video": video})
+        norms.append(seen["gradient_norm"])
+    assert abs(norms[0] - norms[1]) > 0.01 * norms[0]
 
 
 def test_bfloat16_is_near_float32(model, batches):
