@@ -1,5 +1,7 @@
 """The optimizer against one that is written out in numpy."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,28 +76,37 @@ def take_steps(config, params, gradients):
     """The parameters after the steps, and the optimizer's last state."""
     optimizer = make_optimizer(config)
 
-    @jax.jit
-    def step(params, state, gradient):
-        updates, state = optimizer.update(gradient, state, params)
+    @functools.partial(jax.jit, static_argnames="heads_alone")
+    def step(params, state, gradient, heads_alone):
+        options = {"heads_alone": True} if heads_alone else {}
+        updates, state = optimizer.update(gradient, state, params, **options)
         return optax.apply_updates(params, updates), state
 
     state = jax.jit(optimizer.init)(params)
-    for gradient in gradients:
-        params, state = step(params, state, gradient)
+    for i, gradient in enumerate(gradients):
+        heads_alone = i < config.optimizer.head_steps
+        params, state = step(params, state, gradient, heads_alone)
     return params, state
 
 
-def expected_of(config, params, gradients, scales):
+def rate_of(t, steps):
+    """Two steps of warm-up, then half a cosine to the last of `steps`."""
+    return 0.01 * (t / 2 if t < 2 else (1 + np.cos(np.pi * (t - 2) / (steps - 2))) / 2)
+
+
+def expected_of(config, params, gradients, scales, waiting=()):
     """AdamW with a norm that is clipped and a rate for each parameter, in numpy."""
     o = config.optimizer
     params = {k: np.float64(x) for k, x in flatten_dict(params, sep="/").items()}
     mu, nu = ({k: 0.0 for k in params} for _ in range(2))
-    for t, gradient in enumerate(gradients):
+    for step, gradient in enumerate(gradients):
         gradient = flatten_dict(gradient, sep="/")
         norm = np.sqrt(sum((np.float64(g) ** 2).sum() for g in gradient.values()))
-        warm = 0.01 * t / 2
-        rate = warm if t < 2 else 0.01 * (1 + np.cos(np.pi * (t - 2) / 8)) / 2
         for k, g in gradient.items():
+            first = o.head_steps if k.startswith(waiting) else 0
+            if (t := step - first) < 0:
+                continue
+            rate = rate_of(t, config.total_steps - first)
             g = g / max(norm / o.clip_norm, 1)
             mu[k] = o.beta1 * mu[k] + (1 - o.beta1) * g
             nu[k] = o.beta2 * nu[k] + (1 - o.beta2) * g**2
@@ -139,6 +150,17 @@ def test_every_layer_trains_at_its_rate(decay, trunk, tubes, scales):
     gradients = gradients_of(params)
     ours, _ = take_steps(config, params, gradients)
     assert_close(ours, expected_of(config, params, gradients, scales))
+
+
+def test_what_waits_for_pooling_and_heads_has_a_clock_of_its_own():
+    """Its moments and its warm-up begin after three steps, of gradients as clipped."""
+    config = make_config(head_steps=3, beta1=0.8, beta2=0.95)
+    params = random_params(config)
+    gradients = gradients_of(params, steps=7)
+    ours, _ = take_steps(config, params, gradients)
+    waiting = ("stem/", "positions/", "encoder/block_", "encoder/gate")
+    scales = dict.fromkeys(SCALES, 1)
+    assert_close(ours, expected_of(config, params, gradients, scales, waiting))
 
 
 def test_frozen_layers_and_shards_have_the_same_rates():

@@ -71,14 +71,14 @@ def run(model, config, batches, n=1):
 def test_one_step_is_adam_on_the_weighted_sum_of_both_losses(model, batches, ema_decay):
     """Two steps written out with optax's adamw, plain cross entropy, both heads."""
     config = make_config(video={"loss_weight": 0.5}, image={"label_smoothing": 0.1})
-    config.optimizer.update(clip_norm=0.0, weight_decay=0.1, beta1=0.8, beta2=0.99)
+    config.optimizer.update(clip_norm=0.0, weight_decay=0.1, beta2=0.99)
     config.optimizer.ema_decay = ema_decay
     state, metrics = run(model, config, batches, n=2)
 
     params = init_params(model, jax.random.key(1), CLIP)
     mask = jax.tree_util.tree_map_with_path(lambda p, _: p[-1].key == "kernel", params)
     adamw = optax.adamw(
-        learning_rate(config), b1=0.8, b2=0.99, weight_decay=0.1, mask=mask
+        learning_rate(config), b1=0.9, b2=0.99, weight_decay=0.1, mask=mask
     )
     adam = jax.jit(adamw.init)(params)
     average = params = jax.device_get(params)
