@@ -5,22 +5,34 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from sparse_tube_vit.models import dense
 from sparse_tube_vit.models.dense import Dense, affine
 
 
+@pytest.mark.parametrize("platform", ["cpu", "tpu"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("features", [(6, 7), (3, 1)])  # wider, narrower than x
-def test_products_and_their_gradients_are_those_of_einsum(features):
+def test_products_and_their_gradients_are_those_of_einsum(
+    features, dtype, platform, monkeypatch
+):
+    monkeypatch.setattr(dense, "platform", lambda: platform)
     keys = jax.random.split(jax.random.key(0), 3)
-    x = jax.random.normal(keys[0], (3, 5, 4, 2))
+    x = jax.random.normal(keys[0], (3, 5, 4, 2), dtype)
     kernel = jax.random.normal(keys[1], (4, 2, *features))
     bias = jax.random.normal(keys[2], features)
     y, back = jax.vjp(lambda *inputs: affine(*inputs, 2), x, kernel, bias)
-    expected, expected_back = jax.vjp(
-        lambda x, k, b: jnp.einsum("abcd,cdef->abef", x, k) + b, x, kernel, bias
+    found = (y, *back(y))
+    x, k, g = (np.float64(factor.astype(dtype)) for factor in (x, kernel, y))
+    expected = (
+        np.einsum("abcd,cdef->abef", x, k) + bias,
+        np.einsum("abef,cdef->abcd", g, k),
+        np.einsum("abcd,abef->cdef", x, g),
+        g.sum((0, 1)),
     )
-    np.testing.assert_allclose(y, expected, atol=1e-5)
-    for a, b in zip(back(y), expected_back(y), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+    assert [a.dtype for a in found] == ["float32", dtype, "float32", "float32"]
+    for a, exact in zip(found, expected, strict=True):
+        rounding = max(1e-4, jnp.finfo(a.dtype).eps)
+        np.testing.assert_allclose(np.float64(a), exact, rtol=rounding, atol=1e-4)
 
 
 def test_gradients_of_no_examples_and_of_one():

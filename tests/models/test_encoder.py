@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import flax.linen as nn
 import jax
@@ -9,10 +10,12 @@ from jax.extend import core
 
 from sparse_tube_vit.config import EncoderOptions
 from sparse_tube_vit.config.model import ENCODER
+from sparse_tube_vit.models import attention as attentions
 from sparse_tube_vit.models.attention import IMPLEMENTATIONS
 from sparse_tube_vit.models.encoder import (
     GELUS,
     REMAT_POLICIES,
+    Attention,
     AttentionPooling,
     Block,
     Encoder,
@@ -214,6 +217,20 @@ def test_remat_keeps_what_its_name_says():
     assert none == 6 * (8 * 3 + 6)  # the gradients of 6 biases are products too
     assert products(remat="dots") == none + 6 * 1  # the scores of attention
     assert products(remat="full") > none + 6 * 5
+
+
+def test_padding_of_fused_attention_is_not_attended_to(monkeypatch):
+    """130 tokens are padded to 256, which get the biases of keys and values too."""
+    monkeypatch.setattr(attentions, "platform", lambda: "tpu")
+    interpreted = functools.partial(attentions.splash, interpret=True)
+    monkeypatch.setitem(IMPLEMENTATIONS, "splash", interpreted)
+    model = Attention(heads=2, implementation="splash")
+    x = np.random.default_rng(0).normal(size=(1, 130, 8)).astype(np.float32)
+    params = jax.eval_shape(model.init, jax.random.key(0), x, x)["params"]
+    params = random_like(params)
+    (out,) = jax.jit(model.apply)({"params": params}, x, x)
+    host = jax.tree.map(lambda a: np.asarray(a, np.float64), params)
+    np.testing.assert_allclose(out, multi_head(x[0], x[0], host), atol=1e-5)
 
 
 def test_pooling_is_that_of_loops():
