@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from sparse_tube_vit import Tube, TubeViT
 from sparse_tube_vit.config import EncoderOptions, default_config, evaluation, stream
@@ -47,6 +48,27 @@ def params(model):
 @pytest.fixture(scope="module")
 def videos():
     return np.random.default_rng(0).integers(0, 256, (2, *CLIP, 3), np.uint8)
+
+
+def test_initial_values_are_those_of_the_formulas(model):
+    """Glorot and Bengio's uniform bound, LeCun's deviation, 0.02, ones and zeros."""
+    options = {"positions": "learned", "registers": 9, "pooling": "map", "clip": CLIP}
+    model, params = with_option(model, options=ONE_BLOCK, **options)
+    params = flatten_dict(params, sep="/")
+    fans = dict.fromkeys(("query", "key", "value", "out"), (24, 24))
+    fans |= {"up": (24, 48), "down": (48, 24), "pooling": (1, 24)}
+    for name, x in params.items():
+        layer, leaf = f"/{name}".split("/")[-2:]
+        if (layer in fans and leaf == "kernel") or leaf == "probe":
+            bound = np.sqrt(6 / sum(fans[layer]))
+            assert 0.8 * bound < np.abs(x).max() <= bound, name
+        elif layer == "positions" or name == "registers":
+            np.testing.assert_allclose(x.std(), 0.02, rtol=0.2, err_msg=name)
+        elif layer.startswith("tube_") and leaf == "kernel":
+            deviation = 1 / np.sqrt(np.prod(x.shape[:4]))
+            np.testing.assert_allclose(x.std(), deviation, rtol=0.1, err_msg=name)
+        else:
+            np.testing.assert_array_equal(x, float(leaf == "scale"), name)
 
 
 # Paper table 11 gives 86, 307 and 632 million, the counts of image ViTs: those have a
@@ -182,7 +204,7 @@ def with_option(model, **option):
     return model, init_params(model, jax.random.key(0), CLIP)
 
 
-@pytest.mark.parametrize("pooling", ["attention", "mean", "class_token"])
+@pytest.mark.parametrize("pooling", ["attention", "class_token"])
 def test_videos_and_images_together_are_as_alone(model, videos, pooling):
     model, params = with_option(model, options=ONE_BLOCK, pooling=pooling)
     params = {"params": jax.tree.map(lambda x: x + 0.1, params)}
@@ -241,13 +263,17 @@ def test_registers_join_the_sequence_and_are_not_pooled(model, videos, pooling):
     assert np.abs(alone["tokens"] - out["tokens"]).max() > 1e-4
 
 
-@pytest.mark.parametrize("pooling", ["attention", "mean", "class_token", "map"])
-@pytest.mark.parametrize("positions", ["fixed", "fixed_no_stride", "learned", "none"])
-def test_one_tree_serves_images_and_videos_whatever_the_options(
-    model, videos, positions, pooling
-):
-    options = {"positions": positions, "pooling": pooling, "clip": CLIP}
-    model, params = with_option(model, options=ONE_BLOCK, **options)
+# Positions are added to tokens and pooling comes after blocks: no pair of them meets.
+@pytest.mark.parametrize(
+    "option",
+    [
+        *({"pooling": name} for name in ("attention", "mean", "class_token", "map")),
+        *({"positions": name} for name in ("fixed_no_stride", "learned", "none")),
+    ],
+    ids=lambda option: "-".join(option.values()),
+)
+def test_one_tree_serves_images_and_videos_whatever_the_options(model, videos, option):
+    model, params = with_option(model, options=ONE_BLOCK, clip=CLIP, **option)
     key = jax.random.key(0)
     from_image = jax.eval_shape(lambda: init_params(model, key, (1, 16, 16)))
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, from_image)
