@@ -1,7 +1,9 @@
 """A run saves its checkpoints, and resumes from the latest whole one."""
 
+import contextlib
 import dataclasses
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sparse_tube_vit.checkpoints import run as checkpoints
 from sparse_tube_vit.checkpoints import stored
@@ -19,6 +22,8 @@ from sparse_tube_vit.checkpoints.step import (
     DamagedCheckpoint,
 )
 from sparse_tube_vit.checkpoints.workdir import UnusableWorkdir
+from sparse_tube_vit.config import InvalidConfig, from_json
+from sparse_tube_vit.config.schema import SCHEMA, SOURCES, leaves
 from sparse_tube_vit.errors import UnwritableOutput
 from sparse_tube_vit.models.variants import make_tubes
 from sparse_tube_vit.storage import UnreachableStorage
@@ -55,6 +60,57 @@ def test_a_run_resumes_that_was_saved_before_a_key_was_added(copy):
         writer.resume(state)
     changed = [line for line in str(error.value).splitlines() if " then, " in line]
     assert changed == ["  optimizer.first_moment_dtype: 'float32' then, 'bfloat16' now"]
+    writer.close()
+
+
+#: Keys, or their sections, that do not change what is learnt.
+FREE = (
+    *("checkpoint.", "compilation_cache.", "data.", "data_dir.", "evaluations."),
+    *("evaluate_every_steps.", "loader.", "log_every_steps.", "mesh."),
+    *("model.attention.", "model.remat.", "model.scan.", "peak_flops."),
+    *("optimizer.accumulate_steps.", "profile_steps."),
+)
+VALUES = ("other", 2, 3, 0.5, True, False, [0.5, 0.6], ["other"])  # of every type
+
+
+def other_values(config):
+    """Another value for every key of a flat config, such as the key may have."""
+    keys, others = dict(leaves(SCHEMA)), {}
+    for name, value in config.items():
+        path = name.split(".")
+        key = SOURCES[path[0]][path[-1]] if path[0] in SOURCES else keys[name]
+        for other in (*(key.rule.choices if key.rule else ()), *VALUES):
+            with contextlib.suppress(InvalidConfig):
+                from_json(unflatten_dict(config | {name: other}, sep="."))
+                if other != value:
+                    others[name] = other
+                    break
+    return others
+
+
+def test_a_run_resumes_if_nothing_has_changed_that_changes_what_is_learnt(small):
+    """Each key of the config by itself, and the classes of each head."""
+    workdir, run = small
+    config = flatten_dict(run["config"], sep=".")
+    others = other_values(config)
+    assert others.keys() == config.keys()
+    writer = checkpoints.Checkpoints(workdir, 3, run)
+
+    def changed(**sections):
+        writer.run = run | sections
+        with pytest.raises(OtherRun) as error:
+            writer.resume(small_state(0))
+        return re.findall(r"(?m)^  ([\w.]+): .* then, ", str(error.value))
+
+    free = {k: x for k, x in others.items() if f"{k}.".startswith(FREE)}
+    for key in others.keys() - free:
+        other = config | {key: others[key]}
+        assert changed(config=unflatten_dict(other, sep=".")) == [key]
+    for head, names in run["class_names"].items():
+        other = run["class_names"] | {head: [*names[:-1], "other"]}
+        assert changed(class_names=other) == [head]
+    writer.run = run | {"config": unflatten_dict(config | free, sep=".")}
+    assert writer.resume(small_state(0)).step == 7
     writer.close()
 
 
