@@ -115,6 +115,16 @@ def test_few_videos_at_a_time_where_their_views_are_large(
     assert len({*found}) == 1
 
 
+def test_step_and_views_of_the_command_line(finished, tmp_path):
+    options = ["--step=4", "--only=video", "--views=1x2", "--combine_views=max"]
+    evaluate.main([f"--workdir={finished[0]}", *options, f"--out={tmp_path}"])
+    (path,) = tmp_path.glob("*.json")
+    result = json.loads(path.read_text())
+    views = [result[f"{axis}_views"] for axis in ("temporal", "spatial")]
+    assert views == [1, 2] and result["combine_views"] == "max"
+    assert path.stem.startswith("video_step4_1x2") and result["step"] == 4
+
+
 @pytest.mark.smoke
 def test_evaluation_result(finished, data_dir):
     workdir, _ = finished

@@ -29,6 +29,7 @@ from sparse_tube_vit.models.positions import token_centres
 from sparse_tube_vit.models.tubevit import UnknownHead
 from sparse_tube_vit.storage import UnreadableFile
 from sparse_tube_vit.video.limits import UndecodableClip
+from tests.checkpoints.written import assert_equal, write_run
 from tests.tiny import tiny_multi_label_config
 
 ROOT = Path(__file__).parents[2]
@@ -45,6 +46,13 @@ def run(data_dir, tmp_path_factory):
         patch.setattr(evaluator, "prepare", lambda *_: [])  # the tests evaluate
         train.train(config, workdir)
     return workdir
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """(work directory, parameters) of steps 3 and 5; twice these are the averages."""
+    workdir = tmp_path_factory.mktemp("saved") / "run"
+    return workdir, write_run(workdir)
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +105,15 @@ def test_one_device_loads_what_eight_trained_and_imports_nothing_of_training(
     theirs, ours = eval(ended.stdout), tubevit.predict(video, "crowds", top=99)
     assert [name for name, _ in theirs] == [name for name, _ in ours]
     np.testing.assert_allclose(*([p for _, p in x] for x in (theirs, ours)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("step", [None, 3])
+@pytest.mark.parametrize("ema", [True, False])
+def test_a_step_and_parameters_as_trained_or_averaged_are_loaded(saved, step, ema):
+    workdir, params = saved
+    model = stv.load(workdir, step=step, ema=ema)
+    assert (model.step, model.averaged) == (step or 5, ema)
+    assert_equal(model.params, params, 2 if ema else 1)
 
 
 @pytest.mark.smoke
@@ -493,4 +510,3 @@ def test_a_folder_without_clips_is_an_error(run, files, tmp_path, capsys):
     assert "holds no clip and no image" in printed.err
     assert "1 of 2 files have no prediction" in printed.err
     assert files["images"][0].name in printed.out
-    assert isinstance(stv.load(run, ema=False), loaded.TrainedTubeViT)
