@@ -68,32 +68,57 @@ def test_interrupted_and_resumed_ends_bit_identical(
     assert ours == theirs
 
 
-def test_a_run_with_frozen_layers_resumes_bit_identical(
-    finished, data_dir, tmp_path, monkeypatch
-):
-    def config():
-        config = tiny_config(data_dir)
-        config.init.weights = str(finished[0])
-        config.model.new_layers = 1
-        config.optimizer.update(trained_layers=1, layer_decay=0.7, head_steps=3)
-        config.mesh.update(data=2, fsdp=2, tensor=2)
-        del config.evaluations.video, config.evaluations.image
-        return config
+@pytest.fixture(scope="module")
+def late(finished, data_dir, tmp_path_factory):
+    """(config, workdir, last state): tubes are frozen, the block waits three steps."""
+    config = tiny_config(data_dir)
+    config.init.weights = str(finished[0])
+    config.model.new_layers = 1
+    config.optimizer.update(trained_layers=2, layer_decay=0.7, head_steps=3)
+    config.mesh.update(data=2, fsdp=2, tensor=2)
+    config.checkpoint.update(every_steps=1, keep=6)
+    del config.evaluations.video, config.evaluations.image
+    workdir = tmp_path_factory.mktemp("late")
+    return config, workdir, train.train(config, workdir)
 
-    expected = train.train(config(), tmp_path / "whole")
+
+def test_what_is_fresh_trains_from_the_start_and_the_rest_after_its_steps(
+    finished, late
+):
+    """Either clock's first step is at a rate of 0: that of step 1, and of step 4."""
+    before = weights = finished[1].ema
+    for step in range(1, 7):
+        params = locate(late[1], step).read(ema=False).params
+        assert_bit_identical(params["stem"], weights["stem"])
+        same = jax.tree.map(
+            np.array_equal,
+            params["encoder"]["block_0"]["mlp"],
+            weights["encoder"]["block_0"]["mlp"],
+        )
+        assert {*jax.tree.leaves(same)} == {step < 5}
+        probes = [tree["pooling"]["probe"] for tree in (params, before)]
+        assert np.array_equal(*probes) == (step == 1)
+        before = params
+
+
+def test_a_run_with_frozen_layers_resumes_bit_identical(
+    finished, late, tmp_path, monkeypatch
+):
+    config, _, expected = late
+    config = config.copy_and_resolve_references()
+    config.checkpoint.every_steps = 2
     with monkeypatch.context() as patch:
         cut_power_in(6, patch)
         with pytest.raises(PowerCut):
-            train.train(config(), tmp_path / "cut")
-    assert_bit_identical(train.train(config(), tmp_path / "cut"), expected)
+            train.train(config, tmp_path / "cut")
+    assert_bit_identical(train.train(config, tmp_path / "cut"), expected)
     read = locate(tmp_path / "cut", 6).read().params
     assert_bit_identical(read, expected.eval_params)
     assert_bit_identical(read["stem"], finished[1].ema["stem"])
 
-    everything = config()
-    everything.optimizer.trained_layers = 0
+    config.optimizer.trained_layers = 0
     with pytest.raises(NewButFrozen, match="no encoder/new_block_0/.* keeps from"):
-        train.train(everything, tmp_path / "head")
+        train.train(config, tmp_path / "head")
 
 
 def test_a_run_goes_on_with_other_devices_and_options(
