@@ -175,7 +175,7 @@ class PatchViT:
 
 
 #: The keys of `config.model` that an encoder's parameters depend on.
-_ENCODER = (
+_ARCHITECTURE = (
     *("depth", "width", "mlp_dim", "heads", "new_layers"),
     *("gelu", "gated_mlp", "norm_epsilon", "pre_norm"),
 )
@@ -203,19 +203,22 @@ def read_image_vit(
         vit = image_vits.read(path, normalization)
         _, h, w = vit.patch
         config = default_config()
-        values = {key: vit.model[key] for key in _ENCODER if key in vit.model}
+        values = {key: vit.model[key] for key in _ARCHITECTURE if key in vit.model}
         config.model.update(values | dict(sizes or {}))
         config.model.tubes = ({"kernel": (1, h, w), "stride": (1, h, w)},)
         config.init.update(weights=str(path), normalization=normalization)
-        model = _model(config, {"classes": ()})
-        params, report = pretrained.initial_params(config, *model, vit)
-        dropped, notes = report.dropped, report.notes
-        positions = vit.arrays.get("positions"), vit.family.interpolation
+        model, shapes = _model_and_shapes(config, {})
+        params, report = pretrained.initial_params(config, model, shapes, {}, vit)
+        about = {
+            "dropped": report.dropped,
+            "notes": report.notes,
+            "positions": vit.arrays.get("positions"),
+            "interpolation": vit.family.interpolation,
+        }
     else:
         image_vits.refuse_normalization(path, normalization)
-        source, positions = stored.read(path), ()
+        source, about = stored.read(path), {"dropped": {}}
         config, params = from_json(source.description["config"]), source.params
-        dropped, notes = {}, ()
     m, (tube, *others) = config.model, make_tubes(config.model.tubes)
     images_alone = not others and tube.reads_images and tube.windows_per_token == 1
     if not images_alone or m.kernels != "separate" or m.gate_after is not None:
@@ -223,16 +226,14 @@ def read_image_vit(
             f"{path} is not an image ViT, which has one tube, of single frames and "
             "with a kernel of its own, and no gate."
         )
-    values = {key: m[key] for key in _ENCODER}
-    params = flatten_dict(params, sep="/")
-    return PatchViT(values, tube, params, dropped, *positions, notes=notes)
+    values = {key: m[key] for key in _ARCHITECTURE}
+    return PatchViT(values, tube, flatten_dict(params, sep="/"), **about)
 
 
-def _model(config, class_names):
-    """Returns model, shapes of its parameters and class names for `initial_params`."""
+def _model_and_shapes(config, class_names):
+    """Returns the model with these heads, and the shapes of its parameters."""
     model = make_model(config, {head: len(c) for head, c in class_names.items()})
-    shapes = jax.eval_shape(lambda: _fresh(config, model))
-    return model, shapes, class_names
+    return model, jax.eval_shape(lambda: _fresh(config, model))
 
 
 def _fresh(config, model):
@@ -292,7 +293,7 @@ def scale_up(
     config.init.weights = absolute(workdir)
     validate(config)
     tubes = make_tubes(config.model.tubes)
-    model, shapes, _ = _model(config, classes)
+    model, shapes = _model_and_shapes(config, classes)
     shapes = flatten_dict(shapes, sep="/")
     given, dropped = {}, dict(image.dropped)
     for i, (tube, kernel) in enumerate(zip(tubes, kernels, strict=True)):

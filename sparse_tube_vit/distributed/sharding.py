@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from sparse_tube_vit.config import ConfigDict
 from sparse_tube_vit.distributed.mesh import AXES, BATCH
+from sparse_tube_vit.distributed.share import Share
 from sparse_tube_vit.errors import IndivisibleBatch, TubeViTError
 
 
@@ -98,8 +99,8 @@ def _slices(config, devices):
     return np.array(devices).reshape(count, -1).tolist()
 
 
-def batch_share(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
-    """Returns the index of a host's share of every batch, and the number of shares.
+def batch_share(mesh: Mesh, process: int | None = None) -> Share:
+    """Returns a host's share of every batch.
 
     Hosts that the tensor axis connects feed the same share, and no row is in two: any
     number of hosts feeds the same examples in a step, each once. The rows of a share
@@ -127,12 +128,8 @@ def batch_share(mesh: Mesh, process: int | None = None) -> tuple[int, int]:
             + " gives them shares that overlap. Let tensor divide the devices of a "
             "host, or be a multiple of them."
         )
-    return shares.index(tuple(sorted(fed[process]))), len(shares)
-
-
-def batch_parts(mesh: Mesh) -> int:
-    """Returns the number of equal parts of a host's share, each for its own devices."""
-    return mesh.shape["data"] * mesh.shape["fsdp"] // batch_share(mesh)[1]
+    index = shares.index(tuple(sorted(fed[process])))
+    return Share(index, len(shares), parts=len(rows) // len(shares))
 
 
 #: Shardings of parameters by the end of their path. tensor splits the heads or hidden
@@ -233,8 +230,8 @@ def to_devices(parts: Sequence, mesh: Mesh):
     """Transfers this host's share of a batch to the devices, without joining its parts.
 
     Args:
-        parts: The `batch_parts` parts of the share, equal trees of numpy arrays. They
-            fill the rows of this host's devices in the order of the mesh.
+        parts: The parts of the share, equal trees of numpy arrays. They fill the rows
+            of this host's devices in the order of the mesh.
         mesh: The mesh of the run.
 
     Returns:

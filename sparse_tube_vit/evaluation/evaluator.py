@@ -122,22 +122,20 @@ class Evaluator:
 
     def _batches(self):
         """Yields this host's share of every batch, in parts as for `to_devices`."""
-        size, mesh = self._batch_size(), self.mesh
+        size, share = self._batch_size(), sharding.batch_share(self.mesh)
         if size < self.source.batch_size:
             what = f"{size} {self.source.kind}s at a time, for their views' memory"
             log.info("%s: %s", self.name, what)
         source = ConfigDict(dict(self.source, batch_size=size))
-        share, shares = sharding.batch_share(mesh)
-        parts, available = sharding.batch_parts(mesh), cores.worker_cores()
         loader = workers.evaluation_loader(
-            self.split, source, self.clip, self.loader, available, shares, parts
+            self.split, source, self.clip, self.loader, cores.worker_cores(), share
         )
         with contextlib.closing(  # its workers, where this ends early
             pipeline.evaluation_batches(
-                self.split, self.name, source, self.clip, loader, share, shares, parts
+                self.split, self.name, source, self.clip, loader, share
             )
         ) as batches:
-            while batch := [*itertools.islice(batches, parts)]:
+            while batch := [*itertools.islice(batches, share.parts)]:
                 yield batch
 
     def _batch_size(self):
@@ -147,7 +145,7 @@ class Evaluator:
         """
         shape = EvaluationExample.of(self.clip, self.loader, self.source).shape
         least = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        most = sharding.batch_share(self.mesh)[1] * SHARE_BYTES // math.prod(shape)
+        most = sharding.batch_share(self.mesh).count * SHARE_BYTES // math.prod(shape)
         return min(self.source.batch_size, max(1, most // least) * least)
 
     def _score(self, params, batch, step):

@@ -24,7 +24,8 @@ from absl import flags
 from sparse_tube_vit.config import ConfigDict
 from sparse_tube_vit.datasets import processes
 from sparse_tube_vit.datasets.reading import Split, UnsupportedDataset
-from sparse_tube_vit.errors import IndivisibleBatch, TubeViTError
+from sparse_tube_vit.distributed.share import ALL, Share
+from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.input.examples import EvaluationExample, TrainingExample
 from sparse_tube_vit.storage import is_remote
 
@@ -57,13 +58,11 @@ def training_batches(
     loader: ConfigDict,
     seed: int,
     start_step: int = 0,
-    share: int = 0,
-    shares: int = 1,
-    parts: int = 1,
+    share: Share = ALL,
 ) -> Iterator[dict]:
     """Returns a host's share of a stream's batches from `start_step` on, without end.
 
-    Its parts follow one another, `parts` a step.
+    Its parts follow one another, `share.parts` a step.
 
     Raises:
         IndivisibleBatch: The batch has no equal parts of whole examples.
@@ -76,11 +75,11 @@ def training_batches(
             " delete the data set and prepare it again"
         )
     where = f"streams.{name}"
-    size = _part_size(stream.batch_size, shares * parts, where)
+    size = share.part_size(stream.batch_size, where)
     examples = training_examples(split, name, stream, clip, loader, seed)
     threads = threads_of_a_part(split, size)
-    ours = _of_share(examples, size, share, shares, parts, threads)
-    return iterate(ours[start_step * parts :], loader, where, parts)
+    ours = _of_share(examples, size, share, threads)
+    return iterate(ours[start_step * share.parts :], loader, where, share.parts)
 
 
 def threads_of_a_part(split: Split, size: int) -> int:
@@ -92,17 +91,17 @@ def threads_of_a_part(split: Split, size: int) -> int:
     return max(1, min(4, size)) if is_remote(split.directory) else 1
 
 
-def _of_share(examples, size, share, shares, parts, threads):
+def _of_share(examples, size, share, threads):
     """Returns the parts of a host's share of every batch, each of `size` examples."""
 
     def part(i):
-        step, j = divmod(i, parts)
-        start = ((step * shares + share) * parts + j) * size
+        step, j = divmod(i, share.parts)
+        start = ((step * share.count + share.index) * share.parts + j) * size
         with ThreadPoolExecutor(threads) as pool:
             made = [*pool.map(examples.__getitem__, range(start, start + size))]
         return {key: np.stack([example[key] for example in made]) for key in made[0]}
 
-    return grain.MapDataset.range(len(examples) // size // shares).map(part)
+    return grain.MapDataset.range(len(examples) // size // share.count).map(part)
 
 
 def evaluation_batches(
@@ -111,9 +110,7 @@ def evaluation_batches(
     evaluation: ConfigDict,
     clip: ConfigDict,
     loader: ConfigDict,
-    share: int = 0,
-    shares: int = 1,
-    parts: int = 1,
+    share: Share = ALL,
 ) -> Iterator[dict]:
     """Yields a host's share of an evaluation's batches, every example once, in order.
 
@@ -125,7 +122,7 @@ def evaluation_batches(
         IndivisibleBatch: The batch has no equal parts of whole examples.
     """
     where = f"evaluations.{name}"
-    size = _part_size(evaluation.batch_size, shares * parts, where)
+    size = share.part_size(evaluation.batch_size, where)
     example = EvaluationExample.of(clip, loader, evaluation)
     padded = -(-len(split) // evaluation.batch_size) * evaluation.batch_size
 
@@ -137,17 +134,8 @@ def evaluation_batches(
 
     examples = grain.MapDataset.range(padded).map(indexed)
     threads = threads_of_a_part(split, size)
-    ours = _of_share(examples, size, share, shares, parts, threads)
-    yield from iterate(ours, loader, where, parts)
-
-
-def _part_size(batch_size, parts, where):
-    if batch_size % parts:
-        raise IndivisibleBatch(
-            f"{where}.batch_size {batch_size} is not a multiple of {parts}, the equal "
-            "parts of it that hosts load."
-        )
-    return batch_size // parts
+    ours = _of_share(examples, size, share, threads)
+    yield from iterate(ours, loader, where, share.parts)
 
 
 class LoaderDied(TubeViTError, RuntimeError):

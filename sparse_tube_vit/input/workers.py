@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 
 from sparse_tube_vit.config import ConfigDict, input_size, worker_shares
 from sparse_tube_vit.datasets.reading import Split
+from sparse_tube_vit.distributed.share import ALL, Share
 from sparse_tube_vit.input import pipeline
 from sparse_tube_vit.input.examples import EvaluationExample
 from sparse_tube_vit.log import log
@@ -29,8 +30,7 @@ def training_loaders(
     config: ConfigDict,
     splits: Mapping[str, Split],
     cores: int,
-    batch_shares: int,
-    parts: int = 1,
+    share: Share = ALL,
 ) -> dict[str, ConfigDict]:
     """Returns `config.loader` for every stream, with its number of worker processes.
 
@@ -38,8 +38,7 @@ def training_loaders(
         config: The config of a run.
         splits: The split that each stream reads, by the stream's name.
         cores: Number of cores for worker processes.
-        batch_shares: Number of equal shares of a batch that hosts load.
-        parts: Number of equal parts of a share, of which a worker makes one at a time.
+        share: This host's share of every batch.
     """
     loader, streams = config.loader, config.streams
     if loader.workers is not None:
@@ -48,14 +47,12 @@ def training_loaders(
     # With fewer, the costliest stream would have fewer processes than threads now.
     least = len(streams) - 1 + loader.threads
     if cores >= least:
-        costs, words = _costs(config, splits, batch_shares, parts)
-        sizes = {
-            name: _batch_bytes(
-                stream.kind, stream.batch_size // batch_shares // parts, config.clip
-            )
-            for name, stream in streams.items()
-        }
-        counts = _fitting(cores, costs, sizes, loader.prefetch * parts)
+        costs, words = _costs(config, splits, share)
+        sizes = {}
+        for name, stream in streams.items():
+            size = share.part_size(stream.batch_size, f"streams.{name}")
+            sizes[name] = _batch_bytes(stream.kind, size, config.clip)
+        counts = _fitting(cores, costs, sizes, loader.prefetch * share.parts)
         if max(counts.values()) < loader.threads:
             counts = dict.fromkeys(streams, 0)
         log.info(
@@ -72,8 +69,7 @@ def evaluation_loader(
     clip: ConfigDict,
     loader: ConfigDict,
     cores: int,
-    batch_shares: int,
-    parts: int = 1,
+    share: Share = ALL,
 ) -> ConfigDict:
     """Returns `loader` for an evaluation, with its number of worker processes.
 
@@ -83,8 +79,7 @@ def evaluation_loader(
         clip: `clip` of the config.
         loader: `loader` of the config.
         cores: Number of cores for worker processes.
-        batch_shares: Number of equal shares of a batch that hosts load.
-        parts: Number of equal parts of a share, of which a worker makes one at a time.
+        share: This host's share of every batch.
     """
     if loader.workers is not None:
         return loader
@@ -93,14 +88,15 @@ def evaluation_loader(
         example = EvaluationExample.of(clip, loader, source)
         records = (split[i % len(split)] for i in range(1 + TIMED_EXAMPLES))
         examples = (example(record, None) for record in records)
-        size = source.batch_size // batch_shares // parts
+        size = source.batch_size // (share.count * share.parts)
         threads = pipeline.threads_of_a_part(split, size)
         seconds = seconds_per_example(examples, threads)
-        if seconds * len(split) / batch_shares > LONG_EVALUATION:
+        if seconds * len(split) / share.count > LONG_EVALUATION:
             batches = -(-len(split) // source.batch_size)
             views = math.prod(example.shape[:-4])
             sizes = {"": views * _batch_bytes(source.kind, size, clip)}
-            limit, ahead = min(cores, batches * parts), loader.prefetch * parts
+            limit = min(cores, batches * share.parts)
+            ahead = loader.prefetch * share.parts
             count = _fitting(limit, {"": seconds}, sizes, ahead)[""]
     return _with(loader, count if count >= loader.threads else 0)
 
@@ -157,19 +153,19 @@ def divide(workers: int, costs: Mapping[str, float]) -> dict[str, int]:
     return counts
 
 
-def _costs(config, splits, batch_shares, parts):
+def _costs(config, splits, share):
     """Returns the cost of a step's examples by stream, and what to log of each."""
     if shares := config.loader.shares and worker_shares(config):
         return shares, {name: " (loader.shares)" for name in shares}
     if len(splits) == 1:
         return dict.fromkeys(splits, 1.0), {}
     seconds = {
-        name: stream_seconds(config, name, split, batch_shares * parts)
+        name: stream_seconds(config, name, split, share.count * share.parts)
         for name, split in splits.items()
     }
     words = {name: f" ({1e3 * x:.1f} ms an example)" for name, x in seconds.items()}
     streams = config.streams
-    sizes = {name: stream.batch_size / batch_shares for name, stream in streams.items()}
+    sizes = {name: stream.batch_size / share.count for name, stream in streams.items()}
     return {name: x * sizes[name] for name, x in seconds.items()}, words
 
 

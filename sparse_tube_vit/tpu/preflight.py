@@ -140,7 +140,9 @@ def measure(
     return Preflight(
         topology=topology,
         mesh=dict(mesh.shape),
-        batch_shares=sharding.batch_share(mesh, mesh.devices.flat[0].process_index)[1],
+        batch_shares=sharding.batch_share(
+            mesh, mesh.devices.flat[0].process_index
+        ).count,
         compile_seconds=compiling,
         memory=memory,
         estimate=estimate(hlo.parse(compiled.as_text()), _network(mesh, topology)),

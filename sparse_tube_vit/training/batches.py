@@ -73,9 +73,8 @@ class TrainingBatches:
         self._mesh, self._workdir, self._reporter = mesh, workdir, reporter
         self._config, self._splits = config, splits
         self._share = sharding.batch_share(mesh)
-        self._parts = sharding.batch_parts(mesh)
         self._loaders = workers.training_loaders(
-            config, splits, cores.worker_cores(), self._share[1], self._parts
+            config, splits, cores.worker_cores(), self._share
         )
         self._loaded = self._taken = first_step  # last steps whose batches were
         self._streams = {name: self._open(name) for name in config.streams}
@@ -194,7 +193,7 @@ class TrainingBatches:
                     name: {key: batch[i][key] for key in ("video", "label", "weight")}
                     for name, batch in batches.items()
                 }
-                for i in range(self._parts)
+                for i in range(self._share.parts)
             ]
             return sharding.to_devices(parts, self._mesh)
 
@@ -212,7 +211,7 @@ class TrainingBatches:
         return self._take_parts(name)
 
     def _take_parts(self, name):
-        return [next(self._streams[name]) for _ in range(self._parts)]
+        return [next(self._streams[name]) for _ in range(self._share.parts)]
 
     def _open(self, name):
         return pipeline.training_batches(
@@ -223,6 +222,5 @@ class TrainingBatches:
             self._loaders[name],
             self._config.seed,
             self._loaded,
-            *self._share,
-            self._parts,
+            self._share,
         )

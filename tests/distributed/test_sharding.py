@@ -13,6 +13,7 @@ from jax.sharding import PartitionSpec as P
 
 from sparse_tube_vit.config import default_config, evaluation, stream
 from sparse_tube_vit.distributed import sharding
+from sparse_tube_vit.distributed.share import Share
 from sparse_tube_vit.errors import IndivisibleBatch
 from sparse_tube_vit.training.program import Program
 
@@ -98,22 +99,14 @@ def test_fsdp_and_tensor_span_nodes_of_gpus():
 def test_every_host_feeds_its_share_of_a_batch():
     devices = [Device(i, process_index=i // 2) for i in range(8)]
     _, mesh = place(devices, fsdp=2)
-    assert [sharding.batch_share(mesh, h) for h in range(4)] == [
-        (0, 4),
-        (1, 4),
-        (2, 4),
-        (3, 4),
-    ]
+    shares = [sharding.batch_share(mesh, h) for h in range(4)]
+    assert shares == [Share(h, 4, parts=2) for h in range(4)]
     # Hosts that tensor connects feed the same.
     _, mesh = place(devices, tensor=4)
-    assert [sharding.batch_share(mesh, h) for h in range(4)] == [
-        (0, 2),
-        (0, 2),
-        (1, 2),
-        (1, 2),
-    ]
+    shares = [sharding.batch_share(mesh, h) for h in range(4)]
+    assert shares == [Share(h // 2, 2, parts=1) for h in range(4)]
     _, mesh = place(devices, fsdp=2, tensor=2)
-    assert sharding.batch_parts(mesh) == 1
+    assert sharding.batch_share(mesh).parts == 1
     with pytest.raises(sharding.MeshDoesNotFit, match="shares that overlap"):
         place([Device(i, process_index=i // 3) for i in range(6)], tensor=2)
 
@@ -128,7 +121,7 @@ def test_the_parts_of_a_share_are_those_of_the_devices(sizes):
         key: jax.make_array_from_process_local_data(split, x)
         for key, x in share.items()
     }
-    parts = sharding.batch_parts(mesh)
+    parts = sharding.batch_share(mesh).parts
     assert parts == 8 // sizes.get("tensor", 1)
     cut = {key: np.split(x, parts) for key, x in share.items()}
     found = sharding.to_devices(

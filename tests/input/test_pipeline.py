@@ -24,6 +24,7 @@ from sparse_tube_vit import errors
 from sparse_tube_vit.config import default_config, evaluation, stream
 from sparse_tube_vit.datasets import processes
 from sparse_tube_vit.datasets.builders import moving_shapes
+from sparse_tube_vit.distributed.share import ALL, Share
 from sparse_tube_vit.input import examples, pipeline
 from sparse_tube_vit.input.randaugment import rand_augment
 from sparse_tube_vit.training import undecodable
@@ -163,13 +164,13 @@ def test_the_step_number_is_the_data_position(clips, reference, start):
 
 @pytest.mark.parametrize("hosts", [2, 3])
 def test_hosts_share_the_batches_out(clips, reference, hosts):
-    shares = [take(5, clips, share=h, shares=hosts) for h in range(hosts)]
+    shares = [take(5, clips, share=Share(h, hosts)) for h in range(hosts)]
     for k, whole in enumerate(reference):
         joined = {
             key: np.concatenate([share[k][key] for share in shares]) for key in whole
         }
         assert_same(joined, whole)
-    (resumed,) = take(1, clips, share=1, shares=hosts, start_step=2)
+    (resumed,) = take(1, clips, share=Share(1, hosts), start_step=2)
     assert_same(resumed, shares[1][2])
 
 
@@ -196,9 +197,16 @@ def mixture(steps=slice(None), hosts=1, workers=0, names=tuple(STREAMS)):
         source = video_stream(batch_size, randaugment_layers=0)
         source.kind = kind
         first, last, _ = steps.indices(-(-EPOCHS * n // batch_size))
-        options = {"name": name, "start_step": first, "shares": hosts}
+        options = {"name": name, "start_step": first}
         shares = [
-            take(last - first, split, source, workers, share=host, **options)
+            take(
+                last - first,
+                split,
+                source,
+                workers,
+                share=Share(host, hosts),
+                **options,
+            )
             for host in range(hosts)
         ]
         found[name] = [
@@ -260,8 +268,8 @@ def test_worker_processes_of_several_hosts_change_nothing(
 
 @pytest.mark.parametrize("workers", [0, pytest.param(3, marks=pytest.mark.slow)])
 def test_the_parts_of_a_share_follow_one_another(clips, reference, workers):
-    where = {"share": 1, "shares": 2, "start_step": 1}
-    parts = take(4 * 3, clips, parts=3, workers=workers, **where)
+    where = {"share": Share(1, 2, parts=3), "start_step": 1}
+    parts = take(4 * 3, clips, workers=workers, **where)
     for step in range(4):
         ours = parts[3 * step : 3 * step + 3]
         joined = {key: np.concatenate([part[key] for part in ours]) for key in ours[0]}
@@ -300,7 +308,7 @@ def test_hosts_and_parts_of_their_shares_that_do_not_divide_the_batch(clips):
     with pytest.raises(
         errors.IndivisibleBatch, match="6 is not a multiple of 4, the equal"
     ):
-        take(1, clips, shares=2, parts=2)
+        take(1, clips, share=Share(0, 2, parts=2))
 
 
 def test_a_clip_that_does_not_decode_has_weight_zero_and_shifts_nothing(
@@ -336,11 +344,10 @@ def test_what_does_not_decode_is_counted_once_and_named_and_stops_past_a_share(c
     assert "clip 4: " in str(error.value) and "clip 7: " in str(error.value)
 
 
-def evaluate(clips, shares=1, share=0, parts=1, **views):
+def evaluate(clips, share=ALL, **views):
     source = evaluation(kind="video", dataset="clips", head="h", batch_size=6, **views)
-    where = share, shares, parts
     return list(
-        pipeline.evaluation_batches(clips, "video", source, CLIP, LOADER, *where)
+        pipeline.evaluation_batches(clips, "video", source, CLIP, LOADER, share)
     )
 
 
@@ -356,8 +363,8 @@ def test_evaluation_shows_every_example_once_in_order_and_pads(clips):
 
 def test_evaluation_is_shared_out_among_hosts(clips):
     whole = evaluate(clips)
-    shares = [evaluate(clips, shares=3, share=h) for h in range(3)]
-    parts = [evaluate(clips, shares=3, share=h, parts=2) for h in range(3)]
+    shares = [evaluate(clips, Share(h, 3)) for h in range(3)]
+    parts = [evaluate(clips, Share(h, 3, parts=2)) for h in range(3)]
     for k, batch in enumerate(whole):
         for ours in (
             [share[k] for share in shares],

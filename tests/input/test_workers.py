@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sparse_tube_vit.config import default_config, evaluation, stream
+from sparse_tube_vit.distributed.share import Share
 from sparse_tube_vit.input import pipeline, workers
 from sparse_tube_vit.input.workers import (
     divide,
@@ -57,7 +58,7 @@ def loaders(config, cores, video=None, image=None, hosts=1):
         "image": image or Unread("image"),
     }
     splits = {name: splits[name] for name in config.streams}
-    return training_loaders(config, splits, cores, hosts)
+    return training_loaders(config, splits, cores, Share(0, hosts))
 
 
 def counts(*args, **options):
@@ -145,7 +146,7 @@ def test_smaller_parts_leave_room_for_more_processes(config, monkeypatch):
     splits = {"video": Slow("video")}
 
     def found(parts):
-        return training_loaders(config, splits, 30, 1, parts)["video"].workers
+        return training_loaders(config, splits, 30, Share(parts=parts))["video"].workers
 
     # Three batches each, or three parts of an eighth.
     assert found(1) == 3 and found(8) == 24
@@ -162,7 +163,7 @@ def test_long_evaluations_alone_start_processes(config, monkeypatch):
     monkeypatch.setattr(workers, "_free_shared_memory", lambda: math.inf)
 
     def found(split, cores, hosts=1):
-        args = (split, source, config.clip, config.loader, cores, hosts)
+        args = (split, source, config.clip, config.loader, cores, Share(0, hosts))
         return evaluation_loader(*args).workers
 
     assert found(Unread("video"), 1) == 0
