@@ -3,6 +3,7 @@
 For docs/export.md see inference/test_export.py.
 """
 
+import importlib
 import re
 from pathlib import Path
 
@@ -19,6 +20,14 @@ ROOT = Path(__file__).parents[1]
 def python_of(name):
     text = (ROOT / "docs" / f"{name}.md").read_text()
     return "".join(re.findall(r"(?ms)^```python\n(.*?)^```", text))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.md")), ids=str)
+def test_what_documents_import_is_there(path):
+    found = re.findall(r"(?m)^from (sparse_tube_vit\S*) import (.*)$", path.read_text())
+    for module, names in found:
+        for name in names.split(", "):
+            assert hasattr(importlib.import_module(module), name), (module, name)
 
 
 def test_tubes_by_size():

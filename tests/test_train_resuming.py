@@ -203,7 +203,7 @@ def test_a_run_does_not_go_on_with_data_that_was_prepared_again(
     train.train(config, finished_copy)
     listed = manifest.read_text()
     manifest.write_text(listed + listed.splitlines()[-1] + "\n")
-    with pytest.raises(OtherRun, match=r"streams.video.manifest: '\w+' then, '\w+'"):
+    with pytest.raises(OtherRun, match=r"streams.video.digest: '\w+' then, '\w+'"):
         train.train(config, finished_copy)
 
 

@@ -232,11 +232,11 @@ class Checkpoints:
                 + "\nChoose another --workdir, or set them as they were to resume."
             )
         self._warn_of_versions(saved["versions"])
-        if before := saved.get("data"):  # older checkpoints do not tell, or less
+        if before := saved.get("data"):  # what other versions tell may differ
             changed = [
                 f"  {key}: {then!r} then, {now!r} now"
                 for key, then, now in differences(before, self.run["data"])
-                if then is not None
+                if None not in (then, now)
             ]
             if changed:
                 raise OtherRun(

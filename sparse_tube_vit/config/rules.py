@@ -13,7 +13,7 @@ from sparse_tube_vit.config.schema import (
     SCHEMA,
     SOURCES,
     VIEWS,
-    WEIGHTS,
+    WEIGHTS_SUFFIXES,
     default_config,
     evaluation,
     get_key,
@@ -221,8 +221,8 @@ def _wrong_init(config, heads):
             "out; a head of the same classes goes on from there."
         )
     # Files are of image ViTs; a folder may be of one too, or a run or a release.
-    if init.weights.endswith(WEIGHTS) or not init.weights:
-        yield from wrong_source(config, bool(init.weights))  # a folder may be either
+    if init.weights.endswith(WEIGHTS_SUFFIXES) or not init.weights:
+        yield from wrong_source(config, bool(init.weights))
 
 
 def wrong_source(config: ConfigDict, image_vit: bool) -> Iterator[str]:

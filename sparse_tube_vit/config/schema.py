@@ -58,8 +58,8 @@ SCHEMA = {
         ),
         "epochs": Key(
             30,
-            "Passes over the folder, where total_steps is not set; open in "
-            "configs/finetune.py, which takes 10 from an image ViT.",
+            "Passes over the folder, or the first stream's data set, where "
+            "configs/finetune.py sets total_steps; open there: 10 from an image ViT.",
             POSITIVE,
         ),
     },
@@ -490,7 +490,7 @@ def differences(before: Mapping, now: Mapping, prefix: str = ""):
 PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".tar", ".pkl")
 
 #: Suffixes of files of weights, whether they are read or refused.
-WEIGHTS = (".npz", ".safetensors", ".json", ".msgpack", ".h5", *PICKLES)
+WEIGHTS_SUFFIXES = (".npz", ".safetensors", ".json", ".msgpack", ".h5", *PICKLES)
 
 
 def get_key(config: ConfigDict, key: str):

@@ -91,6 +91,9 @@ class Split:
     parse: Callable[[bytes], dict] = dataclasses.field(compare=False, repr=False)
     multi_label: bool = False
     timed: bool = False
+    _opened: dict = dataclasses.field(
+        default_factory=dict, init=False, compare=False, repr=False
+    )
 
     @property
     def label_shape(self) -> tuple[int, ...]:
@@ -167,7 +170,7 @@ class Split:
         return f"number {shard.skip + index} of {epath.Path(shard.filename).name}"
 
     def fingerprint(self) -> dict:
-        """Returns version, number of examples and a digest of the manifest, if any.
+        """Returns version, number of examples and their digest by the manifest, if any.
 
         A data set that is prepared again from other files has others. TFDS's own have
         no manifest.
@@ -175,10 +178,13 @@ class Split:
         Raises:
             BadManifest: The manifest is damaged.
         """
-        path = epath.Path(self.directory) / manifest.NAME
-        listed = path.exists() and manifest.digest(path)
         version = epath.Path(self.directory).name
-        return {"version": version, "examples": len(self), "manifest": listed}
+        return {"version": version, "examples": len(self), "digest": self._digest}
+
+    @functools.cached_property
+    def _digest(self):
+        path = epath.Path(self.directory) / manifest.NAME
+        return path.exists() and manifest.digest(path)
 
     def digests(self) -> dict:
         """Returns `fingerprint`, and a digest of records, by which copies are compared.
@@ -249,19 +255,20 @@ class Split:
 
     def _encoded(self, index):
         number, index = self._locate(index)
-        return self._sources[number][index]
+        # One source of all shards would open them one after the other, and threads wait
+        # for each other's.
+        source = self._opened.get(number)
+        return (source or self._open(number))[index]
 
-    @functools.cached_property
-    def _sources(self):
+    def _open(self, number):
         from array_record.python.array_record_data_source import ArrayRecordDataSource
 
         raise_limit_of_open_files()
-        # Each opens its files one after the other: one of all shards would make threads
-        # wait for each other's.
-        return [ArrayRecordDataSource([shard]) for shard in self.shards]
+        source = ArrayRecordDataSource([self.shards[number]])
+        return self._opened.setdefault(number, source)  # another thread's, if first
 
     def __getstate__(self) -> dict:
-        return {k: v for k, v in self.__dict__.items() if k != "_sources"}
+        return self.__dict__ | {"_opened": {}}
 
 
 def open_split(dataset: str, split: str, data_dir, kind: str = "") -> Split:

@@ -69,7 +69,7 @@ class HostStopped(TubeViTError, RuntimeError):
 
 
 class HostFailed(TubeViTError, RuntimeError):
-    """Another host ended, with an error or without."""
+    """Another host ended, with an error, whose exit code this has, or without."""
 
 
 # ---- joining
@@ -144,6 +144,8 @@ def _join():
     late = threading.Timer(start, lambda: (print_error(missing), _exit(1)))
     late.daemon = True
     late.start()
+    joined = threading.Event()
+    threading.Thread(target=_tell_waiting, args=(joined, where), daemon=True).start()
     try:
         jax.distributed.initialize(
             address,
@@ -152,7 +154,7 @@ def _join():
             [] if _one_a_node() else None,
             initialization_timeout=start + 60,  # then jax would abort
             heartbeat_timeout_seconds=lost,
-            shutdown_timeout_seconds=start,
+            shutdown_timeout_seconds=300,
         )
     except ValueError as error:
         if address is None and "coordinator_address" in str(error):
@@ -169,9 +171,21 @@ def _join():
         raise UnknownHosts(f"jax cannot join other hosts any more: {error}") from error
     finally:
         late.cancel()
+        joined.set()
     # jax handles SIGTERM; until training does there is nothing to save.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, _stop)
+
+
+def _tell_waiting(joined, where):
+    """Logs every five minutes that this host still waits for the others."""
+    begun = time.monotonic()
+    while not joined.wait(_TELL_SECONDS):
+        waited = time.monotonic() - begun
+        log.info("Waiting for the other hosts%s for %.0f s", where, waited)
+
+
+_TELL_SECONDS = 300
 
 
 def _one_a_node():
@@ -391,15 +405,19 @@ def announce(kind, error, trace) -> None:
 def _publish_failure(error):
     if not _ending.is_set():
         _ending.set()
-        text = f"host {jax.process_index()}: {type(error).__name__}: {error}"
+        failure = {
+            "host": jax.process_index(),
+            "error": f"{type(error).__name__}: {error}",
+            "exit_code": getattr(error, "exit_code", 1),
+        }
         with contextlib.suppress(jax.errors.JaxRuntimeError):  # another host was first
-            _client().key_value_set("failure", text)
+            _client().key_value_set("failure", json.dumps(failure))
 
 
 def _failure():
-    """Returns the error of the first host that failed, or None."""
+    """Returns what the first host that failed has published, or None."""
     try:
-        return _client().key_value_try_get("failure")
+        return json.loads(_client().key_value_try_get("failure"))
     except jax.errors.JaxRuntimeError:
         return None
 
@@ -408,12 +426,17 @@ def _watch_failures():
     """Ends this process after another has failed, even while its main thread waits."""
     while not _ending.wait(1):
         if (failure := _failure()) and not _ending.wait(_GRACE):
-            print_error(_host_failed(failure))
-            _leave(HostFailed.exit_code)
+            print_error(error := _host_failed(failure))
+            _leave(error.exit_code)
 
 
 def _host_failed(failure):
-    return HostFailed(f"Another host failed, and ended this one.\n  {failure}")
+    error = HostFailed(
+        "Another host failed, and ended this one.\n"
+        f"  host {failure['host']}: {failure['error']}"
+    )
+    error.exit_code = failure["exit_code"]
+    return error
 
 
 def _as_host_failed(error):
@@ -422,7 +445,7 @@ def _as_host_failed(error):
     if not isinstance(error, kinds) or not _BROKEN.search(str(error)):
         return error
     failure = _failure()
-    if failure and not failure.startswith(f"host {jax.process_index()}:"):
+    if failure and failure["host"] != jax.process_index():
         return _host_failed(failure)
     return HostFailed(
         "The connection to another host broke. If its log does not tell why, the host "

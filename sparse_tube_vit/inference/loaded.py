@@ -256,7 +256,7 @@ class TrainedTubeViT:
                 damage; or it is an image.
             TubeViTError: As `predict`.
         """
-        options = windows.checked(self, window, stride, head, views)
+        options = windows.options_of_windows(self, window, stride, head, views)
         return windows.predict_video(self, path, *options, top, batch_size or 4)
 
     def read(

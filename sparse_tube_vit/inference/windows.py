@@ -15,6 +15,7 @@ from sparse_tube_vit.inference.clips import naming
 from sparse_tube_vit.inference.predictions import Prediction
 from sparse_tube_vit.log import log
 from sparse_tube_vit.storage import read_file
+from sparse_tube_vit.video.opening import kind_by_name
 
 if TYPE_CHECKING:  # which imports this module
     from sparse_tube_vit.inference.loaded import TrainedTubeViT
@@ -84,7 +85,7 @@ def predict_windows(
     Raises:
         InvalidWindow, UnknownHead, AmbiguousHead: As `TrainedTubeViT.windows`.
     """
-    options = checked(tubevit, window, stride, head, views)
+    options = options_of_windows(tubevit, window, stride, head, views)
 
     def every():
         for path in paths:
@@ -97,7 +98,7 @@ def predict_windows(
     return every()
 
 
-def checked(tubevit: "TrainedTubeViT", window, stride, head, views):
+def options_of_windows(tubevit: "TrainedTubeViT", window, stride, head, views):
     """Returns (spans of a duration, head, example map), as `predict_video` takes them.
 
     Arguments and errors are those of `TrainedTubeViT.windows`.
@@ -120,11 +121,11 @@ def checked(tubevit: "TrainedTubeViT", window, stride, head, views):
     )
 
 
-def predict_video(tubevit, path, spans, head, example, top, batch_size):
+def predict_video(tubevit, path, spans_of, head, example, top, batch_size):
     """Yields the predictions for a video's windows; the first batch sets the size."""
 
     def clips():
-        yield from example.read_spans(read_file(path), spans)
+        yield from example.read_spans(read_file(path), spans_of, kind_by_name(path))
 
     size = None
     for batch, error in _ahead(clips(), batch_size):

@@ -129,6 +129,7 @@ class EvaluationExample(ExampleMap):
         self,
         encoded: bytes,
         spans: Callable[[float], Sequence[tuple[float, float]]],
+        kind: str | None = None,
     ) -> Iterator[tuple[tuple[float, float], np.ndarray]]:
         """Yields the views of parts of a video, each as `read` gives it for that span.
 
@@ -138,6 +139,7 @@ class EvaluationExample(ExampleMap):
             encoded: Encoded file.
             spans: Function of the video's duration that returns start and end of each
                 part, in order, all in seconds.
+            kind: As for `decode.decode_clips`.
 
         Yields:
             (start, end), and uint8 (V, T, H, W, 3).
@@ -152,7 +154,7 @@ class EvaluationExample(ExampleMap):
                 for span in spans(duration)
             ]
 
-        for span, clip in decode_clips(encoded, clips, self._crop, self.limits):
+        for span, clip in decode_clips(encoded, clips, self._crop, self.limits, kind):
             yield span, self._views(clip)
 
     def _times(self, duration):

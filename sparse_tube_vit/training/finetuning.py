@@ -7,6 +7,7 @@ as `recipe` has them for such weights.
 """
 
 import contextlib
+import os
 import shlex
 
 from etils import epath
@@ -27,6 +28,7 @@ from sparse_tube_vit.config import (
     set_key,
     validate,
 )
+from sparse_tube_vit.datasets.preparing.embedded import prepare_embedded
 from sparse_tube_vit.datasets.reading import open_split
 from sparse_tube_vit.log import log
 from sparse_tube_vit.models.losses import LOSSES
@@ -76,6 +78,8 @@ def complete(config: ConfigDict, workdir=None, data: bool = True) -> ConfigDict:
     """
     config = config.copy_and_resolve_references()
     check_values(config)
+    for key in ("folder", "images", "split_list"):  # of a config file, or a notebook
+        config.data[key] = os.path.expanduser(config.data[key])
     if not config.data.images:
         _leave_out_images(config)
     _take_settings(config, workdir)
@@ -123,8 +127,8 @@ def _take_data_sets(config, workdir):
             evaluation.update(dataset=clips.dataset, kind=clips.kind, split=clips.test)
             if clips.kind == "image":
                 evaluation.update(temporal_views=1, spatial_views=1)
-    if config.total_steps is None:
-        _set_steps(config)
+    if config.total_steps is None and (streams or _has_open_schedule(config)):
+        _set_steps(config, streams)
     if config.data.images:
         images = prepare_folder(config, IMAGES, classes, begun)
         heads = [s.head for s in streams.values() if images.class_names == classes]
@@ -182,7 +186,7 @@ def faster_configs(config: ConfigDict, given: ConfigDict) -> dict[str, ConfigDic
             values = recipe.from_image_vit(given, patch, trained)
             for key in _fill(given.copy_and_resolve_references(), values):
                 set_key(fewer, key, values[key])
-    if config.data.folder and given.total_steps is None:
+    if given.total_steps is None and config.total_steps:
         epochs, total = max(config.data.epochs // 2, 1), config.total_steps
         steps = max(-(-total * epochs // config.data.epochs), LEAST_STEPS)
         shorter = changed(f"data.epochs={epochs}")
@@ -377,9 +381,25 @@ def _resumed(workdir):
     return None
 
 
-def _set_steps(config):
-    """Sets the number of steps to `epochs` passes over the first stream's data set."""
-    first = next(stream for name, stream in config.streams.items() if name != IMAGES)
+def _has_open_schedule(config):
+    o, checkpoint = config.optimizer, config.checkpoint
+    keys = (o.warmup_steps, o.head_steps, config.log_every_steps)
+    return None in (*keys, checkpoint.every_steps)
+
+
+def _set_steps(config, of_folder):
+    """Sets the number of steps to `epochs` passes over a data set.
+
+    Args:
+        config: The config, which is changed.
+        of_folder: Streams of the folder. Without them it is the first stream's data
+            set, but for that of `data.images`.
+    """
+    others = {k: s for k, s in config.streams.items() if k != IMAGES}
+    if not (streams := of_folder or others or config.streams):
+        return
+    first, *_ = streams.values()
+    prepare_embedded([first.dataset], config.data_dir)
     split = open_split(first.dataset, first.split, config.data_dir, first.kind)
     same = [s for s in config.streams.values() if s.dataset == first.dataset]
     batch = sum(stream.batch_size for stream in same)

@@ -77,7 +77,8 @@ class Forecast:
     @property
     def training_flops(self) -> float:
         """The model's FLOPs of all steps of the run."""
-        return self.steps_left(0) * self._flops[self._heads >= 0]
+        later = self._total - self._heads
+        return self._heads * self._flops[True] + later * self._flops[False]
 
     def _whole(self):
         evaluating = len(_evaluated(self._config)) * self._evaluation

@@ -48,6 +48,7 @@ def decode_clips(
     clips: Callable[[float], Sequence[tuple[Hashable, np.ndarray]]],
     crop: Callable[[int, int], Crop],
     limits: Limits = LIMITS,
+    kind: str | None = None,
 ) -> Iterator[tuple[Hashable, np.ndarray]]:
     """Yields clips of a video, one after the other, from one pass over its frames.
 
@@ -60,6 +61,7 @@ def decode_clips(
             a key and T presentation times as for `decode`. Clips are in order of time.
         crop: As for `decode`.
         limits: Limits of what all of it may take.
+        kind: "video" if it is known to be one, of any number of frames.
 
     Yields:
         Key and frames (T, out_height, out_width, 3) of each clip, as `decode` gives.
@@ -69,7 +71,7 @@ def decode_clips(
             image.
         DecodeTimeout, ClipTooLarge: It exceeds the limits.
     """
-    with opened(data, limits) as video:
+    with opened(data, limits, kind) as video:
         if video.kind == "image":
             raise UndecodableClip("It is an image: clips in time are of videos.")
         to_rgb, done = ToRgb(video, crop), 0

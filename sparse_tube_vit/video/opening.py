@@ -163,10 +163,14 @@ def kind_of(data: bytes, limits: Limits = LIMITS, name="") -> str:
     Raises:
         UndecodableClip: The file has no picture, or exceeds the limits.
     """
-    suffix = pathlib.PurePath(name).suffix.lower()
-    kind = "video" if suffix in SUFFIXES["video"] - SUFFIXES["image"] else None
-    with opened(data, limits, kind=kind) as video:
+    with opened(data, limits, kind=kind_by_name(name)) as video:
         return video.kind
+
+
+def kind_by_name(name) -> str | None:
+    """Returns "video" for a file name with a suffix of videos alone, else None."""
+    suffix = pathlib.PurePath(name).suffix.lower()
+    return "video" if suffix in SUFFIXES["video"] - SUFFIXES["image"] else None
 
 
 def _best_stream(streams):

@@ -21,17 +21,24 @@ MODEL = make_model(
 
 
 def write_run(workdir, steps=(3, 5)):
-    """Checkpoints of random parameters, and of twice these as their average."""
+    """Checkpoints of random parameters, and of twice these as their average.
+
+    Those of a step are the returned ones, of the last step, times its share of this.
+    """
     config = tiny_config("nowhere")
     params = jax.device_get(init_params(MODEL, jax.random.key(0), MODEL.clip))
     run = describe_run(config, CLASSES)
     writer = checkpoints.Checkpoints(workdir, 2, run)
-    ema = jax.tree.map(lambda x: 2 * x, params)
     for step in steps:
+        here = scaled(params, step / steps[-1])
         optimizer = {"count": jnp.int32(step)}
-        writer.save(TrainState(jnp.int32(step), params, optimizer, ema))
+        writer.save(TrainState(jnp.int32(step), here, optimizer, scaled(here, 2)))
     writer.close()
     return params
+
+
+def scaled(params, by):
+    return jax.tree.map(lambda x: by * x, params)
 
 
 def rewrite(step, change):

@@ -151,10 +151,16 @@ def test_what_is_no_window_is_named_at_once(tubevit, changing, seconds):
         tubevit.windows(changing, 2, head="dogs")
 
 
-def test_an_image_has_no_windows(tubevit, tmp_path):
-    (tmp_path / "still.mp4").write_bytes(write_video(moving(1)))
-    with pytest.raises(UndecodableClip, match="still.mp4: It is an image"):
-        next(tubevit.windows(tmp_path / "still.mp4", 2))
+def test_an_image_has_no_windows_and_a_video_of_one_frame_has_one(
+    tubevit, brightness, tmp_path
+):
+    still, video = tmp_path / "still", tmp_path / "video.mp4"
+    for path in (still, video):
+        path.write_bytes(write_video(moving(1)))
+    with pytest.raises(UndecodableClip, match="still: It is an image"):
+        next(tubevit.windows(still, 2))
+    (window,) = tubevit.windows(video, 2)
+    assert window.begin == 0 and 0 < window.end < 2
 
 
 def test_short_windows_loop_and_say_so(tubevit, changing, brightness, caplog):

@@ -104,6 +104,9 @@ ACCELERATORS = {
 }
 
 
+DAY = str(24 * 3600)
+
+
 @pytest.fixture
 def jobset():
     return yaml.safe_load((ROOT / "launch/gke/jobset.yaml").read_text())
@@ -177,6 +180,11 @@ def test_what_a_signal_stopped_does_not_count_as_failed(jobset):
     assert rule["onJobFailureReasons"] == ["PodFailurePolicy"]
 
 
+def test_hosts_wait_for_those_without_a_node(jobset):
+    (container,) = pods(jobset)["template"]["spec"]["containers"]
+    assert container["env"] == [{"name": "HOSTS_START_SECONDS", "value": DAY}]
+
+
 def test_the_jobset_trains_a_config_that_exists(jobset):
     (container,) = pods(jobset)["template"]["spec"]["containers"]
     given = dict(argument[2:].split("=", 1) for argument in container["args"])
@@ -210,14 +218,16 @@ def test_xpk_gets_the_command_as_its_shell_reads_it(tmp_path):
         *("--tpu-type=v5litepod-16", "--num-slices=2"),
     ]
     assert f"--restart-on-exit-codes=1,{STOPPED}" in options
-    executable(tmp_path / "python", 'printf "%s\\0" "$@"')
+    executable(tmp_path / "python", 'printf "%s\\0" "$HOSTS_START_SECONDS" "$@"')
     shell = subprocess.run(
         ["bash", "-c", command.removeprefix("--command=")],
         env={"PATH": f"{tmp_path}:{os.environ['PATH']}"},
         capture_output=True,
         text=True,
     )
-    assert shell.stdout.split("\0")[:-1] == ["-m", "sparse_tube_vit.train", *train]
+    start, *arguments, _ = shell.stdout.split("\0")
+    assert arguments == ["-m", "sparse_tube_vit.train", *train]
+    assert start == DAY
 
 
 def test_the_image_has_what_a_tpu_vm_is_set_up_with():

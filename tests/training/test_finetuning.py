@@ -19,7 +19,13 @@ from sparse_tube_vit.checkpoints.image_vits import UnreadableWeights
 from sparse_tube_vit.checkpoints.run import OtherRun
 from sparse_tube_vit.checkpoints.step import NoCheckpoint
 from sparse_tube_vit.checkpoints.stored import locate
-from sparse_tube_vit.config import InvalidConfig, from_json, validate
+from sparse_tube_vit.config import (
+    InvalidConfig,
+    default_config,
+    from_json,
+    stream,
+    validate,
+)
 from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.datasets.builders import folders
 from sparse_tube_vit.errors import IndivisibleBatch, TubeViTError
@@ -223,6 +229,33 @@ def test_a_prepared_data_set_trains_as_many_epochs_as_its_folder(
     assert of_folder.total_steps > finetuning.LEAST_STEPS
     assert prepared.total_steps == of_folder.total_steps
     assert prepared.optimizer.warmup_steps == of_folder.optimizer.warmup_steps
+
+
+def test_steps_that_were_forgotten_are_asked_for(tmp_path):
+    for name in ("video", finetuning.IMAGES):
+        config = default_config()
+        source = {"kind": "image", "dataset": "nowhere", "head": "h"}
+        config.streams[name] = stream(batch_size=1, **source)
+        given = finetuning.complete(config, tmp_path)
+        with pytest.raises(InvalidConfig, match="total_steps is None"):
+            validate(given)
+
+
+def test_steps_are_of_the_folder_where_other_streams_come_first(
+    clips, finished, tmp_path
+):
+    data = folder_dataset.prepare_folder(config_of(clips, tmp_path)).dataset
+    config = config_of(clips, tmp_path, finished[0], "--config.data.epochs=400")
+    expected = finetuning.complete(config).total_steps
+    other = shutil.copytree(tmp_path / data, tmp_path / "video_folder" / "other")
+    config.streams.a = stream(
+        kind="video",
+        dataset=f"video_folder/{other.name}",
+        split="test",
+        head="a",
+        batch_size=1,
+    )
+    assert finetuning.complete(config).total_steps == expected
 
 
 def test_logged_defaults_are_read_as_they_stand(caplog):

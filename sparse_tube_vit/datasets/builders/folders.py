@@ -283,7 +283,7 @@ def _read_split_list(directory: epath.Path, kind: str, split_list: epath.Path):
         raise BadSplitList(f"{split_list} does not exist")
     listed, left_out, names = [], [], set()
     remote = storage.is_remote(directory)  # a request for each file would take hours
-    there = {*storage.files_below(directory)[0]}
+    there = _files_there(directory, required=remote)
     try:
         text = split_list.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -318,6 +318,17 @@ def _read_split_list(directory: epath.Path, kind: str, split_list: epath.Path):
         if pathlib.PurePosixPath(name) not in names and not unfit(name, kind):
             left_out.append((name, f"not in {split_list.name}"))
     return listed, left_out
+
+
+def _files_there(directory, required):
+    """Returns the files below a folder; none if one in it cannot be listed."""
+    try:
+        return {*storage.files_below(directory)[0]}
+    except storage.UnreadableFile as error:
+        if required:
+            raise
+        log.warning("What no line lists is not told: %s", error)
+        return set()
 
 
 def unfit(name: str, kind: str) -> str:

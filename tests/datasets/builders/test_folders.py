@@ -107,6 +107,25 @@ def test_split_list(tmp_path):
     ]
 
 
+def test_a_split_list_beside_a_folder_that_cannot_be_listed(
+    tmp_path, monkeypatch, caplog
+):
+    """As lost+found on a disk."""
+    fill(tmp_path, "cat/1.mp4", "lost+found/2")
+    (tmp_path / "list.csv").write_text("cat/1.mp4,train\n")
+    scan = os.scandir
+
+    def refuse(path):
+        if "lost+found" in os.fspath(path):
+            raise PermissionError(13, "Permission denied")
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    listing = folders.read_folder(tmp_path, "video", tmp_path / "list.csv")
+    assert ids(listing) == {"train": [("cat/1.mp4", "cat")]}
+    assert "lost+found" in caplog.text
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
