@@ -3,7 +3,6 @@
 For docs/export.md see inference/test_export.py.
 """
 
-import importlib
 import re
 from pathlib import Path
 
@@ -24,10 +23,8 @@ def python_of(name):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "docs").glob("*.md")), ids=str)
 def test_what_documents_import_is_there(path):
-    found = re.findall(r"(?m)^from (sparse_tube_vit\S*) import (.*)$", path.read_text())
-    for module, names in found:
-        for name in names.split(", "):
-            assert hasattr(importlib.import_module(module), name), (module, name)
+    for line in re.findall(r"(?m)^from sparse_tube_vit.*$", path.read_text()):
+        exec(line, {})
 
 
 def test_tubes_by_size():
