@@ -74,7 +74,7 @@ class Pod:
     def __contains__(self, text):
         return any(text in line for line in self.lines)
 
-    def __str__(self):
+    def __repr__(self):  # what pytest shows where a run ends otherwise
         return "\n".join(self.lines)
 
 
