@@ -1,0 +1,13 @@
+"""Initial parameters from an image ViT's weights, another run, or a release.
+
+Every array of the source and every parameter of the model is loaded, resized, new or
+dropped; an error lists all others.
+"""
+
+from sparse_tube_vit.checkpoints.pretrained.loading import (
+    WeightsDoNotMatch,
+    initial_params,
+)
+from sparse_tube_vit.checkpoints.pretrained.matching import WeightsReport
+
+__all__ = ["WeightsDoNotMatch", "WeightsReport", "initial_params"]
