@@ -190,6 +190,21 @@ def test_settings_of_the_paper(name, expected):
         assert count_tokens(tubes, (64, 224, 224)) == 1176
 
 
+@pytest.mark.parametrize("name", ["kinetics", "something_something_v2", "charades"])
+def test_images_are_trained_jointly_by_the_settings_of_videos(name):
+    streams = get_config(name).streams
+    assert {*streams} == {"video", "image"}
+    assert streams.image.dataset == "imagenet2012"
+    differing = {
+        key for key in streams.video if streams.video[key] != streams.image[key]
+    }
+    assert differing - {"loss"} == {"kind", "dataset", "head"}
+    assert ("loss" in differing) == (name == "charades")
+    alone = get_config(name, "streams=video")
+    validate(alone)
+    assert [*alone.streams] == [*alone.evaluations] == ["video"]
+
+
 @pytest.mark.parametrize(
     "trained, gate, layers",
     [("gate", 26, 6), ("last", None, 6), ("head", None, 0), ("all", 26, None)],

@@ -43,15 +43,18 @@ class NotScalable(TubeViTError, ValueError):
     """Two models that cannot be combined by scaling up."""
 
 
-def scale_tube(tube: Tube, channels: int, width: int) -> Tube:
+def scale_tube(tube: Tube, clip: Sequence[int], channels: int, width: int) -> Tube:
     """Returns the tube with as many windows per token as a larger width needs.
 
     Along each axis, the windows per token are a multiple of what they were and divide
     the stride. Of all such factors those with the smallest product are taken; of these,
-    those with most windows along time, then down.
+    those by which tokens read the most of the clip, as windows do that neither overlap
+    nor reach past it; of these, the most equal, then those with most windows along
+    time, then down.
 
     Args:
         tube: Tube of the small model.
+        clip: (T, H, W) of a clip.
         channels: d, outputs of its kernel.
         width: D, channels of the larger model's tokens. At least D / d windows per
             token are needed. If they give more channels, the first D are kept, which
@@ -59,6 +62,7 @@ def scale_tube(tube: Tube, channels: int, width: int) -> Tube:
 
     Raises:
         NotScalable: There are no such factors.
+        ClipTooSmall: Not even one token fits into the clip.
     """
     needed = math.ceil(width / channels)
     choices = itertools.product(
@@ -75,17 +79,46 @@ def scale_tube(tube: Tube, channels: int, width: int) -> Tube:
             f"multiples of {tube.space_to_depth}, that make so many. Train the small "
             "model with a larger stride, or with more channels."
         )
-    factors = min(enough, key=lambda f: (math.prod(f), -f[0], -f[1]))
-    return dataclasses.replace(tube, space_to_depth=factors, channels=channels)
+
+    fewest = min(map(math.prod, enough))
+    scaled = [
+        dataclasses.replace(tube, space_to_depth=factors, channels=channels)
+        for factors in enough
+        if math.prod(factors) == fewest
+    ]
+
+    def order(tube):
+        in_time, down, _ = factors = tube.space_to_depth
+        return -_pixels_read(tube, clip), max(factors), -in_time, -down
+
+    return min(scaled, key=order)
+
+
+def _pixels_read(tube, clip):
+    """Returns the number of pixels of a clip that a tube's tokens read, all summed."""
+    grid = tube.grid(clip)
+
+    def read_along(axis):
+        tokens = tube.offset[axis] + tube.stride[axis] * np.arange(grid[axis])
+        windows = tube.window_stride[axis] * np.arange(tube.space_to_depth[axis])
+        pixels = tokens[:, None, None] + windows[:, None] + np.arange(tube.kernel[axis])
+        return sum(len(np.unique(each[each < clip[axis]])) for each in pixels)
+
+    return math.prod(map(read_along, range(3)))
 
 
 def scale_tubes(
-    tubes: Sequence[Tube], channels: Sequence[int], width: int, patches: Tube
+    tubes: Sequence[Tube],
+    clip: Sequence[int],
+    channels: Sequence[int],
+    width: int,
+    patches: Tube,
 ) -> tuple[Tube, ...]:
     """Returns the tubes of the created model.
 
     Args:
         tubes: Tubes of the small model.
+        clip: (T, H, W) of a clip.
         channels: Outputs of every kernel.
         width: D of the large model.
         patches: Patches of the large model. They replace the tube that reads images,
@@ -102,7 +135,7 @@ def scale_tubes(
     return tuple(
         dataclasses.replace(patches, stride=(tube.stride[0], *patches.stride[1:]))
         if tube.reads_images
-        else scale_tube(tube, d, width)
+        else scale_tube(tube, clip, d, width)
         for tube, d in zip(tubes, channels, strict=True)
     )
 
@@ -138,8 +171,9 @@ def scale_config(
         )
     tubes = make_tubes(m.tubes)
     channels = kernel_channels(tubes, m.width, m.kernels)
-    tubes = scale_tubes(tubes, channels, big["width"], patches)
-    m.update(big, kernels="separate", pooling="attention")
+    clip = (config.clip.frames, config.clip.size, config.clip.size)
+    tubes = scale_tubes(tubes, clip, channels, big["width"], patches)
+    m.update(big, kernels="separate", pooling="attention", registers=0)
     layers = m.depth + m.new_layers
     if trained_layers is None:
         trained_layers = layers - int(FROZEN_FRACTION * layers)
@@ -295,14 +329,25 @@ def scale_up(
     tubes = make_tubes(config.model.tubes)
     model, shapes = _model_and_shapes(config, classes)
     shapes = flatten_dict(shapes, sep="/")
-    given, dropped = {}, dict(image.dropped)
+    match = pretrained.Match(
+        pretrained.WeightsReport(
+            f"{source.name} and {big}",
+            dropped=dict(image.dropped),
+            notes=[*image.notes],
+        ),
+        image.model,
+        new=[""],
+    )
     for i, (tube, kernel) in enumerate(zip(tubes, kernels, strict=True)):
         for leaf, x in kernel.items():
             name = f"stem/tube_{i}/{leaf}"
             if tube.reads_images:
-                given[name] = image.params[f"stem/tube_0/{leaf}"], big
+                match.load(name, image.params[f"stem/tube_0/{leaf}"], f"of {big}")
             else:
-                given[name] = x, small
+                match.load(name, x, f"of {small}")
+    gain = source.params.get("positions", {}).get("gain")
+    if gain is not None and not keep_positions:
+        match.load("positions/gain", gain, f"of {small}")
     if keep_positions:
         if image.positions is None or image.positions.ndim < 3:
             raise NotScalable(
@@ -310,32 +355,26 @@ def scale_up(
             )
         for i, tube in enumerate(tubes):
             x = positions_at(image.positions, tube, model.clip, image.interpolation)
-            given[f"positions/tube_{i}"] = x.astype(np.float32), big
+            match.load(f"positions/tube_{i}", x.astype(np.float32), f"of {big}")
     for name, x in image.params.items():
         if name.startswith(("encoder/", "pooling/")) and name in shapes:
-            given[name] = x, big
+            match.load(name, x, f"of {big}")
         elif not name.startswith("stem/"):
-            dropped[name] = x.shape, f"of {big}"
-    report = pretrained.WeightsReport(
-        source=f"{source.name} and {big}",
-        loaded={name: (x.shape, f"of {path}") for name, (x, path) in given.items()},
-        new={name: (x.shape, "") for name, x in shapes.items() if name not in given},
-        dropped=dropped,
-        notes=[*image.notes],
-    )
+            match.drop(name, x, f"of {big}")
+    match.check({name: x.shape for name, x in shapes.items()}, config.model)
 
     @jax.jit  # computes the new parameters only
     def new():
         params = flatten_dict(_fresh(config, model), sep="/")
-        return {name: params[name] for name in report.new}
+        return {name: params[name] for name in match.report.new}
 
-    params = jax.device_get(new()) | {name: x for name, (x, _) in given.items()}
+    params = jax.device_get(new()) | match.arrays
     save_params(
         workdir,
         unflatten_dict(params, sep="/"),
         describe_run(config, classes),
     )
-    return config, report
+    return config, match.report
 
 
 def read_kernels(params: Mapping, config: ConfigDict) -> list[dict]:

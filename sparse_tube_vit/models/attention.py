@@ -66,7 +66,7 @@ def _has_fused_kernel():
     return capability[:1].isdigit() and float(capability) >= 8
 
 
-def attention(q, k, v, implementation: str = "auto", tokens: int | None = None):
+def attention(q, k, v, implementation: str, tokens: int | None = None):
     """Computes softmax(q k^T / sqrt(d)) v, with the softmax in float32.
 
     For rematerialization the output is named "attention"; for splash, inputs and
@@ -76,16 +76,12 @@ def attention(q, k, v, implementation: str = "auto", tokens: int | None = None):
         q: Queries (B, M, heads, d).
         k: Keys (B, N, heads, d).
         v: Values (B, N, heads, d).
-        implementation: As in `choose`.
+        implementation: One of `IMPLEMENTATIONS`.
         tokens: For splash, the number of tokens before padding.
 
     Returns:
         (B, M, heads, d).
-
-    Raises:
-        UnavailableAttention: As `choose`.
     """
-    implementation = choose(implementation, q.shape, k.shape, q.dtype)
     compute = IMPLEMENTATIONS[implementation]
     if implementation == "splash":
         return compute(q, k, v, tokens)

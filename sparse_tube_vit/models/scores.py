@@ -14,11 +14,8 @@ class NonFiniteScores(TubeViTError, FloatingPointError):
     """Scores or features that are infinite or not a number."""
 
 
-#: Likely causes, for messages of NonFiniteScores.
-DIVERGED = (
-    "Training diverged, or the parameters overflow in the dtype that they are computed "
-    "in: take an earlier checkpoint, or model.dtype float32."
-)
+#: The likely cause, for messages of NonFiniteScores.
+DIVERGED = "Training diverged: take an earlier checkpoint."
 
 
 def make_scores(

@@ -109,11 +109,17 @@ is without Cutout; images are evaluated by a central crop of their short side. C
 models train for 50,000 steps, as the paper's from Ti to B, 2,000 of them warm-up;
 pooling trains with the head; table 9's gate is in its rows of some layers and of
 everything. images_first and inflated_3d train twice for 300,000 steps. Where widths
-have no whole ratio, the first channels of neighbouring windows are kept.
+have no whole ratio, the first channels of the windows are kept; windows are added along
+the axes by which tokens read the most of the clip.
 
 The paper's B has 90.9 in its main result and 85.4 at most in the ablations (tables 7
 and 8), 84.5 with the main tubes, on 559 tokens; ours are on 64 frames in all tables,
 1,176 tokens (32 frames make 539).
+
+For Charades and Something-Something V2, in `configs/`: dropout acts after the
+embedding, after attention, in and after the MLP; mixup pairs neighbours of a batch, by
+one share for all; the sigmoid loss is the mean over classes, whose smoothing goes to
+1/2; Charades' labels are those of the whole video (`streams.video.labels`).
 
 Small runs also have batches of 16 for 256, float32 for bfloat16, 2x1 views on
 moving_shapes and 2x3 on UCF101 for 4x3, no flips on moving_shapes, and from scratch

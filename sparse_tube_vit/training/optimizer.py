@@ -162,7 +162,7 @@ def describe_rates(config: ConfigDict, names: Iterable[str]) -> str:
 def _untrained_tubes(config) -> set[str]:
     """Returns the names of the tubes that no stream trains: images go through few."""
     tubes, streams = make_tubes(config.model.tubes), config.streams.values()
-    frames = [input_size(config.clip, s.kind)[0] for s in streams]
+    frames = [input_size(config.clip, s.kind)[0] for s in streams if s.loss_weight]
     trained = {i for t in frames for i in tubes_for(tubes, t)}
     return {f"tube_{i}" for i in range(len(tubes)) if i not in trained}
 

@@ -2,6 +2,9 @@
 
 import ast
 import dataclasses
+import itertools
+import math
+import operator
 import re
 from pathlib import Path
 
@@ -61,15 +64,15 @@ def created(tmp_path_factory):
     [
         # B to H, its first two tubes with space-to-depth: ratios of 1280 / 384,
         # 1280 / 192 and 1280 / 768, none of them whole.
-        ((384, 192, 768), 1280, [(4, 1, 1), (2, 2, 2), (2, 1, 1)]),
-        ((96, 48, 192), 768, [(8, 1, 1), (2, 4, 2), (4, 1, 1)]),  # Ti to B
+        ((384, 192, 768), 1280, [(2, 2, 1), (1, 4, 2), (2, 1, 1)]),
+        ((96, 48, 192), 768, [(2, 2, 2), (1, 8, 2), (4, 1, 1)]),  # Ti to B
         ((96, 48, 192), 192, [(2, 1, 1), (1, 2, 2), (1, 1, 1)]),  # Ti to Ti
     ],
 )
 def test_windows_a_token(channels, width, expected):
     tubes = TUBE_SETS["main"]
     for tube, d, factors in zip(tubes, channels, expected, strict=False):
-        scaled = scale_tube(tube, d, width)
+        scaled = scale_tube(tube, (64, 224, 224), d, width)
         assert scaled.space_to_depth == factors
         assert scaled.channels == scaled.kernel_channels(width) == d
         assert (scaled.kernel, scaled.stride) == (tube.kernel, tube.stride)
@@ -89,9 +92,34 @@ def test_as_large_a_share_is_frozen_as_in_the_paper(big, frozen):
         scale_config(config, VARIANTS["H"], patches)
 
 
+def test_tokens_read_as_much_of_the_clip_as_as_many_windows_can():
+    """Counted with a mask of the clip for every token, for all factors of 4 windows."""
+    clip, tube = (12, 14, 14), Tube((4, 4, 4), (8, 8, 8))
+
+    def pixels_read(factors):
+        count = 0
+        for first in itertools.product((0, 8), repeat=3):  # one token each
+            mask = np.zeros(clip, bool)
+            for window in itertools.product(*map(range, factors)):
+                steps = (8 // f * i for f, i in zip(factors, window, strict=True))
+                t, h, w = map(operator.add, first, steps)
+                mask[t : t + 4, h : h + 4, w : w + 4] = True
+            count += mask.sum()
+        return count
+
+    read = {
+        factors: pixels_read(factors)
+        for factors in itertools.product((1, 2, 4), repeat=3)
+        if math.prod(factors) == 4
+    }
+    # Along time the second window of the last token is past the clip.
+    assert read[1, 2, 2] == max(read.values()) > read[2, 2, 1] > read[4, 1, 1]
+    assert scale_tube(tube, clip, 8, 32).space_to_depth == (1, 2, 2)
+
+
 def test_no_factors_are_enough():
     with pytest.raises(NotScalable, match=r"5 windows .* \(2, 2, 1\) has no factors"):
-        scale_tube(Tube((2, 2, 2), (2, 2, 1)), 8, 40)
+        scale_tube(Tube((2, 2, 2), (2, 2, 1)), (4, 4, 4), 8, 40)
 
 
 def test_kernels_are_the_small_models_and_the_rest_the_large_ones(created):
@@ -107,7 +135,7 @@ def test_kernels_are_the_small_models_and_the_rest_the_large_ones(created):
         jax.tree.map(np.testing.assert_array_equal, params[part], big[part])
     # The image tube is the large model's, with the small one's stride along time.
     tube, patches = make_tubes(config.model.tubes)
-    assert tube == Tube((4, 4, 4), (4, 8, 8), (0, 0, 0), (2, 1, 1), channels=24)
+    assert tube == Tube((4, 4, 4), (4, 8, 8), (0, 0, 0), (1, 2, 1), channels=24)
     assert patches == Tube((1, 4, 4), (4, 4, 4))
     assert {key: config.model[key] for key in BIG} == BIG
     assert (config.model.gate_after, config.optimizer.trained_layers) == (2, 1)
@@ -125,14 +153,11 @@ def test_tokens_are_neighbouring_windows_side_by_side(created):
     tokens = stem.apply({"params": params["stem"]}, x)
 
     kernel, bias = (params["stem"]["tube_0"][leaf] for leaf in ("kernel", "bias"))
-    longer = np.pad(x, ((0, 0), (0, 4), (0, 0), (0, 0), (0, 0)))
     expected = []
     for t in (0, 4):
         for h in (0, 8):
             for w in (0, 8):
-                windows = [
-                    longer[:, s : s + 4, h : h + 4, w : w + 4] for s in (t, t + 2)
-                ]
+                windows = [x[:, t : t + 4, s : s + 4, w : w + 4] for s in (h, h + 4)]
                 outputs = [np.einsum("bthwc,thwcd->bd", y, kernel) for y in windows]
                 token = np.concatenate([y + bias for y in outputs], axis=-1)
                 expected.append(token[:, :40])
@@ -212,6 +237,19 @@ def test_positions_of_the_image_vit_are_kept(tmp_path):
     write(tmp_path / "big", big_config())
     with pytest.raises(NotScalable, match="big has no learned positions"):
         scale_up(tmp_path / "small", tmp_path / "big", tmp_path / "b", None, None, True)
+
+
+def test_the_gain_of_the_small_models_positions_is_taken_and_no_registers(tmp_path):
+    config = small_config()
+    config.model.update(position_gain=0.02, registers=2)
+    small = write(tmp_path / "small", config)
+    write(tmp_path / "big", big_config())
+    made, report = scale_up(tmp_path / "small", tmp_path / "big", tmp_path / "created")
+    assert made.model.registers == 0
+    assert "registers" in small and "registers" not in read(tmp_path / "created")[2]
+    gain = read(tmp_path / "created")[2]["positions"]["gain"]
+    assert gain == small["positions"]["gain"] != np.float32(0.02)
+    assert "positions/gain" in report.loaded
 
 
 def test_a_small_model_that_still_trains_is_reported(

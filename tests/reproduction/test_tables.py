@@ -1,5 +1,6 @@
 """Rows of the tables: each is a config that works, at full size and shrunk."""
 
+import itertools
 import re
 from pathlib import Path
 
@@ -277,16 +278,18 @@ def test_remarks_tell_of_windows_past_the_frame():
 
 
 def test_created_tubes_reach_past_the_clip_as_remarked():
-    small, created = (
-        config_of("6", row, "ucf101_image_vit") for row in ("small", "head")
-    )
-    clip = small.clip.frames, small.clip.size, small.clip.size
-    assert [t.past(clip) for t in make_tubes(small.model.tubes)] == [(0, 0, 0)] * 4
-    tubes = make_tubes(created.model.tubes)
-    assert [t.past(clip)[0] for t in tubes] == [2, 0, 0, 0]
-    assert tubes[0].kernel == (4, 8, 8)
-    late = (tubes[0].windows(clip)[..., 0] + 4 > clip[0]).any(1)
-    assert late.mean() == 0.5
+    for row, table in itertools.product(("small", "head"), ("6", "9")):
+        small = config_of(table, row, "ucf101_image_vit")
+        clip = small.clip.frames, small.clip.size, small.clip.size
+        assert [t.past(clip) for t in make_tubes(small.model.tubes)] == [(0, 0, 0)] * 4
+        full = config_of(table, row)
+        clip = full.clip.frames, full.clip.size, full.clip.size
+        past = {}
+        for tube in make_tubes(full.model.tubes):
+            last = tube.windows(clip).max(1) + tube.kernel
+            past[tube.kernel] = (last > clip).any(1).sum(), len(last)
+        assert past.pop((16, 4, 4)) == ((56, 392) if row == "head" else (0, 392))
+        assert not any(tokens for tokens, _ in past.values())
 
 
 def test_an_image_vit_is_trained_as_configs_finetune_does():

@@ -209,3 +209,19 @@ def test_a_decay_that_cannot_be(decay):
         validate(make_config(layer_decay=decay))
     with pytest.raises(InvalidConfig, match="video_tubes_rate is 2.0: .*None, or"):
         validate(make_config(video_tubes_rate=2.0))
+
+
+@pytest.mark.parametrize("weight", [None, 0.0, 1.0], ids=["none", "no weight", "both"])
+def test_kernels_that_nothing_trains_do_not_decay(weight):
+    config = make_config()
+    if weight is None:
+        del config.streams.video
+    else:
+        config.streams.video.loss_weight = weight
+    config.streams.image = stream(kind="image", dataset="d", head="h", batch_size=8)
+    params = random_params(config)
+    still = [jax.tree.map(np.zeros_like, params)] * 3
+    after, _ = take_steps(config, params, still)
+    for tube, decays in (("tube_0", weight == 1.0), ("tube_1", True)):
+        moved = after["stem"][tube]["kernel"] != params["stem"][tube]["kernel"]
+        assert moved.all() if decays else not moved.any()

@@ -4,10 +4,11 @@ Every array of the source and every parameter of the model is loaded, resized, n
 dropped; an error lists all others.
 """
 
-from sparse_tube_vit.checkpoints.pretrained.loading import (
+from sparse_tube_vit.checkpoints.pretrained.loading import initial_params
+from sparse_tube_vit.checkpoints.pretrained.matching import (
+    Match,
     WeightsDoNotMatch,
-    initial_params,
+    WeightsReport,
 )
-from sparse_tube_vit.checkpoints.pretrained.matching import WeightsReport
 
-__all__ = ["WeightsDoNotMatch", "WeightsReport", "initial_params"]
+__all__ = ["Match", "WeightsDoNotMatch", "WeightsReport", "initial_params"]

@@ -7,15 +7,10 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 
 from sparse_tube_vit.checkpoints import image_vits
 from sparse_tube_vit.checkpoints.pretrained.image_vit import match_image_vit
-from sparse_tube_vit.checkpoints.pretrained.matching import WeightsReport, table
+from sparse_tube_vit.checkpoints.pretrained.matching import WeightsReport
 from sparse_tube_vit.checkpoints.pretrained.run import match_run
 from sparse_tube_vit.config import ConfigDict, InvalidConfig, wrong_source
-from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.models.tubevit import TubeViT
-
-
-class WeightsDoNotMatch(TubeViTError, ValueError):
-    """Weights that do not fit the configured model."""
 
 
 def initial_params(
@@ -57,28 +52,6 @@ def initial_params(
         match = match_image_vit(vit, config, model, shapes)
     else:
         match = match_run(path, config, shapes, class_names)
-    match.compare(shapes)
-    if match.wrong:
-        sizes = f"depth {config.model.depth}, width {config.model.width}"
-        raise WeightsDoNotMatch(
-            "\n".join(
-                [
-                    f"config.init.weights is {match.report.source}, which does not fit "
-                    f"config.model ({sizes}):",
-                    *(f"  {line}" for line in table(match.wrong)),
-                    _advice(config.model, match.model),
-                ]
-            )
-        )
+    match.check(shapes, config.model)
     arrays = {name: x.astype(np.float32) for name, x in match.arrays.items()}
     return unflatten_dict(arrays, sep="/"), match.report
-
-
-def _advice(ours, theirs):
-    """Returns what to do about weights that do not fit."""
-    keys = ("depth", "width", "mlp_dim", "heads", "gated_mlp", "pre_norm", "registers")
-    wrong = [key for key in keys if theirs.get(key, ours[key]) != ours[key]]
-    if not wrong:
-        return "Change what the lines above name, or choose other weights."
-    sizes = ", ".join(f"{key}={theirs[key]}" for key in wrong)
-    return f"Set config.model to these sizes ({sizes}), or choose other weights."

@@ -6,11 +6,17 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from sparse_tube_vit.errors import TubeViTError
+
 #: Why a ViT's kernel does not go to some tubes.
 WHOLE_TOKENS = (
     "a ViT's kernel makes whole tokens; take tubes without space-to-depth, as set '4', "
     "or init.inflate 'none'"
 )
+
+
+class WeightsDoNotMatch(TubeViTError, ValueError):
+    """Weights that do not fit the configured model."""
 
 
 @dataclasses.dataclass
@@ -67,8 +73,17 @@ class Match:
     def drop(self, name, x, why):
         self.report.dropped[name] = x.shape, why
 
-    def compare(self, shapes: Mapping[str, tuple]) -> None:
-        """Adds the parameters that are new, and what is wrong beside all shapes."""
+    def check(self, shapes: Mapping[str, tuple], ours: Mapping) -> None:
+        """Reports the parameters that are new; all others have to have an array.
+
+        Args:
+            shapes: Shapes of our parameters by name.
+            ours: `config.model`.
+
+        Raises:
+            WeightsDoNotMatch: Arrays or parameters have no match, or other shapes.
+                Lists all.
+        """
         layers_wrong = {name.rpartition("/")[0] for name in self.wrong}
         for name, shape in shapes.items():
             if name not in self.arrays:
@@ -83,6 +98,17 @@ class Match:
             for name, x in self.arrays.items()
             if name not in shapes
         }
+        if self.wrong:
+            raise WeightsDoNotMatch(
+                "\n".join(
+                    [
+                        f"{self.report.source} does not fit config.model (depth "
+                        f"{ours['depth']}, width {ours['width']}):",
+                        *(f"  {line}" for line in table(self.wrong)),
+                        _advice(self.model, ours),
+                    ]
+                )
+            )
 
 
 def table(remarks: Mapping[str, tuple]) -> list[str]:
@@ -106,6 +132,16 @@ def table(remarks: Mapping[str, tuple]) -> list[str]:
         f"{before}{_ranges(numbers)}{after}  {leaves}" + (f": {remark}" * bool(remark))
         for (before, after, leaves, remark), numbers in lines.items()
     ]
+
+
+def _advice(theirs, ours):
+    """Returns what to do about weights that do not fit."""
+    keys = ("depth", "width", "mlp_dim", "heads", "gated_mlp", "pre_norm", "registers")
+    wrong = [key for key in keys if theirs.get(key, ours[key]) != ours[key]]
+    if not wrong:
+        return "Change what the lines above name, or choose other weights."
+    sizes = ", ".join(f"{key}={theirs[key]}" for key in wrong)
+    return f"Set config.model to these sizes ({sizes}), or choose other weights."
 
 
 def _ranges(numbers):
