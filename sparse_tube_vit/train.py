@@ -32,7 +32,7 @@ from sparse_tube_vit.checkpoints.workdir import (
     make_workdir,
     remove_empty,
 )
-from sparse_tube_vit.config import ConfigDict, check_values, validate
+from sparse_tube_vit.config import ConfigDict, check_values
 from sparse_tube_vit.config.flags import CommandParser, add_config, describe_keys
 from sparse_tube_vit.datasets.classes import classes_by_head, warn_of_flips
 from sparse_tube_vit.datasets.preparing.embedded import prepare_embedded
@@ -87,14 +87,12 @@ def _train(config, workdir, lock):
     unfilled = config
     with hosts.first_host_first("settings"):
         config = finetuning.complete(unfilled, workdir, data=False)
-    validate(config, data=False)
     check_tubes(config)
     devices.log_devices()
     mesh = sharding.make_mesh(config)
     sharding.check_mesh(config, mesh)
     with hosts.first_host_first("folder"):
         config = finetuning.complete(config, workdir)
-    validate(config)
     if config.compilation_cache:
         jax.config.update("jax_compilation_cache_dir", config.compilation_cache)
         if is_remote(config.compilation_cache):  # XLA's own caches are of GPUs, local

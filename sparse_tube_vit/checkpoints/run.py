@@ -180,14 +180,7 @@ class Checkpoints:
         if step in before:
             return
         with _writing(self.directory):
-            self.manager.save(
-                step,
-                args=ocp.args.Composite(
-                    run=ocp.args.JsonSave(sealed(self.run)),
-                    checksums=ocp.args.JsonSave(checksums_of_items(_items(state))),
-                    **{k: ocp.args.StandardSave(v) for k, v in _items(state).items()},
-                ),
-            )
+            self.manager.save(step, args=_contents(self.run, _items(state)))
         if not before:
             self._check_first(step)
 
@@ -290,15 +283,17 @@ def save_params(workdir, params, run: dict) -> None:
             raise OtherRun(
                 f"{workdir} has checkpoints already. Choose another --workdir."
             )
-        manager.save(
-            0,
-            args=ocp.args.Composite(
-                run=ocp.args.JsonSave(sealed(run)),
-                checksums=ocp.args.JsonSave(checksums_of_items({"params": params})),
-                params=ocp.args.StandardSave(params),
-            ),
-        )
+        manager.save(0, args=_contents(run, {"params": params}))
     _read_back(directory, 0)
+
+
+def _contents(run, items):
+    """Returns what a checkpoint of a run holds, for orbax."""
+    return ocp.args.Composite(
+        run=ocp.args.JsonSave(sealed(run)),
+        checksums=ocp.args.JsonSave(checksums_of_items(items)),
+        **{name: ocp.args.StandardSave(x) for name, x in items.items()},
+    )
 
 
 def _read_back(directory, step):

@@ -27,7 +27,7 @@ from sparse_tube_vit.config import (
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.log import log
 from sparse_tube_vit.models.tubes import Tube, kernel_channels, resize_kernel
-from sparse_tube_vit.models.tubevit import init_params, make_model
+from sparse_tube_vit.models.tubevit import init_params, make_model, param_shapes
 from sparse_tube_vit.models.variants import make_tubes
 from sparse_tube_vit.storage import absolute
 
@@ -267,11 +267,7 @@ def read_image_vit(
 def _model_and_shapes(config, class_names):
     """Returns the model with these heads, and the shapes of its parameters."""
     model = make_model(config, {head: len(c) for head, c in class_names.items()})
-    return model, jax.eval_shape(lambda: _fresh(config, model))
-
-
-def _fresh(config, model):
-    return init_params(model, jax.random.key(config.seed), model.clip)
+    return model, param_shapes(model)
 
 
 def scale_up(
@@ -365,7 +361,8 @@ def scale_up(
 
     @jax.jit  # computes the new parameters only
     def new():
-        params = flatten_dict(_fresh(config, model), sep="/")
+        params = init_params(model, jax.random.key(config.seed), model.clip)
+        params = flatten_dict(params, sep="/")
         return {name: params[name] for name in match.report.new}
 
     params = jax.device_get(new()) | match.arrays

@@ -18,9 +18,8 @@ from collections.abc import Iterable, Iterator
 from etils import epath
 
 from sparse_tube_vit.errors import DatasetError
-from sparse_tube_vit.video.conversion import Crop, ToRgb
+from sparse_tube_vit.video.inspection import inspect
 from sparse_tube_vit.video.limits import UndecodableClip
-from sparse_tube_vit.video.opening import opened
 
 NAME = "manifest.csv"
 OK = "ok"  # status of an example that is in the records
@@ -81,84 +80,6 @@ class Row:
     def printable(self) -> str:
         """Id and status in valid Unicode, which file names need not be."""
         return os.fsencode(f"{self.id}: {self.status}").decode(errors="replace")
-
-
-#: Columns that `inspect` returns.
-DECODED = (
-    "container",
-    "codec",
-    "width",
-    "height",
-    "frame_rate",
-    "decoded_frames",
-    "seconds",
-)
-
-
-def inspect(encoded: bytes, kind: str) -> dict:
-    """Decodes every frame of a video, or the first of an image, on one thread.
-
-    A frame of every size is also converted as training does it, so that no file is
-    accepted of which training would not take the picture.
-
-    Args:
-        encoded: Encoded file, of any kind that `video.opening` reads.
-        kind: "video" or "image".
-
-    Returns:
-        The columns `DECODED`.
-
-    Raises:
-        UndecodableClip: FFmpeg fails or conceals damaged data, the frames differ in
-            size, or training could not convert them.
-    """
-    with opened(encoded, kind=kind) as video:
-        to_rgb, sizes, frames = ToRgb(video, _small), set(), 0
-        for frame in video.frames():
-            if frame.is_corrupt:
-                raise UndecodableClip(f"It is damaged from frame {frames} on.")
-            size = (frame.width, frame.height)
-            if size not in sizes:
-                to_rgb(frame)
-                sizes.add(size)
-            frames += 1
-        if not frames:
-            raise UndecodableClip("None of its frames decodes.")
-        width, height = size[:: -1 if to_rgb.orientation.swapped else 1]
-        columns = {
-            "container": video.format,
-            "codec": video.stream.codec_context.name,
-            "width": width,
-            "height": height,
-            "frame_rate": None,
-            "decoded_frames": frames,
-            "seconds": None,
-        }
-        if kind == "video":
-            # A number type of PyAV's own from version 19 on, None or 0 where unknown.
-            rate = video.stream.average_rate or None
-            columns["frame_rate"] = rate and fractions.Fraction(rate)
-            columns["seconds"] = round(_seconds(video), 6)
-        return columns
-
-
-def _small(height, width):
-    return Crop(0, 0, height, width, 8, 8)
-
-
-def seconds(encoded: bytes) -> float:
-    """Returns the duration of a video by presentation times, mostly without decoding.
-
-    Raises:
-        UndecodableClip: FFmpeg fails.
-    """
-    with opened(encoded, kind="video") as video:
-        return _seconds(video)
-
-
-def _seconds(video):
-    ticks = video.packet_times()
-    return video.seconds(video.frame_times() if ticks is None else ticks)
 
 
 def write(path, rows: Iterable[Row], multi_label: bool = False) -> None:

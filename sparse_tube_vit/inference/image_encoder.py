@@ -6,12 +6,10 @@ VideoMAE's clips go through its tubes of two frames. A classifier is a head for 
 and clips.
 """
 
-import jax
-
 from sparse_tube_vit.checkpoints import image_vits, pretrained, stored
 from sparse_tube_vit.config import ConfigDict, default_config, stream
 from sparse_tube_vit.log import log
-from sparse_tube_vit.models.tubevit import init_params, make_model
+from sparse_tube_vit.models.tubevit import make_model, param_shapes
 
 #: Name of the head of a classifier in the weights.
 HEAD = "classifier"
@@ -49,7 +47,7 @@ def read(path, normalization: str = "") -> stored.StoredModel:
         config, {head: len(names) for head, names in class_names.items()}
     )
 
-    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0), model.clip))
+    shapes = param_shapes(model)
     params, report = pretrained.initial_params(config, model, shapes, class_names, vit)
     for note in report.notes:
         log.info("%s: %s", path, note)

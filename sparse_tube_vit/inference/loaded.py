@@ -25,7 +25,12 @@ from sparse_tube_vit.input import examples
 from sparse_tube_vit.log import log
 from sparse_tube_vit.models.scores import DIVERGED, NonFiniteScores, make_scores
 from sparse_tube_vit.models.tubes import tubes_for
-from sparse_tube_vit.models.tubevit import TubeViT, UnknownHead, init_params, make_model
+from sparse_tube_vit.models.tubevit import (
+    TubeViT,
+    UnknownHead,
+    make_model,
+    param_shapes,
+)
 from sparse_tube_vit.video.limits import Limits
 from sparse_tube_vit.video.opening import kind_of
 
@@ -109,7 +114,7 @@ def check_params(params, model: TubeViT, name: str) -> None:
     layers = model.options.layers
     if len(blocks) != layers:  # before tracing as many
         raise damaged(name, f"it has {len(blocks)} layers, but its config {layers}")
-    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0), model.clip))
+    shapes = param_shapes(model)
     wanted = {k: x.shape for k, x in flatten_dict(shapes, sep="/").items()}
     wrong = [
         f"{k} has shape {given.get(k, '(missing)')}, expected {wanted.get(k, 'none')}"

@@ -217,6 +217,11 @@ def init_params(model: TubeViT, key: jax.Array, clip: tuple[int, int, int]):
     return init(key)
 
 
+def param_shapes(model: TubeViT):
+    """Returns shapes and dtypes of a model's parameters, of which none is computed."""
+    return jax.eval_shape(lambda: init_params(model, jax.random.key(0), model.clip))
+
+
 def check_tubes(config: ConfigDict) -> None:
     """Checks that a config's tubes fit its width, and its clips and images.
 

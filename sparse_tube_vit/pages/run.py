@@ -44,6 +44,7 @@ from sparse_tube_vit.storage import UnreachableStorage
 from sparse_tube_vit.training.description import describe
 from sparse_tube_vit.training.reporting import PARTS, TRAINING, training_metrics
 from sparse_tube_vit.training.utilization import examples_per_second, in_flops, in_gib
+from sparse_tube_vit.video import inspection
 from sparse_tube_vit.video.conversion import Crop
 from sparse_tube_vit.video.decode import decode
 from sparse_tube_vit.video.limits import UndecodableClip
@@ -333,7 +334,7 @@ def _sample(run, name, split, index) -> str:
             shown = html.picture(_still(views[0, 0]), "jpeg", title)
         else:
             encoded = record[split.kind]
-            span = record.get(SPAN) or (0.0, manifest.seconds(encoded))
+            span = record.get(SPAN) or (0.0, inspection.seconds(encoded))
             shown = _video(_SAMPLE(encoded, _middle(*span)), title)
     except UndecodableClip as error:
         return _figure(html.escape(f"{title}. It does not decode: {error}"))

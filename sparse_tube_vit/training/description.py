@@ -4,12 +4,12 @@ import math
 
 import jax
 
-from sparse_tube_vit.config import ConfigDict, input_size, validate
+from sparse_tube_vit.config import ConfigDict, input_size
 from sparse_tube_vit.datasets.classes import classes_of
 from sparse_tube_vit.log import format_table
 from sparse_tube_vit.models.flops import compiled_flops, forward_flops
 from sparse_tube_vit.models.tubes import count_tokens, pixels_read, tubes_for
-from sparse_tube_vit.models.tubevit import init_params, make_model
+from sparse_tube_vit.models.tubevit import make_model, param_shapes
 from sparse_tube_vit.models.variants import TUBE_SETS, VARIANTS
 from sparse_tube_vit.training import finetuning
 from sparse_tube_vit.training.freezing import frozen_parts, partition
@@ -33,7 +33,6 @@ def describe(config: ConfigDict) -> str:
         The named errors of the config and of its model.
     """
     config = finetuning.complete(config, data=False)
-    validate(config, data=False)
     classes = classes_of(config)
     model = make_model(config, {head: n or 1 for head, n in classes.items()})
     lines = _tubes(model.tubes, model.clip) + _parameters(model, config, classes)
@@ -66,7 +65,7 @@ def _tubes(tubes, clip):
 
 
 def _parameters(model, config, classes):
-    params = jax.eval_shape(lambda: init_params(model, jax.random.key(0), model.clip))
+    params = param_shapes(model)
     unknown = [f"head_{head}" for head, n in classes.items() if n is None]
     params = {part: tree for part, tree in params.items() if part not in unknown}
     trained_and_frozen = partition(params, frozen_parts(config))

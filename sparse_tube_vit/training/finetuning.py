@@ -54,7 +54,7 @@ _NONE_IS_A_VALUE = (
 
 
 def complete(config: ConfigDict, workdir=None, data: bool = True) -> ConfigDict:
-    """Returns a copy of the config with all open keys filled in.
+    """Returns a copy of the config with all open keys filled in, and valid.
 
     Open keys are taken from the run in `workdir`, if there is one; else those of `clip`
     and `model` from `init.weights`, a run or an image ViT, and others from `recipe`.
@@ -71,7 +71,7 @@ def complete(config: ConfigDict, workdir=None, data: bool = True) -> ConfigDict:
         data: Whether the data set is needed; without, what follows from it stays open.
 
     Raises:
-        InvalidConfig: A key stays open, or has a value that cannot be.
+        InvalidConfig: A key stays open, or as `validate`.
         NoCheckpoint: There is no model to take sizes from; and the other named errors
             of `stored.locate`.
         DatasetError: The named errors of listing and preparing the folder.
@@ -88,6 +88,7 @@ def complete(config: ConfigDict, workdir=None, data: bool = True) -> ConfigDict:
         _take_data_sets(config, workdir)
         _take_flips(config, workdir)
         _take_schedule(config)
+    validate(config, data=data)
     return config
 
 

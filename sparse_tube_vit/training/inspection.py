@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from sparse_tube_vit.config import ConfigDict, validate
+from sparse_tube_vit.config import ConfigDict
 from sparse_tube_vit.datasets.preparing.embedded import prepare_embedded
 from sparse_tube_vit.input.pipeline import training_batches
 from sparse_tube_vit.models.losses import LOSSES
@@ -45,7 +45,6 @@ def examples_of_step(
         TubeViTError: The named errors of config, datasets and input.
     """
     config = finetuning.complete(config)
-    validate(config)
     loader = config.loader.copy_and_resolve_references()
     loader.workers = 0  # one batch is not worth starting processes
     prepare_embedded((s.dataset for s in config.streams.values()), config.data_dir)

@@ -14,8 +14,6 @@ from sparse_tube_vit.models.variants import make_tubes
 from sparse_tube_vit.training.freezing import (
     BELOW_BLOCKS,
     inside,
-    join,
-    partition,
     waiting_parts,
 )
 
@@ -82,13 +80,13 @@ def _waiting(inner):
 def _heads_and_rest(config):
     """Returns the function that labels parameters as "heads" or "rest"."""
 
-    def labels(params):
-        heads, rest = partition(params, waiting_parts(config))
-        return join(
-            jax.tree.map(lambda _: "rest", rest), jax.tree.map(lambda _: "heads", heads)
-        )
+    waiting = waiting_parts(config)
 
-    return labels
+    def label(path, _):
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return "rest" if inside(name, waiting) else "heads"
+
+    return lambda params: jax.tree.map_with_path(label, params)
 
 
 def has_rates_by_layer(config: ConfigDict) -> bool:
@@ -134,11 +132,10 @@ def _scale_rates(config):
     """Returns the transformation that multiplies updates by their `rate_scale`."""
 
     def scale(path, update):
-        return update * rate_scale(config, "/".join(key.key for key in path))
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return update * rate_scale(config, name)
 
-    return optax.stateless(
-        lambda updates, _: jax.tree_util.tree_map_with_path(scale, updates)
-    )
+    return optax.stateless(lambda updates, _: jax.tree.map_with_path(scale, updates))
 
 
 def describe_rates(config: ConfigDict, names: Iterable[str]) -> str:
@@ -174,4 +171,4 @@ def _decayed(untrained, params):
         names = [key.key for key in path]
         return names[-1] == "kernel" and not untrained.intersection(names)
 
-    return jax.tree_util.tree_map_with_path(decayed, params)
+    return jax.tree.map_with_path(decayed, params)

@@ -51,7 +51,6 @@ def test_every_row_of_fine_tuning_is_a_config_that_works(name):
             config.init.weights = str(IMAGE_VIT)
             config.model.depth = 12
         config = finetuning.complete(config, data=False)
-        validate(config, data=False)
         pixels, steps = {"finetuning": (112, 330), "positions": (84, 120)}[name]
         if row.name in ("head_only", "last_4"):
             pixels = 168

@@ -52,7 +52,6 @@ def test_everything_open_is_filled_in(clips, finished, tmp_path, caplog):
     theirs = locate(workdir, 6).read_description()["config"]
     given = config_of(clips, tmp_path, workdir, "--config.clip.fps=5")
     config = finetuning.complete(given, tmp_path / "run")
-    validate(config)
     assert given.clip.frames is None  # it is not changed
     assert config.clip.to_dict() == theirs["clip"] | {"fps": 5.0}
     for key, value in config.model.items():
@@ -77,7 +76,6 @@ def from_image_vit(*arguments, train=""):
     """The config of a run that starts from an image ViT, without its data."""
     config = config_of("", "data", IMAGE_VIT, *arguments, train=train)
     config = finetuning.complete(config, data=False)
-    validate(config, data=False)
     return config
 
 
@@ -125,7 +123,6 @@ def test_an_image_vit_of_the_hub_gives_its_options(caplog):
     arguments = "--config.model.tubes=image", "--config.model.norm_epsilon=0.5"
     config = config_of("", "data", weights, *arguments)
     config = finetuning.complete(config, data=False)
-    validate(config, data=False)
     model = {"depth": 2, "width": 16, "mlp_dim": 32, "heads": 2, "pre_norm": True}
     model |= {"gelu": "quick", "pooling": "attention", "registers": 0}
     model |= {"tubes": "image", "norm_epsilon": 0.5, "positions": "learned"}
@@ -149,7 +146,6 @@ def test_a_normalization_that_is_set_goes_before_a_files_wrong_one(tmp_path):
 def test_gated_mlps_of_an_image_vit_are_taken():
     weights = Path(__file__).parents[1] / "golden/image_vits/timm_dinov2_gated"
     config = finetuning.complete(config_of("", "data", weights), data=False)
-    validate(config, data=False)
     assert config.model.gated_mlp and config.model.mlp_dim == 16
 
 
@@ -236,9 +232,8 @@ def test_steps_that_were_forgotten_are_asked_for(tmp_path):
         config = default_config()
         source = {"kind": "image", "dataset": "nowhere", "head": "h"}
         config.streams[name] = stream(batch_size=1, **source)
-        given = finetuning.complete(config, tmp_path)
         with pytest.raises(InvalidConfig, match="total_steps is None"):
-            validate(given)
+            finetuning.complete(config, tmp_path)
 
 
 def test_steps_are_of_the_folder_where_other_streams_come_first(
@@ -372,7 +367,6 @@ def test_a_gate_that_is_below_what_trains_is_frozen(tmp_path, train, gate):
     run = save_model(tmp_path / "run", theirs, names)
     given = config_of("", tmp_path, run, train=train)
     config = finetuning.complete(given, data=False)
-    validate(config, data=False)
     assert config.model.gate_after == 1
     assert ("encoder/gate" in frozen_parts(config)) == gate
 
@@ -397,7 +391,6 @@ def test_images_of_other_classes_get_a_head_of_their_own(clips, finished, tmp_pa
     images = f"--config.data.images={tmp_path / 'images'}"
     given = config_of(clips, tmp_path, finished[0], images)
     config = finetuning.complete(given, tmp_path / "run")
-    validate(config)
     assert {k: s.kind for k, s in config.streams.items()} == {
         "clips": "video",
         "images": "image",
@@ -572,7 +565,6 @@ def test_a_folder_of_images(tmp_path):
         path.write_bytes(official.encode_image(10 * i))
     given = config_of(tmp_path / "images", tmp_path, IMAGE_VIT)
     config = finetuning.complete(given, tmp_path / "run")
-    validate(config)
     for source in (config.streams.clips, config.evaluations.clips):
         assert source.kind == "image"
         assert source.dataset.startswith("image_folder/images-")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sparse_tube_vit.datasets import manifest
 from sparse_tube_vit.errors import TubeViTError
+from sparse_tube_vit.video import inspection
 from sparse_tube_vit.video.conversion import Crop
 from sparse_tube_vit.video.decode import decode
 from sparse_tube_vit.video.limits import LIMITS
@@ -71,7 +71,7 @@ def read(data, rng):
     """Reads a file in all ways; anything but a value or a named error is raised."""
     for kind in ("video", "image"):
         with contextlib.suppress(TubeViTError):
-            columns = manifest.inspect(data, kind)
+            columns = inspection.inspect(data, kind)
             assert columns["decoded_frames"] and columns["width"] and columns["height"]
     with contextlib.suppress(TubeViTError):
         assert kind_of(data) in ("video", "image")

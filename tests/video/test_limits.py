@@ -16,8 +16,7 @@ import pytest
 from PIL import Image
 
 from sparse_tube_vit.config import default_config
-from sparse_tube_vit.datasets import manifest
-from sparse_tube_vit.video import opening
+from sparse_tube_vit.video import inspection, opening
 from sparse_tube_vit.video.conversion import Crop
 from sparse_tube_vit.video.decode import decode
 from sparse_tube_vit.video.limits import (
@@ -93,11 +92,11 @@ def large():
 
 
 def inspect_image(data):
-    manifest.inspect(data, "image")
+    inspection.inspect(data, "image")
 
 
 def inspect_video(data):
-    manifest.inspect(data, "video")
+    inspection.inspect(data, "video")
 
 
 def decode_first(data):

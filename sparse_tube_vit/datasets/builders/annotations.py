@@ -90,7 +90,6 @@ def list_clips(
     """
     files, names = _Files(videos), []
     splits, left_out, notes = {}, list(left_out), list(notes)
-    spans, actions = {}, {}
     for entry in _without_repeats(entries, left_out):
         names.append(entry.name)
         examples = splits.setdefault(entry.split, [])
@@ -98,12 +97,13 @@ def list_clips(
         if path is None:
             left_out.append(entry.left_out(files.why_absent(entry)))
             continue
-        examples.append(builder.ListedExample(entry.name, entry.label, path))
+        span = None
         if path.stem == entry.untrimmed:
             shared = entry.untrimmed not in entry.stems
-            spans[entry.name] = builder.Span(*entry.span, shared)
-        if entry.actions:
-            actions[entry.name] = entry.actions
+            span = builder.Span(*entry.span, shared)
+        examples.append(
+            builder.ListedExample(entry.name, entry.label, path, span, entry.actions)
+        )
     if not any(splits.values()):
         raise MissingVideos(
             f"none of the {len(names)} listed clips is in {videos}, such as"
@@ -122,8 +122,6 @@ def list_clips(
         splits={split: examples for split, examples in splits.items() if examples},
         left_out=tuple(left_out),
         notes=tuple(notes),
-        spans=spans,
-        actions=actions,
     )
 
 

@@ -37,11 +37,15 @@ class ListedExample(NamedTuple):
         id: Identifier, unique within the split.
         label: Class name, or class names in a multi-label data set.
         source: Argument of the builder's `load`, usually the path of the file.
+        span: Where the file may be the whole video, the part that is the clip.
+        actions: (class name, start, end) of each action of a video, in seconds.
     """
 
     id: str
     label: Label
     source: str | os.PathLike
+    span: Span | None = None
+    actions: tuple[Action, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +56,6 @@ class Listing:
         class_names: Class names in the order of the labels.
         splits: Examples of each split.
         left_out: Rows of files that are not written; their `status` is the reason.
-        spans: By id, the spans of clips whose file may be the whole video. Ids in
-            `spans` and `actions` are unique in the data set.
-        actions: By id, (class name, start, end) of each action of a video, in seconds.
         notes: Remarks for the user, one line each.
     """
 
@@ -62,8 +63,6 @@ class Listing:
     splits: dict[str, list[ListedExample]]
     left_out: tuple[Row, ...] = ()
     notes: tuple[str, ...] = ()
-    spans: dict[str, Span] = dataclasses.field(default_factory=dict)
-    actions: dict[str, tuple[Action, ...]] = dataclasses.field(default_factory=dict)
 
 
 class Builder:

@@ -29,7 +29,7 @@ from etils import epath
 from tensorflow_datasets.core import hashing
 from tensorflow_datasets.core.utils import shard_utils
 
-from sparse_tube_vit.datasets.builders.builder import Builder, ListedExample, load
+from sparse_tube_vit.datasets.builders.builder import Builder, ListedExample, Span, load
 from sparse_tube_vit.datasets.reading import INFO, UNFINISHED
 from sparse_tube_vit.datasets.times import ACTIONS, SPAN
 from sparse_tube_vit.errors import DatasetError, TubeViTError, UnwritableOutput
@@ -59,8 +59,6 @@ class Shard:
         builder: Name of the builder that loads the examples.
         transcode: Transcoding of clips; None stores files as they are.
         examples: Examples in the order of their records.
-        spans: Those of the listing, of these examples.
-        actions: Those of the listing, of these examples.
     """
 
     directory: str
@@ -69,8 +67,6 @@ class Shard:
     builder: str
     transcode: Transcode | None
     examples: list[ListedExample]
-    spans: dict = dataclasses.field(default_factory=dict)
-    actions: dict = dataclasses.field(default_factory=dict)
 
     def finished(self) -> bool:
         """Returns whether this shard, or the whole data set, is written."""
@@ -89,10 +85,10 @@ def dataset_info(builder: Builder) -> tfds.core.DatasetInfo:
         labels = {"labels": tfds.features.Sequence(label)}
     else:
         labels = {"label": label}
-    times, listing = {}, builder.listing
-    if listing.spans:  # empty where the file is the clip
+    times, examples = {}, [*itertools.chain(*builder.listing.splits.values())]
+    if any(example.span for example in examples):  # empty where the file is the clip
         times[SPAN] = tfds.features.Tensor(shape=(None,), dtype=np.float32)
-    if listing.actions:  # rows of class, start, end
+    if any(example.actions for example in examples):  # rows of class, start, end
         times[ACTIONS] = tfds.features.Tensor(shape=(None, 3), dtype=np.float32)
     info = tfds.core.DatasetInfo(
         builder=tfds.core.DatasetIdentity(
@@ -171,8 +167,6 @@ def _header(builder: Builder, transcode: Transcode | None) -> dict:
         for example in examples:
             line = json.dumps((split, *_portable(example)))
             digest.update(line.encode())
-    if listing.spans or listing.actions:
-        digest.update(json.dumps((listing.spans, listing.actions)).encode())
     return {
         "transcode": str(transcode) if transcode else None,
         "PyAV": av.__version__,
@@ -192,18 +186,13 @@ def _shards(builder: Builder, transcode: Transcode | None) -> Iterator[dict]:
         template = file_template(builder, split)
         for i, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
             path = template.sharded_filepath(shard_index=i, num_shards=number)
-            fields = {
+            yield {
                 "name": path.name,
                 "split": split,
                 "builder": builder.name,
                 "transcode": str(transcode) if transcode else None,
                 "examples": [_portable(e) for e in examples[start:end]],
             }
-            for name in ("spans", "actions"):
-                by_id = getattr(builder.listing, name)
-                ids = (e.id for e in examples[start:end] if e.id in by_id)
-                fields |= {name: {i: by_id[i] for i in ids}} if by_id else {}
-            yield fields
 
 
 def _portable(example: ListedExample) -> ListedExample:
@@ -242,7 +231,10 @@ def shards(plan) -> Iterator[Shard]:
             fields = json.loads(line)
             options = fields["transcode"]
             fields["transcode"] = Transcode.parse(options) if options else None
-            fields["examples"] = [ListedExample(*e) for e in fields["examples"]]
+            fields["examples"] = [
+                ListedExample(name, label, source, span and Span(*span), actions)
+                for name, label, source, span, actions in fields["examples"]
+            ]
             yield Shard(directory=os.fspath(epath.Path(plan).parent), **fields)
 
 

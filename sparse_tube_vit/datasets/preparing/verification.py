@@ -21,6 +21,7 @@ from sparse_tube_vit.datasets.preparing.progress import Progress
 from sparse_tube_vit.datasets.reading import Split
 from sparse_tube_vit.datasets.times import SPAN
 from sparse_tube_vit.storage import UnreachableStorage
+from sparse_tube_vit.video import inspection
 
 # Data sets whose classes are in the order of their sorted names.
 SORTED = (
@@ -354,7 +355,7 @@ def _compare(result, rows, listed):
         elif row.status == OK:
             differences = [
                 f"{column} {getattr(row, column)}, not {getattr(other, column)}"
-                for column in manifest.DECODED
+                for column in inspection.DECODED
                 if getattr(row, column) != getattr(other, column)
             ]
             if differences:

@@ -27,6 +27,7 @@ from sparse_tube_vit.datasets.reading import INFO, check_features, unfinished_fi
 from sparse_tube_vit.datasets.times import ACTIONS, SPAN, span_in_file
 from sparse_tube_vit.errors import DatasetError
 from sparse_tube_vit.storage import file_size
+from sparse_tube_vit.video import inspection
 from sparse_tube_vit.video.limits import ClipTooLarge, UndecodableClip
 from sparse_tube_vit.video.transcode import Transcode
 
@@ -127,7 +128,7 @@ def write_shard(shard: Shard, count: Callable[[], None] = lambda: None) -> None:
                 if ACTIONS in features:
                     actions = [
                         (features[labels].feature.str2int(name), start, end)
-                        for name, start, end in shard.actions[example.id]
+                        for name, start, end in example.actions
                     ]
                     values[ACTIONS] = np.array(actions, np.float32)
                 record = serializer.get_tf_example(features.encode_example(values))
@@ -144,8 +145,8 @@ def _inspect(shard: Shard, example: ListedExample, encoded: bytes, kind: str):
     """Returns an example's row and the bytes to store."""
     stored, span = encoded, None
     try:
-        if example.id in shard.spans:
-            span = span_in_file(manifest.seconds(encoded), *shard.spans[example.id])
+        if example.span:
+            span = span_in_file(inspection.seconds(encoded), *example.span)
         if shard.transcode:
             stored = shard.transcode(encoded, span)
         if len(stored) > RECORD_BYTES:

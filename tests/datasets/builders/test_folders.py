@@ -22,7 +22,7 @@ def fill(root, *names):
 
 def ids(listing):
     return {
-        split: [(name, label) for name, label, _ in examples]
+        split: [(x.id, x.label) for x in examples]
         for split, examples in listing.splits.items()
     }
 
@@ -238,7 +238,7 @@ def listing_of(**files):
 def sides(listing, digests):
     """What files hold, by class, of each split."""
     return {
-        split: {(label, digests[name]) for name, label, _ in examples}
+        split: {(x.label, digests[x.id]) for x in examples}
         for split, examples in listing.splits.items()
     }
 

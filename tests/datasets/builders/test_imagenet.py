@@ -5,6 +5,7 @@ import pytest
 
 from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.datasets.builders import imagenet, moving_shapes
+from sparse_tube_vit.datasets.builders.builder import ListedExample
 from tests.datasets.builders import official
 
 TENCH, GOLDFISH, TISSUE = "n01440764", "n01443537", "n15075141"  # 0, 1 and 999
@@ -47,7 +48,7 @@ def test_validation_in_class_folders(tmp_path):
     names = (f"validation/{TENCH}/a.jpg", f"validation/{GOLDFISH}/b.png")
     write_images(tmp_path, *names)
     splits = imagenet.ImageNet2012.read(tmp_path).splits
-    assert [(n, c) for n, c, _ in splits["validation"]] == [
+    assert [(x.id, x.label) for x in splits["validation"]] == [
         (names[0], TENCH),
         (names[1], GOLDFISH),
     ]
@@ -57,7 +58,8 @@ def test_validation_in_class_folders(tmp_path):
 def test_class_folders_alone_are_the_training_split(tmp_path):
     write_images(tmp_path, f"{TENCH}/a.jpg")
     splits = imagenet.ImageNet2012.read(tmp_path).splits
-    assert splits == {"train": [(f"{TENCH}/a.jpg", TENCH, tmp_path / TENCH / "a.jpg")]}
+    example = ListedExample(f"{TENCH}/a.jpg", TENCH, tmp_path / TENCH / "a.jpg")
+    assert splits == {"train": [example]}
 
 
 @pytest.mark.parametrize(
@@ -81,7 +83,7 @@ def test_links_to_class_folders_and_links_that_lead_nowhere(tmp_path):
     (tmp_path / "images/train" / TENCH).symlink_to(tmp_path / "disk" / TENCH)
     (tmp_path / "images/train" / TISSUE).symlink_to("nowhere")
     listing = imagenet.ImageNet2012.read(tmp_path / "images")
-    assert [label for _, label, _ in listing.splits["train"]] == [TENCH, GOLDFISH]
+    assert [x.label for x in listing.splits["train"]] == [TENCH, GOLDFISH]
     assert [(row.split, row.id) for row in listing.left_out] == [
         ("train", f"train/{TISSUE}")
     ]

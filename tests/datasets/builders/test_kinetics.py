@@ -209,10 +209,8 @@ def test_links_to_class_folders(release):
     official.write_clips(release, clip, "disk/val_0000001_000027_000037.mp4")
     (release / "videos/abseiling").symlink_to(release / "disk")
     splits = read(release).splits
-    assert [path.relative_to(release).as_posix() for _, _, path in splits["train"]] == [
-        clip
-    ]
-    assert [label for _, label, _ in splits["validation"]] == ["abseiling"]
+    assert [x.source.relative_to(release).as_posix() for x in splits["train"]] == [clip]
+    assert [x.label for x in splits["validation"]] == ["abseiling"]
 
 
 def test_of_a_clip_that_is_listed_twice_the_first_counts(release):

@@ -82,9 +82,9 @@ def test_the_test_split_with_its_answers(release):
         "1420;Turning something upside down\n3055;Holding something next to something\n"
     )
     listing = read(release)
-    ((name, label, path),) = listing.splits["test"]
-    assert (name, label) == ("1420", "Turning something upside down")
-    assert path.read_bytes() == clips["1420.webm"]
+    (example,) = listing.splits["test"]
+    assert (example.id, example.label) == ("1420", "Turning something upside down")
+    assert example.source.read_bytes() == clips["1420.webm"]
     assert "3055" in [row.id for row in listing.left_out]
     assert not any("no label" in note for note in listing.notes)
 

@@ -33,7 +33,7 @@ def test_labels_follow_classind_and_clips_are_found_by_stem(lists):
     listing = read(lists)
     assert listing.class_names == ("Zumba", "Archery")
     clips = {
-        split: [(name, label, path.name) for name, label, path in examples]
+        split: [(x.id, x.label, x.source.name) for x in examples]
         for split, examples in listing.splits.items()
     }
     assert clips["train"] == [

@@ -236,10 +236,14 @@ def test_parts_of_one_video_are_no_duplicates(tmp_path):
     listing = builder.Listing(
         class_names=("x", "y"),
         splits={
-            split: [builder.ListedExample(name, "x", video) for name in names]
+            split: [
+                builder.ListedExample(
+                    name, "x", video, builder.Span(*spans[name], shared=True)
+                )
+                for name in names
+            ]
             for split, names in ids.items()
         },
-        spans={name: builder.Span(*span, shared=True) for name, span in spans.items()},
     )
     write.write_dataset(
         VideoFolder(config="parts", listing=listing, data_dir=tmp_path / "data")

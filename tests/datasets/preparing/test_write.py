@@ -81,9 +81,9 @@ class OfTfds(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return {split: self._generate_examples(listed[split]) for split in listed}
 
     def _generate_examples(self, examples):
-        for name, label, source in examples:
-            image = Pictures.load(source)
-            yield name, {"id": name, "label": label, "image": image}
+        for each in examples:
+            image = Pictures.load(each.source)
+            yield each.id, {"id": each.id, "label": each.label, "image": image}
 
 
 def test_records_and_their_order_are_those_of_tfds(tmp_path, monkeypatch):
@@ -107,11 +107,11 @@ def test_the_manifest_says_what_was_found(tmp_path):
     assert write.write_dataset(ours)
     rows = {r.id: r for r in manifest.read(ours.directory / manifest.NAME)}
     assert len(rows) == 3
-    for name, label, source in ours.listing.splits["train"]:
-        image = Pictures.load(source)
-        row = manifest.Row.of("train", name, label, image, "image")
-        assert rows[name] == row
-        assert (row.status == "ok") == (source != "damaged")
+    for each in ours.listing.splits["train"]:
+        image = Pictures.load(each.source)
+        row = manifest.Row.of("train", each.id, each.label, image, "image")
+        assert rows[each.id] == row
+        assert (row.status == "ok") == (each.source != "damaged")
     stored = read(tmp_path, "train")
     order = [r.id for r in rows.values() if r.status == "ok"]
     assert [example["id"] for example in stored] == order
@@ -325,7 +325,8 @@ def test_the_plan_is_for_any_machine(tmp_path, monkeypatch):
     ours = folders.VideoFolder(listing=listing, data_dir="data", config="x")
     plan = planning.write_plan(ours, Transcode())
     _, line = map(json.loads, plan.read_text().splitlines())
-    assert line["examples"] == [["ant/1.mp4", "ant", f"{tmp_path}/clips/ant/1.mp4"]]
+    path = f"{tmp_path}/clips/ant/1.mp4"
+    assert line["examples"] == [["ant/1.mp4", "ant", path, None, []]]
     (shard,) = planning.shards(plan)
     assert shard.directory == f"{tmp_path}/data/video_folder/x/1.0.0"
     assert shard.transcode == Transcode()
