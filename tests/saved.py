@@ -4,7 +4,7 @@ import jax
 import numpy as np
 
 from sparse_tube_vit.checkpoints.run import describe_run, save_params
-from sparse_tube_vit.models.tubevit import init_params, make_model
+from sparse_tube_vit.models.tubevit import make_model, param_shapes
 
 
 def random_like(params, seed=0):
@@ -17,6 +17,6 @@ def random_like(params, seed=0):
 def save_model(directory, config, classes):
     """Saves a config's model with random parameters; returns its work directory."""
     model = make_model(config, {head: len(names) for head, names in classes.items()})
-    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0), model.clip))
+    shapes = param_shapes(model)
     save_params(directory, random_like(shapes), describe_run(config, classes))
     return directory

@@ -1,14 +1,12 @@
 """Small and large models with random parameters, to scale up."""
 
-import jax
-
 from sparse_tube_vit.checkpoints import stored
 from sparse_tube_vit.checkpoints.run import (
     describe_run,
     save_params,
 )
 from sparse_tube_vit.config import from_json
-from sparse_tube_vit.models.tubevit import init_params, make_model
+from sparse_tube_vit.models.tubevit import make_model, param_shapes
 from tests.saved import random_like
 from tests.tiny import tiny_config
 
@@ -20,9 +18,7 @@ PATCHES = ({"kernel": (1, 4, 4), "stride": (1, 4, 4)},)
 
 def model_and_params(config, classes=CLASSES):
     model = make_model(config, {head: len(names) for head, names in classes.items()})
-    clip = (config.clip.frames, config.clip.size, config.clip.size)
-    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0), clip))
-    return model, random_like(shapes, config.seed)
+    return model, random_like(param_shapes(model), config.seed)
 
 
 def write(workdir, config, kept=None):

@@ -30,7 +30,7 @@ from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.datasets.builders import folders
 from sparse_tube_vit.errors import IndivisibleBatch, TubeViTError
 from sparse_tube_vit.models.tubes import ClipTooSmall
-from sparse_tube_vit.models.tubevit import init_params, make_model
+from sparse_tube_vit.models.tubevit import make_model, param_shapes
 from sparse_tube_vit.models.variants import make_tubes
 from sparse_tube_vit.train import train
 from sparse_tube_vit.training import finetuning, folder_dataset, forecast, recipe
@@ -82,7 +82,7 @@ def from_image_vit(*arguments, train=""):
 def report_of(config):
     """What is taken from the weights of a completed config."""
     model = make_model(config, {"clips": 2})
-    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0), model.clip))
+    shapes = param_shapes(model)
     names = {"clips": ("a", "b")}
     return pretrained.initial_params(config, model, shapes, names)[1]
 

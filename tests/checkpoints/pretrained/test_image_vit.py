@@ -15,7 +15,7 @@ from sparse_tube_vit.checkpoints.image_vits import UnreadableWeights
 from sparse_tube_vit.checkpoints.pretrained import WeightsDoNotMatch
 from sparse_tube_vit.checkpoints.step import ForeignCheckpoint
 from sparse_tube_vit.config import default_config
-from sparse_tube_vit.models.tubevit import init_params, make_model
+from sparse_tube_vit.models.tubevit import make_model, param_shapes
 from tests.checkpoints.pretrained.models import GOLDEN, VIT, image_tube, video_config
 
 
@@ -38,9 +38,7 @@ def vit_config(file, patch, size, **model):
 
 def fresh(config, classes=5):
     model = make_model(config, {"imagenet": classes})
-    clip = (config.clip.frames, config.clip.size, config.clip.size)
-    params = jax.eval_shape(lambda k: init_params(model, k, clip), jax.random.key(0))
-    return model, params
+    return model, param_shapes(model)
 
 
 def load(config, classes=5):

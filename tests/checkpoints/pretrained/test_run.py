@@ -9,7 +9,7 @@ from sparse_tube_vit.checkpoints import pretrained, resizing, stored
 from sparse_tube_vit.checkpoints.pretrained import WeightsDoNotMatch
 from sparse_tube_vit.checkpoints.run import Checkpoints, describe_run, save_params
 from sparse_tube_vit.config import from_json
-from sparse_tube_vit.models.tubevit import init_params, make_model
+from sparse_tube_vit.models.tubevit import make_model, param_shapes
 from sparse_tube_vit.training.state import TrainState
 from tests.checkpoints.pretrained.models import image_tube, video_config
 from tests.saved import random_like
@@ -18,7 +18,7 @@ from tests.saved import random_like
 def save_run(config, classes, workdir):
     """A checkpoint of step 3 with random parameters, which are returned."""
     model = make_model(config, {head: len(names) for head, names in classes.items()})
-    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0), model.clip))
+    shapes = param_shapes(model)
     params = jax.device_put(random_like(shapes))
     run = describe_run(config, classes)
     writer = Checkpoints(workdir, 1, run)
@@ -37,9 +37,7 @@ def test_another_run_gives_all_but_heads_of_other_classes(tmp_path):
     config.init.update({"weights": str(tmp_path), "positions": "keep"})
     classes = {"a": ("x", "y"), "b": ("y", "x"), "d": ("x", "y")}
     model = make_model(config, {head: 2 for head in classes})
-    shapes = jax.eval_shape(
-        lambda k: init_params(model, k, model.clip), jax.random.key(0)
-    )
+    shapes = param_shapes(model)
     ours, report = pretrained.initial_params(config, model, shapes, classes)
     for part in ("encoder", "stem", "pooling", "head_a"):
         jax.tree.map(np.testing.assert_array_equal, ours[part], theirs[part])
@@ -73,9 +71,7 @@ def test_keys_that_an_older_run_lacks_are_no_differences():
     config, classes = from_json(run["config"]), run["class_names"]
     config.init.weights = "demo"
     model = make_model(config, {head: len(names) for head, names in classes.items()})
-    shapes = jax.eval_shape(
-        lambda k: init_params(model, k, model.clip), jax.random.key(0)
-    )
+    shapes = param_shapes(model)
     _, report = pretrained.initial_params(config, model, shapes, classes)
     assert report.notes == [] and not report.new
     config.model.norm_epsilon = 1e-5
@@ -92,9 +88,7 @@ def from_run(config, workdir, **init):
     """What a model takes of the run in `workdir`, and the report."""
     config.init.update({"weights": str(workdir), **init})
     model = make_model(config, {"a": 2})
-    shapes = jax.eval_shape(
-        lambda k: init_params(model, k, model.clip), jax.random.key(0)
-    )
+    shapes = param_shapes(model)
     return pretrained.initial_params(config, model, shapes, {"a": ("x", "y")})
 
 
@@ -134,7 +128,7 @@ def test_two_image_tubes_change_places(tmp_path):
     config.model.tubes = (image_tube(16), image_tube(8))
     config.model.positions = "learned"
     model = make_model(config, {"a": 2})
-    shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0), model.clip))
+    shapes = param_shapes(model)
     params = random_like(shapes)
     theirs = params["stem"]
     save_params(tmp_path, params, describe_run(config, {"a": ("x", "y")}))
