@@ -5,8 +5,8 @@
     sparse-tube-vit train --workdir DIR \
         --config configs/scale_up.py:small=B,big=H,created=runs/created
 
-RUN is of configs/kinetics.py with the small variant, FILE an image ViT (`.npz` or
-`.safetensors`). Arguments, after a colon and separated by commas:
+RUN is of configs/kinetics.py with the small variant and clips of 64x224x224, FILE an
+image ViT (`.npz` or `.safetensors`). Arguments, after a colon and separated by commas:
 
     small=B            or Ti, S
     big=H              or L, B: patches of 14x14 for H, of 16x16 for the others

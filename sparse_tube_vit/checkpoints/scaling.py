@@ -26,7 +26,12 @@ from sparse_tube_vit.config import (
 )
 from sparse_tube_vit.errors import TubeViTError
 from sparse_tube_vit.log import log
-from sparse_tube_vit.models.tubes import Tube, kernel_channels, resize_kernel
+from sparse_tube_vit.models.tubes import (
+    Tube,
+    kernel_channels,
+    pixels_read,
+    resize_kernel,
+)
 from sparse_tube_vit.models.tubevit import init_params, make_model, param_shapes
 from sparse_tube_vit.models.variants import make_tubes
 from sparse_tube_vit.storage import absolute
@@ -48,9 +53,9 @@ def scale_tube(tube: Tube, clip: Sequence[int], channels: int, width: int) -> Tu
 
     Along each axis, the windows per token are a multiple of what they were and divide
     the stride. Of all such factors those with the smallest product are taken; of these,
-    those by which tokens read the most of the clip, as windows do that neither overlap
-    nor reach past it; of these, the most equal, then those with most windows along
-    time, then down.
+    those by which the tube reads the most of the clip, as by windows that neither
+    overlap nor reach past it; of these, the most equal, then those with most windows
+    along time, then down.
 
     Args:
         tube: Tube of the small model.
@@ -89,22 +94,10 @@ def scale_tube(tube: Tube, clip: Sequence[int], channels: int, width: int) -> Tu
 
     def order(tube):
         in_time, down, _ = factors = tube.space_to_depth
-        return -_pixels_read(tube, clip), max(factors), -in_time, -down
+        read, equal = pixels_read([tube], clip).sum(), sorted(factors, reverse=True)
+        return -read, equal, -in_time, -down
 
     return min(scaled, key=order)
-
-
-def _pixels_read(tube, clip):
-    """Returns the number of pixels of a clip that a tube's tokens read, all summed."""
-    grid = tube.grid(clip)
-
-    def read_along(axis):
-        tokens = tube.offset[axis] + tube.stride[axis] * np.arange(grid[axis])
-        windows = tube.window_stride[axis] * np.arange(tube.space_to_depth[axis])
-        pixels = tokens[:, None, None] + windows[:, None] + np.arange(tube.kernel[axis])
-        return sum(len(np.unique(each[each < clip[axis]])) for each in pixels)
-
-    return math.prod(map(read_along, range(3)))
 
 
 def scale_tubes(
@@ -125,7 +118,8 @@ def scale_tubes(
             and take its stride along time.
 
     Raises:
-        NotScalable: As `scale_tube`; or not exactly one tube reads images.
+        NotScalable, ClipTooSmall: As `scale_tube`; or not exactly one tube reads
+            images.
     """
     if sum(tube.reads_images for tube in tubes) != 1:
         raise NotScalable(
@@ -159,8 +153,8 @@ def scale_config(
             fixed ones, which the paper has alone.
 
     Raises:
-        NotScalable: As `scale_tubes`; or the small model is the wider one, or has
-            learned positions, which fit only its own tokens.
+        NotScalable, ClipTooSmall: As `scale_tubes`; or the small model is the wider
+            one, or has learned positions, which fit only its own tokens.
     """
     m = config.model
     if m.positions == "learned" or big["width"] < m.width:
@@ -332,7 +326,7 @@ def scale_up(
             notes=[*image.notes],
         ),
         image.model,
-        new=[""],
+        new=[""],  # whatever neither model has
     )
     for i, (tube, kernel) in enumerate(zip(tubes, kernels, strict=True)):
         for leaf, x in kernel.items():

@@ -406,7 +406,7 @@ class TrainedTubeViT:
         if not finite.all():
             raise NonFiniteScores(
                 f"{self.name}: its output is not finite for {(~finite).sum()} of "
-                f"{len(x)} inputs. {DIVERGED}"
+                f"{len(x)} inputs. Floats given have to be finite. {DIVERGED}"
             )
         return x
 

@@ -110,7 +110,7 @@ models train for 50,000 steps, as the paper's from Ti to B, 2,000 of them warm-u
 pooling trains with the head; table 9's gate is in its rows of some layers and of
 everything. images_first and inflated_3d train twice for 300,000 steps. Where widths
 have no whole ratio, the first channels of the windows are kept; windows are added along
-the axes by which tokens read the most of the clip.
+the axes by which the tubes read the most of the clip.
 
 The paper's B has 90.9 in its main result and 85.4 at most in the ablations (tables 7
 and 8), 84.5 with the main tubes, on 559 tokens; ours are on 64 frames in all tables,

@@ -37,8 +37,8 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
     """Returns clipping by global norm, Adam, decoupled weight decay on kernels.
 
     Biases, norms and the pooling's probe are not decayed, nor are the kernels of tubes
-    that no stream trains: nothing would hold them against the decay. Each parameter's
-    rate, and with it its weight decay, is scaled by `rate_scale`. With
+    and heads that no stream trains: nothing would hold them against the decay. Each
+    parameter's rate, and with it its weight decay, is scaled by `rate_scale`. With
     `optimizer.head_steps`, `update(..., heads_alone=True)` updates pooling, heads
     and fresh blocks alone; the warm-up of the rest begins after such steps.
     """
@@ -56,7 +56,7 @@ def make_optimizer(config: ConfigDict) -> optax.GradientTransformation:
 def _adam(config, first_step=0):
     """Returns Adam's transformations; the schedule counts from `first_step`."""
     o = config.optimizer
-    decayed = functools.partial(_decayed, _untrained_tubes(config))
+    decayed = functools.partial(_decayed, _trained_by_streams(config))
     by_layer = [_scale_rates(config)] if has_rates_by_layer(config) else []
     return (
         optax.scale_by_adam(b1=o.beta1, b2=o.beta2, mu_dtype=o.first_moment_dtype),
@@ -79,7 +79,6 @@ def _waiting(inner):
 
 def _heads_and_rest(config):
     """Returns the function that labels parameters as "heads" or "rest"."""
-
     waiting = waiting_parts(config)
 
     def label(path, _):
@@ -156,19 +155,21 @@ def describe_rates(config: ConfigDict, names: Iterable[str]) -> str:
     )
 
 
-def _untrained_tubes(config) -> set[str]:
-    """Returns the names of the tubes that no stream trains: images go through few."""
-    tubes, streams = make_tubes(config.model.tubes), config.streams.values()
-    frames = [input_size(config.clip, s.kind)[0] for s in streams if s.loss_weight]
-    trained = {i for t in frames for i in tubes_for(tubes, t)}
-    return {f"tube_{i}" for i in range(len(tubes)) if i not in trained}
+def _trained_by_streams(config) -> set[str]:
+    """Returns the names of tubes and heads that a stream trains: images use few."""
+    tubes = make_tubes(config.model.tubes)
+    streams = [s for s in config.streams.values() if s.loss_weight]
+    frames = [input_size(config.clip, s.kind)[0] for s in streams]
+    used = {f"tube_{i}" for t in frames for i in tubes_for(tubes, t)}
+    return used | {f"head_{s.head}" for s in streams}
 
 
-def _decayed(untrained, params):
+def _decayed(trained, params):
     """Returns a tree of bools: whether each parameter is decayed."""
 
     def decayed(path, _):
         names = [key.key for key in path]
-        return names[-1] == "kernel" and not untrained.intersection(names)
+        of_streams = {name for name in names if name.startswith(("tube_", "head_"))}
+        return names[-1] == "kernel" and of_streams <= trained
 
     return jax.tree.map_with_path(decayed, params)

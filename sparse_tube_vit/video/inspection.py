@@ -1,4 +1,4 @@
-"""Properties of an encoded file, by decoding all of it."""
+"""Properties of an encoded file."""
 
 import fractions
 
@@ -31,9 +31,9 @@ def inspect(encoded: bytes, kind: str) -> dict:
     Returns:
         The properties `DECODED`: names of FFmpeg's container and codec, such as
         "mov,mp4,m4a,3gp,3g2,mj2" and "h264"; width and height of the upright picture
-        in pixels; the container's average frames a second, a Fraction; the number of
-        frames; seconds by presentation times, with those of the last frame. Of an image
-        frame_rate and seconds are None.
+        in pixels; the container's average frames a second, a Fraction, None if unknown;
+        the number of frames; seconds by presentation times, with that of the last
+        frame. Of an image frame_rate and seconds are None.
 
     Raises:
         UndecodableClip: FFmpeg fails or conceals damaged data, the frames differ in

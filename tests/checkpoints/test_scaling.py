@@ -15,7 +15,7 @@ from flax.traverse_util import flatten_dict
 
 from sparse_tube_vit import scale_up as scale_up_command
 from sparse_tube_vit import train
-from sparse_tube_vit.checkpoints import stored
+from sparse_tube_vit.checkpoints import pretrained, stored
 from sparse_tube_vit.checkpoints.image_vits import read_arrays
 from sparse_tube_vit.checkpoints.run import (
     Checkpoints,
@@ -92,23 +92,21 @@ def test_as_large_a_share_is_frozen_as_in_the_paper(big, frozen):
         scale_config(config, VARIANTS["H"], patches)
 
 
-def test_tokens_read_as_much_of_the_clip_as_as_many_windows_can():
-    """Counted with a mask of the clip for every token, for all factors of 4 windows."""
+def test_a_tube_reads_as_much_of_the_clip_as_so_many_windows_can():
+    """By a mask of the clip, for all factors that make 4 windows."""
     clip, tube = (12, 14, 14), Tube((4, 4, 4), (8, 8, 8))
 
-    def pixels_read(factors):
-        count = 0
+    def read_by(factors):
+        mask = np.zeros(clip, bool)
         for first in itertools.product((0, 8), repeat=3):  # one token each
-            mask = np.zeros(clip, bool)
             for window in itertools.product(*map(range, factors)):
                 steps = (8 // f * i for f, i in zip(factors, window, strict=True))
                 t, h, w = map(operator.add, first, steps)
                 mask[t : t + 4, h : h + 4, w : w + 4] = True
-            count += mask.sum()
-        return count
+        return mask.sum()
 
     read = {
-        factors: pixels_read(factors)
+        factors: read_by(factors)
         for factors in itertools.product((1, 2, 4), repeat=3)
         if math.prod(factors) == 4
     }
@@ -250,6 +248,24 @@ def test_the_gain_of_the_small_models_positions_is_taken_and_no_registers(tmp_pa
     gain = read(tmp_path / "created")[2]["positions"]["gain"]
     assert gain == small["positions"]["gain"] != np.float32(0.02)
     assert "positions/gain" in report.loaded
+
+
+def test_frozen_tubes_are_not_trained_with_other_windows(created):
+    config, _, _ = read(created[2])
+    names = {head: tuple(classes) for head, classes in CLASSES.items()}
+
+    def load(trained_layers):
+        config.optimizer.trained_layers = trained_layers
+        model, params = model_and_params(config)
+        return pretrained.initial_params(config, model, params, names)
+
+    config.init.weights = str(created[2])
+    load(1)
+    tubes = [tube.to_dict() for tube in make_tubes(config.model.tubes)]
+    config.model.tubes = (tubes[0] | {"space_to_depth": (2, 1, 1)}, *tubes[1:])
+    load(None)
+    with pytest.raises(pretrained.WeightsDoNotMatch, match="what is frozen was tr"):
+        load(1)
 
 
 def test_a_small_model_that_still_trains_is_reported(

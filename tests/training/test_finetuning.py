@@ -331,7 +331,7 @@ def test_arguments_of_the_config_file():
         with pytest.raises(InvalidConfig, match=message):
             finetune.get_config(argument)
     with pytest.raises(InvalidConfig, match="trained_layers is 3: the model has 2"):
-        validate(from_image_vit(train="last=3"), data=False)
+        from_image_vit(train="last=3")
 
 
 def test_trained_layers_of_a_model(finished, tmp_path):

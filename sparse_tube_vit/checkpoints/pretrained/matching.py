@@ -40,7 +40,7 @@ class WeightsReport:
     def __str__(self):
         lines = [f"Parameters from {self.source}"]
         for kind in ("loaded", "resized", "new", "dropped"):
-            lines += [f"  {kind:8} {line}" for line in table(getattr(self, kind))]
+            lines += [f"  {kind:8} {line}" for line in _table(getattr(self, kind))]
         return "\n".join(lines + [f"  note     {note}" for note in self.notes])
 
 
@@ -104,14 +104,14 @@ class Match:
                     [
                         f"{self.report.source} does not fit config.model (depth "
                         f"{ours['depth']}, width {ours['width']}):",
-                        *(f"  {line}" for line in table(self.wrong)),
+                        *(f"  {line}" for line in _table(self.wrong)),
                         _advice(self.model, ours),
                     ]
                 )
             )
 
 
-def table(remarks: Mapping[str, tuple]) -> list[str]:
+def _table(remarks: Mapping[str, tuple]) -> list[str]:
     """Returns one line per layer, or per layer that many blocks have.
 
     Args:
@@ -139,9 +139,9 @@ def _advice(theirs, ours):
     keys = ("depth", "width", "mlp_dim", "heads", "gated_mlp", "pre_norm", "registers")
     wrong = [key for key in keys if theirs.get(key, ours[key]) != ours[key]]
     if not wrong:
-        return "Change what the lines above name, or choose other weights."
+        return "Change what the lines above name, or choose other init.weights."
     sizes = ", ".join(f"{key}={theirs[key]}" for key in wrong)
-    return f"Set config.model to these sizes ({sizes}), or choose other weights."
+    return f"Set config.model to these sizes ({sizes}), or choose other init.weights."
 
 
 def _ranges(numbers):

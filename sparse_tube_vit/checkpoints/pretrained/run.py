@@ -1,5 +1,6 @@
 """A run or release's arrays as the parameters of a model of other tubes or heads."""
 
+import dataclasses
 import re
 from collections.abc import Mapping
 
@@ -16,6 +17,8 @@ from sparse_tube_vit.checkpoints.pretrained.matching import (
 from sparse_tube_vit.checkpoints.resizing import inflate_kernel, resize_patches
 from sparse_tube_vit.config import from_json
 from sparse_tube_vit.models.variants import make_tubes
+
+_FROZEN = "what is frozen was trained with it: set it here, too"
 
 
 def match_run(path, config, shapes, class_names) -> Match:
@@ -75,10 +78,12 @@ def match_run(path, config, shapes, class_names) -> Match:
     if config.optimizer.trained_layers is not None:
         for key in ("gelu", "norm_epsilon"):
             if theirs[key] != config.model[key]:
-                match.wrong[f"model.{key}"] = (
-                    f"{theirs[key]!r} there",
-                    "what is frozen was trained with it: set it here, too",
-                )
+                match.wrong[f"model.{key}"] = f"{theirs[key]!r} there", _FROZEN
+        tubes = make_tubes(theirs["tubes"]), make_tubes(config.model.tubes)
+        for i, (tube, ours) in enumerate(zip(*tubes, strict=False)):
+            same = dataclasses.replace(ours, space_to_depth=tube.space_to_depth)
+            if tube == same != ours and not f"stem/tube_{i}/".startswith(fresh):
+                match.wrong[f"model.tubes: {ours}"] = f"{tube} there", _FROZEN
     return match
 
 

@@ -165,7 +165,7 @@ def _header(builder: Builder, transcode: Transcode | None) -> dict:
     digest = hashlib.sha256(json.dumps(listing.class_names).encode())
     for split, examples in listing.splits.items():
         for example in examples:
-            line = json.dumps((split, *_portable(example)))
+            line = json.dumps((split, *_fields(example)))
             digest.update(line.encode())
     return {
         "transcode": str(transcode) if transcode else None,
@@ -191,15 +191,15 @@ def _shards(builder: Builder, transcode: Transcode | None) -> Iterator[dict]:
                 "split": split,
                 "builder": builder.name,
                 "transcode": str(transcode) if transcode else None,
-                "examples": [_portable(e) for e in examples[start:end]],
+                "examples": [_fields(e) for e in examples[start:end]],
             }
 
 
-def _portable(example: ListedExample) -> ListedExample:
-    """Returns the example as JSON can hold it, with an absolute path."""
-    if isinstance(example.source, str):
-        return example
-    return example._replace(source=absolute(example.source))
+def _fields(example: ListedExample) -> tuple:
+    """Returns an example for JSON: an absolute path, and span and actions if any."""
+    name, label, source, *times = example
+    source = source if isinstance(source, str) else absolute(source)
+    return (name, label, source, *(times if any(times) else ()))
 
 
 def file_template(builder: Builder, split: str) -> tfds.core.ShardedFileTemplate:
@@ -231,9 +231,10 @@ def shards(plan) -> Iterator[Shard]:
             fields = json.loads(line)
             options = fields["transcode"]
             fields["transcode"] = Transcode.parse(options) if options else None
+            examples = [ListedExample(*example) for example in fields["examples"]]
             fields["examples"] = [
-                ListedExample(name, label, source, span and Span(*span), actions)
-                for name, label, source, span, actions in fields["examples"]
+                example._replace(span=Span(*example.span)) if example.span else example
+                for example in examples
             ]
             yield Shard(directory=os.fspath(epath.Path(plan).parent), **fields)
 

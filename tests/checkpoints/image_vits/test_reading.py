@@ -606,7 +606,8 @@ def test_wrong_sizes_are_an_error_that_gives_them():
     with pytest.raises(ValueError, match="model.heads  2 is 4 here") as error:
         load(config)
     assert str(error.value).endswith(
-        "Set config.model to these sizes (depth=2, heads=2), or choose other weights."
+        "Set config.model to these sizes (depth=2, heads=2), or choose other "
+        "init.weights."
     )
     for name, key in (("clip", "pre_norm"), ("dinov2_gated", "gated_mlp")):
         config = config_of(GOLDEN / f"hugging_face_{name}", **{key: False})
