@@ -115,23 +115,16 @@ def _builders(arguments) -> list:
     cls, data_dir = builder_class(arguments.dataset), arguments.data_dir
     if arguments.dataset == "moving_shapes":
         return [cls(config=kind, data_dir=data_dir) for kind in cls.KINDS]
-    if arguments.dataset == "ucf101":
-        split = arguments.split or 1
-        listing = cls.read(arguments.videos, arguments.annotations, split)
-        return [cls(config=f"split{split}", listing=listing, data_dir=data_dir)]
-    if "name" not in needed:
-        listing = cls.read(**{option: getattr(arguments, option) for option in needed})
-        return [cls(listing=listing, data_dir=data_dir)]
-    from sparse_tube_vit.datasets.builders import folders
-
-    if not re.fullmatch(r"[\w+-]+", arguments.name):
+    config = arguments.name
+    if config is not None and not re.fullmatch(r"[\w+-]+", config):
         raise BadArguments(
-            f"--name {arguments.name!r}: letters, digits, _, + and - can name a data"
-            " set"
+            f"--name {config!r}: letters, digits, _, + and - can name a data set"
         )
-    directory = arguments.images or arguments.videos
-    listing = folders.read_folder(directory, cls.kind, arguments.split_list)
-    return [cls(config=arguments.name, listing=listing, data_dir=data_dir)]
+    if arguments.dataset == "ucf101":
+        config = f"split{arguments.split or 1}"
+    options = {option: getattr(arguments, option) for option in given}
+    options = {k: v for k, v in options.items() if k not in ("name", "transcode")}
+    return [cls(config=config, listing=cls.read(**options), data_dir=data_dir)]
 
 
 if __name__ == "__main__":

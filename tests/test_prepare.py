@@ -3,11 +3,13 @@
 import os
 import subprocess
 import sys
+from typing import ClassVar
 
 import pytest
 
 from sparse_tube_vit import prepare as command
-from sparse_tube_vit.datasets import reading
+from sparse_tube_vit.datasets import catalog, reading
+from sparse_tube_vit.datasets.builders.folders import VideoFolder
 from sparse_tube_vit.datasets.manifest import Row
 from sparse_tube_vit.datasets.preparing import beam, prepare
 from sparse_tube_vit.datasets.preparing import plan as planning
@@ -60,6 +62,30 @@ def test_says_what_was_written_and_left_out(images, tmp_path, capsys):
     run(*arguments)
     assert f"already in {directory}" in capsys.readouterr().out
     assert before == {path: path.stat().st_mtime_ns for path in directory.iterdir()}
+
+
+class Mini(VideoFolder):
+    """A builder that this package does not have."""
+
+    name = "mini"
+    given: ClassVar[list] = []
+
+    @classmethod
+    def read(cls, **options):
+        cls.given.append(options)
+        return super().read(options["videos"])
+
+
+def test_a_builder_reads_all_its_options(tmp_path, monkeypatch):
+    monkeypatch.setitem(catalog.BUILDERS, "mini", f"{__name__}:Mini")
+    options = ("name", "videos", "annotations"), ("split", "transcode")
+    monkeypatch.setitem(catalog.OPTIONS, "mini", options)
+    official.write_clips(tmp_path / "clips", "train/cat/1.mp4")
+    given = {"videos": str(tmp_path / "clips"), "annotations": "lists", "split": 2}
+    arguments = ["mini", "--name", "a", "--data_dir", str(tmp_path), "--workers", "0"]
+    run(*arguments, *(f"--{name}={value}" for name, value in given.items()))
+    assert Mini.given == [given]
+    assert len(reading.open_split("mini/a", "train", tmp_path)) == 1
 
 
 def test_interrupted_and_gone_on_with(tmp_path, capsys, monkeypatch):

@@ -33,6 +33,12 @@ OPTIONS = {
 }
 
 
+#: Data sets whose classes are in the order of their sorted names.
+SORTED = (
+    *("image_folder", "video_folder", "imagenet2012"),
+    *("kinetics400", "kinetics600", "kinetics700"),
+)
+
 #: Number of classes of data sets with an official list of them.
 OFFICIAL_CLASSES = {
     "charades": 157,

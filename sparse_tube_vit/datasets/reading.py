@@ -310,19 +310,21 @@ def open_split(dataset: str, split: str, data_dir, kind: str = "") -> Split:
         kind=stored,
         class_names=tuple(label.names),
         shards=shards,
-        parse=_parser(info.features, stored),
+        parse=_parser(info.features),
         multi_label=multi_label,
         timed=multi_label and ACTIONS in info.features,
     )
 
 
-def _parser(features, kind):
+def _parser(features):
     """Returns what TFDS does with a record's bytes, the file in it still encoded."""
     import tensorflow_datasets as tfds
 
-    decoders = None
-    if isinstance(features[kind], tfds.features.Image):  # it would decode
-        decoders = {kind: tfds.decode.SkipDecoding()}
+    decoders = {  # others than that of its kind are not used
+        name: tfds.decode.SkipDecoding()
+        for name, feature in features.items()
+        if isinstance(feature, tfds.features.Image)
+    }
     return functools.partial(features.deserialize_example_np, decoders=decoders)
 
 
@@ -511,7 +513,8 @@ def _how_to_prepare(dataset: str, data_dir) -> str:
     values = {"name": config or "NAME"}
     options = [f"--{option} {values.get(option, 'DIR')}" for option in required]
     if name == "ucf101":
-        options.insert(0, f"--split {config.removeprefix('split') or 1}")
+        split = re.match(r"split(\d)$", config)
+        options.insert(0, f"--split {split[1] if split else 1}")
     command = ["sparse-tube-vit prepare", name, *options]
     command += ["--data_dir", shlex.quote(str(data_dir))]
     prepare = "prepare" if made else "Prepare"

@@ -52,6 +52,8 @@ class Evaluator:
         name: The name of the evaluation in `config.evaluations`.
         config: The config of the run.
         class_names: The class names of the evaluation's head.
+        model: The model, with that head.
+        mesh: The mesh over all devices.
 
     Raises:
         ClassNamesDiffer: The data set's classes are not those of the head.

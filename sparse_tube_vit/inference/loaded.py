@@ -443,7 +443,8 @@ class TrainedTubeViT:
     def protocol(self, kind: str, head: str) -> ConfigDict:
         """Returns the config of a head's evaluation on inputs of a kind.
 
-        Of several, the first by name with the strides of training; of none, one view.
+        Of several, that of most views with the strides of training, the first by name
+        of these; of none, one view.
         """
         matching = [
             source
@@ -451,7 +452,12 @@ class TrainedTubeViT:
             if (source.kind, source.head) == (kind, head)
         ]
         others = examples.unlabelled(kind)
-        return min(matching, key=lambda e: e.stride_scale != 1, default=others)
+
+        def order(source):
+            views = source.temporal_views * source.spatial_views
+            return source.stride_scale != 1, -views
+
+        return min(matching, key=order, default=others)
 
     @functools.cached_property
     def _programs(self):

@@ -27,8 +27,9 @@ _CORE = (
     Tube(kernel=(8, 8, 8), stride=(16, 16, 16)),
 )
 
-#: Sets of tubes. A clip of 32x224x224 has 539 tokens with "main"; the paper states 559,
-#: which no arithmetic of windows that we know gives.
+#: Sets of tubes. Checkpoints hold their names: add a set, never change one. A clip of
+#: 32x224x224 has 539 tokens with "main"; the paper states 559, which no arithmetic of
+#: windows that we know gives.
 TUBE_SETS = {
     # Table 12, the default: four tubes, two of them with space-to-depth.
     "main": (

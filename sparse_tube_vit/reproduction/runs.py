@@ -402,8 +402,9 @@ def _training_flops(table, row, task):
 
 def _named(name, task):
     """Returns a stored run by its name; None if its table has no such row or task."""
-    number, _, row = name.partition("_")
-    table = TABLES.get(number)
+    numbers = (n for n in TABLES if name.startswith(f"{n}_"))
+    number = max(numbers, key=len, default="")
+    table, row = TABLES.get(number), name.removeprefix(f"{number}_")
     if not table or task not in table.tasks:
         return None
     rows = {x.name: x for x in table.rows}

@@ -153,7 +153,7 @@ def _shapes(tubes, paper):
     return Row(tubes, paper, streams="video", tubes=tubes)
 
 
-#: Tables and figures of the paper, by its number, and "twice" beside table 5.
+#: Tables and figures of the paper by number, and others of `configs/reproduction.py`.
 PAPER = {
     "5": Table(
         "Joint training against its alternatives",
@@ -647,7 +647,11 @@ def evaluations_of(table: str, row: Row, task: str) -> dict[str, Mapping]:
     """
     found = {}
     for number, other in TABLES.items():
-        if other.evaluations and shares_run(table, row, number, other.rows[0], task):
+        if any(
+            shares_run(table, row, number, each, task)
+            for each in other.rows
+            if each.evaluation in other.evaluations
+        ):
             found |= other.evaluations
     return found
 

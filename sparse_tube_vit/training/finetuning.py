@@ -31,7 +31,6 @@ from sparse_tube_vit.config import (
 from sparse_tube_vit.datasets.preparing.embedded import prepare_embedded
 from sparse_tube_vit.datasets.reading import open_split
 from sparse_tube_vit.log import log
-from sparse_tube_vit.models.losses import LOSSES
 from sparse_tube_vit.models.variants import make_tubes
 from sparse_tube_vit.training import recipe
 from sparse_tube_vit.training.folder_dataset import check_folder, prepare_folder
@@ -354,8 +353,7 @@ def kept_heads(config: ConfigDict, workdir) -> dict[str, tuple[str, ...]]:
             f"{config.init.weights} are {', '.join(theirs) or 'none'}."
         )
     before = from_json(run["config"])
-    losses = {head: LOSSES[head_loss(before, head)] for head in heads}
-    if several := [head for head in heads if losses[head].multi_label]:
+    if several := [head for head in heads if head_loss(before, head) != "softmax"]:
         raise InvalidConfig(
             f"config.init.keep_heads has {', '.join(several)}, whose inputs have any "
             "number of labels: only heads with one label an input can be kept."

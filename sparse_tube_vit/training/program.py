@@ -28,8 +28,13 @@ class Program:
     Nothing is computed or compiled before `init` or `train_step` is called, so the mesh
     may be one of devices that are not attached: `program.lower().compile()`.
 
-    Attributes:
+    Args:
+        config: As `config.validate` accepts it.
+        classes: Number of classes of every head.
         mesh: The mesh, of axes `mesh.AXES`.
+
+    Attributes:
+        mesh: As given.
         model: A `TubeViT` with a head for every name in `classes`.
         optimizer: An optax transformation.
         state: `TrainState` of shapes, dtypes and shardings.

@@ -99,6 +99,13 @@ def make_train_step(
     With `optimizer.accumulate_steps` k, gradients of k parts of each batch accumulate.
     Mixup pairs and means are those of the whole batch, so that only the random numbers
     of dropout differ.
+
+    Args:
+        model: The model, with a head for every stream.
+        optimizer: Of `make_optimizer`, or one whose `update` heeds `heads_alone` where
+            it is set. The logged learning rate is the config's.
+        config: As `config.validate` accepts it.
+        heads_alone: As above.
     """
     update = optimizer.update
     if heads_alone:

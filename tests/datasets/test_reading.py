@@ -11,6 +11,7 @@ import sys
 import grain
 import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 from absl import flags
 
 from sparse_tube_vit import prepare
@@ -415,6 +416,22 @@ def test_data_sets_of_tfds_give_the_encoded_image(tmp_path):
     split = reading.open_split("other", "train", tmp_path)
     encoded = builder.picture.read_bytes()
     assert split[0] == {"id": "n01.jpg", "label": 1, "image": encoded}
+
+
+def test_no_picture_of_a_data_set_of_tfds_is_decoded(tmp_path, monkeypatch):
+    features = Other.features | {"mask": tfds.features.Image(shape=(None, None, 3))}
+    builder = type("Other", (Other,), {"features": features}, skip_registration=True)(
+        data_dir=tmp_path
+    )
+    builder.picture = picture(tmp_path / "n01.jpg")
+    builder.download_and_prepare(file_format="array_record")
+    split = reading.open_split("other", "train", tmp_path)
+
+    def decode(self, example):
+        raise AssertionError(f"{self} is decoded")
+
+    monkeypatch.setattr(tfds.features.Image, "decode_example", decode)
+    assert split[0]["image"] == builder.picture.read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -89,7 +89,7 @@ class Other(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _generate_examples(self):
         values = {"label": self.label, "file_name": "n01.jpg", "frames": b""}
-        values["image"] = values["video"] = self.picture
+        values |= dict.fromkeys(("image", "mask", "video"), self.picture)
         yield 0, {name: values[name] for name in self.features}
 
 

@@ -296,13 +296,18 @@ def test_a_head_is_chosen_by_what_trained_it(tubevit, files):
     assert tubevit.predict(files["images"][0], "crowds", top=1)
 
 
-def test_a_head_is_evaluated_by_the_strides_of_training(tubevit):
+def test_a_head_is_evaluated_by_the_strides_of_training_and_most_views(tubevit):
     config = tubevit.config.copy_and_resolve_references()
     video = config.evaluations.video
     for name, scale in (("a_dense", 0.5), ("z_dense", 0.5)):
         config.evaluations[name] = {**video.to_dict(), "stride_scale": scale}
+    few = {"temporal_views": 1, "spatial_views": 1}
+    config.evaluations.a_quick = {**video.to_dict(), **few}
+    config.evaluations.video.temporal_views = 4
     model = dataclasses.replace(tubevit, config=config)
-    assert model.protocol("video", video.head).stride_scale == 1
+    protocol = model.protocol("video", video.head)
+    assert (protocol.stride_scale, protocol.temporal_views) == (1, 4)
+    del config.evaluations["a_quick"]
     del config.evaluations["video"]
     assert model.protocol("video", video.head).stride_scale == 0.5
     assert model.protocol("video", "other").temporal_views == 1

@@ -174,6 +174,15 @@ def test_a_result_is_of_one_config(tmp_path, monkeypatch):
     assert results.outdated() == ["moving_shapes/7a_learned"]
 
 
+def test_a_table_may_be_called_anything(monkeypatch, tmp_path):
+    for known in (tables.TABLES, tables.PAPER):
+        monkeypatch.setitem(known, "focal_loss", TABLES["7a"])
+    run = Run("focal_loss", TABLES["7a"].row("learned"), "moving_shapes", 0)
+    results = Results(tmp_path)
+    results.add(run, result())
+    assert results.outdated() == []
+
+
 def test_no_default_has_changed_since_the_results():
     """A digest is of what differs from the defaults: they must stay what they were.
 

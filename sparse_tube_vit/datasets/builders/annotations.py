@@ -277,12 +277,16 @@ def read_csv(path: pathlib.Path, columns: Iterable[str]) -> Iterator[tuple[str, 
         raise BadAnnotations(f"{path}: after line {reader.line_num}: {error}") from None
 
 
-def check_class_count(where, count: int, official: int) -> list[str]:
+def check_class_count(where, count: int, official: int | None) -> list[str]:
     """Returns a note if classes are missing, as in a subset for trying things out.
+
+    Nothing is checked without an official number.
 
     Raises:
         BadAnnotations: There are more classes than the data set has.
     """
+    if official is None:
+        return []
     if count > official:
         raise BadAnnotations(
             f"{where}: {count} classes; the data set has {official}. Give its own"

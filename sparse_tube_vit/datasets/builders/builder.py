@@ -72,7 +72,8 @@ class Builder:
     examples; `preparing` writes them.
 
     Attributes:
-        name: Name of the data set, such as "ucf101".
+        name: Name of the data set, such as "ucf101", one of `catalog.BUILDERS`, by
+            which other processes import the class.
         kind: "image" or "video", the name of the feature that holds the file.
         multi_label: Whether an example has any number of labels instead of one.
         listing: The examples.

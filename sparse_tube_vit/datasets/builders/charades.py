@@ -72,7 +72,9 @@ class Charades(builder.Builder):
                     entries.append(entry)
                 else:
                     left_out.append(entry.left_out(f"no action in {where}"))
-        notes = check_class_count(path, len(class_names), OFFICIAL_CLASSES[cls.name])
+        notes = check_class_count(
+            path, len(class_names), OFFICIAL_CLASSES.get(cls.name)
+        )
         return list_clips(videos, entries, class_names.values(), left_out, notes)
 
 

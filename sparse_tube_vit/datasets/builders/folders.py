@@ -50,17 +50,27 @@ class TooFewExamples(DatasetError):
 
 
 class ImageFolder(builder.Builder):
-    """Images in class folders, of the listing that `read_folder` returns."""
+    """Images in class folders."""
 
     name = "image_folder"
     kind = "image"
 
+    @classmethod
+    def read(cls, images, split_list=None) -> builder.Listing:
+        """Lists a folder, as `read_folder`."""
+        return read_folder(images, cls.kind, split_list)
+
 
 class VideoFolder(builder.Builder):
-    """Clips in class folders, of the listing that `read_folder` returns."""
+    """Clips in class folders."""
 
     name = "video_folder"
     kind = "video"
+
+    @classmethod
+    def read(cls, videos, split_list=None) -> builder.Listing:
+        """Lists a folder, as `read_folder`."""
+        return read_folder(videos, cls.kind, split_list)
 
 
 def read_folder(directory, kind: str, split_list=None) -> builder.Listing:

@@ -66,7 +66,7 @@ class Kinetics(builder.Builder):
             notes.append(f"left out {unlabelled} clips of test that have no label")
         class_names = {s.label for s in segments if s.split != "test"}
         notes += check_class_count(
-            annotations, len(class_names), OFFICIAL_CLASSES[cls.name]
+            annotations, len(class_names), OFFICIAL_CLASSES.get(cls.name)
         )
         entries = []
         for where, split, label, youtube_id, start, end in segments:

@@ -42,7 +42,7 @@ class SomethingSomethingV2(builder.Builder):
         """
         labels = _file(annotations, "labels")
         numbers = _read_classes(labels)
-        notes = check_class_count(labels, len(numbers), OFFICIAL_CLASSES[cls.name])
+        notes = check_class_count(labels, len(numbers), OFFICIAL_CLASSES.get(cls.name))
         entries = []
         for split in ("train", "validation"):
             for where, entry in _read_list(_file(annotations, split)):

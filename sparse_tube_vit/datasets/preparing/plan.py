@@ -19,6 +19,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 import tempfile
 from collections.abc import Iterator
 
@@ -42,6 +43,10 @@ SHARD_BYTES = 1 << 30  # at most, TFDS's own limit
 # lost in an interruption: this many examples each, in up to this many shards.
 SHARD_EXAMPLES = {"video": 16, "image": 1024}
 SHARDS = 256
+
+
+class BadListing(DatasetError):
+    """A builder lists what a data set cannot hold."""
 
 
 class OtherPreparation(DatasetError):
@@ -118,9 +123,11 @@ def write_plan(builder: Builder, transcode: Transcode | None) -> epath.Path:
         The path of the plan.
 
     Raises:
+        BadListing: TFDS cannot store it, or ids are not unique.
         OtherPreparation: The plan that is there has another header.
         UnwritableOutput: The file system refuses it.
     """
+    _check_listing(builder)
     directory = epath.Path(absolute(builder.directory))
     try:
         os.fspath(directory).encode()
@@ -157,6 +164,29 @@ def write_plan(builder: Builder, transcode: Transcode | None) -> epath.Path:
         for line in itertools.chain([header], _shards(builder, transcode)):
             print(json.dumps(line), file=lines)
     return plan
+
+
+def _check_listing(builder):
+    """Raises BadListing where examples could not be written, or not told apart."""
+    known = set(builder.listing.class_names)
+    for name in builder.listing.class_names:
+        if re.search(r"[\r\n]", name) or name != name.strip():
+            raise BadListing(
+                f"{builder.dataset}: {name!r} cannot name a class: TFDS keeps names on "
+                "lines of their own, without spaces around them"
+            )
+    for split, examples in builder.listing.splits.items():
+        ids = set()
+        for name, label, *_ in examples:
+            if name in ids:
+                raise BadListing(f"{builder.dataset}: {split} has {name!r} twice")
+            ids.add(name)
+            labels = label if builder.multi_label else (label,)
+            if unknown := [x for x in labels if x not in known]:
+                raise BadListing(
+                    f"{builder.dataset}: {split} {name!r} is labelled {unknown[0]!r}, "
+                    "which is no class name"
+                )
 
 
 def _header(builder: Builder, transcode: Transcode | None) -> dict:

@@ -16,6 +16,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 from etils import epath
 
 from sparse_tube_vit.datasets import manifest, processes, reading
+from sparse_tube_vit.datasets.catalog import SORTED
 from sparse_tube_vit.datasets.manifest import OK, Row
 from sparse_tube_vit.datasets.preparing.progress import Progress
 from sparse_tube_vit.datasets.reading import Split
@@ -23,11 +24,6 @@ from sparse_tube_vit.datasets.times import SPAN
 from sparse_tube_vit.storage import UnreachableStorage
 from sparse_tube_vit.video import inspection
 
-# Data sets whose classes are in the order of their sorted names.
-SORTED = (
-    *("image_folder", "video_folder", "imagenet2012"),
-    *("kinetics400", "kinetics600", "kinetics700"),
-)
 RECORDS_A_TASK = {"video": 8, "image": 256}
 
 _AGAIN = "delete the data set and prepare it again"

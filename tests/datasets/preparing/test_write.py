@@ -297,6 +297,26 @@ def test_number_of_shards(tmp_path, monkeypatch, examples, shard_bytes, expected
     assert len(Pictures.loaded) <= 64
 
 
+@pytest.mark.parametrize(
+    "names, examples, message",
+    [
+        (("ant", "wolf"), ["a ant", "a wolf"], "train has 'a' twice"),
+        (("ant", "wolf"), ["a ant", "b bear"], "'b' is labelled 'bear', which is no"),
+        (("ant", "wo\nlf"), ["a ant"], r"'wo.nlf' cannot name a class"),
+        (("ant", " wolf"), ["a ant"], "' wolf' cannot name a class"),
+    ],
+    ids=["id", "label", "lines", "spaces"],
+)
+def test_what_a_data_set_cannot_hold_is_said_before_it_is_begun(
+    tmp_path, names, examples, message
+):
+    listed = [ListedExample(*example.split(), "7") for example in examples]
+    ours = Pictures(listing=Listing(names, {"train": listed}), data_dir=tmp_path)
+    with pytest.raises(planning.BadListing, match=message):
+        write.write_dataset(ours)
+    assert not [*tmp_path.iterdir()]
+
+
 def test_from_a_bucket_into_a_bucket(tmp_path, monkeypatch):
     names = [f"{split}/{c}/1.mp4" for split in ("train", "test") for c in CLASSES]
     official.write_clips(tmp_path / "clips", *names)
