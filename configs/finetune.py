@@ -1,12 +1,12 @@
-"""Fine-tuning a trained model or an image ViT on a folder of own clips or images.
+"""Fine-tuning a trained model or an image ViT on a folder of your clips or images.
 
     sparse-tube-vit train --config configs/finetune.py --workdir DIR \
         --config.data.folder=CLIPS --config.init.weights=WEIGHTS
 
 CLIPS holds `<class>/<file>`, of which a fifth is held out for testing, or
 `<split>/<class>/<file>` with the splits `train` and `test`. It is prepared below
-`data_dir`. DIR/evaluations then holds the accuracy and the confusion, DIR/release the
-model for `load` and `predict`.
+`data_dir`. DIR/evaluations then holds the accuracy and the confusion matrix,
+DIR/release the model for `load` and `predict`.
 
 WEIGHTS is a TubeViT, that is a work directory, one of its checkpoints or a release:
 clips, sizes and tubes are as there. Or it is an image ViT: sizes are as there, clips

@@ -11,7 +11,7 @@ docs/reproduction.md. Arguments, after a colon and separated by commas:
 
     table=7b, row=4     the table and its row
     seed=0              seed of parameters, examples and augmentation
-    task=               kinetics600: full size, jointly with ImageNet, as
+    task=               kinetics600: full size, by the settings of
                         configs/kinetics.py; of the others a run takes minutes:
         moving_shapes       the embedded data, 24 classes of shape and motion
         ucf101              videos of data set ucf101/split1_small, images of

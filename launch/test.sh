@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Sets up and passes all tests: with the pinned versions, or with the newest ones that
-# setup.py allows, in an environment of their own.
+# Sets up .venv and runs the linters and the tests. With --newest, the tests alone, with the
+# newest versions that setup.py allows, in an environment of their own.
 #
 #   ./launch/test.sh [--newest] [pytest's options]     PYTHON=python3.13
 #

@@ -157,9 +157,9 @@ MODEL = {
     ),
     "position_gain": Key(
         None,
-        "Start of a learned scalar that fixed positions are multiplied by; to learned "
-        "ones, fixed ones are added times it. Pretrained trunks have small positions "
-        "of their own. None: no scalar, 1.",
+        "Initial value of a learned scalar that fixed positions are multiplied by; to "
+        "learned ones, fixed ones are added times it. Pretrained trunks have small "
+        "positions of their own. None: no scalar, 1.",
         Rule(lambda x: x is None or abs(x) < math.inf, "None, or a finite number"),
         value_type=float,
     ),

@@ -38,17 +38,17 @@ SCHEMA = {
     "seed": Key(0, "Seed of all random numbers.", whole(0, 2**32 - 1)),
     "total_steps": Key(None, "Number of training steps.", COUNT, value_type=int),
     "data_dir": Key("data", "Directory or URL of the prepared data sets.", TEXT),
-    # Own clips or images to fine-tune on, see training.finetuning.
+    # Your clips or images to fine-tune on, see training.finetuning.
     "data": {
         "folder": Key(
-            "", "Folder of own files, <class>/<file>, to fine-tune on.", TEXT
+            "", "Folder of your files, <class>/<file>, to fine-tune on.", TEXT
         ),
         "split_list": Key(
             "", "File of `relative/path,split` lines that splits the folder.", TEXT
         ),
         "images": Key(
             "",
-            "Folder of own images, <class>/<file>, to train on jointly with the clips.",
+            "Folder of your images, <class>/<file>, to train on beside the clips.",
             TEXT,
         ),
         "test_share": Key(
@@ -58,8 +58,9 @@ SCHEMA = {
         ),
         "epochs": Key(
             30,
-            "Passes over the folder, or the first stream's data set, where "
-            "configs/finetune.py sets total_steps; open there: 10 from an image ViT.",
+            "Passes over the folder, or the first stream's data set, that make "
+            "total_steps where it is None. Open in configs/finetune.py: 10 from an "
+            "image ViT.",
             POSITIVE,
         ),
     },

@@ -69,7 +69,7 @@ class HostStopped(TubeViTError, RuntimeError):
 
 
 class HostFailed(TubeViTError, RuntimeError):
-    """Another host ended, with an error, whose exit code this has, or without."""
+    """Another host ended; the exit code is its own, or 1 where it is unknown."""
 
 
 # ---- joining

@@ -12,7 +12,7 @@ BATCH = ("data", "fsdp")
 
 
 def constrain(x: jax.Array, *axes) -> jax.Array:
-    """Constrains the first axes of `x` to the named mesh axes, others to be whole.
+    """Constrains the first axes of `x` to mesh axes by name; others are replicated.
 
     XLA might infer another sharding of the activation. Without a mesh (`jax.set_mesh`)
     `x` is returned as it is.

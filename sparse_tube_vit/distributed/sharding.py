@@ -102,10 +102,10 @@ def _slices(config, devices):
 def batch_share(mesh: Mesh, process: int | None = None) -> Share:
     """Returns a host's share of every batch.
 
-    Hosts that the tensor axis connects feed the same share, and no row is in two: any
-    number of hosts feeds the same examples in a step, each once. The rows of a share
-    need not be neighbours, so that the order of examples, and the pairs of mixup,
-    depend on hosts and mesh.
+    Hosts that the tensor axis connects load the same share; otherwise no example is in
+    two: any number of hosts feeds the same examples in a step, each once. Devices of a
+    share need not be neighbours in the mesh, so that the order of examples, and the
+    pairs of mixup, depend on hosts and mesh.
 
     Args:
         mesh: The mesh of the run.
@@ -148,10 +148,10 @@ _RULES = (
 
 
 def parameter_spec(path: str, shape: tuple[int, ...], mesh: Mesh) -> P:
-    """Returns how the parameter a/b/c is split; norms and most biases are whole.
+    """Returns the sharding of the parameter a/b/c; norms and most biases have none.
 
-    A dimension that the mesh axis does not divide stays whole, as a tube's channels
-    may. `check_mesh` excludes this for the encoder.
+    A dimension that the mesh axis does not divide is not sharded, as a tube's channels
+    may be. `check_mesh` excludes this for the encoder.
     """
     for pattern, spec in _RULES:
         if re.search(rf"(^|/){pattern}$", path):

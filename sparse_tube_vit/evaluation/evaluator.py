@@ -56,6 +56,8 @@ class Evaluator:
         mesh: The mesh over all devices.
 
     Raises:
+        IndivisibleBatch: The mesh does not divide the batch.
+        DatasetError: The named errors of `reading.open_split`.
         ClassNamesDiffer: The data set's classes are not those of the head.
         LossDoesNotFit: The data set is multi-label, the head's loss is not.
     """

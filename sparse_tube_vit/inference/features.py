@@ -50,7 +50,9 @@ def with_tokens(
     views: tuple[int, int] = (1, 1),
     batch_size: int | None = None,
 ) -> Iterator[files.Computed]:
-    """Yields `Features` of files in order: `pooled` over views, tokens of the central.
+    """Yields `Features` of files in order: `pooled` is the mean over views.
+
+    Tokens are those of the central view.
 
     The group of each is its kind.
 

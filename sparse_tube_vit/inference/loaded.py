@@ -443,8 +443,8 @@ class TrainedTubeViT:
     def protocol(self, kind: str, head: str) -> ConfigDict:
         """Returns the config of a head's evaluation on inputs of a kind.
 
-        Of several, that of most views with the strides of training, the first by name
-        of these; of none, one view.
+        If there are several: one with training's strides before others, then that of
+        most views, then the first by name. If there is none: one view.
         """
         matching = [
             source

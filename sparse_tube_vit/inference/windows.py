@@ -80,7 +80,7 @@ def predict_windows(
     Args:
         tubevit: A loaded model.
         paths: Files, as of `files.expand`.
-        window: As for `TrainedTubeViT.windows`, and so on.
+        window, stride, head, top, views, batch_size: As for `TrainedTubeViT.windows`.
 
     Raises:
         InvalidWindow, UnknownHead, AmbiguousHead: As `TrainedTubeViT.windows`.
@@ -122,7 +122,14 @@ def options_of_windows(tubevit: "TrainedTubeViT", window, stride, head, views):
 
 
 def predict_video(tubevit, path, spans_of, head, example, top, batch_size):
-    """Yields the predictions for a video's windows; the first batch sets the size."""
+    """Yields the predictions for a video's windows.
+
+    Later batches are padded to the size of the first.
+
+    Args:
+        tubevit, path, top, batch_size: As for `TrainedTubeViT.windows`.
+        spans_of, head, example: As `options_of_windows` returns them.
+    """
 
     def clips():
         yield from example.read_spans(read_file(path), spans_of, kind_by_name(path))

@@ -196,7 +196,7 @@ class TrainingExample(ExampleMap):
 
     Attributes:
         crop_area: Least and greatest area of the crop, as a fraction of the picture.
-        flip: Whether every other clip is mirrored left to right.
+        flip: Whether clips are mirrored left to right with probability 1/2.
         color_jitter: Strength for `augment.jitter_color`; 0 is off.
         randaugment_layers: Number of RandAugment operations; 0 is off.
         randaugment_magnitude: Magnitude of RandAugment, 0 to 10.

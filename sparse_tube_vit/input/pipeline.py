@@ -62,7 +62,8 @@ def training_batches(
 ) -> Iterator[dict]:
     """Returns a host's share of a stream's batches from `start_step` on, without end.
 
-    Its parts follow one another, `share.parts` a step.
+    Its parts follow one another, `share.parts` a step. Each has "video" uint8 (b, T, H,
+    W, 3), "label" int32 (b,) or (b, C), "weight" float32, "id" and "problem" (b,).
 
     Raises:
         IndivisibleBatch: The batch has no equal parts of whole examples.

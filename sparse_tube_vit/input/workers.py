@@ -1,7 +1,7 @@
 """Number of worker processes of every stream and evaluation.
 
-The cores that the main process leaves are divided by what the examples cost, which is
-measured with a few of them. Which examples a step has does not depend on any of it.
+Streams share the cores that the main process leaves in proportion to the cost of their
+examples, measured on a few. Which examples a step has does not depend on it.
 """
 
 import math

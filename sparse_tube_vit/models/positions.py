@@ -75,9 +75,9 @@ class Positions(nn.Module):
         width: D, channels of a token.
         clip: (T, H, W) of learned positions, parameters `tube_<i>` (nt, nh, nw, D). An
             image takes those of the first frame. The other kinds ignore it.
-        gain: Start of a learned scalar, parameter `gain`, that fixed positions are
-            multiplied by; with learned ones, fixed ones times it are added. None: no
-            scalar.
+        gain: Initial value of a learned scalar, parameter `gain`, that fixed positions
+            are multiplied by; with learned ones, fixed ones times it are added. None:
+            no scalar.
     """
 
     kind: str

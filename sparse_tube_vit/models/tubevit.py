@@ -48,8 +48,8 @@ class TubeViT(nn.Module):
             parameters, their gradients and logits are float32.
         kernels: "separate" or "interpolated", as in `SparseTubes`.
         positions: "fixed", "fixed_no_stride", "learned" or "none", as in `positions`.
-        clip: (T, H, W) that learned positions are for.
-        position_gain: Start of the learned scalar of fixed positions, as in
+        clip: (T, H, W) of a video, which learned positions are for.
+        position_gain: Initial value of the learned scalar of fixed positions, as in
             `positions.Positions`; None: no scalar.
         pooling: "attention" by a learned probe, "mean" of all tokens, "class_token", or
             "map", attention and an MLP.
@@ -218,7 +218,11 @@ def init_params(model: TubeViT, key: jax.Array, clip: tuple[int, int, int]):
 
 
 def param_shapes(model: TubeViT):
-    """Returns shapes and dtypes of a model's parameters, of which none is computed."""
+    """Returns shapes and dtypes of a model's parameters, without computing them.
+
+    Args:
+        model: A model whose `clip` is set.
+    """
     return jax.eval_shape(lambda: init_params(model, jax.random.key(0), model.clip))
 
 
@@ -255,7 +259,8 @@ def make_model(config: ConfigDict, classes: Mapping[str, int]) -> TubeViT:
         classes: Number of outputs of every head, by the head's name.
 
     Raises:
-        UnknownTubes, InvalidTube, ClipTooSmall, NoImageTube: As `check_tubes`.
+        UnknownTubes, InvalidTube, ClipTooSmall, NoImageTube, InvalidModel: As
+            `check_tubes`.
     """
     check_tubes(config)
     return TubeViT(

@@ -39,20 +39,20 @@ Written by `./launch/reproduce.sh` from the results of runs; do not edit it.
 
 ## How to read the tables
 
-* Rows are Top-1 in percent: the paper's at its size, ours with mean ± standard
-  deviation, the seeds, the tokens of a clip (in rows on images, of an image) and the
-  minutes of the quickest run, where they were counted. Minutes are by the clock, on the
-  device that the JSON files name, often beside other work: they do not compare rows.
-  Runs are of different commits, which the JSON files name for {NAMED}.
-* Directions are between rows that are next to each other by the paper's figures, and
-  those that the paper, or we, speak of. They are tested by a paired two-sided t-test
-  over three seeds or more. With p < 0.05 a direction is **confirmed** or, where the
-  reverse is found, **not confirmed**; else it is not resolvable at this size. A
-  direction is marked by † if p also passes Holm's correction for the number of tests,
-  for the paper's directions and for ours apart. Fewer seeds are not tested, nor are
-  rows that differ by as much in every seed ("equal" if by 0). A difference is of the
-  seeds that both rows have. Beside p is that of Welch's unpaired test: seeds of two
-  rows often share no more than the order of examples.
+* Cells are Top-1 in percent: the paper's at its size; ours as mean ± standard deviation
+  and, in brackets, each seed's, the tokens of a clip (in rows on images, of an image)
+  and the minutes of the quickest run, where they were counted. Minutes are by the
+  clock, on the device that the JSON files name, often beside other work: they do not
+  compare rows. Runs are of different commits, which the JSON files name for {NAMED}.
+* A direction is a claim "A above B": between rows that are next to each other by the
+  paper's figures, and those that the paper, or we, speak of. It is tested by a paired
+  two-sided t-test over three seeds or more. With p < 0.05 it is **confirmed** or, where
+  the reverse is found, **not confirmed**; else it is not resolvable at this size. It is
+  marked by † if p also passes Holm's correction for the number of tests, for the
+  paper's directions and for ours apart. Fewer seeds are not tested, nor are rows that
+  differ by as much in every seed ("equal" if by 0). A difference is of the seeds that
+  both rows have. Beside p is that of Welch's unpaired test: seeds of two rows often
+  share no more than the order of examples.
 * The same seed gives other results on other processors or with other code:
   moving_shapes jointly has had 96.5, 95.0 and 93.5, then 97.1, 97.5 and 96.7, and now
   97.1, 95.0 and 95.6 by the same three seeds.
@@ -118,7 +118,7 @@ and 8), 84.5 with the main tubes, on 559 tokens; ours are on 64 frames in all ta
 
 For Charades and Something-Something V2, in `configs/`: dropout acts after the
 embedding, after attention, in and after the MLP; mixup pairs neighbours of a batch, by
-one share for all; the sigmoid loss is the mean over classes, whose smoothing goes to
+one lambda for all; the sigmoid loss is the mean over classes, whose smoothing goes to
 1/2; Charades' labels are those of the whole video (`streams.video.labels`).
 
 Small runs also have batches of 16 for 256, float32 for bfloat16, 2x1 views on

@@ -235,14 +235,14 @@ PAPER = {
             ("everything", "last_8_gate"),
         ),
         tasks=("ucf101_image_vit",),
-        remark="Blocks are of 32; of 12, 2 stand for 4 and 3 for 8. With everything, "
-        "the gate follows block 26 of 32, as in the paper's text. Small runs train the "
-        "ViT by the rates of configs/finetune.py, and keep its positions beside the "
-        "fixed ones: by these alone it does not learn in so few steps. The gate is 0 "
-        "at first and Adam moves it by no more than about the rate, in all steps 0.12 "
-        "(0.25 at full size). At full size 56 of the 392 tokens of 16x4x4 reach past "
-        "the frame in created models, in table 9, too; no others do, and none in "
-        "small runs.",
+        remark="Rows count blocks of 32; of 12, last_4 trains 2, last_8 3. With "
+        "everything, the gate follows block 26 of 32, as in the paper's text. Small "
+        "runs train the ViT by the rates of configs/finetune.py, and keep its "
+        "positions beside the fixed ones: by these alone it does not learn in so few "
+        "steps. The gate is 0 at first and Adam moves it by no more than about the "
+        "rate a step, in all by 0.12 (0.25 at full size). At full size 56 of the 392 "
+        "tokens of 16x4x4 reach past the frame in created models, in table 9, too; no "
+        "others do, and none in small runs.",
     ),
     "9": Table(
         "Scaling up from Ti: what trains of the large model",
@@ -338,12 +338,12 @@ PAPER = {
         ),
         tasks=SCRATCH,
         remark="With the tubes of 8x8x8 and 4x12x12, whose strides the factors divide. "
-        "2xS halves the width alone. Of 4xT, the last tokens of 8x8x8 reach past the "
-        "clip's end, where they read zeros: a quarter of them at full size, half in "
-        "small tasks. At full size windows of 4x12x12 lie past the frame, in 28 of its "
-        "196 tokens with 2xS and 4xST, in 52 with 4xS. Small tasks shorten strides "
-        "until none does: on ucf101, those of 8x8x8 are 22 pixels for 24, across with "
-        "2xS and 4xST, both ways with 4xS.",
+        "2xS has two windows across, one down. Of 4xT, the last tokens of 8x8x8 reach "
+        "past the clip's end, where they read zeros: a quarter of them at full size, "
+        "half in small tasks. At full size windows of 4x12x12 lie past the frame, in "
+        "28 of its 196 tokens with 2xS and 4xST, in 52 with 4xS. Small tasks shorten "
+        "strides until none does: on ucf101, those of 8x8x8 are 22 pixels for 24, "
+        "across with 2xS and 4xST, both ways with 4xS.",
     ),
     "7d": Table(
         "More tokens in evaluation than in training",

@@ -67,7 +67,7 @@ class Collective:
 
     Attributes:
         kind: One of `COLLECTIVES`.
-        axes: Axes of the mesh that it spans.
+        axes: Axes of the mesh that it spans; ("slices",) between slices.
         bytes: Gathered or reduced on one chip in one run.
         times: Number of runs per step.
         seconds: Time of one run, by bandwidth.
@@ -117,6 +117,7 @@ class Estimate:
 
     @property
     def seconds(self) -> float:
+        """Seconds of all, waiting included."""
         return self.computing + self.kernels + self.exposed
 
     @property
@@ -125,6 +126,8 @@ class Estimate:
         return sum(o.flops * o.times for o in self.operations)
 
     def repeated(self, times: int) -> "Estimate":
+        """Returns the estimate of so many runs."""
+
         def repeat(items):
             return tuple(dataclasses.replace(x, times=x.times * times) for x in items)
 

@@ -10,7 +10,7 @@ from sparse_tube_vit.errors import DatasetError
 from sparse_tube_vit.input import workers
 from sparse_tube_vit.tpu.chips import Topology
 
-# Milliseconds of one core for an example, without and for each frame of 224x224 pixels,
+# Milliseconds of one core: (for an example, more for each frame of 224x224 pixels),
 # with two layers of RandAugment: docs/measurements.md, "Feeding a pod". Videos as they
 # come are H.264 clips of 10 s; transcoded ones have `TRANSCODE`. Images are JPEGs of
 # 500x375 pixels.
@@ -43,7 +43,7 @@ class StreamCost:
 
 @dataclasses.dataclass(frozen=True)
 class Feeding:
-    """Cores that a host needs to feed a train step, beside those that it has.
+    """Cores that a host needs to feed a train step, and those that it has.
 
     Attributes:
         hosts: Number of hosts.

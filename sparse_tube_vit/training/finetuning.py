@@ -156,9 +156,9 @@ def _take_schedule(config):
 def faster_configs(config: ConfigDict, given: ConfigDict) -> dict[str, ConfigDict]:
     """Returns configs of runs that may be quicker, by the option that leads to them.
 
-    Smaller clips; from weights, a third of the blocks trained, or none, with the clips
-    and tubes that `complete` takes then, where it has a choice; half the epochs of a
-    folder; one view for several along time.
+    Each changes one thing: smaller clips; of a run from weights, a third of the blocks
+    trained, or none, with the clips and tubes that `complete` chooses then; half the
+    epochs of a folder; one view along time for several.
 
     Args:
         config: What `complete` returned.

@@ -127,7 +127,7 @@ def patch_of(tubes: Iterable[Tube]) -> tuple[int, int, int]:
 
 
 def image_tube(frames: int, patch: Sequence[int]) -> dict:
-    """Returns the tube of an image ViT's patches, at four moments of a clip."""
+    """Returns the tube of an image ViT's patches, on about four frames of a clip."""
     t, h, w = patch
     return {"kernel": (t, h, w), "stride": (max(frames // 4, t), h, w)}
 

@@ -80,6 +80,7 @@ def restore(
 
     Raises:
         TooManyUndecodable: More than the config allows by now.
+        DamagedList: The file is not one that a run has written.
     """
     path = workdir / FILE
     if not path.exists():

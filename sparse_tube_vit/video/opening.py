@@ -76,7 +76,7 @@ DEMUXERS = (
 
 @contextlib.contextmanager
 def naming_failures(kinds=Exception):
-    """Names errors of PyAV in the block as an undecodable clip.
+    """Raises errors of PyAV in the block as UndecodableClip.
 
     Around calls of PyAV alone any kind: where a file contradicts itself, PyAV raises
     IndexError, ValueError and others beside the errors of FFmpeg.
@@ -215,6 +215,7 @@ class Video:
         pixel_aspect: Ratio of a stored pixel's width to its height when displayed. 1 if
             the picture's longer side would change by a pixel at most, as where its size
             was rounded; and in formats of pictures, where no program heeds it.
+        clock: Source of a frame's time: "pts", "dts", or "count", the frames' order.
     """
 
     def __init__(self, container, stream, data, limits, cpu_limit, kind):
@@ -356,12 +357,13 @@ class Video:
         return np.array(times) if good else np.cumsum([0, *durations[:-1]])
 
     def timings(self) -> Iterator[tuple[np.ndarray, str]]:
-        """Yields (presentation times in ticks, clock), until the frames come by one.
+        """Yields (presentation times in ticks, clock): first by packets, then decoded.
 
-        By the packets, where they have them, and by a full decode. An image has 0.
+        Packets may lack them. The caller stops at those by which its frames come. An
+        image has the time 0 alone.
 
         Raises:
-            UndecodableClip: The frames come by neither.
+            UndecodableClip: The frames came by none.
         """
         if self.kind == "image":
             yield np.zeros(1), "count"

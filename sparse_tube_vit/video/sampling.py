@@ -51,8 +51,9 @@ def random_start(
 def spread_starts(views: int, frames: int, fps: float, duration: float) -> np.ndarray:
     """Returns starts (views,) in seconds, from first to last possible.
 
-    One view starts in the middle. Where starts would be less than a frame of the clip
-    apart, as in a short video that loops, they spread over its whole duration.
+    One view is of the middle, or starts at 0 where the video is shorter. Where starts
+    would be less than a frame of the clip apart, as in a short video that loops, they
+    spread over its whole duration.
     """
     room = duration - frames / fps
     if room <= 0 or room < (views - 1) / fps:

@@ -99,5 +99,6 @@ def test_the_second_run_of_a_long_step_counts(clock):
     measured = measure_step(step, 0.01, None)
     assert ran == [1, 1, 1] and measured["steps"] == 2
     assert measured["least_seconds"] == pytest.approx(0.02)
+    assert measured["step_seconds"] == pytest.approx((0.02 + 0.06) / 2)
     assert measured["greatest_seconds"] == pytest.approx(0.06)
     assert measured["first_step_seconds"] == pytest.approx(0.2)

@@ -67,6 +67,13 @@ def test_a_config_that_makes_sense(config):
             "learned positions fit the tokens of training alone",
         ),
         (
+            lambda c: c.update(
+                model={"positions": "fixed_no_stride"},
+                evaluations={"video": {"stride_scale": 2.0}},
+            ),
+            "fixed_no_stride positions fit the tokens of training alone",
+        ),
+        (
             lambda c: c.evaluations.video.update(kind="image", spatial_views=3),
             "of images, of which there is one view, but has .*'spatial_views': 3",
         ),

@@ -32,6 +32,15 @@ def test_names_that_the_font_lacks_are_reported_once(tmp_path, caplog, recwarn):
     assert len(caplog.messages) == 1 and not [*recwarn]
 
 
+def test_rows_are_labels_and_columns_predictions():
+    figure = figures.confusion(np.array([[3, 1], [0, 2]]), ["cat", "dog"], "")
+    ax = figure.axes[0]
+    np.testing.assert_array_equal(ax.images[0].get_array(), [[0.75, 0.25], [0, 1]])
+    assert (ax.get_ylabel(), ax.get_xlabel()) == ("label", "prediction")
+    counts = {text.get_position(): text.get_text() for text in ax.texts}
+    assert counts == {(0, 0): "3", (1, 0): "1", (1, 1): "2"}  # (across, down)
+
+
 def test_what_lacks_a_picture_is_drawn(tmp_path):
     """As `figures.confusion` draws it with the summary above, and no other twice."""
     result = write(tmp_path, "images_step2", **confused((3, 1), (2, 2)))

@@ -143,6 +143,44 @@ def test_what_runs_meanwhile_hides_a_collective():
     assert partly.exposed == pytest.approx(takes - 1500 / chip.clock)
 
 
+@pytest.mark.parametrize(
+    "name, tokens, width, flops_a_second",
+    [
+        ("splash_mha_fwd", 1024, 64, 197e12 / 2),  # half of a matrix unit of 128
+        ("splash_mha_fwd", 1024, 256, 197e12),
+        ("splash_mha_fwd", 128, 64, None),  # moving four arrays takes longer
+        ("mystery", 1024, 64, None),
+    ],
+)
+def test_seconds_of_kernels_by_hand(name, tokens, width, flops_a_second):
+    shape = f"bf16[8,{tokens},{width}]"
+    program = schedule(
+        *(f"%{x} = {shape} parameter({i})" for i, x in enumerate("qkv")),
+        f"%y = {shape} custom-call(%q, %k, %v), "
+        f'custom_call_target="tpu_custom_call", metadata={{op_name="a/{name}/b"}}',
+    )
+    found = estimate(program, network())
+    flops = 2 * 2 * 8 * tokens**2 * width if name != "mystery" else 0
+    moving = 4 * 2 * 8 * tokens * width / 819e9
+    expected = flops / flops_a_second if flops_a_second else moving
+    assert expected >= moving and found.flops == flops
+    assert found.seconds == pytest.approx(expected)
+
+
+def test_the_same_work_hides_one_collective_alone():
+    """Links carry one after the other: the second begins as the first ends."""
+    ring = network("v5p", (4, 1, 1), {"data": 4})
+    chip = CHIPS["v5p"]
+    takes = 3 * 4e6 / (2 * chip.link_bandwidth)
+    cycles = int(1.5 * takes * chip.clock)
+    second = [x.replace("%ag", "%ah").replace("%y", "%z") for x in (START, DONE)]
+    work = WORK.replace("1500000", str(cycles))
+    program = schedule(X, START, second[0], work, DONE, second[1])
+    first, other = estimate(program, ring).collectives
+    assert first.exposed == pytest.approx(0, abs=1e-12)
+    assert other.exposed == pytest.approx(2 * takes - cycles / chip.clock)
+
+
 def test_a_collective_of_one_instruction_is_waited_for():
     ring = network("v5p", (4, 1, 1), {"data": 4})
     found = estimate(schedule(X, WORK, REDUCE), ring)

@@ -134,7 +134,9 @@ class Rates:
         return {"a/examples_per_second": 8 / seconds, "mfu": step}
 
 
-def test_step_time_is_that_of_training_alone(clock, devices, tmp_path, caplog):
+def test_step_time_is_that_of_training_alone(
+    clock, devices, tmp_path, caplog, monkeypatch
+):
     """Neither of compilation, nor of checkpoints and evaluation between steps."""
     reporter = reporting.Reporter(tmp_path, 0, 10, True, utilization=Rates())
     reporter._watch.close()
@@ -171,6 +173,13 @@ def test_step_time_is_that_of_training_alone(clock, devices, tmp_path, caplog):
     assert "50% waiting" in caplog.text  # but the advice comes once
     assert caplog.text.count("Steps wait for data") == 1
     assert ("train/a/examples_per_second", 4.0) in {e[1:] for e in events(tmp_path)}
+    # The step waits for the slowest of three hosts.
+    monkeypatch.setattr(reporting.hosts, "gather", lambda *_: ["0.5", "1.5", "1.0"])
+    step(2)
+    with caplog.at_level(logging.INFO, "sparse_tube_vit"):
+        reporter.report_step(5, {"loss": 1.0})
+    assert read_metrics(tmp_path)[-1]["train/waiting_share"] == pytest.approx(0.75)
+    assert "75% waiting for data (on host 1)" in caplog.text
     reporter.close()
 
 

@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 
 from sparse_tube_vit.datasets import catalog, manifest, reading
 from sparse_tube_vit.datasets.builders import builder, folders
-from sparse_tube_vit.datasets.builders.builder import ListedExample, Listing
+from sparse_tube_vit.datasets.builders.builder import ListedExample, Listing, Span
 from sparse_tube_vit.datasets.preparing import plan as planning
 from sparse_tube_vit.datasets.preparing import write
 from sparse_tube_vit.errors import UnwritableOutput
@@ -223,6 +223,27 @@ def test_two_preparations_are_never_mixed(tmp_path, splits, transcode, message):
     with pytest.raises(planning.OtherPreparation, match=message):
         write.write_dataset(builder(tmp_path, **splits), transcode)
     assert write.write_dataset(ours)
+
+
+def test_preparations_of_other_times_or_encoders_are_never_mixed(tmp_path, monkeypatch):
+    def listed(**times):
+        example = ListedExample("a", CLASSES[0], "7", **times)
+        listing = Listing(CLASSES, {"train": [example]})
+        return Pictures(listing=listing, data_dir=tmp_path)
+
+    span, actions = Span(0.0, 2.0), (("ant", 0.0, 1.0),)
+    planning.write_plan(listed(span=span, actions=actions), None)
+    planning.write_plan(listed(span=span, actions=actions), None)
+    for other in (
+        {"span": Span(0.0, 2.5), "actions": actions},
+        {"span": span, "actions": (("wolf", 0.0, 1.0),)},
+        {},
+    ):
+        with pytest.raises(planning.OtherPreparation, match="list of files and labels"):
+            planning.write_plan(listed(**other), None)
+    monkeypatch.setattr(planning.av, "__version__", "0.0")
+    with pytest.raises(planning.OtherPreparation, match="another PyAV .*now 0.0"):
+        planning.write_plan(listed(span=span, actions=actions), None)
 
 
 @pytest.mark.parametrize("all_of_it", [False, True])
