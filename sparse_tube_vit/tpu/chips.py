@@ -204,10 +204,12 @@ class Topology:
 
     @property
     def chip(self) -> Chip:
+        """What is known of its chips."""
         return CHIPS[self.name]
 
     @property
     def chips(self) -> int:
+        """Number of chips of all slices."""
         return self.slices * math.prod(self.grid)
 
     @property
@@ -217,6 +219,7 @@ class Topology:
 
     @property
     def hosts(self) -> int:
+        """Number of hosts of all slices."""
         return self.slices * -(-math.prod(self.grid) // self._chips_per_host)
 
     @property

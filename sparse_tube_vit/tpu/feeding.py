@@ -81,6 +81,7 @@ class Feeding:
 
     @property
     def suffices(self) -> bool:
+        """Whether the cores keep up with the step."""
         return self.needed <= self.available
 
     def _cores(self, seconds):

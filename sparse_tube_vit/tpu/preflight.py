@@ -62,6 +62,7 @@ class Memory:
 
     @property
     def peak(self) -> int:
+        """Bytes in use at most."""
         return sum(dataclasses.astuple(self)[:-1])
 
 

@@ -91,7 +91,9 @@ def make_train_step(
     `batches` maps a stream's name to {"video": uint8 (B, T, H, W, 3), "label": (B,) or
     multi-hot (B, C), "weight": (B,)}. The loss is the weighted sum of the streams' mean
     losses; one gradient is taken of it, with respect to the trained parameters.
-    `precision_at_1` is logged as accuracy where examples have one label.
+    `metrics` has "loss", "gradient_norm", "learning_rate", and of each stream
+    "STREAM/loss" and "STREAM/accuracy", or "STREAM/precision_at_1" where examples have
+    several labels.
 
     With `heads_alone`, the step of the first `optimizer.head_steps`, no gradient is
     computed below the pooling, or the fresh blocks on top.
