@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 import threading
+import urllib.parse
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 
@@ -17,13 +18,16 @@ class Hub:
     """Repositories, and the server that gives and takes them.
 
     Attributes:
-        repositories: USER/NAME -> path -> bytes.
+        repositories: USER/NAME -> path -> bytes, of branch main.
+        revisions: (USER/NAME, revision) -> path -> bytes, of other branches and tags,
+            and of the commits whose hashes were given.
         private: Repositories that need a token.
         commits: (repository, summary) of every commit.
     """
 
     def __init__(self):
         self.repositories: dict[str, dict[str, bytes]] = {}
+        self.revisions: dict[tuple[str, str], dict[str, bytes]] = {}
         self.private: set[str] = set()
         self.commits: list[tuple[str, str]] = []
         self.uploaded: dict[str, bytes] = {}
@@ -60,24 +64,25 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self):
         path = self.path.partition("?")[0]
-        info = r"/api/models/([^/]+/[^/]+)(?:/revision/[^/]+)?"
+        info = r"/api/models/([^/]+/[^/]+)(?:/revision/([^/]+))?"
         if found := re.fullmatch(info, path):
-            if (files := self._files(found[1])) is not None:
-                siblings = [{"rfilename": name} for name in files]
-                self._json({"id": found[1], "sha": _sha(files), "siblings": siblings})
-        elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/[^/]+", path):
-            if (files := self._files(found[1])) is not None:
+            if (files := self._files(found[1], found[2] or "main")) is not None:
+                siblings, sha = [{"rfilename": name} for name in files], _sha(files)
+                self.hub.revisions[found[1], sha] = dict(files)
+                self._json({"id": found[1], "sha": sha, "siblings": siblings})
+        elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)", path):
+            if (files := self._files(found[1], found[2])) is not None:
                 entries = [
                     {"type": "file", "path": name, "size": len(x), "oid": _etag(x)}
                     for name, x in files.items()
                 ]
                 self._json(entries)
-        elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/[^/]+/(.+)", path):
-            if (files := self._files(found[1])) is None:
+        elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            if (files := self._files(found[1], found[2])) is None:
                 return
-            if found[2] not in files:
+            if found[3] not in files:
                 return self._refuse(404, "EntryNotFound")
-            data = files[found[2]]
+            data = files[found[3]]
             self._send(
                 200, data, {"ETag": f'"{_etag(data)}"', "X-Repo-Commit": _sha(files)}
             )
@@ -143,12 +148,17 @@ class _Handler(BaseHTTPRequestHandler):
         else:
             self._refuse(404, "")
 
-    def _files(self, name):
-        """Returns a repository's files, or answers that it may not be read."""
+    def _files(self, name, revision):
+        """Returns a revision's files, or answers that it may not be read."""
         allowed = name not in self.hub.private or "Authorization" in self.headers
-        if name in self.hub.repositories and allowed:
+        if name not in self.hub.repositories or not allowed:
+            return self._refuse(404 if allowed else 401, "RepoNotFound")
+        revision = urllib.parse.unquote(revision)
+        if revision == "main":
             return self.hub.repositories[name]
-        self._refuse(404 if allowed else 401, "RepoNotFound")
+        if (name, revision) in self.hub.revisions:
+            return self.hub.revisions[name, revision]
+        self._refuse(404, "RevisionNotFound")
 
     def _body(self):
         return self.rfile.read(int(self.headers.get("Content-Length", 0)))

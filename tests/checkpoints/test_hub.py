@@ -105,12 +105,37 @@ def test_weights_are_files_of_a_repository(server):
         image_vits.read_arrays("hf://me/vit/small.npz")
 
 
+def test_files_are_those_of_the_revision(server):
+    server.repositories["me/vit"] = {"vit.npz": b"new"}
+    server.revisions["me/vit", "v1"] = {"vit.npz": b"old", "more.npz": b""}
+    server.revisions["me/vit", "refs/pr/1"] = {"vit.npz": b"proposed"}
+    contents = {"v1": b"old", "main": b"new", "refs/pr/1": b"proposed"}
+    for revision, data in contents.items():
+        file = hub.HubPath.of(f"hf://me/vit@{revision}/vit.npz")
+        assert file.read_bytes() == data
+    names = [path.name for path in hub.HubPath.of("hf://me/vit@v1").iterdir()]
+    assert names == ["more.npz", "vit.npz"]
+    with pytest.raises(UnreachableStorage, match="vit@v2: there is no such revision"):
+        hub.HubPath.of("hf://me/vit@v2")
+
+
+def test_files_are_those_of_the_commit_that_was_listed(server):
+    """Although the branch goes on meanwhile."""
+    server.repositories["me/vit"] = {"vit.npz": b"first", "config.json": b"{}"}
+    listed = hub.HubPath.of("hf://me/vit")
+    server.repositories["me/vit"] = {"vit.npz": b"second", "config.json": b"[]"}
+    assert (listed / "vit.npz").read_bytes() == b"first"
+    assert (listed.download(["vit.npz"]) / "vit.npz").read_bytes() == b"first"
+    assert (hub.HubPath.of("hf://me/vit") / "vit.npz").read_bytes() == b"second"
+
+
 def test_what_was_downloaded_is_there_offline(server, monkeypatch):
     files = {"big/vit.npz": io.BytesIO(), "other.npz": io.BytesIO()}
     arrays = {"cls": np.ones((1, 1, 2), np.float32)}
     for file in files.values():
         np.savez(file, **arrays)
     server.repositories["me/vit"] = {k: x.getvalue() for k, x in files.items()}
+    server.revisions["me/vit", "refs/pr/1"] = server.repositories["me/vit"]
     for url in ("hf://me/vit/big/vit.npz", "hf://me/vit@refs/pr/1/big/vit.npz"):
         assert_equal(image_vits.read_arrays(url), arrays)
     commit = hub.HubPath.of("hf://me/vit").commit
