@@ -206,6 +206,20 @@ def test_full_range_and_rgb_keep_their_colours():
     assert difference(gif.getvalue(), Transcode(crf=5)(gif.getvalue())) < 3
 
 
+def test_tags_of_colour_are_kept():
+    """BT.709's matrix, BT.2020's primaries and the curve of sRGB, limited range."""
+    tags = {"colorspace": 1, "color_primaries": 9, "color_trc": 13, "color_range": 1}
+    video = write_video(textured(3, 48, 64), tags=tags)
+    transcoded = Transcode(crf=1)(video)
+    with av.open(io.BytesIO(transcoded)) as container:
+        frame = next(container.decode(video=0))
+    assert {name: getattr(frame, name) for name in tags} == tags
+    before, after = (
+        decode(data, lambda _: np.zeros(1), whole)[0] for data in (video, transcoded)
+    )
+    assert np.abs(before.astype(int) - after).mean() < 0.5
+
+
 def test_the_same_bytes_whatever_lies_in_memory():
     video = moving_shapes.encode_mp4(moving_shapes.render("videos", "train", 5)[1])
     clutter, found = [], set()
