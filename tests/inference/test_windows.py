@@ -37,6 +37,15 @@ def changing(tmp_path_factory):
     return path
 
 
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory):
+    """A video whose picture changes its size after five seconds."""
+    sizes = [np.full((5 * RATE, height, 64, 3), 90, np.uint8) for height in (48, 80)]
+    path = tmp_path_factory.mktemp("broken") / "broken.ts"
+    path.write_bytes(b"".join(write_video(x, RATE, "mpegts") for x in sizes))
+    return path
+
+
 @pytest.fixture
 def brightness(tubevit, monkeypatch):
     """Scores: the first class is darkness, the second is light."""
@@ -204,6 +213,32 @@ def test_the_command_tells_of_windows_in_every_format(
     ]
     columns = [line.index("motions") for line in lines[:3]]
     assert {*columns} == {head.index("head")}
+
+
+@pytest.mark.parametrize("batch_size", [2, 3])
+def test_a_video_that_breaks_off_has_the_windows_before(
+    tubevit, broken, brightness, batch_size
+):
+    """Whether the last of them fill a batch or not."""
+    found = []
+    with pytest.raises(UndecodableClip, match=r"broken.ts: Its size changes from \(48"):
+        found.extend(tubevit.windows(broken, 2, 1, batch_size=batch_size))
+    assert [(p.begin, p.end) for p in found] == [(0, 2), (1, 3), (2, 4), (3, 5)]
+
+
+def test_the_command_goes_on_after_a_video_that_breaks_off(
+    broken, changing, brightness, capsys
+):
+    arguments = ["--model=demo", str(broken), str(changing), "--format=json"]
+    with pytest.raises(SystemExit) as end:
+        predict.main([*arguments, "--window=4", "--stride=1", "--batch_size=3"])
+    assert end.value.code == 1
+    first, second, problem, *rest = json.loads(capsys.readouterr().out)
+    assert [x["begin"] for x in (first, second)] == [0, 1]
+    assert {x["file"] for x in (first, second, problem)} == {str(broken)}
+    assert problem["problem"].startswith("Its size changes")
+    assert [x["begin"] for x in rest] == [*range(7)]
+    assert {x["file"] for x in rest} == {str(changing)}
 
 
 def test_the_command_plots_one_video(changing, brightness, tmp_path, capsys):
