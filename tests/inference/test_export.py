@@ -16,8 +16,8 @@ from jax import export
 import sparse_tube_vit as stv
 from sparse_tube_vit import release
 from sparse_tube_vit.checkpoints import stored
-from sparse_tube_vit.config import default_config, stream
-from sparse_tube_vit.inference.export import export_scores
+from sparse_tube_vit.config import default_config, evaluation, stream
+from sparse_tube_vit.inference.export import _describe, export_scores
 from sparse_tube_vit.inference.loaded import TrainedTubeViT
 from sparse_tube_vit.models.tubes import NoImageTube
 from sparse_tube_vit.models.tubevit import init_params, make_model
@@ -83,19 +83,31 @@ def test_the_documented_lines_give_the_scores_without_this_package(released):
     np.testing.assert_allclose(found["motions"], expected, atol=1e-6)
 
 
+def output(classes, probabilities, views):
+    """The description of a head's probabilities."""
+    return {
+        "dtype": "float32",
+        "shape": ["b", len(classes)],
+        "probabilities": probabilities,
+        "combine_views": views,
+        "classes": [*classes],
+    }
+
+
 def test_the_release_is_one_as_before_and_says_what_was_added(released):
     described = json.loads((released / "export.json").read_text())
     assert described["platforms"] == ["cpu", "cuda", "tpu"]
     assert described["jax"] == jax.__version__
     video, image = (described["programs"][kind] for kind in ("video", "image"))
-    assert video["input"]["shape"] == ["b", 16, 64, 64, 3]
-    assert image["input"] == {"dtype": "uint8", "shape": ["b", 64, 64, 3]}
-    tubevit = stv.load(released)
-    for program, head in ((video, "motions"), (image, "shapes")):
-        assert [*program["outputs"]] == [head]
-        output = program["outputs"][head]
-        assert output["classes"] == [*tubevit.class_names[head]]
-        assert output["probabilities"] == "softmax"
+    names = stv.load(released).class_names
+    assert image == {
+        "file": "image.stablehlo",
+        "input": {"dtype": "uint8", "shape": ["b", 64, 64, 3]},
+        "outputs": {"shapes": output(names["shapes"], "softmax", "mean")},
+    }
+    clips = {"dtype": "uint8", "shape": ["b", 16, 64, 64, 3], "fps": 8.0}
+    assert video["input"] == clips
+    assert video["outputs"] == {"motions": output(names["motions"], "softmax", "mean")}
     card = (released / stored.CARD).read_text()
     assert "`video.stablehlo`: uint8 (b, 16, 64, 64, 3) to probabilities of m" in card
     names = {path.name for path in released.iterdir()} - {"clips.npy", "scores.npz"}
@@ -126,7 +138,10 @@ OPTIONS = [
 
 
 def untrained(losses, params=init_params, **options):
-    """A model for videos alone, of random parameters or of the shapes of such."""
+    """A model for videos alone, of random parameters or of the shapes of such.
+
+    Heads of a sigmoid take the maximum of their views.
+    """
     config = default_config()
     config.clip.update(frames=8, size=32)
     config.model.update(depth=2, width=24, mlp_dim=32, heads=2)
@@ -140,6 +155,8 @@ def untrained(losses, params=init_params, **options):
     for head, loss in losses.items():
         source = {"kind": "video", "dataset": "x", "batch_size": 1}
         config.streams[head] = stream(**source, head=head, loss=loss)
+        views = "max" if loss == "sigmoid" else "mean"
+        config.evaluations[head] = evaluation(**source, head=head, combine_views=views)
     names = {head: ("x", "y", "z") for head in losses}
     model = make_model(config, {head: 3 for head in losses})
     params = params(model, jax.random.key(1), model.clip)
@@ -149,7 +166,13 @@ def untrained(losses, params=init_params, **options):
 @pytest.mark.parametrize("options", OPTIONS)
 def test_every_kind_of_model_is_exported(options):
     tubevit = untrained({"a": "softmax", "b": "sigmoid"}, **options)
-    program = export.deserialize(export_scores(tubevit, "video").serialize())
+    exported = export_scores(tubevit, "video")
+    described = json.loads(json.dumps(_describe(tubevit, "video", exported)))
+    assert described["outputs"] == {
+        "a": output("xyz", "softmax", "mean"),
+        "b": output("xyz", "sigmoid", "max"),
+    }
+    program = export.deserialize(exported.serialize())
     clips = np.random.default_rng(0).integers(0, 256, (3, 8, 32, 32, 3), np.uint8)
     # Heads begin with zeros.
     draw = np.random.default_rng(1).standard_normal
