@@ -12,6 +12,8 @@ from PIL import Image
 from sparse_tube_vit.config import default_config, stream
 from sparse_tube_vit.datasets.builders import moving_shapes
 from sparse_tube_vit.datasets.preparing import verification
+from sparse_tube_vit.datasets.reading import Split
+from sparse_tube_vit.datasets.times import SPAN
 from sparse_tube_vit.input.examples import TrainingExample
 from sparse_tube_vit.pages import contact_sheet
 from sparse_tube_vit.video.limits import UndecodableClip
@@ -111,6 +113,16 @@ def test_a_page(result):
     assert "<dog>" not in text
     # Nothing is fetched.
     assert not any("//" in value.partition(",")[0] for value in page.attributes)
+
+
+def test_clips_are_of_the_part_that_is_the_example(result, monkeypatch):
+    read = Split.read
+    monkeypatch.setattr(Split, "read", lambda *at: read(*at) | {SPAN: (0.8, 1.2)})
+    page = Page(contact_sheet.contact_sheet(result, training(frames=4)))
+    assert len(page.sections) == 2
+    for section in page.sections:
+        times = [float(caption.removesuffix(" s")) for caption in section["figcaption"]]
+        assert len(times) == 4 and min(times) >= 0.8 and max(times) < 1.2
 
 
 def test_what_decodes_but_cannot_be_trained_on_is_told(result, monkeypatch):
