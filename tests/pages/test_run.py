@@ -15,12 +15,16 @@ from sparse_tube_vit import report
 from sparse_tube_vit.checkpoints import release
 from sparse_tube_vit.checkpoints.stored import locate
 from sparse_tube_vit.config import from_json
+from sparse_tube_vit.datasets import manifest
 from sparse_tube_vit.datasets.reading import (
     DatasetNotPrepared,
+    Split,
     UnreadableRecord,
     open_split,
 )
+from sparse_tube_vit.datasets.times import SPAN
 from sparse_tube_vit.evaluation import evaluator
+from sparse_tube_vit.evaluation.results import MeanAveragePrecision
 from sparse_tube_vit.figures.run import Run
 from sparse_tube_vit.inference.loaded import TrainedTubeViT
 from sparse_tube_vit.pages import run as pages_run
@@ -29,6 +33,8 @@ from sparse_tube_vit.video.conversion import Crop
 from sparse_tube_vit.video.decode import decode
 from tests.checkpoints.image_vits.models import GOLDEN
 from tests.chromium import Chromium, find
+from tests.evaluation.test_results import PROTOCOL
+from tests.tiny import tiny_config
 
 
 class Page(html.parser.HTMLParser):
@@ -211,6 +217,24 @@ def test_the_worst_classes(run, page):
         )
 
 
+def test_classes_of_several_labels_are_by_average_precision():
+    """Of 5/6 where ranks 1 and 3 of 4 are right, 1/4 where only the last is."""
+    labels = np.array([[1, 0, 0], [0, 0, 0], [1, 0, 0], [0, 0, 1]])
+    scores = np.linspace(0.9, 0.1, 4)[:, None].repeat(3, axis=1)
+    names = ("spin", "absent", "jump")
+    some = ((), np.full(4, 12), np.ones(4, bool))
+    result = MeanAveragePrecision(PROTOCOL, names, labels, scores, *some).to_json()
+    run = types.SimpleNamespace(evaluations={"video_step7": result})
+    page = Page("\n".join(pages_run._classes(run)))
+    ((_, rows),) = page.tables
+    assert rows == [
+        ["class", "mostly taken for", "AP", "examples"],
+        ["jump", "", "25.0%", "1"],
+        ["spin", "", "83.3%", "2"],
+    ]
+    assert "No confusion matrix: examples have several labels." in page.texts[""]
+
+
 def test_samples_are_predicted_as_the_evaluation_does(run, page, data_dir):
     source = locate(run.workdir, 6)
     config = from_json(source.read_description()["config"])
@@ -237,27 +261,36 @@ def test_a_prediction_is_correct_where_the_best_is_a_label(run, data_dir, monkey
         assert f"{split.class_names[best]} <span>70%</span>" in card
 
 
-def test_of_long_videos_the_middle_is_shown(run, data_dir, monkeypatch):
+def test_the_middle_of_what_the_example_is_of_a_video_is_shown(
+    run, data_dir, monkeypatch
+):
     """An embedded clip has 20 frames, 8 a second."""
     split = open_split("moving_shapes/videos", "test", data_dir)
+    read = Split.read
 
-    def shown():
-        (at,) = re.findall(r'src="data:video/mp4;base64,([^"]+)', card())
+    def shown(most=10.0, **part):
+        monkeypatch.setattr(Split, "read", lambda *at: read(*at) | part)
+        monkeypatch.setattr(pages_run, "_SHOWN_SECONDS", most)
+        card = pages_run._sample(run, "video", split, 0)
+        (at,) = re.findall(r'src="data:video/mp4;base64,([^"]+)', card)
         return decode(
             base64.b64decode(at),
             lambda seconds: np.arange(0, seconds, 1 / 8),
             lambda h, w: Crop(0, 0, h, w, h, w),
-        )[0]
+        )[0].astype(float)
 
-    def card():
-        return pages_run._sample(run, "video", split, 0)
+    def place(part):
+        """(first frame, number of frames) of the whole that a part is like."""
+        n = len(part)
+        differ = [np.abs(whole[i : i + n] - part).mean() for i in range(21 - n)]
+        return np.argmin(differ), n
 
     whole = shown()
-    monkeypatch.setattr(pages_run, "_SHOWN_SECONDS", 1.0)
-    middle = shown()
-    assert (len(whole), len(middle)) == (20, 8)
-    differ = [np.abs(whole[i : i + 8] - middle.astype(float)).mean() for i in range(13)]
-    assert np.argmin(differ) == 6
+    assert len(whole) == 20
+    assert place(shown(1.0)) == (6, 8)
+    part = {SPAN: (0.25, 1.5)}
+    assert place(shown(**part)) == (2, 10)
+    assert place(shown(0.5, **part)) == (5, 4)
 
 
 def test_a_damaged_record_leaves_the_rest_of_the_page(run, data_dir, monkeypatch):
@@ -289,6 +322,33 @@ def test_what_does_not_decode_is_named(page):
     assert ["moving_shapes/videos test", "evaluation, video", "1"] in rows
     assert ["moving_shapes/images train", "training, image", "0"] in rows
     assert f"{UNDECODABLE}: not decoded in evaluation" in page.texts["Data"]
+
+
+def test_files_that_were_left_out_are_counted_and_named(tmp_path):
+    files = [manifest.Row("train", "a.mp4"), manifest.Row("test", "<b>.mp4")]
+    files += [manifest.Row("train", f"{x}.mp4", status=f"Not {x}.") for x in "cde"]
+    directory = tmp_path / "moving_shapes" / "videos" / "1.0.0"
+    directory.mkdir(parents=True)
+    (directory / "dataset_info.json").touch()
+    manifest.write(directory / manifest.NAME, files)
+    run = types.SimpleNamespace(
+        config=tiny_config(tmp_path),
+        metrics=[{"train/video/undecodable": n} for n in (3.0, 1200.0)],
+        evaluations={},
+    )
+    page = Page("\n".join(pages_run._data(run)))
+    ((_, rows),) = page.tables
+    assert rows[1:] == [
+        ["moving_shapes/images train", "training, image", "not logged"],
+        ["moving_shapes/videos train", "training, video", "1,200"],
+        ["moving_shapes/images", "left out when prepared", "no manifest"],
+        ["moving_shapes/videos", "left out when prepared", "3"],
+    ]
+    names = re.findall(
+        r"moving_shapes/videos train (\w\.mp4: Not \w\.)", page.texts[""]
+    )
+    assert names == [f"{x}.mp4: Not {x}." for x in "cde"]
+    assert "3 by name" in page.texts[""]
 
 
 def test_what_is_absent_is_said(run, tmp_path, capsys):
