@@ -200,7 +200,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             write(lambda file: figure.savefig(file, format="png"))
             log.info("Drew %d windows to %s", len(drawn), args.plot)
         if bad:
-            log.warning("%d of %d files have no prediction", len(bad), len(paths))
+            log.warning(
+                "%d of %d files cannot be read, or not to their end",
+                len(bad),
+                len(paths),
+            )
         if bad or predictions.interrupted:
             sys.exit(130 if predictions.interrupted else 1)
 
