@@ -201,7 +201,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             log.info("Drew %d windows to %s", len(drawn), args.plot)
         if bad:
             log.warning(
-                "%d of %d files cannot be read, or not to their end",
+                "%d of %d files have a problem, named above",
                 len(bad),
                 len(paths),
             )

@@ -320,7 +320,7 @@ def _parser(features):
     """Returns what TFDS does with a record's bytes, the file in it still encoded."""
     import tensorflow_datasets as tfds
 
-    decoders = {  # others than that of its kind are not used
+    decoders = {  # the example stays encoded; other pictures are not used
         name: tfds.decode.SkipDecoding()
         for name, feature in features.items()
         if isinstance(feature, tfds.features.Image)

@@ -262,10 +262,12 @@ def test_frozen_tubes_are_not_trained_with_other_windows(created):
     config.init.weights = str(created[2])
     load(1)
     tubes = [tube.to_dict() for tube in make_tubes(config.model.tubes)]
-    config.model.tubes = (tubes[0] | {"space_to_depth": (2, 1, 1)}, *tubes[1:])
-    load(None)
-    with pytest.raises(pretrained.WeightsDoNotMatch, match="what is frozen was tr"):
-        load(1)
+    others = {"space_to_depth": (2, 1, 1)}, {"space_to_depth": (1, 1, 2), "whole": True}
+    for other in others:
+        config.model.tubes = (tubes[0] | other, *tubes[1:])
+        load(None)
+        with pytest.raises(pretrained.WeightsDoNotMatch, match="what is frozen was tr"):
+            load(1)
 
 
 def test_a_small_model_that_still_trains_is_reported(

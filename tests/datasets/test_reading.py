@@ -430,7 +430,7 @@ def test_no_picture_of_a_data_set_of_tfds_is_decoded(tmp_path, monkeypatch):
     def decode(self, example):
         raise AssertionError(f"{self} is decoded")
 
-    monkeypatch.setattr(tfds.features.Image, "decode_example", decode)
+    monkeypatch.setattr(tfds.features.Image, "decode_example_np", decode)
     assert split[0]["image"] == builder.picture.read_bytes()
 
 

@@ -386,7 +386,7 @@ def test_the_command_tells_of_files_in_every_format(run, files, tmp_path, capsys
     assert [c["name"] for c in first["classes"]] == [name for name, _ in expected]
     assert bad["problem"].startswith("FFmpeg cannot decode it")
     assert (last["file"], last["kind"], last["head"]) == (image, "image", "crowds")
-    assert "1 of 3 files cannot be read, or not to their end" in told.err
+    assert "1 of 3 files have a problem, named above" in told.err
     assert "1 of 3 files are left out" in told.err
     # Without a head, clip and image have each their own.
     _, *rows = run_command("--format=csv", "--top=1").out.splitlines()
@@ -514,5 +514,5 @@ def test_a_folder_without_clips_is_an_error(run, files, tmp_path, capsys):
         predict.main([f"--model={run}", str(tmp_path), str(files["images"][0])])
     printed = capsys.readouterr()
     assert "holds no clip and no image" in printed.err
-    assert "1 of 2 files cannot be read, or not to their end" in printed.err
+    assert "1 of 2 files have a problem, named above" in printed.err
     assert files["images"][0].name in printed.out

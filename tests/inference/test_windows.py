@@ -188,7 +188,7 @@ def test_the_command_tells_of_windows_in_every_format(
             predict.main([*arguments, "--window=4", "--stride=3", *options])
         assert end.value.code == 1
         printed = capsys.readouterr()
-        assert "1 of 2 files cannot be read, or not to their end" in printed.err
+        assert "1 of 2 files have a problem, named above" in printed.err
         return printed.out
 
     *windows, bad = json.loads(run("--top=2", "--format=json"))

@@ -1,6 +1,5 @@
 """A run or release's arrays as the parameters of a model of other tubes or heads."""
 
-import dataclasses
 import re
 from collections.abc import Mapping
 
@@ -81,8 +80,10 @@ def match_run(path, config, shapes, class_names) -> Match:
                 match.wrong[f"model.{key}"] = f"{theirs[key]!r} there", _FROZEN
         tubes = make_tubes(theirs["tubes"]), make_tubes(config.model.tubes)
         for i, (tube, ours) in enumerate(zip(*tubes, strict=False)):
-            same = dataclasses.replace(ours, space_to_depth=tube.space_to_depth)
-            if tube == same != ours and not f"stem/tube_{i}/".startswith(fresh):
+            if i in places or f"stem/tube_{i}/".startswith(fresh):
+                continue
+            same = tube.space_to_depth == ours.space_to_depth
+            if tube.kernel == ours.kernel and not same:
                 match.wrong[f"model.tubes: {ours}"] = f"{tube} there", _FROZEN
     return match
 

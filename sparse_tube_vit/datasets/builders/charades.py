@@ -85,6 +85,7 @@ def _read_classes(path: pathlib.Path) -> dict[str, str]:
         if not line.strip():
             continue
         code, _, name = line.strip().partition(" ")
+        name = name.strip()  # columns may be aligned
         if not re.fullmatch(r"c\d{3}", code) or not name:
             raise BadAnnotations(f"{path}:{i}: expected `c000 name`, got {line!r}")
         if code in names or name in names.values():

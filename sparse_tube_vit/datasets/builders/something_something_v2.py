@@ -49,7 +49,7 @@ class SomethingSomethingV2(builder.Builder):
                 template = entry.get("template")
                 if not isinstance(template, str):
                     raise BadAnnotations(f"{where} has no template")
-                label = template.replace("[", "").replace("]", "")
+                label = template.replace("[", "").replace("]", "").strip()
                 entries.append(_entry(where, split, entry["id"], label, numbers))
         answers = pathlib.Path(annotations) / "test-answers.csv"
         if answers.is_file():
@@ -99,7 +99,7 @@ def _read_classes(path: pathlib.Path) -> dict[str, int]:
     for template, number in _read_json(path, dict).items():
         if not str(number).isdecimal():
             raise BadAnnotations(f"{path}: {template!r} has no number but {number!r}")
-        numbers[template] = int(number)
+        numbers[template.strip()] = int(number)
     if not numbers or sorted(numbers.values()) != list(range(len(numbers))):
         raise BadAnnotations(f"{path}: the numbers are not 0 to {len(numbers) - 1}")
     return numbers

@@ -170,11 +170,13 @@ def _check_listing(builder):
     """Raises BadListing where examples could not be written, or not told apart."""
     known = set(builder.listing.class_names)
     for name in builder.listing.class_names:
-        if re.search(r"[\r\n]", name) or name != name.strip():
+        if not name or re.search(r"[\r\n]", name) or name != name.strip():
             raise BadListing(
                 f"{builder.dataset}: {name!r} cannot name a class: TFDS keeps names on "
                 "lines of their own, without spaces around them"
             )
+    if len(known) < len(builder.listing.class_names):
+        raise BadListing(f"{builder.dataset}: two classes have the same name")
     for split, examples in builder.listing.splits.items():
         ids = set()
         for name, label, *_ in examples:

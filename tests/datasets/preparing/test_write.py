@@ -325,8 +325,10 @@ def test_number_of_shards(tmp_path, monkeypatch, examples, shard_bytes, expected
         (("ant", "wolf"), ["a ant", "b bear"], "'b' is labelled 'bear', which is no"),
         (("ant", "wo\nlf"), ["a ant"], r"'wo.nlf' cannot name a class"),
         (("ant", " wolf"), ["a ant"], "' wolf' cannot name a class"),
+        (("ant", ""), ["a ant"], "'' cannot name a class"),
+        (("ant", "ant"), ["a ant"], "two classes have the same name"),
     ],
-    ids=["id", "label", "lines", "spaces"],
+    ids=["id", "label", "lines", "spaces", "empty", "twice"],
 )
 def test_what_a_data_set_cannot_hold_is_said_before_it_is_begun(
     tmp_path, names, examples, message
