@@ -82,10 +82,14 @@ def _heads_and_rest(config):
     waiting = waiting_parts(config)
 
     def label(path, _):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return "rest" if inside(name, waiting) else "heads"
+        return "rest" if inside(_name(path), waiting) else "heads"
 
     return lambda params: jax.tree.map_with_path(label, params)
+
+
+def _name(path):
+    """Returns a parameter's path as a/b/c."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def has_rates_by_layer(config: ConfigDict) -> bool:
@@ -131,8 +135,7 @@ def _scale_rates(config):
     """Returns the transformation that multiplies updates by their `rate_scale`."""
 
     def scale(path, update):
-        name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return update * rate_scale(config, name)
+        return update * rate_scale(config, _name(path))
 
     return optax.stateless(lambda updates, _: jax.tree.map_with_path(scale, updates))
 
@@ -168,7 +171,7 @@ def _decayed(trained, params):
     """Returns a tree of bools: whether each parameter is decayed."""
 
     def decayed(path, _):
-        names = [key.key for key in path]
+        names = _name(path).split("/")
         of_streams = {name for name in names if name.startswith(("tube_", "head_"))}
         return names[-1] == "kernel" and of_streams <= trained
 

@@ -63,14 +63,17 @@ class Match:
     wrong: dict[str, tuple] = dataclasses.field(default_factory=dict)
 
     def load(self, name, x, remark=""):
+        """Takes an array as it is for our parameter `name`."""
         self.arrays[name] = x
         self.report.loaded[name] = x.shape, remark
 
     def resize(self, name, x, how):
+        """Takes an array that was resized for our parameter `name`."""
         self.arrays[name] = x
         self.report.resized[name] = x.shape, how
 
     def drop(self, name, x, why):
+        """Reports an array that is not taken, by the source's name."""
         self.report.dropped[name] = x.shape, why
 
     def check(self, shapes: Mapping[str, tuple], ours: Mapping) -> None:

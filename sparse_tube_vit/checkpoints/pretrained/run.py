@@ -44,7 +44,8 @@ def match_run(path, config, shapes, class_names) -> Match:
         if not any(f"{name}/".startswith(part) for name in shapes):
             parts = ", ".join(sorted({name.partition("/")[0] for name in shapes}))
             match.wrong[part[:-1]] = "in init.fresh", f"the model's parts are {parts}"
-    used, refused, places = _tubes(match, params, run["config"], config, fresh)
+    tubes, ours = make_tubes(theirs["tubes"]), make_tubes(config.model.tubes)
+    used, refused, places = _tubes(match, params, tubes, ours, config, fresh)
     _positions(match, params, shapes, config.init.positions, places, fresh)
     for name, x in params.items():
         head = re.match(r"head_(.*)/", name)
@@ -78,30 +79,35 @@ def match_run(path, config, shapes, class_names) -> Match:
         for key in ("gelu", "norm_epsilon"):
             if theirs[key] != config.model[key]:
                 match.wrong[f"model.{key}"] = f"{theirs[key]!r} there", _FROZEN
-        tubes = make_tubes(theirs["tubes"]), make_tubes(config.model.tubes)
-        for i, (tube, ours) in enumerate(zip(*tubes, strict=False)):
+        for i, (before, now) in enumerate(zip(tubes, ours, strict=False)):
             if i in places or f"stem/tube_{i}/".startswith(fresh):
                 continue
-            same = tube.space_to_depth == ours.space_to_depth
-            if tube.kernel == ours.kernel and not same:
-                match.wrong[f"model.tubes: {ours}"] = f"{tube} there", _FROZEN
+            same = before.space_to_depth == now.space_to_depth
+            if before.kernel == now.kernel and not same:
+                match.wrong[f"model.tubes: {now}"] = f"{before} there", _FROZEN
     return match
 
 
-def _tubes(match, params, theirs, config, fresh):
+def _tubes(match, params, tubes, ours, config, fresh):
     """Matches a run's 2-D patch kernels to tubes of another index, size or length.
 
     Tubes of one frame take them wherever they stand among the run's tubes, and with
     `init.inflate` tubes of several frames take them too.
+
+    Args:
+        match: The match so far.
+        params: The run's arrays by name.
+        tubes: The run's tubes.
+        ours: Our tubes.
+        config: Our config.
+        fresh: `init.fresh`, which ends with slashes.
 
     Returns:
         (used, refused, places): Names of the run's arrays that are used; paths of our
         tubes that cannot take patches; and, by the index of each of our tubes that
         takes patches, the index of the run's tube that has them.
     """
-    used, refused, places = set(), (), {}
-    inflate, ours = config.init.inflate, make_tubes(config.model.tubes)
-    tubes = make_tubes(from_json(theirs).model.tubes)
+    used, refused, places, inflate = set(), (), {}, config.init.inflate
     patches = {
         i: f"stem/tube_{i}"
         for i, tube in enumerate(tubes)
