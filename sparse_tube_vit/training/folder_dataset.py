@@ -90,29 +90,20 @@ def check_folder(config: ConfigDict, key: str) -> None:
 
 
 def _prepare_folder(config, key, classes, begun):
-    data = config.data
-    folder = epath.Path(data[key])
+    folder = epath.Path(config.data[key])
     _check_apart(folder, config.data_dir)
-    split_list = data.split_list if key == "folder" else ""
+    split_list = config.data.split_list if key == "folder" else ""
     kind = "image" if key == "images" else folders.folder_kind(folder)
     listing = folders.read_folder(folder, kind, split_list or None)
     own = listing.class_names
-    if set(own) <= set(classes):
-        listing = dataclasses.replace(listing, class_names=classes)
-    else:
-        _warn_of_names(folder, own, classes)
-    if len(listing.class_names) < 2:
-        raise folders.TooFewExamples(
-            f"{folder} has one class, {listing.class_names[0]!r}: there is nothing to "
-            f"tell apart. Give every class a folder of its own: {folder}/<class>/<file>"
-        )
+    listing = _with_labels(folder, listing, classes)
     digests = folders.digests(listing)
     _warn_of_copies(folder, listing, digests)
     how = f"splits as in {split_list or folder}"
     if set(listing.splits) == {"train"}:
-        listing = folders.hold_out(listing, data.test_share, digests)
+        listing = folders.hold_out(listing, config.data.test_share, digests)
         how = (
-            f"{data.test_share:.0%} of each class held out for testing, by the "
+            f"{config.data.test_share:.0%} of each class held out for testing, by the "
             "SHA-256 of its files (config.data.test_share)"
         )
     if (test := folders.split_to_test_on(listing.splits)) is None:
@@ -123,28 +114,12 @@ def _prepare_folder(config, key, classes, begun):
             + _advice(folder, key, split_list, listing)
         )
     _check_classes(folder, kind, _counts(listing), [], own, ("train", test))
-    lines = [
-        (split, example.id, digests[example.id])
-        for split, examples in sorted(listing.splits.items())
-        for example in sorted(examples)
-    ]
-    labels = [] if listing.class_names == own else [listing.class_names]
-    digest = hashlib.sha256(json.dumps(lines + labels).encode()).hexdigest()[:8]
-    name = re.sub(r"[^\w+-]+", "_", folder.name, flags=re.ASCII).strip("_")
-    name = f"{name or 'clips'}-{digest}"
-    # The same files, in a folder of another name.
-    of_the_run = [x for x in begun if x.startswith(f"{kind}_") and x.endswith(digest)]
+    digest = _digest(listing, own, digests)
     builder = {"image": folders.ImageFolder, "video": folders.VideoFolder}[kind](
         listing=listing,
         data_dir=config.data_dir,
-        config=of_the_run[0].partition("/")[2] if of_the_run else name,
+        config=_name(folder, kind, digest, begun),
     )
-    if begun and not of_the_run:  # before it is prepared, for hours
-        raise OtherRun(
-            f"{folder} is {builder.dataset} now, but the run began with "
-            f"{', '.join(begun)}: files, labels or splits have changed. Choose another "
-            "--workdir, or make the folder as it was to resume."
-        )
     workers = config.loader.workers if len(digests) >= _MANY else 0
     prepare.prepare(builder, workers=workers)
     contents = "\n".join(prepare.contents(builder))
@@ -161,6 +136,59 @@ def _prepare_folder(config, key, classes, begun):
         test=test,
         class_names=tuple(builder.listing.class_names),
     )
+
+
+def _with_labels(folder, listing, classes):
+    """Returns a listing with labels of `classes` if all of its own are among them."""
+    if set(listing.class_names) <= set(classes):
+        listing = dataclasses.replace(listing, class_names=classes)
+    else:
+        _warn_of_names(folder, listing.class_names, classes)
+    if len(listing.class_names) < 2:
+        raise folders.TooFewExamples(
+            f"{folder} has one class, {listing.class_names[0]!r}: there is nothing to "
+            f"tell apart. Give every class a folder of its own: {folder}/<class>/<file>"
+        )
+    return listing
+
+
+def _digest(listing, own, digests):
+    """Returns a digest of a listing's files, splits and labels.
+
+    Args:
+        listing: The listing.
+        own: Its class names, where labels are not by those of another folder.
+        digests: SHA-256 of its files by id.
+    """
+    lines = [
+        (split, example.id, digests[example.id])
+        for split, examples in sorted(listing.splits.items())
+        for example in sorted(examples)
+    ]
+    labels = [] if listing.class_names == own else [listing.class_names]
+    return hashlib.sha256(json.dumps(lines + labels).encode()).hexdigest()[:8]
+
+
+def _name(folder, kind, digest, begun):
+    """Returns the name of a folder's data set, below its kind.
+
+    It is that of `begun`, where the same files were in a folder of another name.
+
+    Raises:
+        OtherRun: None of `begun` is this data set.
+    """
+    for dataset in begun:
+        if dataset.startswith(f"{kind}_") and dataset.endswith(digest):
+            return dataset.partition("/")[2]
+    name = re.sub(r"[^\w+-]+", "_", folder.name, flags=re.ASCII).strip("_")
+    name = f"{name or 'clips'}-{digest}"
+    if begun:  # before it is prepared, for hours
+        raise OtherRun(
+            f"{folder} is {kind}_folder/{name} now, but the run began with "
+            f"{', '.join(begun)}: files, labels or splits have changed. Choose another "
+            "--workdir, or make the folder as it was to resume."
+        )
+    return name
 
 
 def _warn_of_names(folder, own, classes):
