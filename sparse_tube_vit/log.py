@@ -8,6 +8,8 @@ from absl import logging as absl_logging
 
 log = logging.getLogger("sparse_tube_vit")
 
+_TIME = "%m-%d %H:%M:%S"
+
 
 class _Stderr(logging.StreamHandler):
     """Writes to the current sys.stderr, which tests and notebooks replace."""
@@ -21,7 +23,7 @@ class _Stderr(logging.StreamHandler):
 
 
 def to_stderr() -> None:
-    """Shows the package's log with the time of day, and other libraries' errors.
+    """Shows the package's log with date and time, and other libraries' errors.
 
     Other libraries' warnings are hidden: orbax logs four for every checkpoint it reads.
     So are traces of errors that orbax and gcsfs raise as well.
@@ -30,7 +32,7 @@ def to_stderr() -> None:
     _hide_repeated_errors()
     if not log.handlers:
         handler = _Stderr()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", _TIME))
         log.addHandler(handler)
         log.setLevel(logging.INFO)
         log.propagate = False
@@ -64,7 +66,7 @@ def name_host(index: int) -> None:
         log.setLevel(logging.WARNING)
     for handler in log.handlers:
         handler.setFormatter(
-            logging.Formatter(f"%(asctime)s host {index}: %(message)s", "%H:%M:%S")
+            logging.Formatter(f"%(asctime)s host {index}: %(message)s", _TIME)
         )
 
 

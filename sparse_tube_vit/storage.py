@@ -292,12 +292,6 @@ def entries(directory) -> list[epath.Path]:
     return [*directory.iterdir()] if directory.is_dir() else []
 
 
-def json_files(directory) -> list[epath.Path]:
-    """Returns the JSON files in a directory that may not exist, sorted."""
-    paths = entries(directory)
-    return sorted(p for p in paths if p.suffix == ".json" and p.name[0] != ".")
-
-
 def file_size(path) -> int:
     """Returns the size of a file in bytes."""
     if is_remote(path):

@@ -25,7 +25,12 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from sparse_tube_vit.checkpoints import release
 from sparse_tube_vit.checkpoints.evaluations import read_evaluations
-from sparse_tube_vit.checkpoints.run import Checkpoints, describe_run, set_damaged_aside
+from sparse_tube_vit.checkpoints.run import (
+    Checkpoints,
+    describe_run,
+    remove_unfinished,
+    set_damaged_aside,
+)
 from sparse_tube_vit.checkpoints.workdir import (
     WorkdirLock,
     check_deletion,
@@ -132,6 +137,9 @@ def _train(config, workdir, lock):
         state = program.init(initial_params(config, program, class_names))
         if jax.default_backend() == "cpu":  # where a new run is told what is quicker
             quicker = finetuning.faster_configs(config, unfilled)
+    if first_host:
+        lock.take_over()
+        remove_unfinished(workdir)
     first_step = int(state.step)
     write_overview(state.params, workdir, first_host)
     log_rates(config, state.params)
@@ -219,6 +227,7 @@ def _train(config, workdir, lock):
 
             stopping = batches.receive()
             if stopping or step == heads or is_due(step, config.log_every_steps):
+                checkpoints.check_for_errors()
                 values = {k: float(v) for k, v in jax.device_get(metrics).items()}
                 check_finite(values, step)
                 values |= batches.undecodable_counts()
@@ -256,7 +265,7 @@ def unfinished(
     """
     left = []
     if jax.process_index() == 0:
-        results = read_evaluations(workdir).values()
+        results = read_evaluations(workdir / "evaluations").values()
         lines = read_metrics(workdir) if (workdir / "metrics.jsonl").exists() else []
         metrics = [name for line in lines if line["step"] == step for name in line]
 

@@ -244,15 +244,6 @@ def test_a_put_that_fails_is_tried_again_and_is_no_silence(monkeypatch, caplog):
     assert path.puts[2:] == [b"12", b"12", b"123"]
 
 
-def test_json_files_are_found_below_any_path(tmp_path):
-    directory = tmp_path / "lr[0.1]"
-    assert storage.json_files(directory) == []
-    directory.mkdir()
-    for name in ("b.json", "a.json", ".hidden.json", "a.png"):
-        (directory / name).write_text("")
-    assert [path.name for path in storage.json_files(directory)] == ["a.json", "b.json"]
-
-
 def test_files_below_links_to_folders(tmp_path):
     """As `find -L` lists them, which follows links and ends at loops."""
     root, elsewhere = tmp_path / "root", tmp_path / "elsewhere"

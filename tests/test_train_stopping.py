@@ -93,7 +93,7 @@ def test_the_step_at_which_too_much_does_not_decode_is_saved(
     with pytest.raises(undecodable.TooManyUndecodable, match=f"(?s){wrong}"):
         train.train(config, tmp_path)
     assert counted == [step] and locate(tmp_path).step == step
-    with pytest.raises(undecodable.TooManyUndecodable, match="or allow more"):
+    with pytest.raises(undecodable.TooManyUndecodable, match="Allow more to go on"):
         train.train(config, tmp_path)
     config.loader.max_undecodable = 0.1
     assert train.train(config, tmp_path).step == 6

@@ -22,9 +22,10 @@ command -v xpk >/dev/null || {
     echo "NoXpk: xpk is not on PATH: pip install xpk" >&2
     exit 1
 }
-# A shell in the container reads the command; exec, so that SIGTERM gets to train.py.
+# A shell in the container reads the command; exec, so that SIGTERM gets to train.py,
+# by tini: as the first process, Python would ignore it before it trains.
 printf -v arguments ' %q' "$@"
 exec xpk workload create --cluster="$cluster" --workload="$name" --tpu-type="$type" \
     --num-slices="$slices" --docker-image="$image" --restart-on-exit-codes=1,75 \
     --max-restarts="${RESTARTS:-10}" --termination-grace-period-seconds=300 \
-    --command="exec env HOSTS_START_SECONDS=86400 python -m sparse_tube_vit.train$arguments"
+    --command="exec tini -- env HOSTS_START_SECONDS=86400 python -m sparse_tube_vit.train$arguments"

@@ -3,22 +3,23 @@
 import json
 from collections.abc import Mapping
 
-from etils import epath
-
 from sparse_tube_vit import storage
 from sparse_tube_vit.log import log
 
 
-def read_evaluations(workdir) -> dict[str, dict]:
-    """Returns the results that evaluations of a run wrote, by the stems of their files.
+def read_evaluations(directory) -> dict[str, dict]:
+    """Returns the results of evaluations in a directory, by the stems of their files.
 
     Other files are skipped with a warning.
 
     Args:
-        workdir: The run's work directory, local or gs://.
+        directory: `evaluations` of a work directory, or another one that `evaluate`
+            wrote to, local or gs://. It may not exist.
     """
     results = {}
-    for path in storage.json_files(epath.Path(workdir) / "evaluations"):
+    for path in sorted(storage.entries(directory)):
+        if path.suffix != ".json" or path.name[0] == ".":
+            continue
         try:
             result = json.loads(path.read_text())
             if "step" not in result or not isinstance(result, dict):

@@ -91,7 +91,7 @@ def evaluations(model: StoredModel) -> list[dict]:
     config = from_json(model.description["config"])
     if model.workdir is None or (config.optimizer.ema_decay and not model.averaged):
         return []  # where there are averaged parameters, only they are evaluated
-    results = read_evaluations(model.workdir).values()
+    results = read_evaluations(model.workdir / "evaluations").values()
     return [result for result in results if result["step"] == model.step]
 
 

@@ -14,6 +14,7 @@ from etils import epath
 from sparse_tube_vit import __version__
 from sparse_tube_vit.checkpoints.step import (
     ADVICE,
+    COMMITTED,
     FORMAT,
     DamagedCheckpoint,
     ForeignCheckpoint,
@@ -23,6 +24,7 @@ from sparse_tube_vit.checkpoints.step import (
     compare_checksums,
     first_line,
     latest_step,
+    read_metadata,
     reading,
     restore_checksums,
     restore_description,
@@ -39,7 +41,7 @@ from sparse_tube_vit.distributed import hosts
 from sparse_tube_vit.errors import TubeViTError, UnwritableOutput
 from sparse_tube_vit.log import log
 from sparse_tube_vit.models.variants import make_tubes
-from sparse_tube_vit.storage import absolute, files_below, is_remote
+from sparse_tube_vit.storage import absolute, entries, files_below, is_remote
 
 #: Arrays are sliced among replicas where a slice is this large at least.
 _MIN_SLICE_BYTES = 64 * 1024
@@ -184,6 +186,13 @@ class Checkpoints:
         if not before:
             self._check_first(step)
 
+    def check_for_errors(self) -> None:
+        """Raises UnwritableOutput if writing in the background has failed by now."""
+        # The manager's own check misses what its thread has already met.
+        if not self.manager.is_saving_in_progress():
+            with _writing(self.directory):
+                self.manager.wait_until_finished()
+
     def close(self) -> None:
         """Waits until everything is written.
 
@@ -222,7 +231,8 @@ class Checkpoints:
             raise OtherRun(
                 f"{self.directory.parent} holds a run with other settings:\n"
                 + "\n".join(changed)
-                + "\nChoose another --workdir, or set them as they were to resume."
+                + "\nSet them as they were to resume, or choose another --workdir, "
+                "with --config.init.weights to start from this run."
             )
         self._warn_of_versions(saved["versions"])
         if before := saved.get("data"):  # what other versions tell may differ
@@ -342,7 +352,9 @@ def _items(state):
 def set_damaged_aside(workdir) -> None:
     """Moves checkpoints newer than the latest whole one to `WORKDIR/damaged`.
 
-    A run resumes from the latest one that is left. Called on one host.
+    A run resumes from the latest one that is left. In a bucket it gets the file
+    `COMMITTED` if it has none, without which orbax does not restore it. Called on one
+    host.
 
     Args:
         workdir: The run's work directory, local or gs://.
@@ -362,6 +374,7 @@ def set_damaged_aside(workdir) -> None:
         root = directory / str(step)
         try:
             check_whole(root)
+            _mark_committed(root)
             break
         except (UnfinishedCheckpoint, ForeignCheckpoint, DamagedCheckpoint) as error:
             # In a bucket, orbax writes an unfinished one again in its place.
@@ -384,6 +397,37 @@ def set_damaged_aside(workdir) -> None:
                 f"{first_line(problem)}"
             ) from problem
         log.error("%s It is moved to %s; the run goes on from %d.", error, aside, step)
+
+
+def _mark_committed(root):
+    """Writes `COMMITTED` to a whole checkpoint of a bucket.
+
+    It is the last that orbax writes: a run that was killed just before lacks it.
+    """
+    if is_remote(root) and not (root / COMMITTED).exists():
+        with _writing(root):
+            (root / COMMITTED).write_text("Found to be whole by its checksums.\n")
+
+
+def remove_unfinished(workdir) -> None:
+    """Removes checkpoints that a killed run did not write to their end.
+
+    Called on one host, when no other training uses the work directory.
+
+    Args:
+        workdir: The run's work directory, local or gs://.
+    """
+    for path in entries(epath.Path(absolute(workdir)) / "checkpoints"):
+        unfinished = ".orbax-checkpoint-tmp" in path.name
+        if is_remote(path) and step_numbers([path.name]):
+            unfinished = not read_metadata(path)[1]
+        if not unfinished:
+            continue
+        try:
+            path.rmtree()
+            log.info("Removed %s, which was not written to its end", path)
+        except Exception as error:  # tensorflow and fsspec have their own
+            log.warning("%s is left over: %s", path, first_line(error))
 
 
 def _move(root, aside):

@@ -30,6 +30,9 @@ FORMAT = 1
 #: Orbax's file of a step with its items and the time at which it was finished.
 METADATA = "_CHECKPOINT_METADATA"
 
+#: Orbax's file of a finished step in a bucket, written last.
+COMMITTED = "commit_success.txt"
+
 #: Advice at the end of reading errors, which `run.set_damaged_aside` removes.
 ADVICE = " Copy it again, or take another one."
 

@@ -101,7 +101,7 @@ class WorkdirLock:
     """Keeps other trainings out of a work directory until it is closed.
 
     On a disk by a lock, which ends with this process, however it ends. Buckets have
-    none: there, the last training that begins takes the work directory over, and
+    none: there, the last training to call `take_over` has the work directory, and
     `check` ends the one before, which may be on a machine that was taken away.
 
     Args:
@@ -122,11 +122,24 @@ class WorkdirLock:
         with contextlib.ExitStack() as stack, writing(self._file):
             if not stack.enter_context(locked(workdir, wait_seconds=0)):
                 raise self._in_use("Wait until it ends, stop it")
-            self._file.write_text(json.dumps(self._holder))
+            if not is_remote(workdir):
+                self._file.write_text(json.dumps(self._holder))
             self._lock = stack.pop_all()
 
+    def take_over(self) -> None:
+        """Has a training before end at its next checkpoint, in a bucket.
+
+        To be called once the run is accepted: what is refused ends no other.
+
+        Raises:
+            UnwritableOutput: It cannot be written.
+        """
+        if is_remote(self._workdir):
+            with writing(self._file):
+                self._file.write_text(json.dumps(self._holder))
+
     def check(self) -> None:
-        """Raises WorkdirInUse if another training has begun in the same bucket."""
+        """Raises WorkdirInUse if another training has taken over, in a bucket."""
         if not is_remote(self._workdir):
             return
         try:

@@ -1,6 +1,5 @@
 """Confusion matrices of evaluations."""
 
-import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,18 +7,17 @@ from etils import epath
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 
+from sparse_tube_vit.checkpoints.evaluations import read_evaluations
 from sparse_tube_vit.figures.canvas import new_figure, save
-from sparse_tube_vit.log import log
-from sparse_tube_vit.storage import json_files
 
 
 def draw_confusions(directory) -> list[epath.Path]:
     """Draws the confusion matrices of evaluations that have none, or an older one.
 
     Args:
-        directory: Results of evaluations, local or gs://: a JSON file each, next to
-            which `STEM_confusion.png` is written. Those without a confusion matrix, as
-            those of several labels, are skipped.
+        directory: Results, as for `read_evaluations`; `STEM_confusion.png` is written
+            beside them. Those without a confusion matrix, as those of several labels,
+            are skipped.
 
     Returns:
         Paths of what was drawn.
@@ -27,18 +25,13 @@ def draw_confusions(directory) -> list[epath.Path]:
     Raises:
         UnwritableOutput: A picture cannot be written.
     """
-    drawn = []
-    for path in json_files(directory):
-        png = path.with_name(f"{path.stem}_confusion.png")
+    directory, drawn = epath.Path(directory), []
+    for stem, result in read_evaluations(directory).items():
+        png = directory / f"{stem}_confusion.png"
+        written = (directory / f"{stem}.json").stat().mtime
         # Times are in whole seconds: of the same one, the result may be the later.
-        if png.exists() and png.stat().mtime > path.stat().mtime:
-            continue
-        try:
-            result = json.loads(path.read_text())
-        except ValueError as error:
-            log.warning("%s is skipped, it holds no evaluation: %s", path, error)
-            continue
-        if "confusion" in result:
+        drawn_before = png.exists() and png.stat().mtime > written
+        if "confusion" in result and not drawn_before:
             save(confusion_of(result), png)
             drawn.append(png)
     return drawn

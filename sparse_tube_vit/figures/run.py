@@ -93,7 +93,9 @@ class Run:
     def evaluations(self) -> dict[str, dict]:
         """The last result of every protocol, by the stem of its JSON file."""
         last = {}
-        results = read_evaluations(self.workdir) if self.workdir else {}
+        if not self.workdir:
+            return last
+        results = read_evaluations(self.workdir / "evaluations")
         for stem, result in results.items():
             protocol = re.sub(r"_step\d+", "", stem)
             if protocol not in last or result["step"] > last[protocol][1]["step"]:

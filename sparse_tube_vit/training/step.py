@@ -214,6 +214,8 @@ def check_finite(metrics, step: int) -> None:
         if not np.isfinite(value := float(metrics[name])):
             raise NonFiniteLoss(
                 f"The {name} is {value} at step {step}; nothing was saved since the "
-                "last checkpoint. Lower optimizer.learning_rate, raise "
-                "optimizer.warmup_steps, or set optimizer.clip_norm."
+                "last checkpoint, from which the same command meets this again. In "
+                "another --workdir, lower optimizer.learning_rate, raise "
+                "optimizer.warmup_steps, or set optimizer.clip_norm; "
+                "--config.init.weights starts from the parameters of this one."
             )

@@ -57,8 +57,9 @@ class Undecodable:
                 f"{len(self.problems)} of the {len(self.split)} examples of "
                 f"{self.split.name} {self.split.split} do not decode, more than the "
                 f"{self.max_share:.1%} that loader.max_undecodable allows:\n{listed}\n"
-                "Mend or remove them and prepare the data set again, or allow more. "
-                f"Those that a run has met are in its {FILE}: remove it to count anew."
+                "Allow more to go on with a run: those that it has met are in its "
+                f"{FILE}. A new one may do without them: mend or remove them, and "
+                "prepare the data set again."
             )
         return [f"{self.split.name}: {i} does not decode: {p}" for i, p in new.items()]
 

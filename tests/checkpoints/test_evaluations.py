@@ -8,18 +8,21 @@ from sparse_tube_vit.checkpoints import evaluations
 
 
 def test_evaluations_are_read_by_their_file_names(tmp_path):
-    (tmp_path / "evaluations").mkdir()
+    directory = tmp_path / "lr[0.1]"  # no pattern
+    assert evaluations.read_evaluations(directory) == {}
+    directory.mkdir()
     written = {f"video_step{i}_2x3": {"step": i, "examples": 7} for i in (0, 1)}
-    for name, result in written.items():
-        path = tmp_path / "evaluations" / f"{name}.json"
-        path.write_text(json.dumps(result))
-    assert evaluations.read_evaluations(tmp_path) == written
+    for name, result in reversed(written.items()):
+        (directory / f"{name}.json").write_text(json.dumps(result))
+    for name in (".video_step0_2x3.json", "video_step0_2x3.png"):
+        (directory / name).write_text(json.dumps(written["video_step0_2x3"]))
+    found = evaluations.read_evaluations(directory)
+    assert [*found.items()] == [*written.items()]
 
 
-@pytest.mark.parametrize("text", ["[1, 2]", "3", "{", '"step"', "\xff"])
+@pytest.mark.parametrize("text", ["[1, 2]", "3", "null", "{", '"step"', "\xff"])
 def test_files_of_others_beside_evaluations_are_skipped(tmp_path, caplog, text):
-    (tmp_path / "evaluations").mkdir()
-    (tmp_path / "evaluations" / "notes.json").write_bytes(text.encode("latin-1"))
+    (tmp_path / "notes.json").write_bytes(text.encode("latin-1"))
     assert evaluations.read_evaluations(tmp_path) == {}
     assert "notes.json is skipped" in caplog.text
 

@@ -2,9 +2,11 @@
 
 import contextlib
 import dataclasses
+import json
 import os
 import re
 import shutil
+import time
 from pathlib import Path
 
 import jax
@@ -14,6 +16,7 @@ import optax
 import orbax.checkpoint as ocp
 import pytest
 from flax.traverse_util import flatten_dict, unflatten_dict
+from orbax.checkpoint._src.path import atomicity
 
 from sparse_tube_vit.checkpoints import run as checkpoints
 from sparse_tube_vit.checkpoints import stored
@@ -273,6 +276,39 @@ def test_a_damaged_checkpoint_in_a_bucket_is_moved_aside(small, monkeypatch):
     assert stored.locate("gs://moved/run").step == 5
 
 
+def test_a_whole_checkpoint_in_a_bucket_is_resumed_without_orbax_last_file(
+    small, monkeypatch
+):
+    """As where a run was killed just before it."""
+    storage = bucket.use(monkeypatch)
+    storage.upload(small[0], "killed", "run")
+    del storage.objects["killed", "run/checkpoints/7/commit_success.txt"]
+    checkpoints.set_damaged_aside("gs://killed/run")
+    writer = checkpoints.Checkpoints("gs://killed/run", 3, small[1])
+    assert_equal(
+        writer.resume(jax.tree.map(jnp.zeros_like, small_state(0))), small_state(7)
+    )
+    writer.close()
+
+
+def test_what_was_not_written_to_its_end_is_removed(small, tmp_path, monkeypatch):
+    storage = bucket.use(monkeypatch)
+    storage.upload(small[0], "left", "run")
+    at = "left", "run/checkpoints/7/_CHECKPOINT_METADATA"
+    told = json.loads(storage.objects[at][0])
+    storage.put(at, json.dumps(told | {"commit_timestamp_nsecs": None}).encode())
+    before = storage.names("left", "run/checkpoints/3/")
+    checkpoints.remove_unfinished("gs://left/run")
+    assert not storage.names("left", "run/checkpoints/7/")
+    assert storage.names("left", "run/checkpoints/3/") == before
+    steps = shutil.copytree(small[0], tmp_path / "run") / "checkpoints"
+    for name in ("15", "notes", "15.orbax-checkpoint-tmp"):
+        (steps / name / "params").mkdir(parents=True)
+    checkpoints.remove_unfinished(tmp_path / "run")
+    assert {x.name for x in steps.iterdir()} == {"3", "5", "7", "15", "notes"}
+    checkpoints.remove_unfinished(tmp_path / "nowhere")
+
+
 @pytest.mark.parametrize("status", [403, 401])
 @pytest.mark.parametrize(
     "part", ["_CHECKPOINT_METADATA", "run/", "params/", "optimizer/d/"]
@@ -329,6 +365,25 @@ def test_a_checkpoint_that_cannot_be_written_is_named(small, tmp_path):
     with pytest.raises(UnwritableOutput, match="run/checkpoints cannot be written"):
         writer.save(small_state(3))
         writer.close()
+
+
+def test_a_checkpoint_that_fails_in_the_background_is_told_before_the_next(
+    small, tmp_path, monkeypatch
+):
+    writer = checkpoints.Checkpoints(tmp_path / "run", 3, small[1])
+    writer.save(small_state(2))
+    writer.check_for_errors()
+
+    async def refuse(_):
+        raise OSError("quota exceeded")
+
+    monkeypatch.setattr(atomicity.AtomicRenameTemporaryPath, "finalize", refuse)
+    writer.save(small_state(3))
+    with pytest.raises(UnwritableOutput, match="run/checkpoints .*: quota exceeded"):
+        for _ in range(600):
+            writer.check_for_errors()
+            time.sleep(0.1)
+    writer.close()
 
 
 def test_replicas_share_the_writing_of_large_arrays_alone(tmp_path, monkeypatch):

@@ -72,8 +72,12 @@ with storage.whole_file({str(evaluations / "a.json")!r}):
 def test_the_last_training_in_a_bucket_takes_it_over(monkeypatch):
     bucket.use(monkeypatch)
     first = workdir.WorkdirLock(epath.Path("gs://locks/run"))
+    first.take_over()
+    first.check()
+    workdir.WorkdirLock(epath.Path("gs://locks/run")).close()  # a run that is refused
     first.check()
     second = workdir.WorkdirLock(epath.Path("gs://locks/run"))
+    second.take_over()
     with pytest.raises(workdir.WorkdirInUse, match=f"process {os.getpid()}"):
         first.check()
     first.close()
@@ -83,6 +87,7 @@ def test_the_last_training_in_a_bucket_takes_it_over(monkeypatch):
 def test_a_lock_that_cannot_be_read_ends_no_training(monkeypatch, caplog):
     storage = bucket.use(monkeypatch)
     lock = workdir.WorkdirLock(epath.Path("gs://locks/unread"))
+    lock.take_over()
     storage.objects.pop(("locks", "unread/.training"))
     lock.check()
     assert "Whether another training uses gs://locks/unread is unknown" in caplog.text

@@ -14,7 +14,7 @@ from sparse_tube_vit.errors import UnwritableOutput
 
 def write(directory, name, **result):
     path = directory / f"{name}.json"
-    path.write_text(json.dumps({"summary": f"{name}: Top-1 50%"} | result))
+    path.write_text(json.dumps({"step": 2, "summary": f"{name}: Top-1 50%"} | result))
     os.utime(path, (1000, 1000))
     return path
 
@@ -84,7 +84,7 @@ def test_it_cannot_be_written(tmp_path):
 
 
 def test_files_of_others_and_results_without_a_summary(tmp_path, caplog):
-    (tmp_path / "notes.json").write_text("no JSON")
+    (tmp_path / "notes.json").write_text("null")
     path = write(tmp_path, "images_step2", **confused((3, 1), (2, 2)))
     result = json.loads(path.read_text())
     del result["summary"]  # as the first evaluations were written

@@ -218,6 +218,7 @@ def test_xpk_gets_the_command_as_its_shell_reads_it(tmp_path):
         *("--tpu-type=v5litepod-16", "--num-slices=2"),
     ]
     assert f"--restart-on-exit-codes=1,{STOPPED}" in options
+    executable(tmp_path / "tini", 'shift; exec "$@"')
     executable(tmp_path / "python", 'printf "%s\\0" "$HOSTS_START_SECONDS" "$@"')
     shell = subprocess.run(
         ["bash", "-c", command.removeprefix("--command=")],
@@ -238,7 +239,8 @@ def test_the_image_has_what_a_tpu_vm_is_set_up_with():
     assert "--requirement requirements-tpu.txt" in recipe
     assert "code/requirements-tpu.txt" in worker
     entry = json.loads(re.search(r"^ENTRYPOINT (.*)$", recipe, re.MULTILINE)[1])
-    assert entry == ["python", "-m", "sparse_tube_vit.train"]
+    assert entry == ["tini", "--", "python", "-m", "sparse_tube_vit.train"]
+    assert re.search("^RUN apt-get .* install .* tini", recipe, re.MULTILINE)
     for line in re.findall(r"^COPY (.*)$", recipe, re.MULTILINE):
         *sources, target = line.split()
         assert all((ROOT / source).exists() for source in sources)

@@ -27,7 +27,7 @@ def test_a_resumed_run_counts_on_from_its_step(tmp_path):
     assert resumed(0) == resumed(2) == {}
     assert resumed(3) == resumed(6) == {"a": "cut short", "b": "empty"}
     assert resumed(7) == videos.problems
-    with pytest.raises(undecodable.TooManyUndecodable, match="remove it to count anew"):
+    with pytest.raises(undecodable.TooManyUndecodable, match="in its undecodable.js"):
         resumed(7, max_share=0.02)
 
 
