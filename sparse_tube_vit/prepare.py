@@ -30,6 +30,7 @@ from sparse_tube_vit.config.flags import CommandParser, at_least
 from sparse_tube_vit.datasets.catalog import BUILDERS, OPTIONS, builder_class
 from sparse_tube_vit.datasets.preparing.prepare import prepare
 from sparse_tube_vit.errors import DatasetError, reported
+from sparse_tube_vit.video.transcode import Transcode
 
 
 class BadArguments(DatasetError):
@@ -44,7 +45,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = _parser().parse_args(argv)
     with reported():
         try:
-            transcode = _transcode(arguments)
+            text = arguments.transcode
+            transcode = None if text is None else Transcode.parse(text)
             for builder in _builders(arguments):
                 options = (transcode, arguments.workers, arguments.beam)
                 print(prepare(builder, *options), flush=True)
@@ -78,15 +80,6 @@ def _parser() -> CommandParser:
 
 
 FOR_ALL = ("dataset", "data_dir", "workers", "beam")
-
-
-def _transcode(arguments):
-    """Returns the Transcode of `--transcode`, or None."""
-    if arguments.transcode is None:
-        return None
-    from sparse_tube_vit.video.transcode import Transcode
-
-    return Transcode.parse(arguments.transcode)
 
 
 def _builders(arguments) -> list:

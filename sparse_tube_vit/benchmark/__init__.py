@@ -1,6 +1,5 @@
-"""The benchmark command: times the model, training, decoding and input.
+"""The benchmark command: times training, inference, decoding and input.
 
-sparse-tube-vit benchmark model --variant B --frames 32 --size 224
 sparse-tube-vit benchmark scale_up --small Ti --big S
 sparse-tube-vit benchmark decode FILE --beside pyav opencv --randaugment 2
 sparse-tube-vit benchmark input --config FILE --step_seconds 0.5

@@ -1,4 +1,4 @@
-"""Times the model, training, decoding, input; on a GPU; beside other models."""
+"""Times training, decoding, input; on a GPU; beside other models."""
 
 import importlib
 from collections.abc import Sequence
@@ -15,21 +15,17 @@ DECODERS = ("pyav", "opencv", "decord", "torchcodec")
 def main(argv: Sequence[str] | None = None) -> None:
     parser = CommandParser("benchmark", description=__doc__)
     commands = parser.add_subparsers(required=True)
-    model = commands.add_parser("model", help="seconds a clip")
-    model.add_argument("--variant", choices=VARIANTS, default="B")
-    model.set_defaults(run=_later("compute", "time_model"))
     scaling = commands.add_parser("scale_up", help="seconds a step, of part and all")
     scaling.add_argument("--small", choices=VARIANTS, default="Ti")
     scaling.add_argument("--big", choices=VARIANTS, default="S")
     scaling.add_argument("--trained_layers", type=int, help="6 of 32 if not given")
-    for command in (model, scaling):
-        command.add_argument("--tubes", choices=TUBE_SETS, default="main")
-        command.add_argument("--frames", type=int, default=32)
-        command.add_argument("--size", type=int, default=224, help="pixels")
-        command.add_argument("--batch", type=int, default=2, help="clips")
-        command.add_argument("--dtype", default="float32")
-        command.add_argument("--runs", type=int, default=5)
-    scaling.set_defaults(run=_later("compute", "time_scale_up"))
+    scaling.add_argument("--tubes", choices=TUBE_SETS, default="main")
+    scaling.add_argument("--frames", type=int, default=32)
+    scaling.add_argument("--size", type=int, default=224, help="pixels")
+    scaling.add_argument("--batch", type=int, default=2, help="clips")
+    scaling.add_argument("--dtype", default="float32")
+    scaling.add_argument("--runs", type=int, default=5)
+    scaling.set_defaults(run=_later("scale_up", "time_scale_up"))
     decode = commands.add_parser("decode", help="milliseconds of CPU time a clip")
     decode.add_argument("file")
     decode.add_argument("--frames", type=int, default=32)

@@ -134,7 +134,8 @@ def _join():
         raise UnknownHosts(
             f"JAX_COORDINATOR_ADDRESS={address}: it must be host:port of the first."
         )
-    start, lost = _start_seconds(), _seconds("HOSTS_LOST_SECONDS", 60)
+    start = _seconds("HOSTS_START_SECONDS", 300)
+    lost = _seconds("HOSTS_LOST_SECONDS", 60)
     where = f" at {address}" if address else ""
     missing = HostMissing(
         f"The hosts did not find each other within {start} s. The same command must "
@@ -207,18 +208,12 @@ def _hosts():
     """Returns the number of hosts, which jax learns from the devices."""
     try:
         return jax.process_count()
-    except (
-        RuntimeError,
-        AssertionError,
-    ) as error:  # the latter where a plugin is absent
+    # AssertionError: a plugin is absent.
+    except (RuntimeError, AssertionError) as error:
         asked = os.environ.get("JAX_PLATFORMS", "")
         raise NoDevices(
             f"JAX_PLATFORMS={asked} asks for devices that jax does not find. {error}"
         ) from error
-
-
-def _start_seconds():
-    return _seconds("HOSTS_START_SECONDS", 300)
 
 
 def _seconds(name, default):

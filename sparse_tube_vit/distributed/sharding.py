@@ -168,8 +168,8 @@ def state_shardings(state, mesh: Mesh):
     """Returns the shardings of a train state, moments like their parameters."""
 
     def sharding(path, leaf):
-        names = (str(getattr(k, "key", getattr(k, "name", k))) for k in path)
-        return NamedSharding(mesh, parameter_spec("/".join(names), leaf.shape, mesh))
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return NamedSharding(mesh, parameter_spec(name, leaf.shape, mesh))
 
     return jax.tree_util.tree_map_with_path(sharding, state)
 

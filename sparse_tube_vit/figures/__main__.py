@@ -36,7 +36,7 @@ from sparse_tube_vit.training import finetuning
 def main(argv: Sequence[str] | None = None) -> None:
     parser = _parser()
     args = parser.parse_with_config(argv)
-    config = getattr(args, "config", None)
+    config = args.config
     if config is not None and args.out is None:
         parser.error("--config needs --out")
     to_stderr()
@@ -49,11 +49,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             paths = write(tubes_over(clip_of(config, args.clip), config), args.out)
         else:
             models = args.model if args.command == "tokens" else [args.model]
-            clip, data_dir = (
-                getattr(args, "clip", None),
-                getattr(args, "data_dir", None),
-            )
-            options = clip, data_dir, args.normalization
+            options = args.clip, args.data_dir, args.normalization
             runs = [Run(model, *options) for model in models]
             paths = draw_run(runs, args.command, args.out)
         for path in paths:
@@ -65,6 +61,7 @@ def _parser():
         "figures",
         description="Draws a run, or the batches that the model gets.",
     )
+    parser.set_defaults(config=None, clip=None, data_dir=None)
     commands = parser.add_subparsers(dest="command", required=True)
     kinds = {"run": "all of the following"}
     kinds |= {kind: draw.__doc__.split(".")[0].strip() for kind, draw in KINDS.items()}

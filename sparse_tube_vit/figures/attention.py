@@ -58,7 +58,6 @@ def attention(
     tubes: Sequence[Tube],
     weights: np.ndarray,
     title: str = "",
-    columns: int = 8,
 ) -> Figure:
     """Draws frames of a clip, and below them the attention to its tokens, a row a tube.
 
@@ -71,13 +70,12 @@ def attention(
         tubes: The model's tubes.
         weights: Attention to the tokens of one clip, (N,) of sum 1.
         title: Of the figure, wrapped to its width.
-        columns: Most frames shown, chosen by `frames_read`.
     """
     t, h, w, _ = clip.shape
     weights = np.asarray(weights, np.float64)
     maps = spread_over_pixels(len(weights) * weights, tubes, clip.shape[:3])
     grey = clip.mean(axis=-1) / 255
-    shown = frames_read(clip.shape[:3], tubes, columns)
+    shown = frames_read(clip.shape[:3], tubes, columns=8)
     rows = 1 + len(maps)
     width = 1.4 * len(shown) + 1.5
     lines = textwrap.wrap(title, int(12 * width))

@@ -11,11 +11,16 @@ from PIL import Image
 from sparse_tube_vit.figures.canvas import DPI, new_figure
 from sparse_tube_vit.training.inspection import StepExample
 
+#: Width and height of a page in pixels.
+_PAGE = (1900, 1900)
+
+#: Most lines above an example.
+_LINES = 6
+
 
 def batch_grids(
     examples: Sequence[StepExample],
     columns: int = 16,
-    page: tuple[int, int] = (1900, 1900),
 ) -> list[Figure]:
     """Draws all frames of examples with their targets, on as many pages as needed.
 
@@ -25,7 +30,6 @@ def batch_grids(
     Args:
         examples: With videos of one shape.
         columns: Frames side by side.
-        page: Width and height of a page in pixels.
     """
     t, side, _, _ = examples[0].video.shape
     while side > 128:
@@ -37,7 +41,7 @@ def batch_grids(
     above = 15 * max(map(len, texts)) + 6
     width = max(columns * (side + 2), 7 * letters) + 8
     height = above + math.ceil(t / columns) * (side + 2) + 12
-    across, down = (max(1, p // n) for p, n in zip(page, (width, height), strict=True))
+    across, down = (max(1, p // n) for p, n in zip(_PAGE, (width, height), strict=True))
     across = min(across, len(examples))
     figures = []
     for first in range(0, len(examples), across * down):
@@ -59,17 +63,16 @@ def batch_grids(
                 va="top",
                 fontsize=7,
                 color="#d62728" if examples[e].problem else "black",
-                parse_math=False,
             )
         figure.figimage(canvas, origin="upper")
         figures.append(figure)
     return figures
 
 
-def _text(example: StepExample, letters: int, most: int = 6) -> list[str]:
+def _text(example, letters):
     lines = [example.target, *example.ids]
     lines += [f"weight 0: {example.problem}"] if example.problem else []
-    return [part for s in lines for part in textwrap.wrap(s, letters)][:most]
+    return [part for s in lines for part in textwrap.wrap(s, letters)][:_LINES]
 
 
 def _resized(frame, side):

@@ -6,7 +6,7 @@ import tempfile
 import warnings
 
 import matplotlib
-from matplotlib.animation import Animation, PillowWriter
+from matplotlib.animation import Animation
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -81,6 +81,5 @@ def save(picture: Figure | Animation, path) -> None:
         return
     with tempfile.TemporaryDirectory() as directory:
         local = pathlib.Path(directory) / "animation.gif"
-        rate = 1000 / picture.event_source.interval
-        picture.save(local, writer=PillowWriter(fps=rate))
+        picture.save(local, writer="pillow")
         write_whole(path, local.read_bytes())

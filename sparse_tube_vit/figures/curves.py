@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib.figure import Figure
 
+from sparse_tube_vit.checkpoints.evaluations import views_in_words
 from sparse_tube_vit.figures.canvas import add_legend, new_figure
 from sparse_tube_vit.training.reporting import PARTS, training_metrics
 from sparse_tube_vit.training.utilization import examples_per_second
@@ -106,8 +107,7 @@ def protocol_of(result: Mapping) -> str:
     """
     name = result["evaluation"]
     if "temporal_views" in result:
-        name += f" {result['temporal_views']}x{result['spatial_views']}"
-        name += " maximum" if result["combine_views"] == "max" else ""
+        name += f" {views_in_words(result)}"
     return f"{name}: {'Top-1' if 'top1' in result else 'mAP'}"
 
 

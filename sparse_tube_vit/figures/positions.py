@@ -11,6 +11,9 @@ from sparse_tube_vit.figures.canvas import new_figure
 from sparse_tube_vit.figures.tubes import color_of, name
 from sparse_tube_vit.models.tubes import Tube, tubes_for
 
+#: Most moments shown of a tube.
+_MOMENTS = 6
+
 
 def similarity(embeddings: np.ndarray) -> np.ndarray:
     """Returns cosines (N, N) of embeddings (N, D); 0 for an embedding of zeros."""
@@ -23,25 +26,23 @@ def position_similarity(
     embeddings: np.ndarray,
     tubes: Sequence[Tube],
     clip: Sequence[int],
-    columns: int = 6,
 ) -> Figure:
     """Draws the cosine similarity of position embeddings.
 
     On the left all pairs of tokens, tube by tube. On the right one token, in the middle
     of the first tube, with the tokens of every tube at their places: a row a tube, a
-    column a moment.
+    column a moment, evenly spaced where there are more than 6.
 
     Args:
         embeddings: As the model adds them to the tokens, (N, D).
         tubes: The model's tubes.
         clip: Its shape (T, H, W).
-        columns: Most moments shown of a tube, evenly spaced.
     """
     read = tubes_for(tubes, clip[0])
     grids = [tubes[i].grid(clip) for i in read]
     ends = np.cumsum([math.prod(grid) for grid in grids])
     cosines = similarity(np.asarray(embeddings, np.float64))
-    columns = min(columns, max(grid[0] for grid in grids))
+    columns = min(_MOMENTS, max(grid[0] for grid in grids))
     figure = new_figure(5.2 + 1.15 * columns, max(4.4, 1.35 * len(read)))
     left, right = figure.subfigures(1, 2, width_ratios=(5, 1.15 * columns))
 

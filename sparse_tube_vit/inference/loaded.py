@@ -212,11 +212,8 @@ class TrainedTubeViT:
             inputs = list(clip)
             found = classes(self, inputs, head, top, batch_size=batch_size)
             return files.collect(found, len(inputs))
-        if files.is_path(clip):
-            _, views = self.read(clip, head)
-        else:
-            _, views = self.as_views(clip)
-        head = self.choose_head(_kind(views), head)
+        kind, views = self.views_of(clip, head)
+        head = self.choose_head(kind, head)
         (scores,) = self.scores(views[None], head)
         return self.best(scores, head, top)
 
@@ -321,6 +318,14 @@ class TrainedTubeViT:
         views = _views(clip, self.model.clip)
         return _kind(views), views
 
+    def views_of(
+        self, clip, head: str | None = None, views: tuple[int, int] | None = None
+    ) -> tuple[str, np.ndarray]:
+        """Returns `read` of a path, or `as_views` of an array."""
+        if files.is_path(clip):
+            return self.read(clip, head, views)
+        return self.as_views(clip)
+
     def best(self, scores, head: str, top: int):
         """Returns [(class name, probability), ...] of the highest scores (C,)."""
         order = np.argsort(-scores, kind="stable")[:top]
@@ -369,10 +374,7 @@ class TrainedTubeViT:
 
     def _central_view(self, clip):
         """Returns a group, as for `files.compute`, and views (1, T, H, W, 3)."""
-        if files.is_path(clip):
-            kind, views = self.read(clip, views=(1, 1))
-        else:
-            kind, views = self.as_views(clip)
+        kind, views = self.views_of(clip, views=(1, 1))
         if len(views) > 1:
             raise NotAClip(f"Features are of one view, but there are {len(views)}.")
         return (kind, views.dtype.str), views

@@ -89,10 +89,7 @@ def classes(
         tubevit.choose_head("", head)
 
     def read(item):
-        if files.is_path(item):
-            kind, video = tubevit.read(item, head, views)
-        else:
-            kind, video = tubevit.as_views(item)
+        kind, video = tubevit.views_of(item, head, views)
         # Inputs of one shape and dtype share a batch.
         chosen = tubevit.choose_head(kind, head)
         return (kind, chosen, video.shape, video.dtype.str), video

@@ -14,9 +14,6 @@ from sparse_tube_vit.log import log
 
 FOLDS = 5
 
-#: Examples whose similarities to all others are in memory at a time.
-BLOCK = 1024
-
 
 class NotProbeable(TubeViTError, ValueError):
     """The folder has too few classes or files, or splits that do not make a probe."""
@@ -145,6 +142,8 @@ def nearest_neighbours(
 ) -> np.ndarray:
     """Returns the votes of the k nearest neighbours by cosine, weighted by similarity.
 
+    A neighbour's weight is 0 (opposite) to 1; the votes for an example sum to 1.
+
     Args:
         x: Features (N, D).
         y: Labels (N,).
@@ -156,22 +155,19 @@ def nearest_neighbours(
     Returns:
         (M, C), for the M examples outside `train`.
     """
-    x = x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    from sklearn.neighbors import KNeighborsClassifier
+
     alone = train is None
-    known = np.arange(len(x)) if alone else np.flatnonzero(train)
-    sought = known if alone else np.flatnonzero(~train)
-    labels, votes = y[known], np.zeros((len(sought), classes))
-    for begin in range(0, len(sought), BLOCK):
-        rows = sought[begin : begin + BLOCK]
-        similar = x[rows] @ x[known].T
-        if alone:
-            similar[np.arange(len(rows)), rows] = -np.inf
-        k_nearest = np.argsort(-similar, axis=1, kind="stable")
-        k_nearest = k_nearest[:, : min(k, len(known) - alone)]
-        # Similarities are -1 to 1; the weights 0 to 1.
-        weights = (np.take_along_axis(similar, k_nearest, axis=1) + 1) / 2
-        at = begin + np.arange(len(rows))[:, None]
-        np.add.at(votes, (at, labels[k_nearest]), weights)
+    known = np.ones(len(x), bool) if alone else train
+    fitted = KNeighborsClassifier(
+        min(k, known.sum() - alone),
+        metric="cosine",
+        weights=lambda distances: 1 - distances / 2,
+    ).fit(x[known], y[known])
+    # Without examples to predict, those fitted are, each by the others.
+    found = fitted.predict_proba(None if alone else x[~known])
+    votes = np.zeros((len(found), classes))
+    votes[:, fitted.classes_] = found
     return votes
 
 

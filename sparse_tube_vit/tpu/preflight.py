@@ -4,7 +4,7 @@ import dataclasses
 import math
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import jax
 
@@ -32,12 +32,11 @@ class DoesNotFit(TubeViTError, MemoryError):
 
     Attributes:
         mesh: Sizes of the mesh's axes by name.
-        needed: Bytes, None if the compiler does not state them.
     """
 
-    def __init__(self, message, mesh, needed=None):
+    def __init__(self, message, mesh):
         super().__init__(message)
-        self.mesh, self.needed = mesh, needed
+        self.mesh = mesh
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +162,7 @@ def needed_bytes(message: str) -> float | None:
 def _does_not_fit(topology, mesh, needed):
     needs = f"needs {in_gib(needed)}" if needed else "does not fit"
     has = f"a chip of {topology.name} has {in_gib(topology.chip.memory)}"
-    return DoesNotFit(f"A step {needs}, {has}.", dict(mesh.shape), needed)
+    return DoesNotFit(f"A step {needs}, {has}.", dict(mesh.shape))
 
 
 def _memory(program, analysis, available):
@@ -195,16 +194,12 @@ def _network(mesh, topology):
 
 
 def preflight(
-    config: ConfigDict,
-    topology: Topology,
-    classes: Mapping[str, int],
-    measure: Callable[..., Preflight] = measure,
+    config: ConfigDict, topology: Topology, classes: Mapping[str, int]
 ) -> Preflight:
     """Measures a config's train step, and what would make it fit if it does not.
 
     Args:
         config, topology, classes: As for `measure`.
-        measure: What compiles and measures a step.
 
     Raises:
         DoesNotFit: A chip has too little memory; the message names the first change to
@@ -300,8 +295,9 @@ def head_classes(config: ConfigDict, given: Mapping[str, int]) -> dict[str, int]
     prepared = classes_of(config)
     classes = {}
     for name, stream in config.streams.items():
-        official = OFFICIAL_CLASSES.get(stream.dataset.split("/")[0])
-        official = official or OFFICIAL_CLASSES.get(stream.dataset)
+        dataset = stream.dataset
+        of_any_kind = OFFICIAL_CLASSES.get(dataset.partition("/")[0])
+        official = OFFICIAL_CLASSES.get(dataset, of_any_kind)
         classes[stream.head] = (
             given.get(stream.head) or prepared[stream.head] or official
         )

@@ -61,18 +61,21 @@ def spread_starts(views: int, frames: int, fps: float, duration: float) -> np.nd
     return np.linspace(0, room, views) if views > 1 else np.array([room / 2])
 
 
+#: Least and greatest ratio of a random crop's width to its height.
+_RATIOS = (3 / 4, 4 / 3)
+
+
 def random_crop(
     rng: np.random.Generator,
     height: int,
     width: int,
     size: int,
     area: tuple[float, float],
-    aspect: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Crop:
     """Returns a crop of random area and aspect ratio, scaled to size x size.
 
-    After ten draws that do not fit, it is the largest central one with an allowed
-    aspect ratio.
+    Its width is 3/4 to 4/3 of its height. After ten draws that do not fit, it is the
+    largest central one of such a ratio.
 
     Args:
         rng: Source of the random numbers.
@@ -80,17 +83,16 @@ def random_crop(
         width: Width of the picture in pixels.
         size: Sides of the result in pixels.
         area: Least and greatest area, as a fraction of the picture.
-        aspect: Least and greatest ratio of width to height.
     """
     for _ in range(10):
         pixels = height * width * rng.uniform(*area)
-        ratio = math.exp(rng.uniform(*np.log(aspect)))
+        ratio = math.exp(rng.uniform(*np.log(_RATIOS)))
         w, h = round(math.sqrt(pixels * ratio)), round(math.sqrt(pixels / ratio))
         if 0 < w <= width and 0 < h <= height:
             top, left = rng.integers(height - h + 1), rng.integers(width - w + 1)
             return Crop(int(top), int(left), h, w, size, size)
-    w = max(1, min(width, round(height * aspect[1])))
-    h = max(1, min(height, round(width / aspect[0])))
+    w = max(1, min(width, round(height * _RATIOS[1])))
+    h = max(1, min(height, round(width / _RATIOS[0])))
     return Crop((height - h) // 2, (width - w) // 2, h, w, size, size)
 
 

@@ -19,6 +19,7 @@ from etils import epath
 
 from sparse_tube_vit import storage
 from sparse_tube_vit.datasets.builders import builder
+from sparse_tube_vit.datasets.catalog import OFFICIAL_CLASSES
 from sparse_tube_vit.datasets.manifest import Row
 from sparse_tube_vit.errors import DatasetError
 from sparse_tube_vit.video.opening import SUFFIXES
@@ -277,16 +278,18 @@ def read_csv(path: pathlib.Path, columns: Iterable[str]) -> Iterator[tuple[str, 
         raise BadAnnotations(f"{path}: after line {reader.line_num}: {error}") from None
 
 
-def check_class_count(where, count: int, official: int | None) -> list[str]:
+def check_class_count(where, count: int, name: str) -> list[str]:
     """Returns a note if classes are missing, as in a subset for trying things out.
 
-    Nothing is checked without an official number.
+    Args:
+        where: The file that lists the classes.
+        count: Their number.
+        name: The data set's name, as in `catalog.OFFICIAL_CLASSES`.
 
     Raises:
         BadAnnotations: There are more classes than the data set has.
     """
-    if official is None:
-        return []
+    official = OFFICIAL_CLASSES[name]
     if count > official:
         raise BadAnnotations(
             f"{where}: {count} classes; the data set has {official}. Give its own"

@@ -21,7 +21,6 @@ from sparse_tube_vit.datasets.builders.annotations import (
     read_csv,
     read_text,
 )
-from sparse_tube_vit.datasets.catalog import OFFICIAL_CLASSES
 
 SPLITS = ("train", "test")
 COLUMNS = ("id", "actions")
@@ -72,9 +71,7 @@ class Charades(builder.Builder):
                     entries.append(entry)
                 else:
                     left_out.append(entry.left_out(f"no action in {where}"))
-        notes = check_class_count(
-            path, len(class_names), OFFICIAL_CLASSES.get(cls.name)
-        )
+        notes = check_class_count(path, len(class_names), cls.name)
         return list_clips(videos, entries, class_names.values(), left_out, notes)
 
 

@@ -26,7 +26,6 @@ from sparse_tube_vit.datasets.builders.annotations import (
     list_clips,
     read_csv,
 )
-from sparse_tube_vit.datasets.catalog import OFFICIAL_CLASSES
 
 # Spellings of the splits, in file names and in the column.
 SPLITS = {
@@ -65,9 +64,7 @@ class Kinetics(builder.Builder):
         if unlabelled := len(listed) - len(segments):
             notes.append(f"left out {unlabelled} clips of test that have no label")
         class_names = {s.label for s in segments if s.split != "test"}
-        notes += check_class_count(
-            annotations, len(class_names), OFFICIAL_CLASSES.get(cls.name)
-        )
+        notes += check_class_count(annotations, len(class_names), cls.name)
         entries = []
         for where, split, label, youtube_id, start, end in segments:
             if label not in class_names:

@@ -19,7 +19,6 @@ from sparse_tube_vit.datasets.builders.annotations import (
     list_clips,
     read_text,
 )
-from sparse_tube_vit.datasets.catalog import OFFICIAL_CLASSES
 
 
 class SomethingSomethingV2(builder.Builder):
@@ -42,7 +41,7 @@ class SomethingSomethingV2(builder.Builder):
         """
         labels = _file(annotations, "labels")
         numbers = _read_classes(labels)
-        notes = check_class_count(labels, len(numbers), OFFICIAL_CLASSES.get(cls.name))
+        notes = check_class_count(labels, len(numbers), cls.name)
         entries = []
         for split in ("train", "validation"):
             for where, entry in _read_list(_file(annotations, split)):

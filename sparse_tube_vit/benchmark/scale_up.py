@@ -1,82 +1,21 @@
-"""Timing of the model and of training steps."""
+"""Timing of a step that trains the last layers, beside one that trains all."""
 
 import statistics
 import time
-from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from sparse_tube_vit.checkpoints.scaling import scale_config
-from sparse_tube_vit.config import (
-    EncoderOptions,
-    default_config,
-    stream,
-    validate,
-)
+from sparse_tube_vit.config import default_config, stream, validate
 from sparse_tube_vit.distributed.cpu import usable_cores
-from sparse_tube_vit.distributed.devices import peak_flops
-from sparse_tube_vit.models.flops import forward_flops, step_flops
-from sparse_tube_vit.models.losses import cross_entropy
+from sparse_tube_vit.models.flops import step_flops
 from sparse_tube_vit.models.tubes import Tube, count_tokens
-from sparse_tube_vit.models.tubevit import TubeViT, init_params, make_model
-from sparse_tube_vit.models.variants import TUBE_SETS, VARIANTS
+from sparse_tube_vit.models.tubevit import init_params, make_model
+from sparse_tube_vit.models.variants import VARIANTS
 from sparse_tube_vit.training.optimizer import make_optimizer
 from sparse_tube_vit.training.state import TrainState
 from sparse_tube_vit.training.step import make_train_step
-from sparse_tube_vit.training.utilization import in_flops
-
-
-def seconds(function: Callable[[], object], runs: int) -> float:
-    """Returns the median time of a call in seconds, after one call to warm up."""
-    times = []
-    for _ in range(runs + 1):
-        started = time.perf_counter()
-        jax.block_until_ready(function())
-        times.append(time.perf_counter() - started)
-    return statistics.median(times[1:])
-
-
-def time_model(args) -> None:
-    """Prints the time per clip, forward, and forward and backward."""
-    clip = (args.frames, args.size, args.size)
-    tubes = TUBE_SETS[args.tubes]
-    model = TubeViT(
-        tubes=tubes,
-        classes={"head": 400},
-        options=EncoderOptions(**VARIANTS[args.variant], dtype=args.dtype),
-    )
-    params = init_params(model, jax.random.key(0), clip)
-    rng = np.random.default_rng(0)
-    videos = jax.device_put(rng.integers(0, 256, (args.batch, *clip, 3), np.uint8))
-
-    def loss(params, videos):
-        logits = model.apply({"params": params}, videos, "head")
-        targets = jax.nn.one_hot(jnp.zeros(args.batch, int), 400)
-        weights = jnp.full(args.batch, 1 / args.batch)
-        return cross_entropy(logits, targets, weights)
-
-    passes = {
-        "forward": (1, jax.jit(lambda p, x: model.apply({"params": p}, x, "head"))),
-        "forward and backward": (3, jax.jit(jax.value_and_grad(loss))),
-    }
-    shape = "x".join(map(str, clip))
-    print(
-        f"{args.variant}, {shape} ({count_tokens(tubes, clip)} tokens), {args.dtype}, "
-        f"batch {args.batch}, {jax.device_count()} {jax.devices()[0].device_kind}, "
-        f"{usable_cores()} CPU cores"
-    )
-    for name, (factor, step) in passes.items():
-        took = seconds(lambda step=step: step(params, videos), args.runs) / args.batch
-        # By formula: XLA does not count operations that it leaves to GPU libraries.
-        flops = sum(forward_flops(model, clip, "head").values()) * factor
-        peak = peak_flops(jax.devices()[0].device_kind)
-        mfu = f", MFU {flops / took / peak:.1%}" if peak else ""
-        print(
-            f"  {name}: {1e3 * took:.2f} ms a clip, {in_flops(flops / took)}/s{mfu} "
-            f"({in_flops(flops)} a clip)"
-        )
 
 
 def time_scale_up(args) -> None:
@@ -123,7 +62,7 @@ def time_scale_up(args) -> None:
 
     (everything, all_flops), (last, last_flops) = make_run(None), make_run(trained)
     # In turns, so that a change of the machine's speed affects both alike.
-    pairs = [(seconds(everything, 1), seconds(last, 1)) for _ in range(args.runs)]
+    pairs = [(_seconds(everything), _seconds(last)) for _ in range(args.runs)]
     whole, part = (statistics.median(column) for column in zip(*pairs, strict=True))
     saving = 1 - statistics.median(b / a for a, b in pairs)
     shape, depth = "x".join(map(str, model.clip)), model.options.depth
@@ -135,3 +74,11 @@ def time_scale_up(args) -> None:
         f"{part:.3f} s; saved {saving:.0%} (paper 43%), of FLOPs "
         f"{1 - last_flops / all_flops:.0%}"
     )
+
+
+def _seconds(step):
+    """Returns the time of a step in seconds, after one to warm up."""
+    jax.block_until_ready(step())
+    started = time.perf_counter()
+    jax.block_until_ready(step())
+    return time.perf_counter() - started
