@@ -5,7 +5,9 @@
 #   ./launch/reproduce.sh [TABLE ...] [--tasks TASK ...] [--seeds 3]
 #   ./launch/reproduce.sh 5 --tasks moving_shapes       needs no data
 #   ./launch/reproduce.sh --ucf101 DIR --images DIR     prepares UCF101 (DIR/videos, and the
-#                                                       lists in DIR) and Tiny-ImageNet
+#                                                       lists in DIR) and Tiny-ImageNet;
+#     docs/reproduction is of a part of UCF101 (212 test clips): of all of its clips,
+#     give --runs, --results and --document of your own
 #   ./launch/reproduce.sh 8 --weights DIR               from an image ViT of size S, /14
 #   ./launch/reproduce.sh --dry_run                     what is left, with minutes
 #   ./launch/reproduce.sh --full 5                      the commands at full size

@@ -33,9 +33,11 @@ SUFFIXES = {
         *(".ppm", ".qoi", ".tif", ".tiff", ".webp"),
     },
     "video": {
-        *(".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v", ".flv", ".gif"),
-        *(".ivf", ".m2ts", ".m2v", ".m4v", ".mkv", ".mov", ".mp4", ".mpe", ".mpeg"),
-        *(".mpg", ".mts", ".ogv", ".qt", ".ts", ".vob", ".webm", ".wmv", ".y4m"),
+        *(".264", ".265", ".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v"),
+        *(".flv", ".gif", ".h263", ".h264", ".h265", ".hevc", ".ivf", ".m2ts", ".m2v"),
+        *(".m4v", ".mjpeg", ".mjpg", ".mkv", ".mov", ".mp4", ".mpe", ".mpeg", ".mpg"),
+        *(".mts", ".obu", ".ogv", ".qt", ".ts", ".vc1", ".vob", ".webm", ".wmv"),
+        ".y4m",
     },
 }
 
