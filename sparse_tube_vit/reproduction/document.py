@@ -62,8 +62,8 @@ Written by `./launch/reproduce.sh` from the results of runs; do not edit it.
   moving_shapes, 0.5% of ucf101.
 * There is no third split, and settings were chosen by looking at test clips: rate and
   steps of ucf101 [by seed 0 of
-  videos_alone](measurements.md#the-papers-tables-at-a-small-scale), for time too, and
-  the recipe of fine-tuning [by seed 0 of
+  videos_alone](measurements.md#the-papers-tables-at-a-small-scale), the steps for their
+  time as well, and the recipe of fine-tuning [by seed 0 of
   everything](measurements.md#from-an-image-vit). Such rows may be a little high beside
   others.
 * The word that opens a section is its TABLE for `./launch/reproduce.sh TABLE`.
@@ -123,7 +123,7 @@ one lambda for all; the sigmoid loss is the mean over classes, whose smoothing g
 
 Small runs also have batches of 16 for 256, float32 for bfloat16, 2x1 views on
 moving_shapes and 2x3 on UCF101 for 4x3, no flips on moving_shapes, and from scratch
-twice as many images as clips, of which the paper has as many.
+twice as many images as clips, where the paper has as many of each.
 """
 
 
@@ -170,7 +170,7 @@ def _run(results):
         return
     for state, found in states.items():
         if found:
-            yield textwrap.fill(f"{state}: {', '.join(found)}.", 88) + "\n"
+            yield _wrapped(f"{state}: {', '.join(found)}.") + "\n"
     yield "A task's empty cell has not been run."
 
 
@@ -206,13 +206,12 @@ def _findings(directions, kept):
         marked = sum(x.runs in kept for x in few)
         chance = SIGNIFICANCE * len(found)
         yield ""
-        yield textwrap.fill(
+        yield _wrapped(
             f"Of {whose} directions {len(found)} are tested. Holm's correction for "
             f"{len(found)} leaves {marked} (†); {len(few) - marked} more have p < "
             f"{SIGNIFICANCE} alone (by chance, {chance:.1f} of {len(found)} have). The "
             f"other {len(found) - len(few)} are not resolvable at this size. "
-            "Differences are in points.",
-            88,
+            "Differences are in points."
         )
         yield ""
         by_verdict = {}
@@ -222,7 +221,12 @@ def _findings(directions, kept):
             by_verdict.setdefault(where, []).append(text)
         for where, texts in sorted(by_verdict.items()):
             text = f"* {where}: {'; '.join(texts)}."
-            yield textwrap.fill(text, 88, subsequent_indent="  ")
+            yield _wrapped(text, subsequent_indent="  ")
+
+
+def _wrapped(text, **options):
+    """Returns a paragraph in lines: a link's address may hold hyphens, and no break."""
+    return textwrap.fill(text, 88, break_on_hyphens=False, **options)
 
 
 def _section(number, table: Table, results, directions, kept) -> Iterator[str]:
@@ -236,7 +240,7 @@ def _section(number, table: Table, results, directions, kept) -> Iterator[str]:
     yield f"## {numbered}{table.title}\n"
     where = f"The paper: {table.model}. " if table.model else ""
     about = f"`{number}`. {where}{table.remark}"
-    yield textwrap.fill(about, 88, break_on_hyphens=False) + "\n"
+    yield _wrapped(about) + "\n"
     if not tasks:
         yield "Not run yet.\n"
         return
@@ -267,7 +271,7 @@ def _section(number, table: Table, results, directions, kept) -> Iterator[str]:
         if x.comparison and x.comparison.verdict == REVERSE:
             tried = table.tried.get((*x.rows, x.task), "nothing further was tried.")
             text = f"Why the reverse of {x.words} on {x.task}, and what was tried:"
-            yield textwrap.fill(f"{text} {tried}", 88) + "\n"
+            yield _wrapped(f"{text} {tried}") + "\n"
 
 
 def _shared(number, table, tasks) -> str:

@@ -188,6 +188,7 @@ def test_the_committed_document_is_that_of_the_committed_results(tmp_path):
     document.write(Results(tmp_path / "reproduction"), tmp_path / "reproduction.md")
     written = (tmp_path / "reproduction.md").read_text()
     assert written == (docs / "reproduction.md").read_text()
+    assert not re.findall(r"\]\([^)\s]*\s", written)  # an address in two lines
 
 
 @pytest.mark.parametrize(
