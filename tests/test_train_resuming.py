@@ -13,6 +13,7 @@ from sparse_tube_vit import train
 from sparse_tube_vit.checkpoints import run as run_module
 from sparse_tube_vit.checkpoints.run import OtherRun
 from sparse_tube_vit.checkpoints.stored import locate
+from sparse_tube_vit.checkpoints.workdir import WorkdirLock
 from sparse_tube_vit.config import from_json
 from sparse_tube_vit.datasets import reading
 from sparse_tube_vit.distributed import cores, hosts
@@ -192,8 +193,12 @@ def test_evaluations_without_result_or_metrics_are_unfinished(
 
 
 def test_a_run_does_not_go_on_with_data_that_was_prepared_again(
-    finished_copy, data_dir, tmp_path
+    finished_copy, data_dir, tmp_path, monkeypatch
 ):
+    """And does not end one that trains in the same bucket, as what goes on does."""
+    taken_over = []
+    monkeypatch.setattr(WorkdirLock, "take_over", lambda lock: taken_over.append(lock))
+
     def copy(name):
         config = tiny_config(shutil.copytree(data_dir, tmp_path / name))
         (manifest,) = tmp_path.glob(f"{name}/moving_shapes/videos/*/manifest.csv")
@@ -201,10 +206,12 @@ def test_a_run_does_not_go_on_with_data_that_was_prepared_again(
 
     config, manifest = copy("elsewhere")
     train.train(config, finished_copy)
+    assert len(taken_over) == 1
     listed = manifest.read_text()
     manifest.write_text(listed + listed.splitlines()[-1] + "\n")
     with pytest.raises(OtherRun, match=r"streams.video.digest: '\w+' then, '\w+'"):
         train.train(config, finished_copy)
+    assert len(taken_over) == 1
 
 
 def test_a_run_does_not_go_on_with_another_version_of_its_data(
