@@ -418,16 +418,19 @@ def remove_unfinished(workdir) -> None:
         workdir: The run's work directory, local or gs://.
     """
     for path in entries(epath.Path(absolute(workdir)) / "checkpoints"):
-        unfinished = ".orbax-checkpoint-tmp" in path.name
-        if is_remote(path) and step_numbers([path.name]):
-            unfinished = not read_metadata(path)[1]
-        if not unfinished:
-            continue
         try:
-            path.rmtree()
-            log.info("Removed %s, which was not written to its end", path)
+            if _is_unfinished(path):
+                path.rmtree()
+                log.info("Removed %s, which was not written to its end", path)
         except Exception as error:  # tensorflow and fsspec have their own
-            log.warning("%s is left over: %s", path, first_line(error))
+            log.warning("%s stays as it is: %s", path, first_line(error))
+
+
+def _is_unfinished(path):
+    """Returns whether a path is what orbax leaves of a checkpoint it was to write."""
+    if is_remote(path) and step_numbers([path.name]):
+        return not read_metadata(path)[1]
+    return ".orbax-checkpoint-tmp" in path.name
 
 
 def _move(root, aside):

@@ -291,14 +291,19 @@ def test_a_whole_checkpoint_in_a_bucket_is_resumed_without_orbax_last_file(
     writer.close()
 
 
-def test_what_was_not_written_to_its_end_is_removed(small, tmp_path, monkeypatch):
+def test_what_was_not_written_to_its_end_is_removed(
+    small, tmp_path, monkeypatch, caplog
+):
     storage = bucket.use(monkeypatch)
     storage.upload(small[0], "left", "run")
     at = "left", "run/checkpoints/7/_CHECKPOINT_METADATA"
     told = json.loads(storage.objects[at][0])
     storage.put(at, json.dumps(told | {"commit_timestamp_nsecs": None}).encode())
+    storage.put(("left", "run/checkpoints/5/_CHECKPOINT_METADATA"), b"{")
     before = storage.names("left", "run/checkpoints/3/")
     checkpoints.remove_unfinished("gs://left/run")
+    assert "checkpoints/5 stays as it is" in caplog.text
+    assert storage.names("left", "run/checkpoints/5/params/")
     assert not storage.names("left", "run/checkpoints/7/")
     assert storage.names("left", "run/checkpoints/3/") == before
     steps = shutil.copytree(small[0], tmp_path / "run") / "checkpoints"
