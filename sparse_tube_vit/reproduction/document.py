@@ -43,7 +43,8 @@ Written by `./launch/reproduce.sh` from the results of runs; do not edit it.
   and, in brackets, each seed's, the tokens of a clip (in rows on images, of an image)
   and the minutes of the quickest run, where they were counted. Minutes are by the
   clock, on the device that the JSON files name, often beside other work: they do not
-  compare rows. Runs are of different commits, which the JSON files name for {NAMED}.
+  compare rows. Runs are of different commits, which the JSON files name for
+  {NAMED}.
 * A direction is a claim "A above B": between rows that are next to each other by the
   paper's figures, and those that the paper, or we, speak of. It is tested by a paired
   two-sided t-test over three seeds or more. With p < 0.05 it is **confirmed** or, where

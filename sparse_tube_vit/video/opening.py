@@ -35,9 +35,8 @@ SUFFIXES = {
     "video": {
         *(".264", ".265", ".3g2", ".3gp", ".asf", ".avi", ".divx", ".dv", ".f4v"),
         *(".flv", ".gif", ".h263", ".h264", ".h265", ".hevc", ".ivf", ".m2ts", ".m2v"),
-        *(".m4v", ".mjpeg", ".mjpg", ".mkv", ".mov", ".mp4", ".mpe", ".mpeg", ".mpg"),
-        *(".mts", ".obu", ".ogv", ".qt", ".ts", ".vc1", ".vob", ".webm", ".wmv"),
-        ".y4m",
+        *(".m4v", ".mkv", ".mov", ".mp4", ".mpe", ".mpeg", ".mpg", ".mts", ".obu"),
+        *(".ogv", ".qt", ".ts", ".vob", ".webm", ".wmv", ".y4m"),
     },
 }
 

@@ -42,6 +42,30 @@ def test_an_image_is_a_clip_of_one_frame():
 
 
 @pytest.mark.parametrize(
+    "suffix, container, codec",
+    [
+        (".h264", "h264", "libx264"),
+        (".hevc", "hevc", "libx265"),
+        (".obu", "obu", "libsvtav1"),
+    ],
+)
+def test_a_bare_stream_is_a_video_by_its_content_and_its_suffix(
+    suffix, container, codec
+):
+    stream = write_video(numbered(5), 25, container, codec)
+    assert kind_of(stream) == "video" and suffix in opening.SUFFIXES["video"]
+    _, shown = decode(stream, at(*middles(5)), whole)
+    assert len({*shown}) == 5
+
+
+def test_of_a_stream_of_jpegs_the_first_is_read():
+    stream = write_video(numbered(5), 25, "mjpeg", "mjpeg", pix_fmt="yuvj420p")
+    assert kind_of(stream) == "image"
+    assert numbers(frames(stream, at(0.0), whole)) == [0]
+    assert not {".mjpeg", ".mjpg"} & opening.SUFFIXES["video"]  # of one frame each
+
+
+@pytest.mark.parametrize(
     "data", [b"", b"not a video at all" * 99], ids=["empty", "text"]
 )
 def test_what_is_no_video_is_a_named_error(data):
